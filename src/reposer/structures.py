@@ -1,0 +1,101 @@
+"""The dataclasses that travel between the rooms: records, batches, features, rankings. Shapes stand in the comments.
+
+B batch, H height, W width, J = 18 joints, N items, D feature size, Q queries, G gallery images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+NUM_JOINTS = 18  # OpenPose-COCO-18, in the order of reposer.data.keypoints.JOINTS
+NUM_LABELS = 20  # LIP-20, in the order of reposer.data.parsing.LIP_LABELS
+MISSING_LABEL = 255  # fills the parsing map of a person who has none
+
+
+@dataclass(frozen=True, slots=True)
+class PersonRecord:
+    """One person image and what is known about it: a row of the manifest."""
+
+    name: str  # file name, unique in the data set; the key of every annotation
+    path: str  # image file, relative to the data set's root, '/' as separator
+    pid: int  # raw identity; -1 junk, 0 distractor
+    camid: int  # raw camera number, as in the file name
+    split: str  # "train", "val" (held-out people of the training folder), "query" or "gallery"
+    width: int  # pixels
+    height: int  # pixels
+    sha256: str  # of the image file's bytes
+    parsing: str | None = None  # LIP-20 label map, relative path
+    mask: str | None = None  # binary person mask, relative path
+    keypoints: NDArray[np.float32] | None = None  # (J, 2) x, y in pixels; NaN for a missing joint
+
+
+class _Batch:
+    """Moving and slicing, shared by the batch dataclasses below."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same batch with every tensor on ``device``."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in moved.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch(_Batch):
+    """Source and target of B pairs; every generator takes one and picks the fields that it needs."""
+
+    source_image: Tensor  # (B, 3, H, W) uint8 RGB, until images.to_float makes it float in [-1, 1]
+    target_image: Tensor  # (B, 3, H, W) the same; in use (no true target) the donor's image
+    source_parsing: Tensor  # (B, H, W) uint8 LIP-20 label indices, MISSING_LABEL where there is no map
+    target_parsing: Tensor  # (B, H, W)
+    source_mask: Tensor  # (B, H, W) bool, True on the person
+    target_mask: Tensor  # (B, H, W)
+    source_keypoints: Tensor  # (B, J, 2) float32 x, y in pixels, NaN for a missing joint
+    target_keypoints: Tensor  # (B, J, 2)
+    pids: Tensor  # (B,) int64 raw identity of the source
+
+    def __len__(self) -> int:
+        return self.source_image.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ReidBatch(_Batch):
+    """Images of B people with their labels."""
+
+    image: Tensor  # (B, 3, H, W) uint8 RGB, until images.to_float
+    label: Tensor  # (B,) int64 contiguous class index
+    camid: Tensor  # (B,) int64
+    weight: Tensor  # (B,) float32 weight in the loss, 1 for a real image
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSet:
+    """Features of N images with the labels that the protocol needs."""
+
+    features: NDArray[np.float32]  # (N, D)
+    pids: NDArray[np.int64]  # (N,) raw identity; -1 junk, 0 distractor
+    camids: NDArray[np.int64]  # (N,)
+    names: tuple[str, ...]  # (N,) file names
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The gallery ordered for each query, nearest first."""
+
+    order: NDArray[np.int64]  # (Q, K) gallery indices, K <= G
+    distance: NDArray[np.float32]  # (Q, K) smaller is closer
+    matches: NDArray[np.bool_]  # (Q, K) same identity
+    valid: NDArray[np.bool_]  # (Q, K) False for junk and for the query's own camera
