@@ -1,0 +1,96 @@
+"""The residual discriminator of PATN and SAN: two halvings, three residual blocks, a logit per patch.
+
+Source: SAN section 3.2; widths, order and residual blocks as in PATN's public code. No sigmoid here: the losses
+work on logits (reposer.losses.adversarial).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from reposer.images import to_float
+from reposer.models.layers import ConvNormAct, check_choice, conv, init_weights, make_norm
+from reposer.models.san_blocks import onehot_parsing
+from reposer.structures import NUM_LABELS, PairBatch
+
+PAIRINGS = ("source", "as_printed", "shape", "none")
+HEADS = ("patch", "none")
+
+
+class ResidualBlock(nn.Module):
+    """x + conv-norm-LeakyReLU-conv-norm(x), (B, C, H, W) -> the same."""
+
+    def __init__(self, channels: int, dropout: float, norm: str, lrelu_slope: float, padding: str) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            ConvNormAct(channels, channels, norm=norm, lrelu_slope=lrelu_slope, padding=padding),
+            nn.Dropout(dropout) if dropout else nn.Identity(),
+            conv(channels, channels, padding=padding),
+            make_norm(norm, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.branch(x)
+        return branch.add_(x)  # in place: a norm's backward pass does not read its output
+
+
+class ResnetDiscriminator(nn.Module):
+    """Tells target images from generated ones, seen beside a condition."""
+
+    def __init__(
+        self,
+        pairing: str = "source",  # beside the image: source image | as_printed (eq. 4) | shape (S_t, M_t) | none
+        head: str = "patch",  # patch: 3x3 to one logit per position | none: the 4 ndf maps themselves (PATN)
+        ndf: int = 64,  # channels of the first layer
+        halvings: int = 2,  # stride-2 convolutions
+        blocks: int = 3,  # residual blocks
+        norm: str = "batch",  # batch | instance
+        lrelu_slope: float = 0.2,  # slope of every LeakyReLU below zero; 0 is PATN's ReLU
+        dropout: float = 0.0,  # inside the residual blocks; PATN 0.5
+        padding: str = "reflect",  # reflect | zeros
+        labels: int = NUM_LABELS,  # of the parsing maps, for pairing shape
+    ) -> None:
+        super().__init__()
+        check_choice("pairing", pairing, PAIRINGS)
+        check_choice("head", head, HEADS)
+        self.pairing = pairing
+        self.labels = labels
+        channels = 3 + {"source": 3, "as_printed": 3, "shape": 1 + labels, "none": 0}[pairing]
+        steps: list[nn.Module] = []
+        for i in range(halvings + 1):
+            width = ndf * 2**i
+            steps.append(
+                ConvNormAct(channels, width, 3 if i else 7, 2 if i else 1, norm, lrelu_slope, padding)
+            )
+            channels = width
+        steps += [ResidualBlock(channels, dropout, norm, lrelu_slope, padding) for _ in range(blocks)]
+        if head == "patch":
+            steps.append(conv(channels, 1, padding=padding, bias=True))
+        self.network = nn.Sequential(*steps)
+        self.apply(init_weights)
+
+    def forward(self, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool = False) -> Tensor:
+        """Logits, positive for real.
+
+        Args:
+            source_image: (B, 3, H, W) I_s; read by the pairings source and as_printed.
+            image: (B, 3, H, W) the image to judge.
+            batch: the rows that the images belong to; read by the pairings as_printed and shape.
+            fake: whether ``image`` is generated; only as_printed, where eq. 4 pairs I_t with the generated image
+                but I_s with the real one, makes a difference.
+
+        Returns:
+            (B, 1, H/4, W/4) with the patch head, (B, 4 ndf, H/4, W/4) without.
+        """
+        image = to_float(image)
+        inputs = [image]
+        if self.pairing == "source" or (self.pairing == "as_printed" and not fake):
+            inputs = [to_float(source_image), image]
+        elif self.pairing == "as_printed":
+            inputs = [to_float(batch.target_image), image]
+        elif self.pairing == "shape":
+            inputs += [batch.target_mask.unsqueeze(1), onehot_parsing(batch.target_parsing, self.labels)]
+        joined = torch.cat([x.to(image.dtype) for x in inputs], dim=1)
+        logits: Tensor = self.network(joined.contiguous(memory_format=torch.channels_last))
+        return logits

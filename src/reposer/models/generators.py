@@ -1,0 +1,34 @@
+"""The generators by name: one plain dict. A generator's whole interface is forward(PairBatch) -> (B, 3, H, W)."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from reposer.errors import UserError
+from reposer.models.layers import check_choice
+from reposer.models.san import SAN
+
+GENERATORS: dict[str, Callable[..., nn.Module]] = {
+    "san": SAN,
+}
+
+
+def build_generator(name: str, **args: Any) -> nn.Module:
+    """The generator of that name, its constructor called with ``args``.
+
+    Raises:
+        UserError: no such generator, no such argument (the nearest one is named), or an impossible value.
+    """
+    check_choice("generator", name, GENERATORS)
+    known = list(inspect.signature(GENERATORS[name]).parameters)
+    for arg in args:
+        if arg not in known:
+            near = difflib.get_close_matches(arg, known, n=1)
+            advice = f"did you mean {near[0]}" if near else f"use one of {', '.join(known)}"
+            raise UserError(f"the generator {name} has no argument {arg}", advice)
+    return GENERATORS[name](**args)

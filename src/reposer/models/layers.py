@@ -1,0 +1,121 @@
+"""Building blocks that generators and discriminators share: norms, convolutions, up-sampling, initialization, padding.
+
+Layer order everywhere: convolution, norm, LeakyReLU. The activation works in place, which is safe behind a norm
+(its backward pass reads its own input, not its output) and saves one pass over memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reposer.errors import UserError
+
+NORMS = ("batch", "instance")
+PADDINGS = ("reflect", "zeros")
+UPSAMPLERS = ("deconv", "resize")
+
+
+def check_choice(option: str, value: object, choices: Collection[object]) -> None:
+    """Raise UserError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(str(choice) for choice in choices)
+        raise UserError(f"{option}={value!r} is not known", f"use one of {listed}")
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """Batch norm with learned scale and shift, or instance norm without (PATN's choice for DeepFashion)."""
+    check_choice("norm", kind, NORMS)
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.InstanceNorm2d(channels, affine=False)
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: str = "reflect",
+    bias: bool = False,
+) -> nn.Conv2d:
+    """A convolution that keeps the size, or divides it by the stride; no bias, because a norm would cancel it."""
+    check_choice("padding", padding, PADDINGS)
+    return nn.Conv2d(
+        in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias, padding_mode=padding
+    )
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, norm, LeakyReLU: (B, in, H, W) -> (B, out, H/stride, W/stride)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        norm: str = "batch",
+        lrelu_slope: float = 0.2,
+        padding: str = "reflect",
+    ) -> None:
+        super().__init__(
+            conv(in_channels, out_channels, kernel, stride, padding),
+            make_norm(norm, out_channels),
+            nn.LeakyReLU(lrelu_slope, inplace=True),
+        )
+
+
+class UpNormAct(nn.Sequential):
+    """Twice the size: (B, in, H, W) -> (B, out, 2H, 2W), by a 4x4 transposed convolution or by resize + 3x3."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        up: str = "deconv",
+        norm: str = "batch",
+        lrelu_slope: float = 0.2,
+        padding: str = "reflect",
+    ) -> None:
+        check_choice("up", up, UPSAMPLERS)
+        steps: list[nn.Module]
+        if (
+            up == "deconv"
+        ):  # 4x4 with stride 2: every output pixel sees the same number of taps, no checkerboard
+            steps = [nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)]
+        else:
+            steps = [
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                conv(in_channels, out_channels, padding=padding),
+            ]
+        super().__init__(*steps, make_norm(norm, out_channels), nn.LeakyReLU(lrelu_slope, inplace=True))
+
+
+def init_weights(module: nn.Module) -> None:
+    """For ``Module.apply``: convolutions N(0, 0.02), norm scales N(1, 0.02), every shift 0 (DCGAN; PATN's code)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the border, as evenly on both sides as can be, until both sizes divide by ``multiple``.
+
+    A tensor whose sizes divide already comes back untouched.
+    """
+    height, width = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    if not (height or width):
+        return x
+    sides = (width // 2, width - width // 2, height // 2, height - height // 2)
+    return F.pad(x, sides, mode="replicate")
+
+
+def crop_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Undo ``pad_to_multiple``: the middle (B, C, height, width) of ``x``."""
+    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
+    return x[..., top : top + height, left : left + width]

@@ -1,0 +1,184 @@
+"""SAN, the Semantic Attention Network: a person in a wanted pose from a source image, masks and label maps.
+
+Liu, Wang, Ji, Ge: "Person Image Generation with Semantic Attention Network for Person Re-identification",
+arXiv 2008.07884. The authors published no code; every gap is an option here whose default is our reading, and
+docs/method.md gives the reasons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reposer.errors import UserError
+from reposer.images import to_float
+from reposer.models.layers import check_choice, conv, crop_to, init_weights, pad_to_multiple
+from reposer.models.san_blocks import Decoder, DeepEncoder, Encoder, SemanticAttentionBlock, onehot_parsing
+from reposer.structures import PairBatch
+
+SCHEMA_LABELS = {"lip20": 20, "atr18": 18, "cihp20": 20, "pascal7": 7, "merged8": 8}
+MASK_MODES = ("concat", "multiply_source", "multiply_both")
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "lean": {"deep_channels": (256, 256, 256)},
+    "small": {
+        "ngf": 32,
+        "enc_strides": (2, 2, 1),
+        "blocks": 3,
+        "n_convs": 2,
+        "deep_channels": (128, 96, 96),
+        "padding": "zeros",
+    },
+}
+
+
+def san_size(name: str) -> dict[str, Any]:
+    """Arguments of ``SAN`` for a named size.
+
+    Args:
+        name: "paper" (62.3 M parameters, 15.3 GMAC at 128x64), "lean" (35.2 M, 14.2 GMAC), "small" for CPUs.
+
+    Raises:
+        UserError: no such size.
+    """
+    check_choice("size", name, _SIZES)
+    return dict(_SIZES[name])
+
+
+class SAN(nn.Module):
+    """The generator of SAN.
+
+    Two encoders turn (source image, source mask, source parsing) into the appearance code and (target mask, target
+    parsing) into the semantic code; ``blocks`` Semantic Attention Blocks update both in turn; Conv_A and Conv_S
+    take them down to 1/32, and a U-Net-like decoder goes up to the image. The target image is never read.
+    """
+
+    def __init__(
+        self,
+        ngf: int = 64,  # channels of the first layer; codes have 4 ngf
+        enc_strides: Sequence[int] = (1, 2, 2),  # of the encoders' 7x7, 3x3, 3x3
+        blocks: int = 5,  # T, Semantic Attention Blocks
+        n_convs: int = 3,  # convolutions of the attention and of the update branch
+        mask_channels: str | int = "full",  # attention per channel and position ("full") or per position (1)
+        share_conv: bool = False,  # attention logits go on as semantic code, as in PATN
+        gate_source: str = "semantic",  # what the attention multiplies: semantic | appearance | appearance_conv
+        deep_channels: Sequence[int] = (512, 512, 512),  # Conv_A and Conv_S, one per halving
+        deep_convs: int = 1,  # convolutions per halving
+        up: str = "deconv",  # deconv (4x4, stride 2) | resize (nearest, then 3x3)
+        skip_body: bool = True,  # join the final codes in the decoder
+        skip_encoder: bool = False,  # join the encoders' maps too, above the codes' resolution
+        norm: str = "batch",  # batch | instance
+        lrelu_slope: float = 0.2,  # slope of every LeakyReLU below zero
+        dropout: float = 0.0,  # inside the blocks, after each activation
+        padding: str = "reflect",  # reflect | zeros, of every convolution but the transposed ones
+        use_mask: bool = True,  # False: the paper's ablation without masks
+        mask_mode: str = "concat",  # concat | multiply_source (gray background) | multiply_both (and the target)
+        schema: str = "lip20",  # label set of the parsing maps
+    ) -> None:
+        super().__init__()
+        check_choice("schema", schema, SCHEMA_LABELS)
+        check_choice("mask_mode", mask_mode, MASK_MODES)
+        _check_numbers(ngf, enc_strides, blocks, deep_channels, deep_convs)
+        if not use_mask and mask_mode != "concat":
+            raise UserError(
+                f"mask_mode={mask_mode} uses the mask that use_mask=false leaves out", "set one of them"
+            )
+        self.labels = SCHEMA_LABELS[schema]
+        self.use_mask = use_mask
+        self.mask_mode = mask_mode
+        self.skip_body = skip_body
+        self.skip_encoder = skip_encoder
+        self.enc_strides = tuple(enc_strides)
+        halvings = int(math.log2(math.prod(enc_strides)))
+        self.total_stride = 2 ** (halvings + len(deep_channels))
+
+        layer: dict[str, Any] = {"norm": norm, "lrelu_slope": lrelu_slope, "padding": padding}
+        code = 4 * ngf
+        self.appearance_encoder = Encoder(3 + use_mask + self.labels, ngf, enc_strides, **layer)
+        self.semantic_encoder = Encoder(use_mask + self.labels, ngf, enc_strides, **layer)
+        self.blocks = nn.ModuleList(
+            SemanticAttentionBlock(
+                code, n_convs, mask_channels, share_conv, gate_source, dropout=dropout, **layer
+            )
+            for _ in range(blocks)
+        )
+        self.conv_a = DeepEncoder(code, deep_channels, deep_convs, **layer)
+        self.conv_s = DeepEncoder(code, deep_channels, deep_convs, **layer)
+
+        shallow = [ngf * 2**i for i in reversed(range(halvings))]  # by resolution: ngf * 2^k at 1/2^k
+        widths = [*reversed(deep_channels[:-1]), code, *shallow]
+        skips = [2 * width for width in reversed(deep_channels[:-1])]
+        skips.append(2 * code if skip_body else 0)
+        skips += [2 * ngf * 2**i if i is not None else 0 for i in self._encoder_skips()]
+        self.decoder = Decoder(2 * deep_channels[-1], widths, skips, up, **layer)
+        self.to_image = conv(self.decoder.out_channels, 3, kernel=7, padding=padding, bias=True)
+        self.apply(init_weights)
+
+    def _encoder_skips(self) -> list[int | None]:
+        """For each doubling above the codes' resolution: the last encoder stage of that size, None for no skip."""
+        stage_at = {}  # halvings so far -> last stage
+        halved = 0
+        for i, stride in enumerate(self.enc_strides):
+            halved += stride == 2
+            stage_at[halved] = i
+        return [stage_at.get(k) if self.skip_encoder else None for k in reversed(range(halved))]
+
+    def network_inputs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """X_a (B, 3 + 1 + L, H, W) and X_t (B, 1 + L, H, W), floats, channels last in memory."""
+        image = to_float(batch.source_image)
+        appearance = [onehot_parsing(batch.source_parsing, self.labels)]
+        semantic = [onehot_parsing(batch.target_parsing, self.labels)]
+        if self.use_mask:
+            appearance.insert(0, batch.source_mask.unsqueeze(1))
+            semantic.insert(0, batch.target_mask.unsqueeze(1))
+        if self.mask_mode != "concat":
+            image = image * batch.source_mask.unsqueeze(1)
+        layout = torch.channels_last
+        x_a = torch.cat([image, *(x.to(image.dtype) for x in appearance)], dim=1)
+        x_t = torch.cat([x.to(image.dtype) for x in semantic], dim=1)
+        return x_a.contiguous(memory_format=layout), x_t.contiguous(memory_format=layout)
+
+    def training_target(self, batch: PairBatch) -> Tensor:
+        """What the losses compare the output with: the target image (B, 3, H, W) in [-1, 1], 0 off the person
+        where mask_mode is multiply_both."""
+        image = to_float(batch.target_image)
+        return image * batch.target_mask.unsqueeze(1) if self.mask_mode == "multiply_both" else image
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], of the batch's size: sizes that do not divide by the stride are padded inside."""
+        height, width = batch.source_image.shape[-2:]
+        x_a, x_t = (pad_to_multiple(x, self.total_stride) for x in self.network_inputs(batch))
+        maps_a, maps_t = self.appearance_encoder(x_a), self.semantic_encoder(x_t)
+        appearance, semantic = maps_a[-1], maps_t[-1]
+        for block in self.blocks:
+            appearance, semantic = block(appearance, semantic)
+        deep_a, deep_s = self.conv_a(appearance), self.conv_s(semantic)
+
+        pairs = list(zip(deep_a, deep_s, strict=True))
+        skips: list[tuple[Tensor, ...]] = list(reversed(pairs[:-1]))
+        skips.append((appearance, semantic) if self.skip_body else ())
+        skips += [(maps_a[i], maps_t[i]) if i is not None else () for i in self._encoder_skips()]
+        x = self.decoder(torch.cat(pairs[-1], dim=1), skips)
+        return crop_to(self.to_image(x).tanh(), height, width)
+
+
+def _check_numbers(
+    ngf: int, enc_strides: Sequence[int], blocks: int, deep_channels: Sequence[int], deep_convs: int
+) -> None:
+    """Raise UserError for sizes of which no network can be made."""
+    if len(enc_strides) != 3 or any(stride not in (1, 2) for stride in enc_strides):
+        raise UserError(f"enc_strides={list(enc_strides)} is not possible", "give three numbers, each 1 or 2")
+    positive = {
+        "ngf": ngf,
+        "blocks": blocks,
+        "deep_convs": deep_convs,
+        "deep_channels": min(deep_channels, default=0),
+    }
+    for option, value in positive.items():
+        if value < 1:
+            raise UserError(f"{option}={value} is not possible", "use 1 or more")
