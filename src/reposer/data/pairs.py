@@ -1,0 +1,137 @@
+"""Pair lists: who is re-posed into whose pose, by the field's official rules and from published files.
+
+The rule (Siarohin's and PATN's create_pairs_dataset.py): keep an image that shows both shoulders and both hips and
+whose name begins with neither -1 (junk) nor 0000 (distractor); take all ordered pairs of one person, the part of the
+name before the first '_'; persons in the order of their first image, images in the order of the annotation file.
+On Market-1501 this gives the 263,632 training pairs of the literature; the test list is a sample of 12,000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reposer.data.keypoints import Pose, has_torso
+from reposer.data.problems import AnnotationProblem, annotation_error, text_lines
+from reposer.errors import UserError
+
+HEADER = "from,to"
+OFFICIAL_TEST_PAIRS = 12_000
+DEV_PAIRS = 2_000
+
+Pairs = NDArray[np.int64]  # (P, 2) indices of source and target
+
+
+def official_train_pairs(names: Sequence[str], keypoints: Pose) -> Pairs:
+    """All ordered pairs by the rule above, as indices into ``names``; the order of ``names`` decides theirs.
+
+    Args:
+        names: (N,) file names.
+        keypoints: (N, J, 2) of the same images.
+    """
+    usable = has_torso(keypoints) & np.array([not name.startswith(("-1", "0000")) for name in names], np.bool_)
+    persons = [name.split("_", 1)[0] for name in names]
+    members: dict[str, list[int]] = {}
+    for index in np.flatnonzero(usable).tolist():
+        members.setdefault(persons[index], []).append(index)
+    return ordered_pairs(members.values())
+
+
+def official_test_pairs(names: Sequence[str], keypoints: Pose, count: int = OFFICIAL_TEST_PAIRS) -> Pairs:
+    """A sample of the pairs that ``official_train_pairs`` gives, in sampled order (pandas' sample, random_state 0).
+
+    Market-1501's market-pairs-test.csv line by line, when names come in the order of market-annotation-test.csv.
+    """
+    pairs = official_train_pairs(names, keypoints)
+    if len(pairs) <= count:
+        return pairs
+    # the official list was drawn with this legacy generator  # noqa: NPY002
+    return pairs[np.random.RandomState(0).choice(len(pairs), count, replace=False)]  # noqa: NPY002
+
+
+def development_pairs(names: Sequence[str], keypoints: Pose, count: int = DEV_PAIRS) -> Pairs:
+    """The fixed validation list: names sorted, all ordered pairs, the first ``count`` of a seeded permutation.
+
+    Indices into ``names`` as given; with the images of the 100 highest Market-1501 training pids this is the list on
+    which results of this project are measured.
+    """
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+    pairs = official_train_pairs([names[i] for i in order], keypoints[order])
+    chosen = np.random.RandomState(0).permutation(len(pairs))[:count]  # noqa: NPY002
+    return order[pairs[chosen]]
+
+
+def ordered_pairs(groups: Iterable[Sequence[int]]) -> Pairs:
+    """All (a, b) with a != b inside each group, group by group, a-major: itertools.permutations(group, 2)."""
+    parts = [np.empty((0, 2), np.int64)]
+    for group in groups:
+        members = np.asarray(group, np.int64)
+        first, second = np.nonzero(~np.eye(len(members), dtype=np.bool_))  # row-major: a-major order
+        parts.append(np.stack([members[first], members[second]], axis=1))
+    return np.concatenate(parts)
+
+
+def read_pairs_csv(path: str | Path) -> tuple[list[tuple[str, str]], list[AnnotationProblem]]:
+    """Read a published ``from,to`` list; bad rows are listed, good ones kept in order (repeated pairs too).
+
+    Raises:
+        AnnotationError: the file cannot be read, or its header is not ``from,to``.
+    """
+    lines = text_lines(Path(path))
+    header = lines[0].decode("utf-8", "replace").strip()
+    if header != HEADER:
+        raise annotation_error(path, "header", f"is {header[:60]!r}", f"the first line must be {HEADER}", row=1)
+    pairs: list[tuple[str, str]] = []
+    problems: list[AnnotationProblem] = []
+    for row, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        try:
+            fields = [field.strip() for field in line.decode("utf-8").split(",")]
+        except UnicodeDecodeError:
+            problems.append(AnnotationProblem(str(path), row, "row", "is not UTF-8 text"))
+            continue
+        if len(fields) != 2 or not all(fields):
+            problems.append(AnnotationProblem(str(path), row, "row", "expected two names: from,to"))
+            continue
+        pairs.append((fields[0], fields[1]))
+    return pairs, problems
+
+
+def index_pairs(
+    path: str | Path, pairs: Sequence[tuple[str, str]], index: Mapping[str, int]
+) -> tuple[Pairs, list[AnnotationProblem]]:
+    """(P, 2) indices of named pairs; a pair with an unknown name is left out and listed (row = its place, from 1).
+
+    Args:
+        path: where the pairs came from, for the problems.
+        index: image name -> index.
+    """
+    known: list[tuple[int, int]] = []
+    problems: list[AnnotationProblem] = []
+    for place, pair in enumerate(pairs, start=1):
+        unknown = [(field, name) for field, name in zip(("from", "to"), pair, strict=True) if name not in index]
+        if unknown:
+            field, name = unknown[0]
+            problems.append(AnnotationProblem(str(path), place, field, f"{name} is not in the data set"))
+        else:
+            known.append((index[pair[0]], index[pair[1]]))
+    return np.array(known, np.int64).reshape(-1, 2), problems
+
+
+def write_pairs_csv(path: str | Path, pairs: Iterable[tuple[str, str]]) -> None:
+    """Write named pairs in the field's format.
+
+    Raises:
+        UserError: a name holds a comma or a line end.
+    """
+    lines = [HEADER]
+    for pair in pairs:
+        for name in pair:
+            if not name or name != name.strip() or any(c in name for c in ',"\r\n'):
+                raise UserError(f"{path}, name {name!r}: does not fit a comma list", "rename the image")
+        lines.append(",".join(pair))
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
