@@ -1,6 +1,7 @@
 """The adversarial game of SAN (eq. 4) on logits, and the pool of earlier generated images.
 
-The generator's term is the non-saturating one: it maximizes log D(fake) instead of minimizing log(1 - D(fake)).
+The generator's term is the non-saturating one: it maximizes log D(fake), where eq. 4 has it minimize
+log(1 - D(fake)).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def discriminator_loss(
         fake_logits: any shape, of (source, generated) pairs; the generated images are detached by the caller.
         mode: bce (eq. 4) or lsgan (least squares on the raw logits).
         real_label: 1, or 0.9 for one-sided label smoothing.
-        loss_scale: factor of the sum. PATN's code halves it (default) and multiplies it by the adversarial weight
-            as well; with Adam such a factor hardly matters.
+        loss_scale: factor of the sum. PATN's code halves it (default) and multiplies it by the adversarial
+            weight as well; with Adam such a factor hardly matters.
     """
     return loss_scale * (_distance(real_logits, real_label, mode) + _distance(fake_logits, 0.0, mode))
 
@@ -54,11 +55,11 @@ def generator_adversarial_loss(fake_logits: Tensor, mode: str = "bce") -> Tensor
 
 
 class ImagePool:
-    """A pool of earlier generated images for the discriminator (Shrivastava et al. 2017, as in CycleGAN and PATN).
+    """A pool of earlier generated images for the discriminator (Shrivastava et al. 2017; as in PATN).
 
-    Until it is full, images go in and come back. From then on each image is, with probability 1/2, exchanged for a
-    random one of the pool. Every image travels with its row of the batch, so that the discriminator always sees it
-    beside its own condition. Size 0 returns everything unchanged.
+    Until it is full, images go in and come back. From then on each image is, with probability 1/2, exchanged
+    for a random one of the pool. Every image travels with its row of the batch, so that the discriminator
+    always sees it beside its own condition. Size 0 returns everything unchanged.
     """
 
     def __init__(self, size: int = 50) -> None:
@@ -113,8 +114,8 @@ class ImagePool:
         lengths = {len(column) for column in state.values()}
         if set(state) != expected or len(lengths) > 1 or max(lengths, default=0) > self.size:
             raise UserError(
-                f"the saved image pool (columns {sorted(state)}, lengths {sorted(lengths)}) does not fit a pool of "
-                f"{self.size} images",
+                f"the saved image pool (columns {sorted(state)}, lengths {sorted(lengths)}) does not fit "
+                f"a pool of {self.size} images",
                 "resume with the configuration that the checkpoint was made with",
             )
         columns = {name: column.to(device) for name, column in state.items()}

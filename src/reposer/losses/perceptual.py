@@ -1,7 +1,7 @@
 """The perceptual loss of SAN (eq. 6): distance of two images in the feature maps of an ImageNet network.
 
-Default: VGG-19, relu1_2, mean squared difference (Johnson et al. 2016; layer as in PATN's code). The weights come
-from a file, never from chance.
+Default: VGG-19, relu1_2, mean squared difference (Johnson et al. 2016; layer as in PATN's code). The weights
+come from a file, never from chance.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Layers = list[tuple[str, nn.Module]]
 
 
 def _vgg_layers(net: str) -> Layers:
-    """conv1_1, relu1_1, conv1_2, ..., pool5 in torchvision's order, so that the place in the list is its index."""
+    """conv1_1, relu1_1, conv1_2, ..., pool5 in torchvision's order: the place in the list is its index."""
     layers: Layers = []
     channels = 3
     for block, (convs, width) in enumerate(zip(_VGG_CONVS[net], _VGG_WIDTHS, strict=True), start=1):
@@ -66,8 +66,8 @@ class PerceptualNetwork(nn.Module):
     Args:
         net: vgg19, vgg16 or squeezenet (1.1).
         layers: names, such as relu1_2, conv3_1, pool2 (VGG) or relu1, fire5 (SqueezeNet).
-        weights: a file in torchvision's layout (.pth or .safetensors; it may end behind the deepest layer asked
-            for), or its state dict; None looks for torchvision's file where reposer.weights keeps such files.
+        weights: a file in torchvision's layout (.pth or .safetensors; it may end behind the deepest layer
+            asked for), or its state dict; None looks for torchvision's file where reposer.weights keeps them.
 
     Raises:
         MissingWeightsError: there is no such file.
@@ -116,9 +116,9 @@ class PerceptualNetwork(nn.Module):
             ("have the wrong shape for", shapes),
         ):
             if keys:
+                first = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
                 raise UserError(
-                    f"the weights {problem} {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} of {self.net}",
-                    f"give torchvision's file for {self.net}",
+                    f"the weights {problem} {first} of {self.net}", f"give torchvision's file for {self.net}"
                 )
         ours = {key: found[key].detach().to(torch.float32).clone() for key in wanted}
         self.features.load_state_dict(ours, strict=True, assign=True)

@@ -1,7 +1,7 @@
 """The residual discriminator of PATN and SAN: two halvings, three residual blocks, a logit per patch.
 
-Source: SAN section 3.2; widths, order and residual blocks as in PATN's public code. No sigmoid here: the losses
-work on logits (reposer.losses.adversarial).
+Source: SAN section 3.2; widths, order and residual blocks as in PATN's public code. No sigmoid here: the
+losses work on logits (reposer.losses.adversarial).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reposer.images import to_float
-from reposer.models.layers import ConvNormAct, check_choice, conv, init_weights, make_norm
+from reposer.models.layers import ConvNormAct, Padding, check_choice, conv, init_weights, make_norm
 from reposer.models.san_blocks import onehot_parsing
 from reposer.structures import NUM_LABELS, PairBatch
 
@@ -21,7 +21,9 @@ HEADS = ("patch", "none")
 class ResidualBlock(nn.Module):
     """x + conv-norm-LeakyReLU-conv-norm(x), (B, C, H, W) -> the same."""
 
-    def __init__(self, channels: int, dropout: float, norm: str, lrelu_slope: float, padding: str) -> None:
+    def __init__(
+        self, channels: int, dropout: float, norm: str, lrelu_slope: float, padding: Padding
+    ) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             ConvNormAct(channels, channels, norm=norm, lrelu_slope=lrelu_slope, padding=padding),
@@ -40,7 +42,7 @@ class ResnetDiscriminator(nn.Module):
 
     def __init__(
         self,
-        pairing: str = "source",  # beside the image: source image | as_printed (eq. 4) | shape (S_t, M_t) | none
+        pairing: str = "source",  # beside the image: source I_s | as_printed eq. 4 | shape S_t, M_t | none
         head: str = "patch",  # patch: 3x3 to one logit per position | none: the 4 ndf maps themselves (PATN)
         ndf: int = 64,  # channels of the first layer
         halvings: int = 2,  # stride-2 convolutions
@@ -48,7 +50,7 @@ class ResnetDiscriminator(nn.Module):
         norm: str = "batch",  # batch | instance
         lrelu_slope: float = 0.2,  # slope of every LeakyReLU below zero; 0 is PATN's ReLU
         dropout: float = 0.0,  # inside the residual blocks; PATN 0.5
-        padding: str = "reflect",  # reflect | zeros
+        padding: Padding = "reflect",  # reflect | zeros
         labels: int = NUM_LABELS,  # of the parsing maps, for pairing shape
     ) -> None:
         super().__init__()
@@ -77,8 +79,8 @@ class ResnetDiscriminator(nn.Module):
             source_image: (B, 3, H, W) I_s; read by the pairings source and as_printed.
             image: (B, 3, H, W) the image to judge.
             batch: the rows that the images belong to; read by the pairings as_printed and shape.
-            fake: whether ``image`` is generated; only as_printed, where eq. 4 pairs I_t with the generated image
-                but I_s with the real one, makes a difference.
+            fake: whether ``image`` is generated; read by as_printed alone: eq. 4 pairs a real image with I_s
+                but a generated one with I_t.
 
         Returns:
             (B, 1, H/4, W/4) with the patch head, (B, 4 ndf, H/4, W/4) without.

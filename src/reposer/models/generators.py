@@ -1,4 +1,7 @@
-"""The generators by name: one plain dict. A generator's whole interface is forward(PairBatch) -> (B, 3, H, W)."""
+"""The generators by name: one plain dict.
+
+A generator is an nn.Module with ``forward(PairBatch) -> (B, 3, H, W)`` float in [-1, 1]; it picks its fields.
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,20 @@
-"""Building blocks that generators and discriminators share: norms, convolutions, up-sampling, initialization, padding.
+"""Layers that generators and discriminators share: norm, convolution, up-sampling, initialization, padding.
 
-Layer order everywhere: convolution, norm, LeakyReLU. The activation works in place, which is safe behind a norm
-(its backward pass reads its own input, not its output) and saves one pass over memory.
+Layer order everywhere: convolution, norm, LeakyReLU. The activation works in place, which is safe behind a
+norm (its backward pass reads its own input, not its output) and saves a tensor of memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer.errors import UserError
+
+Padding = Literal["reflect", "zeros"]
 
 NORMS = ("batch", "instance")
 PADDINGS = ("reflect", "zeros")
@@ -36,10 +39,10 @@ def conv(
     out_channels: int,
     kernel: int = 3,
     stride: int = 1,
-    padding: str = "reflect",
+    padding: Padding = "reflect",
     bias: bool = False,
 ) -> nn.Conv2d:
-    """A convolution that keeps the size, or divides it by the stride; no bias, because a norm would cancel it."""
+    """A convolution that keeps the size or divides it by the stride; without bias: a norm would cancel it."""
     check_choice("padding", padding, PADDINGS)
     return nn.Conv2d(
         in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias, padding_mode=padding
@@ -57,7 +60,7 @@ class ConvNormAct(nn.Sequential):
         stride: int = 1,
         norm: str = "batch",
         lrelu_slope: float = 0.2,
-        padding: str = "reflect",
+        padding: Padding = "reflect",
     ) -> None:
         super().__init__(
             conv(in_channels, out_channels, kernel, stride, padding),
@@ -67,7 +70,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class UpNormAct(nn.Sequential):
-    """Twice the size: (B, in, H, W) -> (B, out, 2H, 2W), by a 4x4 transposed convolution or by resize + 3x3."""
+    """(B, in, H, W) -> (B, out, 2H, 2W), by a 4x4 transposed convolution or by resizing and a 3x3."""
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class UpNormAct(nn.Sequential):
         up: str = "deconv",
         norm: str = "batch",
         lrelu_slope: float = 0.2,
-        padding: str = "reflect",
+        padding: Padding = "reflect",
     ) -> None:
         check_choice("up", up, UPSAMPLERS)
         steps: list[nn.Module]
@@ -93,7 +96,7 @@ class UpNormAct(nn.Sequential):
 
 
 def init_weights(module: nn.Module) -> None:
-    """For ``Module.apply``: convolutions N(0, 0.02), norm scales N(1, 0.02), every shift 0 (DCGAN; PATN's code)."""
+    """For ``Module.apply``: convolutions N(0, 0.02), norm scales N(1, 0.02), all shifts 0 (DCGAN; PATN)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

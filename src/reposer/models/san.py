@@ -7,8 +7,8 @@ docs/method.md gives the reasons.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reposer.errors import UserError
 from reposer.images import to_float
-from reposer.models.layers import check_choice, conv, crop_to, init_weights, pad_to_multiple
+from reposer.models.layers import Padding, check_choice, conv, crop_to, init_weights, pad_to_multiple
 from reposer.models.san_blocks import Decoder, DeepEncoder, Encoder, SemanticAttentionBlock, onehot_parsing
 from reposer.structures import PairBatch
 
@@ -53,9 +53,10 @@ def san_size(name: str) -> dict[str, Any]:
 class SAN(nn.Module):
     """The generator of SAN.
 
-    Two encoders turn (source image, source mask, source parsing) into the appearance code and (target mask, target
-    parsing) into the semantic code; ``blocks`` Semantic Attention Blocks update both in turn; Conv_A and Conv_S
-    take them down to 1/32, and a U-Net-like decoder goes up to the image. The target image is never read.
+    Two encoders turn (source image, source mask, source parsing) into the appearance code and (target mask,
+    target parsing) into the semantic code; ``blocks`` Semantic Attention Blocks update both in turn; Conv_A
+    and Conv_S take them down to 1/32, and a U-Net-like decoder goes up to the image. The target image is never
+    read.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class SAN(nn.Module):
         n_convs: int = 3,  # convolutions of the attention and of the update branch
         mask_channels: str | int = "full",  # attention per channel and position ("full") or per position (1)
         share_conv: bool = False,  # attention logits go on as semantic code, as in PATN
-        gate_source: str = "semantic",  # what the attention multiplies: semantic | appearance | appearance_conv
+        gate_source: str = "semantic",  # attention times: semantic | appearance | appearance_conv
         deep_channels: Sequence[int] = (512, 512, 512),  # Conv_A and Conv_S, one per halving
         deep_convs: int = 1,  # convolutions per halving
         up: str = "deconv",  # deconv (4x4, stride 2) | resize (nearest, then 3x3)
@@ -75,9 +76,9 @@ class SAN(nn.Module):
         norm: str = "batch",  # batch | instance
         lrelu_slope: float = 0.2,  # slope of every LeakyReLU below zero
         dropout: float = 0.0,  # inside the blocks, after each activation
-        padding: str = "reflect",  # reflect | zeros, of every convolution but the transposed ones
+        padding: Padding = "reflect",  # reflect | zeros, of every convolution but the transposed ones
         use_mask: bool = True,  # False: the paper's ablation without masks
-        mask_mode: str = "concat",  # concat | multiply_source (gray background) | multiply_both (and the target)
+        mask_mode: str = "concat",  # concat | multiply_source (background 0, gray) | multiply_both
         schema: str = "lip20",  # label set of the parsing maps
     ) -> None:
         super().__init__()
@@ -92,9 +93,8 @@ class SAN(nn.Module):
         self.use_mask = use_mask
         self.mask_mode = mask_mode
         self.skip_body = skip_body
-        self.skip_encoder = skip_encoder
-        self.enc_strides = tuple(enc_strides)
-        halvings = int(math.log2(math.prod(enc_strides)))
+        halved = list(accumulate(stride == 2 for stride in enc_strides))  # halvings after each encoder stage
+        halvings = halved[-1]
         self.total_stride = 2 ** (halvings + len(deep_channels))
 
         layer: dict[str, Any] = {"norm": norm, "lrelu_slope": lrelu_slope, "padding": padding}
@@ -114,19 +114,12 @@ class SAN(nn.Module):
         widths = [*reversed(deep_channels[:-1]), code, *shallow]
         skips = [2 * width for width in reversed(deep_channels[:-1])]
         skips.append(2 * code if skip_body else 0)
-        skips += [2 * ngf * 2**i if i is not None else 0 for i in self._encoder_skips()]
+        last_stage = {k: i for i, k in enumerate(halved)} if skip_encoder else {}
+        self.encoder_skips = [last_stage.get(k) for k in reversed(range(halvings))]  # stage joined at 1/2^k
+        skips += [2 * ngf * 2**i if i is not None else 0 for i in self.encoder_skips]
         self.decoder = Decoder(2 * deep_channels[-1], widths, skips, up, **layer)
         self.to_image = conv(self.decoder.out_channels, 3, kernel=7, padding=padding, bias=True)
         self.apply(init_weights)
-
-    def _encoder_skips(self) -> list[int | None]:
-        """For each doubling above the codes' resolution: the last encoder stage of that size, None for no skip."""
-        stage_at = {}  # halvings so far -> last stage
-        halved = 0
-        for i, stride in enumerate(self.enc_strides):
-            halved += stride == 2
-            stage_at[halved] = i
-        return [stage_at.get(k) if self.skip_encoder else None for k in reversed(range(halved))]
 
     def network_inputs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """X_a (B, 3 + 1 + L, H, W) and X_t (B, 1 + L, H, W), floats, channels last in memory."""
@@ -150,7 +143,11 @@ class SAN(nn.Module):
         return image * batch.target_mask.unsqueeze(1) if self.mask_mode == "multiply_both" else image
 
     def forward(self, batch: PairBatch) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], of the batch's size: sizes that do not divide by the stride are padded inside."""
+        """The generated images (B, 3, H, W) in [-1, 1].
+
+        Any height and width: those that do not divide by the total stride (32) are padded inside. In training,
+        instance norm needs more than one such square.
+        """
         height, width = batch.source_image.shape[-2:]
         x_a, x_t = (pad_to_multiple(x, self.total_stride) for x in self.network_inputs(batch))
         maps_a, maps_t = self.appearance_encoder(x_a), self.semantic_encoder(x_t)
@@ -162,9 +159,10 @@ class SAN(nn.Module):
         pairs = list(zip(deep_a, deep_s, strict=True))
         skips: list[tuple[Tensor, ...]] = list(reversed(pairs[:-1]))
         skips.append((appearance, semantic) if self.skip_body else ())
-        skips += [(maps_a[i], maps_t[i]) if i is not None else () for i in self._encoder_skips()]
+        skips += [(maps_a[i], maps_t[i]) if i is not None else () for i in self.encoder_skips]
         x = self.decoder(torch.cat(pairs[-1], dim=1), skips)
-        return crop_to(self.to_image(x).tanh(), height, width)
+        image = self.to_image(x).float().tanh()  # float32 also under autocast: bfloat16 is too coarse near 1
+        return crop_to(image, height, width)
 
 
 def _check_numbers(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reposer.errors import UserError
-from reposer.models.layers import ConvNormAct, UpNormAct, check_choice, conv
+from reposer.models.layers import ConvNormAct, Padding, UpNormAct, check_choice, conv
 
 GATE_SOURCES = ("semantic", "appearance", "appearance_conv")
 
@@ -41,7 +41,7 @@ class ConvStack(nn.Sequential):
         dropout: float = 0.0,
         norm: str = "batch",
         lrelu_slope: float = 0.2,
-        padding: str = "reflect",
+        padding: Padding = "reflect",
     ) -> None:
         if n_convs < 1:
             raise UserError(f"n_convs={n_convs} leaves a stack without a convolution", "use 1 or more")
