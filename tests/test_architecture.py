@@ -28,7 +28,18 @@ ROOMS = {
     "assets": set(),
 }
 GROUND_FLOOR = {
-    *("errors", "structures", "paths", "images", "grids", "files", "config", "runs", "progress"),
+    *(
+        "errors",
+        "structures",
+        "paths",
+        "images",
+        "image_rules",
+        "grids",
+        "files",
+        "config",
+        "runs",
+        "progress",
+    ),
     *("checkpoint", "optimizer_state", "runtime", "signals", "weights"),
 }
 TOP = {"report", "cli"}  # report reads JSON and images only; cli may import everything, inside its functions

@@ -4,20 +4,14 @@
 * model float: float32 in [-1, 1], what generators and discriminators see;
 * ImageNet-normalized: what torchvision's classification networks see.
 
-Decoding is strict: a file is refused, or accepted by listed rules (docs/data.md). Pillow opens four formats
-and nothing else (no Ghostscript, no exotic parser); bytes and pixels are counted before a pixel is decoded.
-Decoding is no integrity check (61 % of single-bit flips in a JPEG decode without a word): keep the sha256.
-Label maps and masks are read as indices, not as colors, by reposer.data.label_files.
+Decoding is strict: a file is refused, or accepted by listed rules (image_rules.py, docs/data.md). It is no integrity
+check (61 % of single-bit flips in a JPEG decode without a word): keep the sha256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,31 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from reposer.image_rules import ImageError as ImageError  # what decode raises belongs to its interface
+from reposer.image_rules import file_format, load, open_image, upright_rgb
 from reposer.paths import RefusedFileError, read_regular
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 MAX_FILE_BYTES = 50_000_000
-MAX_PIXELS = 25_000_000
-MIN_SIDE = 4  # pixels; nothing smaller shows a person
-
-_ORIENTATION_TAG = 0x0112
-_TURN = Image.Transpose
-_TURNS = {
-    **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE},
-    **{6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90},
-}
-_WARNINGS = threading.Lock()  # the warning filters belong to the whole process
-
-
-class ImageError(RefusedFileError):
-    """An image file that is refused; ``rule`` is one of the ids in the table of docs/data.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +36,8 @@ class Picture:
     """A decoded image and how it was read."""
 
     pixels: NDArray[np.uint8]  # (H, W, 3) RGB, upright
-    rules: tuple[str, ...]  # the rules that had to be applied, empty for a plain RGB image
-    format: str  # one of FORMATS
+    rules: tuple[str, ...]  # ids in image_rules.ACCEPTED, empty for a plain RGB image
+    format: str  # one of image_rules.FORMATS
     sha256: str  # of the file's bytes
 
 
@@ -66,7 +45,7 @@ class Picture:
 class Header:
     """What the first bytes of an image file say."""
 
-    format: str  # one of FORMATS
+    format: str  # one of image_rules.FORMATS
     mode: str  # Pillow's name of the pixel type
     width: int  # pixels, as stored (before any EXIF rotation)
     height: int
@@ -126,11 +105,40 @@ def probe(path: Path | str, root: Path | None = None) -> Header:
     Raises:
         ImageError: refused by its kind, size, format or header.
     """
-    with _open(_read(path, root), str(path)) as image:
-        return Header(_format(image), image.mode, image.width, image.height)
+    with open_image(_read(path, root), str(path)) as image:
+        return Header(file_format(image), image.mode, image.width, image.height)
 
 
-# ---- encoding: pixels only, nothing of the source file's metadata
+def decode_indices(path: Path | str, root: Path | None = None) -> NDArray[np.uint8]:
+    """The raw (H, W) uint8 values of a one-channel image: palette indices (P), gray (L) or 0/1 (bilevel).
+
+    Raises:
+        ImageError: refused like any image, or rule ``not-one-channel``: colors are no labels.
+    """
+    name = str(path)
+    with open_image(_read(path, root), name) as image:
+        if image.mode not in ("P", "L", "1"):
+            advice = "store label indices as an 8-bit palette or gray PNG"
+            problem = f"mode {image.mode}, one 8-bit channel is wanted"
+            raise ImageError(name, "not-one-channel", problem, advice)
+        load(image, name)
+        return np.array(image, dtype=np.uint8)
+
+
+def decode_mask(path: Path | str, root: Path | None = None) -> NDArray[np.bool_]:
+    """A binary mask as (H, W) bool, True where the stored value is not 0 (0/1 and 0/255 are both in use).
+
+    Raises:
+        ImageError: as :func:`decode_indices`, or rule ``not-binary`` where it holds more than two values.
+    """
+    values = decode_indices(path, root)
+    highest = values.max()
+    if not ((values == 0) | (values == highest)).all():
+        raise ImageError(path, "not-binary", "a mask with more than two values", "threshold it")
+    return np.asarray(values > 0)
+
+
+# ---- encoding: pixels only, nothing of a source file's metadata
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 95) -> bytes:
@@ -148,7 +156,22 @@ def encode_png(pixels: NDArray[Any], palette: NDArray[np.uint8] | None = None) -
     return _save(image, "PNG")
 
 
-def _checked(pixels: NDArray[Any], dimensions: tuple[int, ...]) -> NDArray[np.uint8]:
+def _read(path: Path | str, root: Path | None) -> bytes:
+    try:
+        return read_regular(Path(path), max_bytes=MAX_FILE_BYTES, root=root)
+    except RefusedFileError as error:
+        raise ImageError(path, error.rule, error.reason, error.advice) from error
+
+
+def _picture(data: bytes, name: str) -> Picture:
+    with open_image(data, name) as image:
+        load(image, name)
+        rgb, rules = upright_rgb(image, data, name)
+        found = file_format(image)
+    return Picture(np.array(rgb), tuple(rules), found, hashlib.sha256(data).hexdigest())
+
+
+def _checked(pixels: NDArray[Any], dimensions: tuple[int, ...]) -> NDArray[Any]:
     if (
         pixels.dtype != np.uint8
         or pixels.ndim not in dimensions
@@ -162,120 +185,3 @@ def _save(image: Image.Image, file_format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
-
-
-# ---- the rules
-
-
-def _read(path: Path | str, root: Path | None) -> bytes:
-    try:
-        return read_regular(Path(path), max_bytes=MAX_FILE_BYTES, root=root)
-    except RefusedFileError as error:
-        raise ImageError(path, error.rule, error.reason, error.advice) from error
-
-
-def _picture(data: bytes, name: str) -> Picture:
-    with _open(data, name) as image:
-        found = _format(image)
-        rules = [] if SUFFIXES.get(Path(name).suffix.lower()) == found else ["wrong-extension"]
-        if image.format == "MPO":
-            rules.append("first-picture")
-        if found == "PNG" and data[24] == 16:  # IHDR's bit depth; Pillow itself keeps the high byte of RGB
-            rules.append("16-bit")
-        _load(image, name)
-        rgb = _to_rgb(image, name, rules)
-        pixels = np.array(_upright(image, rgb, name, rules))
-    return Picture(pixels, tuple(rules), found, hashlib.sha256(data).hexdigest())
-
-
-def _open(data: bytes, name: str) -> Image.Image:
-    """The image with its header read and checked, no pixel decoded."""
-    if not data:
-        raise ImageError(name, "empty", "an empty file", "get the file again")
-    try:
-        with _strict_warnings():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        advice = "convert it to JPEG, PNG, WebP or BMP, or get it again"
-        raise ImageError(name, "format", "no readable JPEG, PNG, WebP or BMP", advice) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels(name) from error
-    except Exception as error:  # whatever Pillow's parsers raise on hostile bytes
-        raise _damaged(name, error) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_many_pixels(name)
-    if min(image.size) < MIN_SIDE:
-        problem = f"{image.width}x{image.height} pixels, each side must have at least {MIN_SIDE}"
-        raise ImageError(name, "too-small", problem, "remove it")
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise ImageError(name, "animated", "holds several frames", "store the wanted frame as one image")
-    return image
-
-
-def _load(image: Image.Image, name: str) -> None:
-    try:
-        image.load()
-    except Exception as error:  # whatever Pillow's decoders raise on hostile bytes
-        raise _damaged(name, error) from error
-
-
-def _to_rgb(image: Image.Image, name: str, rules: list[str]) -> Image.Image:
-    """RGB by the rule for each mode; ``rules`` gets the ids of those applied."""
-    mode = image.mode
-    if mode.startswith("I;16"):
-        gray = np.asarray(image).astype(np.uint32)
-        rules.append("gray")
-        return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
-    if mode == "CMYK":
-        if "adobe" not in image.info:  # Pillow takes every CMYK JPEG for Adobe's inverted kind
-            advice = "convert it to RGB in the program that made it"
-            raise ImageError(
-                name, "cmyk-unmarked", "CMYK without Adobe's marker: its inks may be inverted", advice
-            )
-        rules.append("cmyk")
-        return image.convert("RGB")
-    if mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
-        raise ImageError(name, "color-mode", f"pixels of type {mode}", "convert it to 8-bit RGB")
-    listed = {"L": "gray", "LA": "gray", "1": "bilevel", "P": "palette", "PA": "palette"}
-    if mode in listed:
-        rules.append(listed[mode])
-    if mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        rules.append("alpha-on-black")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _upright(image: Image.Image, rgb: Image.Image, name: str, rules: list[str]) -> Image.Image:
-    try:
-        with _strict_warnings():
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception as error:  # whatever Pillow's EXIF parser raises on hostile bytes
-        raise ImageError(name, "exif-damaged", "damaged EXIF data", "save it without metadata") from error
-    if orientation in _TURNS:
-        rules.append("exif-rotated")
-        return rgb.transpose(_TURNS[orientation])
-    if orientation != 1:
-        rules.append("exif-unknown")
-    return rgb
-
-
-def _format(image: Image.Image) -> str:
-    return "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one file
-
-
-@contextmanager
-def _strict_warnings() -> Iterator[None]:
-    """Pillow's warnings (bomb, malformed MPO or APNG, corrupt EXIF) as errors."""
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
-def _too_many_pixels(name: str) -> ImageError:
-    return ImageError(name, "too-many-pixels", f"more than {MAX_PIXELS:,} pixels", "make it smaller")
-
-
-def _damaged(name: str, error: Exception) -> ImageError:
-    rule = "truncated" if "truncated" in str(error).lower() else "damaged"
-    return ImageError(name, rule, f"{rule} image data", "get the file again")

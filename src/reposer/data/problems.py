@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import stat
+import csv
+import io
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from reposer.errors import UserError
+from reposer.paths import printable, read_regular
+
+_MAX_FILE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,38 +23,48 @@ class AnnotationProblem:
     row: int  # line number, the header is 1; 0 for a file that has no rows (an image)
     field: str  # column, joint or property that is wrong
     message: str  # what is wrong and what was done about it
+    rule: str = "bad-annotation"  # short id of the rule that found it (the tables of docs/data.md)
 
     def __str__(self) -> str:
-        return f"{self.file}{f' row {self.row}' if self.row else ''}, {self.field}: {self.message}"
+        row = f", row {self.row}" if self.row else ""
+        return f"{self.file}{row}, {self.field}: {self.message}"
 
 
 class AnnotationError(UserError):
-    """An annotation file that cannot be used at all; ``problem_row`` is its line for a report."""
+    """An annotation file that cannot be used at all.
 
-    def __init__(self, problem: AnnotationProblem, advice: str = "") -> None:
-        super().__init__(str(problem), advice)
-        self.problem_row = problem
+    Args:
+        path: the file, as the user knows it.
+        field: column or property that is wrong.
+        message: what is wrong with it.
+        advice: what to do about it.
+        row: line number; 0 for a file that has no rows.
+    """
 
-
-def annotation_error(path: str | Path, field: str, message: str, advice: str = "", row: int = 0) -> AnnotationError:
-    """The error about ``field`` of the file ``path``, ready to be raised."""
-    return AnnotationError(AnnotationProblem(str(path), row, field, message), advice)
-
-
-def read_regular_file(path: Path) -> bytes:
-    """The bytes of a regular file; a folder, FIFO, device or missing file raises AnnotationError instead of blocking."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
-            raise annotation_error(path, "file", "is not a regular file", "give the path of an annotation file")
-        return path.read_bytes()
-    except OSError as error:
-        raise annotation_error(path, "file", f"cannot be read ({error.strerror})", "check the path") from None
+    def __init__(
+        self, path: str | os.PathLike[str], field: str, message: str, advice: str = "", row: int = 0
+    ) -> None:
+        self.listed = AnnotationProblem(printable(path), row, field, message)
+        super().__init__(str(self.listed), advice)
 
 
 def text_lines(path: Path) -> list[bytes]:
     """Lines of a UTF-8 file without line ends; a byte-order mark and Windows line ends are dropped.
 
     Split at line feeds only, unlike ``str.splitlines``, so that row numbers agree with every editor.
+
+    Raises:
+        RefusedFileError: the file is missing, no regular file, or may not be read.
     """
-    lines = read_regular_file(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return [line.removesuffix(b"\r") for line in lines]
+    data = read_regular(path, max_bytes=_MAX_FILE_BYTES).removeprefix(b"\xef\xbb\xbf")
+    return [line.removesuffix(b"\r") for line in data.split(b"\n")]
+
+
+def problems_csv(problems: Iterable[AnnotationProblem]) -> bytes:
+    """The problems as UTF-8 CSV with the header file,row,field,rule,message; row is empty where it is 0."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "row", "field", "rule", "message"))
+    for problem in problems:
+        writer.writerow((problem.file, problem.row or "", problem.field, problem.rule, problem.message))
+    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -1,0 +1,173 @@
+"""The manifest: person records as one Parquet file that any Parquet reader reads; same records, same bytes.
+
+A row is a PersonRecord; paths are relative to the data set's root. Key-points are a list of 2 J numbers, x0,
+y0, x1, y1, ..., NaN for a missing joint. The reader trusts nothing: a manifest may come from somebody else.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from reposer.errors import UserError
+from reposer.files import write_atomic
+from reposer.paths import RefusedFileError, check_relative, read_regular
+from reposer.structures import NUM_JOINTS, PersonRecord
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "query", "gallery")
+
+_KIND, _VERSION = b"reposer.kind", b"reposer.schema_version"
+_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("pid", pa.int64(), nullable=False),
+        pa.field("camid", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("width", pa.int64(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("parsing", pa.string()),
+        pa.field("mask", pa.string()),
+        pa.field("keypoints", pa.list_(pa.float32())),
+    ],
+    metadata={_KIND: b"person-manifest", _VERSION: str(SCHEMA_VERSION).encode()},
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_FILE_BYTES = 2_000_000_000
+_MAX_DECODED_BYTES = 4_000_000_000  # Parquet compresses: a small file may hold a bomb
+
+
+def write_manifest(path: str | Path, records: Sequence[PersonRecord]) -> None:
+    """Write the records, in their order, atomically.
+
+    Raises:
+        UserError: a record that :func:`read_manifest` would refuse.
+        DiskError: the disk refuses the file.
+    """
+    _check_all(records, str(path))
+    table = pa.Table.from_pylist([_row(record) for record in records], schema=_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue())
+
+
+def read_manifest(path: str | Path) -> list[PersonRecord]:
+    """The records of a manifest.
+
+    Raises:
+        UserError: no manifest, another schema version, or a bad value; names the file, the row (from 1) and
+        the field.
+    """
+    table = _read_table(Path(path))
+    records: list[PersonRecord] = []
+    for row, values in enumerate(table.to_pylist(), start=1):
+        try:
+            records.append(_record(values))
+        except ValueError as error:
+            raise _bad(str(path), row, str(error)) from error
+    _check_all(records, str(path))
+    return records
+
+
+def check_record(record: PersonRecord) -> None:
+    """Raise ValueError, naming the field, unless the record may stand in a manifest."""
+    if not record.name or "/" in record.name:
+        raise ValueError(f"name {record.name!r}: a file name without a folder is wanted")
+    for field in ("name", "path", "parsing", "mask"):
+        value = getattr(record, field)
+        try:
+            if value is not None:
+                check_relative(value)
+        except ValueError as error:
+            raise ValueError(f"{field} {value!r}: {error}") from error
+    if record.split not in SPLITS:
+        raise ValueError(f"split {record.split!r}: one of {', '.join(SPLITS)} is wanted")
+    for field, lowest in (("pid", -1), ("camid", 0), ("width", 1), ("height", 1)):
+        if not lowest <= getattr(record, field) < 2**31:
+            raise ValueError(f"{field} {getattr(record, field)}: at least {lowest} is wanted")
+    if not _SHA256.fullmatch(record.sha256):
+        raise ValueError(f"sha256 {record.sha256!r}: 64 lower-case hexadecimal digits are wanted")
+    if record.keypoints is not None:
+        _check_keypoints(record.keypoints)
+
+
+def _check_keypoints(keypoints: NDArray[np.float32]) -> None:
+    if keypoints.shape != (NUM_JOINTS, 2):
+        raise ValueError(f"keypoints: shape {keypoints.shape}, ({NUM_JOINTS}, 2) is wanted")
+    missing = np.isnan(keypoints)
+    if np.isinf(keypoints).any() or (missing[:, 0] != missing[:, 1]).any():
+        raise ValueError("keypoints: an infinite coordinate, or a joint of which only x or only y is missing")
+
+
+def _check_all(records: Iterable[PersonRecord], file: str) -> None:
+    rows: dict[str, int] = {}
+    for row, record in enumerate(records, start=1):
+        try:
+            check_record(record)
+        except ValueError as error:
+            raise _bad(file, row, str(error)) from error
+        if record.name in rows:
+            raise _bad(file, row, f"name {record.name!r}: stands in row {rows[record.name]} already")
+        rows[record.name] = row
+
+
+def _row(record: PersonRecord) -> dict[str, Any]:
+    row = {field: getattr(record, field) for field in _SCHEMA.names}
+    if record.keypoints is not None:
+        flat = np.asarray(record.keypoints, np.float32).ravel()
+        row["keypoints"] = [
+            math.nan if math.isnan(value) else value for value in flat.tolist()
+        ]  # one NaN, one hash
+    return row
+
+
+def _record(values: dict[str, Any]) -> PersonRecord:
+    for field in _SCHEMA:
+        if values[field.name] is None and not field.nullable:
+            raise ValueError(f"{field.name}: is missing")
+    numbers = values["keypoints"]
+    if numbers is not None:
+        if len(numbers) != 2 * NUM_JOINTS or None in numbers:
+            raise ValueError(f"keypoints: {len(numbers)} values, {2 * NUM_JOINTS} numbers are wanted")
+        values["keypoints"] = np.array(numbers, np.float32).reshape(NUM_JOINTS, 2)
+    return PersonRecord(**values)
+
+
+def _read_table(path: Path) -> pa.Table:
+    advice = "run reposer prepare again"
+    try:
+        file = pq.ParquetFile(pa.BufferReader(read_regular(path, max_bytes=_MAX_FILE_BYTES)))
+        metadata = file.metadata
+        found = metadata.metadata or {}
+        if found.get(_KIND) != _SCHEMA.metadata[_KIND]:
+            raise UserError(
+                f"{path}: a Parquet file, but no manifest of this program", "give manifest.parquet"
+            )
+        if found.get(_VERSION) != _SCHEMA.metadata[_VERSION]:
+            version = found.get(_VERSION, b"nothing").decode(errors="replace")
+            raise UserError(f"{path}: schema version {version}, expected {SCHEMA_VERSION}", advice)
+        decoded = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        if not 0 <= decoded <= _MAX_DECODED_BYTES:
+            raise UserError(f"{path}: says that it unpacks to {decoded:,} bytes", advice)
+        if not file.schema_arrow.equals(_SCHEMA):
+            raise UserError(f"{path}: its columns are not those of a manifest", advice)
+        return file.read()
+    except (UserError, RefusedFileError):
+        raise
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise UserError(f"{path}: damaged, or no Parquet file", advice) from error
+
+
+def _bad(file: str, row: int, what: str) -> UserError:
+    return UserError(f"{file}: row {row}: {what}", "correct it or run reposer prepare again")

@@ -1,0 +1,171 @@
+"""Which image files are used, and the named rules by which they become upright 8-bit RGB.
+
+A file is refused (ImageError, with the id of the rule), or accepted by rules that are listed (ACCEPTED); docs/data.md
+holds both tables. Pillow opens four formats and nothing else (no Ghostscript, no exotic parser); bytes and pixels are
+counted before a pixel is decoded. For reposer.images only.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from reposer.paths import RefusedFileError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_PIXELS = 25_000_000
+MIN_SIDE = 4  # pixels; nothing smaller shows a person
+
+# Rules by which an image is used although it is not plain RGB; every use is listed.
+ACCEPTED = {
+    "wrong-extension": "the content has another format than the file name says; the content counts",
+    "first-picture": "a JPEG that holds several pictures (MPO); the first is used",
+    "gray": "gray values are repeated in red, green and blue",
+    "bilevel": "one bit per pixel becomes black and white",
+    "palette": "palette indices become their colors",
+    "cmyk": "CMYK with Adobe's marker becomes RGB without a color profile",
+    "16-bit": "16 bits per channel become 8",
+    "alpha-on-black": "transparent pixels are laid on black",
+    "exif-rotated": "turned upright as EXIF says",
+    "exif-unknown": "EXIF gives an orientation that does not exist; it is ignored",
+}
+
+_ORIENTATION_TAG = 0x0112
+_TURN = Image.Transpose
+_TURNS = {
+    **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE},
+    **{6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90},
+}
+_SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
+_WARNINGS = threading.Lock()  # the warning filters belong to the whole process
+
+
+class ImageError(RefusedFileError):
+    """An image file that is refused; ``rule`` is one of the ids in the table of docs/data.md."""
+
+
+def open_image(data: bytes, name: str) -> Image.Image:
+    """The image with its header read and checked, no pixel decoded.
+
+    Raises:
+        ImageError: rules ``empty``, ``format``, ``too-many-pixels``, ``too-small``, ``animated``, ``truncated``,
+            ``damaged``.
+    """
+    if not data:
+        raise ImageError(name, "empty", "an empty file", "get the file again")
+    try:
+        with _strict_warnings():
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        advice = "convert it to JPEG, PNG, WebP or BMP, or get it again"
+        raise ImageError(name, "format", "no readable JPEG, PNG, WebP or BMP", advice) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels(name) from error
+    except Exception as error:  # whatever Pillow's parsers raise on hostile bytes
+        raise _damaged(name, error) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_many_pixels(name)
+    if min(image.size) < MIN_SIDE:
+        problem = f"{image.width}x{image.height} pixels, each side must have at least {MIN_SIDE}"
+        raise ImageError(name, "too-small", problem, "remove it")
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise ImageError(name, "animated", "holds several frames", "store the wanted frame as one image")
+    return image
+
+
+def load(image: Image.Image, name: str) -> None:
+    """Decode the pixels.
+
+    Raises:
+        ImageError: rule ``truncated`` or ``damaged``.
+    """
+    try:
+        image.load()
+    except Exception as error:  # whatever Pillow's decoders raise on hostile bytes
+        raise _damaged(name, error) from error
+
+
+def upright_rgb(image: Image.Image, data: bytes, name: str) -> tuple[Image.Image, list[str]]:
+    """A loaded image as upright RGB, and the ids of the rules in ACCEPTED that were applied.
+
+    Args:
+        data: the file that ``image`` was opened from.
+
+    Raises:
+        ImageError: rules ``cmyk-unmarked``, ``color-mode``, ``exif-damaged``.
+    """
+    found = file_format(image)
+    rules = [] if _SUFFIXES.get(Path(name).suffix.lower()) == found else ["wrong-extension"]
+    if image.format == "MPO":
+        rules.append("first-picture")
+    if found == "PNG" and data[24] == 16:  # IHDR's bit depth; of 16-bit RGB Pillow itself keeps the high byte
+        rules.append("16-bit")
+    rgb = _to_rgb(image, name, rules)
+    return _upright(image, rgb, name, rules), rules
+
+
+def file_format(image: Image.Image) -> str:
+    """One of FORMATS."""
+    return "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one file
+
+
+def _to_rgb(image: Image.Image, name: str, rules: list[str]) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I;16"):
+        gray = np.asarray(image).astype(np.uint32)
+        rules.append("gray")
+        return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
+    if mode == "CMYK":
+        if "adobe" not in image.info:  # Pillow takes every CMYK JPEG for Adobe's inverted kind
+            advice = "convert it to RGB in the program that made it"
+            raise ImageError(name, "cmyk-unmarked", "CMYK without Adobe's marker, perhaps inverted", advice)
+        rules.append("cmyk")
+        return image.convert("RGB")
+    if mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
+        raise ImageError(name, "color-mode", f"pixels of type {mode}", "convert it to 8-bit RGB")
+    listed = {"L": "gray", "LA": "gray", "1": "bilevel", "P": "palette", "PA": "palette"}
+    if mode in listed:
+        rules.append(listed[mode])
+    if mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        rules.append("alpha-on-black")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image, rgb: Image.Image, name: str, rules: list[str]) -> Image.Image:
+    try:
+        with _strict_warnings():
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception as error:  # whatever Pillow's EXIF parser raises on hostile bytes
+        raise ImageError(name, "exif-damaged", "damaged EXIF data", "save it without metadata") from error
+    if orientation in _TURNS:
+        rules.append("exif-rotated")
+        return rgb.transpose(_TURNS[orientation])
+    if orientation != 1:
+        rules.append("exif-unknown")
+    return rgb
+
+
+@contextmanager
+def _strict_warnings() -> Iterator[None]:
+    """Pillow's warnings (bomb, malformed MPO or APNG, corrupt EXIF) as errors."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def _too_many_pixels(name: str) -> ImageError:
+    return ImageError(name, "too-many-pixels", f"more than {MAX_PIXELS:,} pixels", "make it smaller")
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    rule = "truncated" if "truncated" in str(error).lower() else "damaged"
+    return ImageError(name, rule, f"{rule} image data", "get the file again")
