@@ -1,4 +1,4 @@
-"""The plan of the house: who may import whom, how long a file and a function may be, where imports come from."""
+"""The plan of the house: who may import whom, and how long a file and a function may be."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ GROUND_FLOOR = {
         "runs",
         "progress",
     ),
-    *("checkpoint", "optimizer_state", "runtime", "signals", "weights"),
+    *("checkpoint", "state", "runtime", "weights", "paths"),
 }
 TOP = {"report", "cli"}  # report reads JSON and images only; cli may import everything, inside its functions
 
 
 def _imports(path: Path) -> list[tuple[str, bool]]:
-    """Every reposer module that a file imports, and whether the import stands at the top level of the file."""
+    """Every reposer module that a file imports, and whether at the top level of the file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top_level = set(map(id, tree.body))
     found = []

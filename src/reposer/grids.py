@@ -14,12 +14,16 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
 def draw_grid(
-    rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[str] = (), *, scale: int = 1, groups: int = 1
+    rows: Sequence[Sequence[NDArray[np.uint8]]],
+    titles: Sequence[str] = (),
+    *,
+    scale: int = 1,
+    groups: int = 1,
 ) -> NDArray[np.uint8]:
     """Lay pictures out as a table.
 
     Args:
-        rows: each row a sequence of (H, W, 3) uint8 RGB pictures, all of one size; rows may be of different length.
+        rows: each row a sequence of (H, W, 3) uint8 RGB pictures, all of one size.
         titles: one title a column, printed above it (above every group's columns when ``groups`` > 1).
         scale: whole-number enlargement, nearest neighbor, so that a pixel stays a pixel.
         groups: lay the rows out side by side in this many groups of columns.
@@ -54,10 +58,12 @@ def draw_grid(
 
 
 def _print_titles(canvas: Image.Image, titles: Sequence[str], groups: int, group_w: int, cell_w: int) -> None:
-    """Print each title centered over its column, in the largest size at which the longest one fits."""
+    """Print each title centered over its column, as large as the longest one allows."""
     draw = ImageDraw.Draw(canvas)
     size = 12
-    while size > 7 and max(draw.textlength(t, font=ImageFont.load_default(size)) for t in titles) > cell_w - 2:
+    while (
+        size > 7 and max(draw.textlength(t, font=ImageFont.load_default(size)) for t in titles) > cell_w - 2
+    ):
         size -= 1
     font = ImageFont.load_default(size)
     for group in range(groups):

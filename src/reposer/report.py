@@ -1,0 +1,247 @@
+"""One self-contained HTML page about a run: pictures, curves, metric tables, configuration, environment.
+
+Reads only what a run folder holds (JSON, PNG), so that a report can be had of any run at any time. A folder may
+also hold ``sections.json``, a list of :class:`Section` as objects, which come first: this is how the demo tells
+its story.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from reposer.errors import UserError
+from reposer.files import write_atomic
+
+REPORT_FILE = "report.html"
+CURVES_PER_FIGURE = 6
+SAMPLES_SHOWN = 3  # first, middle and last sample grid of a training
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG of the run folder (``file``, relative) or of no file (``data``, a data URI)."""
+
+    caption: str
+    file: str = ""
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are printed; ``plain`` aligns every column to the left."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    caption: str = ""
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Text that opens on a click."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One headed part of the page."""
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    folds: list[Fold] = field(default_factory=list)
+
+
+def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
+    """Write ``run_dir/report.html`` from what the folder holds and return its path.
+
+    Raises:
+        UserError: the folder is not there, or holds nothing that a report could show.
+    """
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such folder", "give the folder of a run or of an evaluation")
+    sections = _told_sections(run_dir) + _run_sections(run_dir)
+    if not sections:
+        raise UserError(
+            f"{run_dir}: holds no metrics.jsonl, samples/, image_quality.json or sections.json",
+            "give the folder that `reposer train` or `reposer evaluate` wrote",
+        )
+    sections = [_embed_pictures(section, run_dir) for section in sections]
+    page = _template().render(
+        title=title or f"Reposer: {run_dir.name}",
+        lead=lead or "Everything on this page was read from the files of the run.",
+        sections=sections,
+    )
+    path = run_dir / REPORT_FILE
+    write_atomic(path, page.encode())
+    return path
+
+
+def write_sections(run_dir: Path, sections: list[Section]) -> None:
+    """Save the parts of a page that no other file of the folder tells."""
+    text = json.dumps(sections, default=lambda o: o.__dict__, indent=1)
+    write_atomic(run_dir / "sections.json", text.encode())
+
+
+def _told_sections(run_dir: Path) -> list[Section]:
+    path = run_dir / "sections.json"
+    if not path.exists():
+        return []
+    return [
+        Section(
+            title=s["title"],
+            text=s.get("text", []),
+            pictures=[Picture(**p) for p in s.get("pictures", [])],
+            tables=[Table(**t) for t in s.get("tables", [])],
+            folds=[Fold(**f) for f in s.get("folds", [])],
+        )
+        for s in json.loads(path.read_text())
+    ]
+
+
+def _run_sections(run_dir: Path) -> list[Section]:
+    """The parts that follow from a run's own files, in the order in which a reader asks for them."""
+    qualities = sorted(run_dir.rglob("image_quality.json"))
+    parts: list[Section | None] = [_quality_section(path, run_dir) for path in qualities]
+    parts += [_samples_section(run_dir), _curves_section(run_dir), _settings_section(run_dir)]
+    return [part for part in parts if part is not None]
+
+
+def _quality_section(path: Path, run_dir: Path) -> Section:
+    """The table of an image-quality evaluation, with its protocols and its grid."""
+    quality = json.loads(path.read_text())
+    metrics: dict[str, Any] = quality["metrics"]
+    rows = []
+    for method, values in quality["methods"].items():
+        rows.append([method, *(_cell(values.get(name)) for name in metrics)])
+    grids = sorted(path.parent.glob("*.png"))
+    where = path.parent.relative_to(run_dir)
+    protocols = [[name, text] for name, text in metrics.items()]
+    return Section(
+        title=f"Image metrics ({quality['pairs']:,} pairs)"
+        if where.name in ("", ".")
+        else f"Image metrics: {where}",
+        text=[str(note) for note in quality.get("notes", [])],
+        pictures=[
+            Picture(caption=grid.stem.replace("_", " "), file=str(grid.relative_to(run_dir)))
+            for grid in grids
+        ],
+        tables=[
+            Table(
+                ["method", *metrics],
+                rows,
+                "Mean and 95 % interval; the trivial baselines stand beside the model.",
+            ),
+            Table(["metric", "protocol"], protocols, plain=True),
+        ],
+    )
+
+
+def _cell(result: Any) -> str:
+    """Value with its interval, or why there is none."""
+    if result is None:
+        return "-"
+    if isinstance(result, str):
+        return result
+    low, high = result.get("low"), result.get("high")
+    text = f"{result['value']:.4g}"
+    return text if low is None else f"{text} ({low:.4g} to {high:.4g})"
+
+
+def _samples_section(run_dir: Path) -> Section | None:
+    grids = sorted((run_dir / "samples").glob("*.png"))
+    if not grids:
+        return None
+    shown = {round(i * (len(grids) - 1) / (SAMPLES_SHOWN - 1)) for i in range(SAMPLES_SHOWN)}
+    return Section(
+        title="How the pictures grew",
+        text=["The same fixed pairs at several moments of the training."],
+        pictures=[
+            Picture(caption=grids[i].stem.replace("_", " "), file=str(grids[i].relative_to(run_dir)))
+            for i in sorted(shown)
+        ],
+    )
+
+
+def _curves_section(run_dir: Path) -> Section | None:
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return None
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    names = sorted(
+        {k for line in lines for k, v in line.items() if k != "step" and isinstance(v, (int, float))}
+    )
+    if not names:
+        return None
+    curves = {n: [(line["step"], line[n]) for line in lines if n in line] for n in names}
+    return Section(
+        title="Training curves",
+        pictures=[Picture(caption="Every value that was logged, by step.", data=_plot(curves))],
+    )
+
+
+def _plot(curves: dict[str, list[tuple[int, float]]]) -> str:
+    """Small multiples, one panel a value, as an SVG data URI."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = min(3, len(curves))
+    lines = -(-len(curves) // columns)
+    with pyplot.rc_context(
+        {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "reposer"}
+    ):
+        figure, axes = pyplot.subplots(lines, columns, figsize=(3.3 * columns, 2.1 * lines), squeeze=False)
+        for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
+            axis.plot([p[0] for p in points], [p[1] for p in points], color="#0b6e4f", linewidth=1.1)
+            axis.set_title(name, fontsize=8, loc="left")
+            axis.grid(alpha=0.25, linewidth=0.5)
+        for axis in axes.flat[len(curves) :]:
+            axis.remove()
+        figure.tight_layout()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _settings_section(run_dir: Path) -> Section | None:
+    folds = [
+        Fold(name.removesuffix(".json"), (run_dir / name).read_text())
+        for name in ("config.json", "environment.json")
+        if (run_dir / name).exists()
+    ]
+    return Section(title="Configuration and environment", folds=folds) if folds else None
+
+
+def _embed_pictures(section: Section, run_dir: Path) -> Section:
+    """Put every picture's bytes into the page: the file can be sent to anybody alone."""
+    pictures = [
+        p if p.data else Picture(p.caption, data=_data_uri(run_dir / p.file)) for p in section.pictures
+    ]
+    return Section(section.title, section.text, pictures, section.tables, section.folds)
+
+
+def _data_uri(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(
+            f"{path}: the report names this picture, but it is not there", "make the run's pictures again"
+        )
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _template() -> Any:
+    from jinja2 import Environment
+
+    source = files("reposer.assets").joinpath("report.html.j2").read_text()
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)

@@ -1,0 +1,68 @@
+"""The report: one file that holds everything, escapes what it is told, and shows the numbers of the run."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reposer.errors import UserError
+from reposer.report import Picture, Section, Table, write_report, write_sections
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "evaluation").mkdir()
+    for step in (1, 2, 3, 4):
+        Image.fromarray(np.full((4, 4, 3), step, np.uint8)).save(tmp_path / "samples" / f"step_{step}.png")
+    lines = [{"step": s, "l1": 1 / s, "adversarial": 0.7} for s in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 4, "l')
+    (tmp_path / "config.json").write_text('{"seed": 12345}')
+    quality = {
+        "pairs": 2000,
+        "metrics": {"l1": "mean |a - b| on [0, 1]", "fid": "Inception"},
+        "methods": {
+            "SAN": {"l1": {"value": 0.125, "low": 0.12, "high": 0.13}, "fid": "not measured: no weights"},
+            "copy the source": {"l1": {"value": 0.19}},
+        },
+        "notes": ["<script>alert(1)</script>"],
+    }
+    (tmp_path / "evaluation" / "image_quality.json").write_text(json.dumps(quality))
+    return tmp_path
+
+
+def test_page_holds_numbers_pictures_and_settings(run_dir):
+    page = write_report(run_dir).read_text()
+    assert "0.125 (0.12 to 0.13)" in page
+    assert "not measured: no weights" in page
+    assert "12345" in page
+    assert page.count("data:image/png") == 3  # first, middle and last of the four sample grids
+    assert page.count("data:image/svg+xml") == 1  # the curves, of the three whole lines
+
+
+def test_page_needs_no_other_file_and_runs_no_script(run_dir):
+    page = write_report(run_dir).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]+)"', page))
+    assert not re.findall(r"https?://", re.sub(r'"data:[^"]+"', "", page))
+
+
+def test_told_sections_come_first(run_dir):
+    table = Table(["method", "rank-1"], [["real", "81.2"]])
+    write_sections(run_dir, [Section("The story", ["It helped."], tables=[table])])
+    page = write_report(run_dir).read_text()
+    assert page.index("The story") < page.index("Training curves")
+    assert "81.2" in page
+
+
+def test_missing_picture_and_empty_folder_are_named(run_dir, tmp_path_factory):
+    write_sections(run_dir, [Section("x", pictures=[Picture("gone", file="gone.png")])])
+    with pytest.raises(UserError, match=r"gone\.png"):
+        write_report(run_dir)
+    with pytest.raises(UserError, match="holds no"):
+        write_report(tmp_path_factory.mktemp("empty"))
+    with pytest.raises(UserError, match="no such folder"):
+        write_report(run_dir / "nowhere")
