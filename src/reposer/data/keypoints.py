@@ -1,7 +1,8 @@
 """Body key-points: the 18 OpenPose joints, the field's colon CSV, left/right under a flip, and pose geometry.
 
-A pose is (J, 2) float32: x to the right and y down, in pixels, 0 at the center of the first pixel; NaN, NaN for a
-missing joint. The CSV of PATN, GFLA, DPTN and others stores the **y list first**, then x, and -1 for a missing joint.
+A pose is (J, 2) float32: x to the right and y down, in pixels, 0 at the center of the first pixel; NaN, NaN
+for a missing joint. The CSV of PATN, GFLA, DPTN and others stores the **y list first**, then x, and -1 for a
+missing joint.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.data.problems import AnnotationProblem, annotation_error, text_lines
+from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
+from reposer.files import write_atomic
 from reposer.structures import NUM_JOINTS
 
-# OpenPose-COCO-18; left and right are the person's. PATN's own list of names calls the last four Leye, Reye, Lear,
-# Rear, but its data are in this order (on Market-1501 joint 14 lies on the right-shoulder side in 4,646 of 4,677 rows).
+# OpenPose-COCO-18; left and right are the person's. PATN's own list of names calls the last four Leye, Reye,
+# Lear, Rear, but its data are in this order (on Market-1501 joint 14 lies on the right-shoulder side in 4,646
+# of 4,677 rows).
 JOINTS = (
     "nose",
     "neck",
@@ -58,21 +61,22 @@ def read_keypoints_csv(
     """Read ``name:keypoints_y:keypoints_x`` rows; bad rows are listed, good ones kept, in file order.
 
     Args:
-        sizes: (width, height) of images by name; a row whose joints lie outside its image is a problem. Rows of
-            names that are not in ``sizes`` are not checked against a size.
+        sizes: (width, height) of images by name; a row whose joints lie outside its image is a problem. Rows
+            of names that are not in ``sizes`` are not checked against a size.
 
     Returns:
-        poses (J, 2) by image name, and the problems. Of several rows with one name the first is kept and the others
-        are problems.
+        poses (J, 2) by image name, and the problems. Of several rows with one name the first is kept and the
+        others are problems.
 
     Raises:
-        AnnotationError: the file cannot be read, or its header is not the one above.
+        RefusedFileError: the file cannot be read.
+        AnnotationError: its header is not the one above.
     """
     lines = text_lines(Path(path))
     header = lines[0].decode("utf-8", "replace").strip()
     if header != HEADER:
         shown = header[:60] or "nothing"
-        raise annotation_error(path, "header", f"is {shown!r}", f"the first line must be {HEADER}", row=1)
+        raise AnnotationError(path, "header", f"is {shown!r}", f"the first line must be {HEADER}", row=1)
     poses: dict[str, Pose] = {}
     rows: dict[str, int] = {}
     problems: list[AnnotationProblem] = []
@@ -106,27 +110,29 @@ def write_keypoints_csv(path: str | Path, poses: Mapping[str, Pose]) -> None:
         missing = np.isnan(values)
         bad = (missing[:, 0] != missing[:, 1]) | np.isinf(values).any(1) | (values < 0).any(1)
         if values.shape != (NUM_JOINTS, 2) or bad.any():
-            raise UserError(f"{path}, {name}: key-points must be {NUM_JOINTS} points, in the image or NaN, NaN")
+            raise UserError(
+                f"{path}, {name}: key-points must be {NUM_JOINTS} points, in the image or NaN, NaN"
+            )
         numbers = [[_number(value) for value in column] for column in np.where(missing, -1, values).T]
         lines.append(f"{name}: {numbers[1]}: {numbers[0]}")
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
 def flip_keypoints(pose: Pose, width: int) -> Pose:
-    """Mirror (..., J, 2) in an image of ``width`` pixels: x -> width - 1 - x, and left and right joints swap."""
+    """Mirror (..., J, 2) in an image of ``width`` pixels: x -> width - 1 - x; left and right joints swap."""
     flipped = np.asarray(pose, np.float32)[..., FLIP_JOINTS, :].copy()
     flipped[..., 0] = width - 1 - flipped[..., 0]
     return flipped
 
 
 def scale_keypoints(pose: Pose, source_size: tuple[int, int], target_size: tuple[int, int]) -> Pose:
-    """Carry (..., J, 2) over when an image is resized, sizes (H, W); pixel centers map as image resizing maps them."""
+    """Carry (..., J, 2) over from sizes (H, W) to (H, W), pixel centers as image resizing maps them."""
     ratio = np.array([target_size[1] / source_size[1], target_size[0] / source_size[0]], np.float32)
     return ((np.asarray(pose, np.float32) + 0.5) * ratio - 0.5).astype(np.float32)
 
 
 def has_torso(pose: Pose) -> NDArray[np.bool_]:
-    """(...,) whether both shoulders and both hips of (..., J, 2) are present (the official pair lists ask for it)."""
+    """(...,) whether both shoulders and both hips of (..., J, 2) are present, as official pair lists ask."""
     torso = pose[..., [RIGHT_SHOULDER, LEFT_SHOULDER, RIGHT_HIP, LEFT_HIP], :]
     return np.asarray(~np.isnan(torso).any(axis=(-1, -2)))
 
@@ -142,7 +148,7 @@ def torso_length(pose: Pose) -> NDArray[np.float32]:
 
 
 def normalize_pose(pose: Pose) -> Pose:
-    """(..., J, 2) centered at the middle of the hips, in torso lengths; all NaN when the torso is unknown or 0 long."""
+    """(..., J, 2) centered at the middle of the hips, in torso lengths; NaN when that is unknown or 0."""
     length = torso_length(pose)[..., None, None]
     length = np.where(length > 0, length, np.nan)
     return np.asarray((pose - middle_hip(pose)[..., None, :]) / length, np.float32)
@@ -152,7 +158,8 @@ def pose_distance(a: Pose, b: Pose) -> NDArray[np.float32]:
     """(...,) mean Euclidean distance of the joints that both have, in torso lengths; a and b broadcast.
 
     NaN when fewer than 6 joints are common or a torso is unknown. For many against many, ``a[:, None]`` and
-    ``b[None]`` give (A, B); joints are taken one by one, so memory stays at a few arrays of the result's size.
+    ``b[None]`` give (A, B); joints are taken one by one, so memory stays at a few arrays of the result's
+    size.
     """
     a, b = normalize_pose(a), normalize_pose(b)
     shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])

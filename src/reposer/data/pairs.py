@@ -1,9 +1,10 @@
 """Pair lists: who is re-posed into whose pose, by the field's official rules and from published files.
 
-The rule (Siarohin's and PATN's create_pairs_dataset.py): keep an image that shows both shoulders and both hips and
-whose name begins with neither -1 (junk) nor 0000 (distractor); take all ordered pairs of one person, the part of the
-name before the first '_'; persons in the order of their first image, images in the order of the annotation file.
-On Market-1501 this gives the 263,632 training pairs of the literature; the test list is a sample of 12,000.
+The rule (Siarohin's and PATN's create_pairs_dataset.py): keep an image that shows both shoulders and both
+hips and whose name begins with neither -1 (junk) nor 0000 (distractor); take all ordered pairs of one person,
+the part of the name before the first '_'; persons in the order of their first image, images in the order of
+the annotation file. On Market-1501 this gives the 263,632 training pairs of the literature; the test list is
+a sample of 12,000.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.data.keypoints import Pose, has_torso
-from reposer.data.problems import AnnotationProblem, annotation_error, text_lines
+from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
+from reposer.files import write_atomic
 
 HEADER = "from,to"
 OFFICIAL_TEST_PAIRS = 12_000
@@ -32,7 +34,9 @@ def official_train_pairs(names: Sequence[str], keypoints: Pose) -> Pairs:
         names: (N,) file names.
         keypoints: (N, J, 2) of the same images.
     """
-    usable = has_torso(keypoints) & np.array([not name.startswith(("-1", "0000")) for name in names], np.bool_)
+    usable = has_torso(keypoints) & np.array(
+        [not name.startswith(("-1", "0000")) for name in names], np.bool_
+    )
     persons = [name.split("_", 1)[0] for name in names]
     members: dict[str, list[int]] = {}
     for index in np.flatnonzero(usable).tolist():
@@ -41,26 +45,27 @@ def official_train_pairs(names: Sequence[str], keypoints: Pose) -> Pairs:
 
 
 def official_test_pairs(names: Sequence[str], keypoints: Pose, count: int = OFFICIAL_TEST_PAIRS) -> Pairs:
-    """A sample of the pairs that ``official_train_pairs`` gives, in sampled order (pandas' sample, random_state 0).
+    """A sample of what ``official_train_pairs`` gives, in sampled order (pandas' sample, random_state 0).
 
-    Market-1501's market-pairs-test.csv line by line, when names come in the order of market-annotation-test.csv.
+    Market-1501's market-pairs-test.csv line by line, when names come in the order of
+    market-annotation-test.csv.
     """
     pairs = official_train_pairs(names, keypoints)
     if len(pairs) <= count:
         return pairs
-    # the official list was drawn with this legacy generator  # noqa: NPY002
-    return pairs[np.random.RandomState(0).choice(len(pairs), count, replace=False)]  # noqa: NPY002
+    # the official list was drawn with this legacy generator
+    return pairs[np.random.RandomState(0).choice(len(pairs), count, replace=False)]
 
 
 def development_pairs(names: Sequence[str], keypoints: Pose, count: int = DEV_PAIRS) -> Pairs:
-    """The fixed validation list: names sorted, all ordered pairs, the first ``count`` of a seeded permutation.
+    """The fixed validation list: names sorted, all ordered pairs, ``count`` of a seeded permutation.
 
-    Indices into ``names`` as given; with the images of the 100 highest Market-1501 training pids this is the list on
-    which results of this project are measured.
+    Indices into ``names`` as given; with the images of the 100 highest Market-1501 training pids this is the
+    list on which results of this project are measured.
     """
     order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
     pairs = official_train_pairs([names[i] for i in order], keypoints[order])
-    chosen = np.random.RandomState(0).permutation(len(pairs))[:count]  # noqa: NPY002
+    chosen = np.random.RandomState(0).permutation(len(pairs))[:count]
     return order[pairs[chosen]]
 
 
@@ -78,12 +83,15 @@ def read_pairs_csv(path: str | Path) -> tuple[list[tuple[str, str]], list[Annota
     """Read a published ``from,to`` list; bad rows are listed, good ones kept in order (repeated pairs too).
 
     Raises:
-        AnnotationError: the file cannot be read, or its header is not ``from,to``.
+        RefusedFileError: the file cannot be read.
+        AnnotationError: its header is not ``from,to``.
     """
     lines = text_lines(Path(path))
     header = lines[0].decode("utf-8", "replace").strip()
     if header != HEADER:
-        raise annotation_error(path, "header", f"is {header[:60]!r}", f"the first line must be {HEADER}", row=1)
+        raise AnnotationError(
+            path, "header", f"is {header[:60]!r}", f"the first line must be {HEADER}", row=1
+        )
     pairs: list[tuple[str, str]] = []
     problems: list[AnnotationProblem] = []
     for row, line in enumerate(lines[1:], start=2):
@@ -104,7 +112,7 @@ def read_pairs_csv(path: str | Path) -> tuple[list[tuple[str, str]], list[Annota
 def index_pairs(
     path: str | Path, pairs: Sequence[tuple[str, str]], index: Mapping[str, int]
 ) -> tuple[Pairs, list[AnnotationProblem]]:
-    """(P, 2) indices of named pairs; a pair with an unknown name is left out and listed (row = its place, from 1).
+    """(P, 2) indices of named pairs; a pair with an unknown name is left out and listed (row: from 1).
 
     Args:
         path: where the pairs came from, for the problems.
@@ -113,7 +121,9 @@ def index_pairs(
     known: list[tuple[int, int]] = []
     problems: list[AnnotationProblem] = []
     for place, pair in enumerate(pairs, start=1):
-        unknown = [(field, name) for field, name in zip(("from", "to"), pair, strict=True) if name not in index]
+        unknown = [
+            (field, name) for field, name in zip(("from", "to"), pair, strict=True) if name not in index
+        ]
         if unknown:
             field, name = unknown[0]
             problems.append(AnnotationProblem(str(path), place, field, f"{name} is not in the data set"))
@@ -134,4 +144,4 @@ def write_pairs_csv(path: str | Path, pairs: Iterable[tuple[str, str]]) -> None:
             if not name or name != name.strip() or any(c in name for c in ',"\r\n'):
                 raise UserError(f"{path}, name {name!r}: does not fit a comma list", "rename the image")
         lines.append(",".join(pair))
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomic(path, ("\n".join(lines) + "\n").encode())

@@ -1,7 +1,8 @@
 """Pose maps: one Gaussian per joint, made on the batch's device from key-points (never stored on disk).
 
-PATN and its descendants store exp(-d^2 / 2 sigma^2) with sigma = 6 pixels at full size, a missing joint as an all-zero
-channel. PATN's DeepFashion script writes them as uint8, which leaves one lit pixel per joint; these are true Gaussians.
+PATN and its descendants store exp(-d^2 / 2 sigma^2) with sigma = 6 pixels at full size, a missing joint as an
+all-zero channel. PATN's DeepFashion script writes them as uint8, which leaves one lit pixel per joint; these
+are true Gaussians.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from torch import Tensor
 def gaussian_maps(keypoints: Tensor, height: int, width: int, sigma: float = 6.0) -> Tensor:
     """(B, J, 2) x, y in pixels, NaN missing -> (B, J, H, W) float32 in [0, 1]; a missing joint gives zeros.
 
-    The Gaussian is separable: two short exponentials per joint and one outer product instead of H * W exponentials.
+    The Gaussian is separable: two short exponentials per joint and one outer product instead of H * W
+    exponentials.
     """
     keypoints = keypoints.to(torch.float32)
     x = torch.arange(width, device=keypoints.device, dtype=torch.float32)

@@ -1,7 +1,8 @@
-"""Stateless samplers: which items a step sees is a pure function of (seed, step), so resuming needs no sampler state.
+"""Stateless samplers: what a step sees is a pure function of (seed, step); resuming needs no sampler state.
 
-Every draw is made for the whole global batch and sliced afterwards; position p of step s is therefore the same item,
-flipped or not, for any number of processes and loader workers. Draws for different purposes use different streams.
+Every draw is made for the whole global batch and sliced afterwards; position p of step s is therefore the
+same item, flipped or not, for any number of processes and loader workers. Draws for different purposes use
+different streams.
 """
 
 from __future__ import annotations

@@ -1,0 +1,78 @@
+"""Label and mask files: one-channel images and NumPy arrays, read as indices and never as colors.
+
+A palette PNG read as RGB, or by OpenCV, turns labels into colors without a word; RGB is refused.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reposer.data.problems import AnnotationError
+from reposer.images import MAX_FILE_BYTES, decode_indices, decode_mask
+from reposer.paths import read_regular
+
+
+def read_labels(path: str | Path, root: Path | None = None) -> NDArray[np.uint8]:
+    """(H, W) uint8 values of a palette, gray or 1-bit image, or of an integer ``.npy``.
+
+    Args:
+        root: where given, a link that leads outside it is refused.
+
+    Raises:
+        RefusedFileError: missing, unreadable, too large, damaged, not one channel; its ``rule`` says which.
+        AnnotationError: an array that is not one number of 0 to 255 per pixel.
+    """
+    path = Path(path)
+    return _read_array(path, root) if path.suffix.lower() == ".npy" else decode_indices(path, root)
+
+
+def read_mask(
+    path: str | Path, size: tuple[int, int] | None = None, root: Path | None = None
+) -> NDArray[np.bool_]:
+    """(H, W) bool, True on the person; the file holds 0 and one other value.
+
+    Args:
+        size: (H, W) that the mask must have; None accepts any.
+        root: where given, a link that leads outside it is refused.
+
+    Raises:
+        RefusedFileError: as ``read_labels``, or more than two values.
+        AnnotationError: as ``read_labels``, or another size.
+    """
+    path = Path(path)
+    mask = _read_array(path, root) > 0 if path.suffix.lower() == ".npy" else decode_mask(path, root)
+    if size is not None:
+        check_size(path, mask.shape, size)
+    return np.asarray(mask)
+
+
+def check_size(path: str | Path, shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Refuse a map whose (H, W) is not its image's.
+
+    Raises:
+        AnnotationError: naming both sizes.
+    """
+    if shape != tuple(size):
+        message = f"is {shape[1]}x{shape[0]} (width x height), its image is {size[1]}x{size[0]}"
+        raise AnnotationError(path, "size", message, "make it from this image")
+
+
+def _read_array(path: Path, root: Path | None) -> NDArray[np.uint8]:
+    data = read_regular(path, max_bytes=MAX_FILE_BYTES, root=root)
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # whatever NumPy raises on hostile bytes
+        message = f"is no readable NumPy array ({error})"
+        raise AnnotationError(path, "file", message, "make the file again") from error
+    if not isinstance(array, np.ndarray):
+        raise AnnotationError(path, "file", "is an archive of arrays", "store one array, (H, W)")
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "biu":
+        message = f"is {array.dtype} {array.shape}"
+        raise AnnotationError(path, "array", message, "store one integer label per pixel, (H, W)")
+    if int(array.min()) < 0 or int(array.max()) > 255:
+        raise AnnotationError(path, "label", f"{array.min()} to {array.max()} found", "labels are 0 to 255")
+    return array.astype(np.uint8)

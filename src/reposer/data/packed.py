@@ -1,0 +1,141 @@
+"""Packed people: every image decoded once into memory-mapped arrays; a batch is then one index per field.
+
+A packed folder holds images.npy (N, H, W, 3) uint8, parsing.npy (N, H, W) uint8 LIP-20 with MISSING_LABEL
+where there is no map, mask.npy (N, H, W) bool, rows.parquet and packed.json (schema version, size, counts,
+hashes). All of them are ordinary files that NumPy and Arrow read without this code. ``packing.py`` writes
+them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from reposer.data.keypoints import Pose
+from reposer.data.problems import AnnotationError
+from reposer.files import sha256_file
+from reposer.structures import NUM_JOINTS, PairBatch
+
+SCHEMA_VERSION = 1
+ARRAYS = ("images", "parsing", "mask")  # <name>.npy each
+ROWS, HEADER = "rows.parquet", "packed.json"
+
+
+class PackedPeople:
+    """N people ready for training; arrays stay on disk and are paged in as batches ask for them.
+
+    Args:
+        folder: a folder written by ``packing.pack``.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.header = _read_header(self.folder)
+        height, width = self.header["size"]
+        count = self.header["count"]
+        self.size: tuple[int, int] = (height, width)
+        self.images: NDArray[np.uint8] = self._map("images", (count, height, width, 3))  # (N, H, W, 3) RGB
+        self.parsing: NDArray[np.uint8] = self._map("parsing", (count, height, width))  # (N, H, W) LIP-20
+        self.mask: NDArray[np.bool_] = self._map(
+            "mask", (count, height, width)
+        )  # (N, H, W) True on the person
+        rows = pq.read_table(self.folder / ROWS)
+        self.names: tuple[str, ...] = tuple(rows["name"].to_pylist())
+        self.pids: NDArray[np.int64] = rows["pid"].to_numpy()
+        self.camids: NDArray[np.int64] = rows["camid"].to_numpy()
+        self.splits: NDArray[np.str_] = np.array(rows["split"].to_pylist(), np.str_)
+        flat = rows["keypoints"].combine_chunks().values.to_numpy(zero_copy_only=False)
+        self.keypoints: Pose = flat.astype(np.float32).reshape(
+            count, NUM_JOINTS, 2
+        )  # pixels of the packed size
+        self._index = {name: i for i, name in enumerate(self.names)}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Open a packed folder.
+
+        Raises:
+            AnnotationError: not a packed folder, another schema version, or a file of the wrong size.
+        """
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder,)  # a worker process maps the files again instead of copying them
+
+    def index(self, name: str) -> int:
+        """Position of an image; KeyError when it is not here."""
+        return self._index[name]
+
+    def name_index(self) -> dict[str, int]:
+        """Image name -> position, of all images."""
+        return dict(self._index)
+
+    def identity_hash(self, split: str) -> str:
+        """sha256 over the sorted pids of a split: equal when two data sets hold the same people."""
+        pids = np.unique(self.pids[self.splits == split])
+        return hashlib.sha256("\n".join(str(pid) for pid in pids).encode()).hexdigest()
+
+    def pair_batch(self, source_indices: NDArray[np.int64], target_indices: NDArray[np.int64]) -> PairBatch:
+        """Images and annotations of B pairs, on the CPU; images are (B, 3, H, W) in channels_last order."""
+        source = np.asarray(source_indices, np.int64)
+        target = np.asarray(target_indices, np.int64)
+        return PairBatch(
+            source_image=self._image_tensor(source),
+            target_image=self._image_tensor(target),
+            source_parsing=torch.from_numpy(np.take(self.parsing, source, axis=0)),
+            target_parsing=torch.from_numpy(np.take(self.parsing, target, axis=0)),
+            source_mask=torch.from_numpy(np.take(self.mask, source, axis=0)),
+            target_mask=torch.from_numpy(np.take(self.mask, target, axis=0)),
+            source_keypoints=torch.from_numpy(np.take(self.keypoints, source, axis=0)),
+            target_keypoints=torch.from_numpy(np.take(self.keypoints, target, axis=0)),
+            pids=torch.from_numpy(np.take(self.pids, source)),
+        )
+
+    def verify(self) -> None:
+        """Read every array and compare with the hashes in packed.json.
+
+        Raises:
+            AnnotationError: a file differs.
+        """
+        for name in (*(f"{array}.npy" for array in ARRAYS), ROWS):
+            if sha256_file(self.folder / name) != self.header["sha256"][name]:
+                raise AnnotationError(
+                    self.folder / name, "sha256", "differs from packed.json", "prepare again"
+                )
+
+    def _image_tensor(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.take(self.images, indices, axis=0)).permute(0, 3, 1, 2)
+
+    def _map(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        path = self.folder / f"{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise AnnotationError(path, "file", f"is damaged or missing ({error})", "prepare again") from None
+        if array.shape != shape:
+            raise AnnotationError(path, "shape", f"is {array.shape}, expected {shape}", "prepare again")
+        return np.asarray(array)  # an ndarray view of the map: np.take on np.memmap itself is slower
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    path = folder / HEADER
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        version = header["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise AnnotationError(path, "file", "is missing or damaged", "run reposer prepare first") from None
+    if version != SCHEMA_VERSION:
+        raise AnnotationError(
+            path, "schema_version", f"is {version}, expected {SCHEMA_VERSION}", "prepare again"
+        )
+    return dict(header)
