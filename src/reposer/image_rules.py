@@ -1,8 +1,8 @@
 """Which image files are used, and the named rules by which they become upright 8-bit RGB.
 
-A file is refused (ImageError, with the id of the rule), or accepted by rules that are listed (ACCEPTED); docs/data.md
-holds both tables. Pillow opens four formats and nothing else (no Ghostscript, no exotic parser); bytes and pixels are
-counted before a pixel is decoded. For reposer.images only.
+A file is refused (ImageError, with the id of the rule), or accepted by rules that are listed (ACCEPTED);
+docs/data.md holds both tables. Pillow opens four formats and nothing else (no Ghostscript, no exotic parser);
+bytes and pixels are counted before a pixel is decoded. Decoding goes through reposer.images.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def open_image(data: bytes, name: str) -> Image.Image:
     """The image with its header read and checked, no pixel decoded.
 
     Raises:
-        ImageError: rules ``empty``, ``format``, ``too-many-pixels``, ``too-small``, ``animated``, ``truncated``,
-            ``damaged``.
+        ImageError: rules ``empty``, ``format``, ``too-many-pixels``, ``too-small``, ``animated``,
+            ``truncated``, ``damaged``.
     """
     if not data:
         raise ImageError(name, "empty", "an empty file", "get the file again")

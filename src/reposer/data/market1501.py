@@ -1,0 +1,169 @@
+"""Market-1501 (Zheng et al., ICCV 2015) and every data set in its layout and names.
+
+    ROOT/bounding_box_train/  ROOT/query/  ROOT/bounding_box_test/    images PPPP_cCsS_FFFFFF_BB.jpg
+    ROOT/parsing/<stem>.png   ROOT/mask/<stem>.png                    LIP-20 maps, binary masks
+    ROOT/keypoints.csv  or  ROOT/lists/keypoints.csv                  colon CSV of 18 OpenPose joints
+
+Labels come from the file name alone: the pattern that other readers search in the whole path takes a parent
+folder such as run12_c3 for a label. 24 official names end in .jpg.jpg. Pid -1 is junk, 0000 a distractor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from reposer.data.annotation_lookup import Annotations
+from reposer.data.folder_scan import drop_collisions, list_names
+from reposer.data.problems import AnnotationProblem
+from reposer.errors import UserError
+from reposer.image_rules import ACCEPTED
+from reposer.images import read_picture
+from reposer.paths import RefusedFileError, printable
+from reposer.structures import PersonRecord
+
+FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+OFFICIAL_COUNTS = {"train": 12_936, "query": 3_368, "gallery": 19_732}
+JUNK, DISTRACTOR = -1, 0  # pids
+
+_SUFFIXES = r"((?:\.(?:jpe?g|png|webp|bmp))+)"
+_NAME = re.compile(
+    r"(-1|[0-9]{4,6})_c([1-9][0-9]?)s([1-9][0-9]?)_([0-9]{1,8})_([0-9]{1,3})" + _SUFFIXES,
+    re.ASCII | re.IGNORECASE,
+)
+
+Progress = Callable[[int, int], None]  # (images done, images in all)
+
+
+class MarketName(NamedTuple):
+    """What a file name says."""
+
+    pid: int  # -1 junk, 0 distractor
+    camid: int  # from 1
+    sequence: int
+    frame: int
+    box: int
+
+
+def parse_name(file_name: str) -> MarketName:
+    """The labels in ``PPPP_cCsS_FFFFFF_BB.jpg``; a folder in front of the name is not looked at.
+
+    Raises:
+        RefusedFileError: rule ``bad-name``: the name has another form.
+    """
+    match = _NAME.fullmatch(file_name.rpartition("/")[2])
+    if match is None:
+        advice = "rename it like 0002_c1s1_000451_03.jpg (person, camera, sequence, frame, box)"
+        raise RefusedFileError(file_name, "bad-name", "not a Market-1501 image name", advice)
+    pid, camid, sequence, frame, box = (int(match[i]) for i in range(1, 6))
+    return MarketName(pid, camid, sequence, frame, box)
+
+
+def stem(file_name: str) -> str:
+    """The name without its image extensions, of which 24 official names have two."""
+    return re.sub(_SUFFIXES + r"\Z", "", file_name, flags=re.ASCII | re.IGNORECASE)
+
+
+def read_market1501(
+    root: str | Path,
+    parsing: str | Path | None = None,
+    mask: str | Path | None = None,
+    keypoints: str | Path | None = None,
+    holdout: int = 0,
+    on_progress: Progress | None = None,
+) -> tuple[list[PersonRecord], list[AnnotationProblem]]:
+    """Decode every image and read every annotation once; good rows become records, the rest is listed.
+
+    Records are sorted by folder and name, whatever order the disk lists them in. A record is kept without an
+    annotation that is missing or bad. What cannot be used has one problem each, and so has what was used by
+    one of the rules in image_rules.ACCEPTED.
+
+    Args:
+        root: folder that holds at least one of FOLDERS; only read.
+        parsing: folder of label maps inside ``root``; None: root/parsing where there is one.
+        mask: folder of masks inside ``root``; None: root/mask where there is one.
+        keypoints: CSV; None: root/keypoints.csv or root/lists/keypoints.csv where there is one.
+        holdout: the training people with this many highest pids get the split "val".
+
+    Raises:
+        UserError: no such folder, no usable image, an unusable key-point file, a holdout of everybody.
+    """
+    root = Path(root)
+    annotations = Annotations.find(root, parsing, mask, keypoints)
+    files, problems = _list_images(root)
+    records: list[PersonRecord] = []
+    for done, (path, name) in enumerate(files, start=1):
+        record = _read_person(root, path, name, problems)
+        if record is not None:
+            records.append(annotations.attach(record, stem(name), problems))
+        if on_progress is not None:
+            on_progress(done, len(files))
+    if not records:
+        reason = f" ({problems[0]})" if problems else ""
+        raise UserError(f"{printable(root)}: no usable image{reason}", "give the folder of a data set")
+    return _hold_out(annotations.add_keypoints(records, problems), holdout), problems
+
+
+def _list_images(root: Path) -> tuple[list[tuple[str, str]], list[AnnotationProblem]]:
+    """(relative path, name) of every file with a Market-1501 name, and a problem for everything else."""
+    if not root.is_dir():
+        raise UserError(f"{printable(root)}: no such folder", "check the path")
+    if not any((root / folder).is_dir() for folder in FOLDERS):
+        raise UserError(
+            f"{printable(root)}: holds none of {', '.join(FOLDERS)}", "give the folder that holds them"
+        )
+    files: list[tuple[str, str]] = []
+    problems: list[AnnotationProblem] = []
+    for folder, split in FOLDERS.items():
+        for name in list_names(root, folder):
+            path = f"{folder}/{name}"
+            try:
+                pid = parse_name(name).pid
+            except RefusedFileError as error:
+                problems.append(_problem(path, "name", error))
+                continue
+            if split == "train" and pid in (JUNK, DISTRACTOR):
+                message = "junk and distractors are no people to train on; left out"
+                problems.append(AnnotationProblem(path, 0, "name", message, "no-identity"))
+                continue
+            files.append((path, name))
+    # maps and masks are found by the stem, so two files of one stem cannot both stand in a data set
+    kept, collisions = drop_collisions((path, stem(name)) for path, name in files)
+    return [(path, path.rpartition("/")[2]) for path, _ in kept], problems + collisions
+
+
+def _read_person(root: Path, path: str, name: str, problems: list[AnnotationProblem]) -> PersonRecord | None:
+    try:
+        picture = read_picture(root / path, root)
+    except RefusedFileError as error:
+        problems.append(_problem(path, "image", error))
+        return None
+    problems += [
+        AnnotationProblem(path, 0, "image", f"used by this rule: {ACCEPTED[rule]}", rule)
+        for rule in picture.rules
+    ]
+    label = parse_name(name)
+    height, width = picture.pixels.shape[:2]
+    split = FOLDERS[path.partition("/")[0]]
+    return PersonRecord(name, path, label.pid, label.camid, split, width, height, picture.sha256)
+
+
+def _hold_out(records: list[PersonRecord], holdout: int) -> list[PersonRecord]:
+    people = sorted({record.pid for record in records if record.split == "train"})
+    if holdout < 0 or (holdout and holdout >= len(people)):
+        raise UserError(f"holdout {holdout}: the training folder has {len(people)} people", "hold out fewer")
+    held = np.array(people[len(people) - holdout :], np.int64)
+    return [
+        replace(record, split="val") if record.split == "train" and record.pid in held else record
+        for record in records
+    ]
+
+
+def _problem(path: str, field: str, error: RefusedFileError) -> AnnotationProblem:
+    message = f"{error.reason}; left out: {error.advice}" if error.advice else f"{error.reason}; left out"
+    return AnnotationProblem(printable(path), 0, field, message, error.rule)
