@@ -1,0 +1,133 @@
+"""Everything that changes during a GAN training, in one object; a checkpoint holds exactly this."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from reposer.checkpoint import Checkpoint, Groups
+from reposer.losses.adversarial import ImagePool
+from reposer.models.discriminators import ResnetDiscriminator
+from reposer.models.generators import build_generator
+from reposer.runtime import Runtime
+from reposer.state import load_into, pack_optimizer, rng_state, set_rng_state, unpack_optimizer
+from reposer.training.ema import build_ema
+from reposer.training.gan_config import GanConfig
+from reposer.training.optimizers import build_adam
+from reposer.training.running_means import RunningMeans
+
+
+class GanState:
+    """Networks, their average, optimizers, pool, random generators, unlogged means, and the step.
+
+    The step is also the position of the schedule and of the sampler, which are functions of it. The networks are the
+    bare ones: what Accelerate or DDP wraps around them is not saved.
+
+    Args:
+        config: sizes, seeds, learning rates.
+        runtime: device and process group.
+    """
+
+    def __init__(self, config: GanConfig, runtime: Runtime) -> None:
+        self.generator = _place(build_generator(config.generator, **config.generator_args), config, runtime)
+        self.discriminator = _place(ResnetDiscriminator(**config.discriminator_args), config, runtime)
+        self.ema = build_ema(self.generator, config.ema_decay)
+        betas = (config.optimizer.beta1, config.optimizer.beta2)
+        self.generator_optimizer = build_adam(self.generator.parameters(), config.optimizer.lr, betas)
+        self.discriminator_optimizer = build_adam(self.discriminator.parameters(), config.optimizer.lr, betas)
+        self.pool = ImagePool(config.gan.pool)
+        self.pool_rng = torch.Generator().manual_seed(config.seed + runtime.rank)
+        self.means = RunningMeans()
+        self.step = 0  # optimizer steps done
+        self._device = runtime.device
+        torch.manual_seed(config.seed + runtime.rank)  # processes draw different dropout masks
+
+    def pack(self, accelerator: Accelerator) -> tuple[Groups, dict[str, Any]]:
+        """Tensors by group, and JSON values. A collective call: every process must make it."""
+        rng, rng_rest = rng_state({"pool": self.pool_rng})
+        own = {f"rng.{k}": v for k, v in rng.items()} | {
+            f"pool.{k}": v for k, v in self.pool.state_dict().items()
+        }
+        own |= {f"means.{k}": v for k, v in self.means.state_dict().items()}
+        generator_optimizer, generator_rest = pack_optimizer(self.generator_optimizer)
+        discriminator_optimizer, discriminator_rest = pack_optimizer(self.discriminator_optimizer)
+        groups = {
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "generator_optimizer": generator_optimizer,
+            "discriminator_optimizer": discriminator_optimizer,
+            "processes": {name: _gather(tensor, accelerator) for name, tensor in own.items()},
+        }
+        meta = {
+            "ema_updates": int(self.ema.n_averaged),
+            "generator_optimizer": generator_rest,
+            "discriminator_optimizer": discriminator_rest,
+            "rng": rng_rest,
+            "world_size": accelerator.num_processes,
+        }
+        return groups, meta
+
+    def restore(self, checkpoint: Checkpoint, runtime: Runtime) -> list[str]:
+        """Go back to a checkpoint, bit for bit; returns what differs from it in ways that change the bits.
+
+        Raises:
+            UserError: the checkpoint belongs to other networks.
+        """
+        groups, meta = checkpoint.groups, checkpoint.meta
+        load_into(self.generator, groups["generator"])
+        load_into(self.discriminator, groups["discriminator"])
+        load_into(self.ema.module, groups["ema"])
+        self.ema.n_averaged.fill_(meta["ema_updates"])
+        for name in ("generator_optimizer", "discriminator_optimizer"):
+            optimizer = getattr(self, name)
+            unpack_optimizer(optimizer, groups[name], meta[name])
+            _match_layout(optimizer)
+        self.step = checkpoint.step
+        differences = [
+            f"{what}: {then} in the checkpoint, {now} here"
+            for what, then, now in (
+                ("torch", meta["torch"], str(torch.__version__)),
+                ("threads", meta["threads"], runtime.threads),
+                ("processes", meta["world_size"], runtime.world_size),
+            )
+            if then != now
+        ]
+        if meta["world_size"] == runtime.world_size:  # else pools and random generators start afresh
+            own = {name: tensor[runtime.rank] for name, tensor in groups["processes"].items()}
+            set_rng_state(_below("rng.", own), meta["rng"], {"pool": self.pool_rng})
+            self.pool.load_state_dict(_below("pool.", own), runtime.device)
+            self.means.load_state_dict(_below("means.", own), runtime.device)
+        return differences
+
+
+def _place(module: nn.Module, config: GanConfig, runtime: Runtime) -> nn.Module:
+    """On the device, in the memory layout; BatchNorm over all processes where there are GPUs (CPUs have no such)."""
+    if runtime.world_size > 1 and runtime.device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return module.to(runtime.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def _match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adam's moments the memory layout of their weights: the fused kernel walks through both in storage order."""
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _gather(tensor: Tensor, accelerator: Accelerator) -> Tensor:
+    """(world size, ...) on the CPU: the tensor of every process, in the order of their numbers."""
+    if accelerator.num_processes == 1:
+        return tensor[None].cpu()
+    carried = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor  # gloo knows no bool
+    gathered: Tensor = accelerator.gather(carried[None].to(accelerator.device).contiguous())
+    return gathered.cpu().to(tensor.dtype)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
