@@ -29,7 +29,7 @@ class PairDataset(Dataset[PairBatch]):
 
     def __init__(self, people: PackedPeople, pairs: NDArray[np.int64]) -> None:
         pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
-        if len(pairs) and not (0 <= pairs.min() and pairs.max() < len(people)):
+        if len(pairs) and not (pairs.min() >= 0 and pairs.max() < len(people)):
             raise ValueError(f"a pair names person {pairs.max()}, there are {len(people)}")
         self.people = people
         self.pairs = pairs
@@ -52,7 +52,7 @@ class PairDataset(Dataset[PairBatch]):
 
 
 class TrainingSteps(Dataset[PairBatch]):
-    """Item ``step`` is one process's part of the batch of that training step, a pure function of seed and step.
+    """Item ``step`` is one process's part of that training step, a pure function of seed and step.
 
     Args:
         pairs: the pairs to draw from.

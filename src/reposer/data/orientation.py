@@ -56,7 +56,7 @@ def face_share(parsing: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def orientation(pose: Pose, shares: NDArray[np.float64] | None = None) -> NDArray[np.int8]:
-    """(...,) index into ORIENTATIONS for (..., J, 2), UNKNOWN when the shoulders or a side's facing are unknown.
+    """(...,) index into ORIENTATIONS for (..., J, 2), UNKNOWN without shoulders or a facing.
 
     Args:
         shares: (...,) ``face_share`` of the same people. Detectors swap left and right of people seen from
