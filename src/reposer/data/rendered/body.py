@@ -1,0 +1,162 @@
+"""The skeleton of a rendered person: proportions, pose, forward kinematics and the 18 OpenPose joints.
+
+Body frame (meters): x towards the person's left, y up, z forward (where the face looks). In the rest pose the person stands
+straight with hanging arms, feet on y = 0. Proportions follow Drillis and Contini's segment lengths as fractions of the
+height (Winter, Biomechanics and Motor Control of Human Movement, fig. 4.1), with our own widths.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+BONES = (
+    "pelvis", "waist", "chest", "neck", "head",
+    "r_arm", "r_forearm", "r_hand", "l_arm", "l_forearm", "l_hand",
+    "r_thigh", "r_shin", "r_foot", "l_thigh", "l_shin", "l_foot",
+)  # fmt: skip
+BONE = {name: index for index, name in enumerate(BONES)}
+PARENTS = (-1, 0, 1, 2, 3, 2, 5, 6, 2, 8, 9, 0, 11, 12, 0, 14, 15)
+
+# The bone that carries each OpenPose joint, in the order of reposer.data.keypoints.JOINTS, and how far behind the visible
+# surface (meters) the joint may lie and still count as seen: about its depth below skin and cloth.
+JOINT_BONES = tuple(
+    BONE[name]
+    for name in (
+        "head", "chest", "r_arm", "r_forearm", "r_hand", "l_arm", "l_forearm", "l_hand",
+        "r_thigh", "r_shin", "r_foot", "l_thigh", "l_shin", "l_foot", "head", "head", "head", "head",
+    )
+)  # fmt: skip
+JOINT_DEPTH = np.array(
+    [
+        0.04,
+        0.20,
+        0.17,
+        0.12,
+        0.09,
+        0.17,
+        0.12,
+        0.09,
+        0.22,
+        0.17,
+        0.11,
+        0.22,
+        0.17,
+        0.11,
+        0.045,
+        0.045,
+        0.06,
+        0.06,
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BodyShape:
+    """What makes two undressed bodies differ."""
+
+    height: float  # meters, without shoes and hair
+    female: float  # 0 typical male, 1 typical female proportions
+    build: float  # girth factor: 0.85 slim, 1 average, 1.25 heavy
+    legs: float = 1.0  # length of the legs relative to the average
+    shoulders: float = 1.0  # width of the shoulders relative to the average
+
+    @property
+    def k(self) -> float:
+        """Scale from the drawing height of 1.72 m."""
+        return self.height / 1.72
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """Where a person looks and how the joints are bent.
+
+    ``angles`` (17, 3) are degrees about x, y, z of each bone relative to its parent, applied as Rx Rz Ry.
+    """
+
+    action: str  # "stand", "walk", "arms_up", ...
+    yaw: float  # degrees: 0 faces the camera, 90 faces the image's right, 180 shows the back
+    angles: NDArray[np.float64] = field(default_factory=lambda: np.zeros((len(BONES), 3)))
+
+    def named_angles(self) -> dict[str, list[float]]:
+        """The bones that are bent, for people.json."""
+        return {
+            name: np.round(self.angles[i], 2).tolist() for i, name in enumerate(BONES) if self.angles[i].any()
+        }
+
+
+def rest_joints(shape: BodyShape) -> NDArray[np.float64]:
+    """(17, 3) position of each bone's joint in the rest pose, meters."""
+    h, f = shape.height, shape.female
+    shoulder = h * (0.1055 - 0.0125 * f) * shape.shoulders
+    hip = h * (0.0500 + 0.0030 * f)
+    hip_y, knee_y, ankle_y = 0.520 * h * shape.legs, 0.283 * h * shape.legs, 0.043 * h
+    up = hip_y - 0.520 * h  # what longer legs lift
+    squeeze = 1.0 - up / (0.40 * h)  # the trunk gives back what the legs take
+
+    def trunk(y: float) -> float:
+        return hip_y + (y - 0.520) * h * squeeze
+
+    arm = {"x": shoulder, "y": trunk(0.812), "z": -0.006 * h}
+    points = {
+        "pelvis": (0.0, trunk(0.540), 0.0),
+        "waist": (0.0, trunk(0.600), -0.004 * h),
+        "chest": (0.0, trunk(0.690), -0.006 * h),
+        "neck": (0.0, trunk(0.822), -0.012 * h),
+        "head": (0.0, trunk(0.872), -0.002 * h),
+    }
+    for side, sign in (("r", -1.0), ("l", 1.0)):
+        points[f"{side}_arm"] = (sign * arm["x"], arm["y"], arm["z"])
+        points[f"{side}_forearm"] = (sign * arm["x"], arm["y"] - 0.176 * h, arm["z"])
+        points[f"{side}_hand"] = (sign * arm["x"], arm["y"] - 0.320 * h, arm["z"])
+        points[f"{side}_thigh"] = (sign * hip, hip_y, 0.0)
+        points[f"{side}_shin"] = (sign * hip, knee_y, 0.004 * h)
+        points[f"{side}_foot"] = (sign * hip, ankle_y, -0.010 * h)
+    return np.array([points[name] for name in BONES])
+
+
+def joint_rest_positions(shape: BodyShape, rest: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(18, 3) OpenPose joints in the rest pose: the limb joints and five points on the head's surface."""
+    k = shape.k
+    joints = np.array([rest[bone] for bone in JOINT_BONES])
+    joints[1] = (rest[BONE["r_arm"]] + rest[BONE["l_arm"]]) / 2 + (0.0, 0.012 * k, 0.0)  # OpenPose's neck
+    head = head_center(shape, rest)
+    for index, offset in ((0, (0.0, -0.022, 0.105)), (14, (-0.031, 0.012, 0.082)), (15, (0.031, 0.012, 0.082)),
+                          (16, (-0.074, -0.008, -0.004)), (17, (0.074, -0.008, -0.004))):  # fmt: skip
+        joints[index] = head + np.array(offset) * k
+    return joints
+
+
+def head_center(shape: BodyShape, rest: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3,) middle of the head, between the ears, in the rest pose."""
+    return rest[BONE["head"]] + np.array([0.0, 0.062, 0.012]) * shape.height
+
+
+def rotation(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rx Rz Ry for (x, y, z) degrees -> (3, 3)."""
+    (cx, cy, cz), (sx, sy, sz) = ([f(math.radians(a)) for a in degrees] for f in (math.cos, math.sin))
+    return np.array([
+        [cz * cy, -sz, cz * sy],
+        [cx * sz * cy + sx * sy, cx * cz, cx * sz * sy - sx * cy],
+        [sx * sz * cy - cx * sy, sx * cz, sx * sz * sy + cx * cy],
+    ])  # fmt: skip
+
+
+def forward_kinematics(
+    pose: Pose, rest: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """World rotation (17, 3, 3) and joint position (17, 3) of every bone; the pelvis turns by the yaw where it stands."""
+    turns = np.empty((len(BONES), 3, 3))
+    places = np.empty((len(BONES), 3))
+    turns[0] = rotation(np.array([0.0, pose.yaw, 0.0])) @ rotation(pose.angles[0])
+    places[0] = rest[0]
+    for bone in range(1, len(BONES)):
+        parent = PARENTS[bone]
+        turns[bone] = (
+            turns[parent] @ rotation(pose.angles[bone]) if pose.angles[bone].any() else turns[parent]
+        )
+        places[bone] = places[parent] + turns[parent] @ (rest[bone] - rest[parent])
+    return turns, places

@@ -1,0 +1,196 @@
+"""Data sets of rendered people: in memory, or as files in Market-1501's layout and names with exact annotations.
+
+Image i of person p under a seed is a pure function of (seed, p, i): person, pose, camera and picture, whatever the number of
+people, images or threads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reposer.data.keypoints import write_keypoints_csv
+from reposer.data.parsing import PALETTE
+from reposer.data.rendered.body import Pose
+from reposer.data.rendered.cameras import CAMERAS, Camera
+from reposer.data.rendered.poses import sample_pose
+from reposer.data.rendered.renderer import RenderedPeople, render_people
+from reposer.data.rendered.wardrobe import Identity, sample_identity
+from reposer.errors import UserError
+from reposer.files import atomic_folder
+from reposer.images import encode_jpeg, encode_png
+
+SCHEMA = "reposer-rendered-people-1"
+MAX_PEOPLE, MAX_IMAGES = 9999, 999_999  # what four and six digits of a Market-1501 name can count
+_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One image of the data set before it is rendered."""
+
+    identity: Identity
+    pose: Pose
+    camera: Camera
+    seed: tuple[int, int, int]
+
+    @property
+    def stem(self) -> str:
+        """Market-1501's name without extension: the frame number is the image's index; 00 is an exact box."""
+        return f"{self.identity.pid:04d}_c{self.camera.camid}s1_{self.seed[2]:06d}_00"
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedSummary:
+    """What was written."""
+
+    root: Path
+    train_images: int
+    train_people: int
+    query_images: int
+    gallery_images: int
+    test_people: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.root}: {self.train_images} training images of {self.train_people} rendered people; "
+            f"{self.query_images} query and {self.gallery_images} gallery images of {self.test_people} others"
+        )
+
+
+def plan_shot(seed: int, pid: int, index: int) -> Shot:
+    """Who, how and where of image ``index`` of person ``pid``.
+
+    A person passes the six cameras in an own order, two images in each before the next.
+    """
+    order = np.random.default_rng([seed, pid, 1]).permutation(len(CAMERAS))
+    camera = CAMERAS[order[index // 2 % len(CAMERAS)]]
+    pose = sample_pose(np.random.default_rng([seed, pid, index, 2]))
+    return Shot(sample_identity(seed, pid), pose, camera, (seed, pid, index))
+
+
+def render_shots(
+    shots: Sequence[Shot], size: tuple[int, int] = (128, 64), *, samples: int = 2, threads: int = 1
+) -> RenderedPeople:
+    """The pictures and annotations of planned images."""
+    return render_people([s.identity for s in shots], [s.pose for s in shots], [s.camera for s in shots], size,
+                         seeds=[s.seed for s in shots], samples=samples, threads=threads)  # fmt: skip
+
+
+def iterate_rendered(
+    pids: Sequence[int], images_per_identity: int, size: tuple[int, int] = (128, 64), *, seed: int = 0,
+    samples: int = 2, threads: int = 1, batch_size: int = _BATCH,
+) -> Iterator[tuple[list[Shot], RenderedPeople]]:  # fmt: skip
+    """The same images without files: batches in the order of ``pids``, each person's images by index."""
+    plan = [(pid, index) for pid in pids for index in range(images_per_identity)]
+    for start in range(0, len(plan), batch_size):
+        shots = [plan_shot(seed, pid, index) for pid, index in plan[start : start + batch_size]]
+        yield shots, render_shots(shots, size, samples=samples, threads=threads)
+
+
+def write_rendered_dataset(
+    root: str | Path,
+    *,
+    identities: int = 64,
+    images_per_identity: int = 16,
+    size: tuple[int, int] = (128, 64),
+    seed: int = 0,
+    test_identities: int = 16,
+    samples: int = 2,
+    threads: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> RenderedSummary:
+    """Write a data set of rendered people; it appears at ``root`` complete or not at all.
+
+    ``bounding_box_train/`` holds people 1 to ``identities``; the test people follow: the first image of each in each camera is a
+    query, the others are the gallery (``bounding_box_test/``). Beside them: ``parsing/`` (LIP-20 palette PNG), ``mask/`` (1-bit PNG),
+    ``keypoints.csv`` (whole pixels) and ``people.json`` (attributes of every person, angles of every image).
+
+    Args:
+        root: folder to make; an earlier rendered data set there is replaced, anything else refused.
+        size: height and width in pixels.
+        samples: samples a pixel along each axis.
+        threads: images rendered at the same time; does not change a byte.
+        progress: called with (images done, images in all) now and then.
+
+    Raises:
+        UserError: ``root`` holds something else, or a count is out of range.
+    """
+    root = Path(root)
+    total_people = identities + test_identities
+    if not (0 < total_people <= MAX_PEOPLE and identities >= 0 <= test_identities):
+        raise UserError(
+            f"{identities} + {test_identities} people: 1 to {MAX_PEOPLE} fit into the names", "ask for fewer"
+        )
+    if not 0 < images_per_identity <= MAX_IMAGES:
+        raise UserError(
+            f"{images_per_identity} images a person: 1 to {MAX_IMAGES} fit into the names", "ask for fewer"
+        )
+    _check_root(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    keypoints: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
+    images: dict[str, dict[str, Any]] = {}
+    people: dict[str, dict[str, Any]] = {}
+    counts = dict.fromkeys(("bounding_box_train", "query", "bounding_box_test"), 0)
+    seen: set[tuple[int, int]] = set()
+    total = total_people * images_per_identity
+    with atomic_folder(root) as folder:
+        for name in (*counts, "parsing", "mask"):
+            (folder / name).mkdir()
+        pids = range(1, total_people + 1)
+        for shots, batch in iterate_rendered(
+            pids, images_per_identity, size, seed=seed, samples=samples, threads=threads
+        ):
+            for n, shot in enumerate(shots):
+                pid, camid = shot.identity.pid, shot.camera.camid
+                part = (
+                    "bounding_box_train"
+                    if pid <= identities
+                    else "bounding_box_test"
+                    if (pid, camid) in seen
+                    else "query"
+                )
+                seen.add((pid, camid))
+                counts[part] += 1
+                (folder / part / f"{shot.stem}.jpg").write_bytes(encode_jpeg(batch.images[n], quality=95))
+                (folder / "parsing" / f"{shot.stem}.png").write_bytes(encode_png(batch.parsing[n], PALETTE))
+                (folder / "mask" / f"{shot.stem}.png").write_bytes(encode_png(batch.masks[n]))
+                keypoints[f"{shot.stem}.jpg"] = np.rint(batch.keypoints[n])
+                people.setdefault(str(pid), shot.identity.attributes())
+                images[f"{shot.stem}.jpg"] = {"pid": pid, "camid": camid, "action": shot.pose.action,
+                                              "yaw": round(shot.pose.yaw, 3), "angles": shot.pose.named_angles()}  # fmt: skip
+            if progress is not None:
+                progress(len(images), total)
+        write_keypoints_csv(folder / "keypoints.csv", dict(sorted(keypoints.items())))
+        record = {"schema": SCHEMA, "seed": seed, "size": list(size), "identities": identities, "test_identities": test_identities,
+                  "images_per_identity": images_per_identity, "samples": samples, "people": people, "images": images}  # fmt: skip
+        (folder / "people.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return RenderedSummary(
+        root,
+        counts["bounding_box_train"],
+        identities,
+        counts["query"],
+        counts["bounding_box_test"],
+        test_identities,
+    )
+
+
+def _check_root(root: Path) -> None:
+    """Only an absent or empty folder, or an earlier rendered data set, may be replaced."""
+    if not root.exists():
+        return
+    if root.is_dir():
+        if not any(root.iterdir()):
+            return
+        record = root / "people.json"
+        if (
+            record.is_file()
+            and f'"schema": "{SCHEMA}"' in record.read_text(encoding="utf-8", errors="replace")[:200]
+        ):
+            return
+    raise UserError(f"{root}: exists and is not a rendered data set", "name a new folder")
