@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from reposer.data.array_writer import ArrayWriter
 from reposer.data.keypoints import Pose, scale_keypoints
 from reposer.data.label_files import read_mask
 from reposer.data.packed import ARRAYS, HEADER, ROWS, SCHEMA_VERSION
@@ -114,11 +115,11 @@ def pack(
     if not records:
         raise UserError(f"{root}: the data set is empty", "check the folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_remains(out)
+    remove_remains(out)
     height, width = size
     require_space(out.parent, len(records) * height * width * 5)
-    with atomic_folder(out) as folder, _claimed(folder):
-        with _ArrayWriter(folder, size) as writer:
+    with atomic_folder(out) as folder, claimed(folder):
+        with ArrayWriter(folder, size) as writer:
             rows, report = _write_people(
                 _read_people(records, Path(root), size, threads), writer, len(records), on_progress
             )
@@ -131,7 +132,7 @@ def pack(
 
 def _write_people(
     people: Iterator[_Person],
-    writer: _ArrayWriter,
+    writer: ArrayWriter,
     total: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[list[dict[str, Any]], PackReport]:
@@ -221,47 +222,6 @@ def _resize(array: NDArray[np.uint8], size: tuple[int, int], filter_: Image.Resa
     )  # Pillow's bilinear antialiases
 
 
-class _ArrayWriter:
-    """Appends people to images.npy, parsing.npy and mask.npy, whose headers get the count at the end."""
-
-    def __init__(self, folder: Path, size: tuple[int, int]) -> None:
-        self.shapes = {"images": (*size, 3), "parsing": size, "mask": size}
-        self.dtypes = {"images": np.uint8, "parsing": np.uint8, "mask": np.bool_}
-        self.count = 0
-        self.files = {name: (folder / f"{name}.npy").open("xb") for name in ARRAYS}
-
-    def __enter__(self) -> Self:
-        self._write_headers()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for file in self.files.values():
-            file.seek(0)
-        try:
-            self._write_headers()
-        finally:
-            for file in self.files.values():
-                file.close()
-
-    def append(self, image: NDArray[np.uint8], parsing: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
-        """Write one person at the end of each file."""
-        for name, array in zip(ARRAYS, (image, parsing, mask), strict=True):
-            if array.shape != self.shapes[name] or array.dtype != self.dtypes[name]:
-                raise TypeError(f"{name} is {array.dtype} {array.shape}")
-            self.files[name].write(array.tobytes())
-        self.count += 1
-
-    def _write_headers(self) -> None:
-        """NumPy pads the first axis ("growth axis") to a fixed width: a header can be rewritten in place."""
-        for name, file in self.files.items():
-            header = {
-                "descr": np.lib.format.dtype_to_descr(np.dtype(self.dtypes[name])),
-                "fortran_order": False,
-                "shape": (self.count, *self.shapes[name]),
-            }
-            np.lib.format.write_array_header_1_0(file, header)
-
-
 def _write_header(folder: Path, size: tuple[int, int], report: PackReport) -> None:
     hashes = {name: sha256_file(folder / name) for name in (*(f"{array}.npy" for array in ARRAYS), ROWS)}
     header = {
@@ -279,7 +239,7 @@ def _write_header(folder: Path, size: tuple[int, int], report: PackReport) -> No
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[None]:
     """Lock a temporary folder while its writer lives; the kernel drops the lock when the writer is killed."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -289,7 +249,7 @@ def _claimed(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_remains(out: Path) -> None:
+def remove_remains(out: Path) -> None:
     """Delete temporary folders of killed runs; one whose writer lives is locked and stays."""
     for folder in sorted(out.parent.glob(f".{out.name}.tmp-*")):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,0 +1,47 @@
+"""Finds what spoils an experiment though every file is sound: copies, and people on both sides of the split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reposer.data.problems import AnnotationProblem
+from reposer.structures import PersonRecord
+
+_TRAINING = ("train", "val")  # splits made of the training folder
+
+
+def find_leaks(records: Sequence[PersonRecord]) -> list[AnnotationProblem]:
+    """Warnings about files of the same bytes, and about people of both the training and the test folders.
+
+    Rules: ``copy`` (same bytes, same person), ``copy-other-person`` (same bytes under two pids: one label is
+    wrong), ``copy-train-test`` (same bytes in the training folder and in query or gallery),
+    ``person-train-test`` (a pid in both; junk and distractors aside). A file that breaks two rules is listed
+    twice.
+    """
+    first: dict[str, PersonRecord] = {}
+    problems: list[AnnotationProblem] = []
+    for record in records:
+        other = first.setdefault(record.sha256, record)
+        if other is not record:
+            problems += [
+                AnnotationProblem(
+                    record.path, 0, "content", f"has the same bytes as {other.path}; {text}", rule
+                )
+                for rule, text in _copy_rules(record, other)
+            ]
+    trained = {record.pid for record in records if record.split in _TRAINING}
+    tested = {record.pid for record in records if record.split not in _TRAINING and record.pid > 0}
+    for pid in sorted(trained & tested):
+        path = next(r.path for r in records if r.pid == pid and r.split not in _TRAINING)
+        message = f"person {pid} is in the training folder too; test people must not be trained on"
+        problems.append(AnnotationProblem(path, 0, "pid", message, "person-train-test"))
+    return problems
+
+
+def _copy_rules(record: PersonRecord, other: PersonRecord) -> list[tuple[str, str]]:
+    rules = []
+    if (record.split in _TRAINING) != (other.split in _TRAINING):
+        rules.append(("copy-train-test", "a test image must not be trained on"))
+    if record.pid != other.pid:
+        rules.append(("copy-other-person", f"pids {record.pid} and {other.pid} cannot both be right"))
+    return rules or [("copy", "one of them is enough")]
