@@ -1,0 +1,240 @@
+"""Checkpoints: folders of safetensors + JSON, atomic, hashed, finite; damaged ones are never used.
+
+``root/step_00000123/`` holds one ``<group>.safetensors`` for each group of tensors and ``meta.json``: schema,
+step, torch version, thread count, configuration hash, sha256 and size of every file, the caller's own
+entries, and the sha256 of all this. State of modules, optimizers and generators as tensors + JSON:
+:mod:`reposer.state`. A folder has this name only when it is complete and fsynced
+(:func:`reposer.files.atomic_folder`). torch.load notices 3 % of single flipped bits and safetensors none of
+those in the data, so the hashes are ours. No pickle anywhere.
+
+One writer for each root, which :class:`reposer.runs.Run` sees to with its lock; readers need none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from reposer.config import canonical_json
+from reposer.errors import UserError
+from reposer.files import (
+    atomic_folder,
+    remove_temporaries,
+    remove_tree,
+    require_space,
+    sha256_bytes,
+    sha256_file,
+    write_new,
+)
+
+SCHEMA = 1  # raise it when the layout changes, and keep reading every older one
+_FOLDER = re.compile(r"^(?:step_(\d{8,})|\.step_(\d{8,})\.replaced)$")
+_GROUP = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+_META = "meta.json"
+_log = logging.getLogger(__name__)
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint is not what was saved: a file is missing, cut, changed or swapped, a tensor malformed."""
+
+
+class NonFiniteError(UserError):
+    """A tensor to be saved holds NaN or infinity; the last checkpoint is still finite."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory."""
+
+    step: int
+    groups: dict[str, dict[str, Tensor]]  # group -> name -> CPU tensor
+    meta: dict[str, Any]  # the caller's entries with "config_hash", "torch" and "threads"
+    path: Path
+    skipped: tuple[str, ...] = ()  # what `latest` found wrong with newer ones, a line each
+
+
+def save(root: Path, step: int, groups: Groups, meta: Mapping[str, Any]) -> Path:
+    """Write ``root/step_<step>`` complete or not at all; an older folder of that step is replaced.
+
+    Args:
+        root: the run's checkpoint folder, made if missing.
+        step: optimizer updates done so far.
+        groups: tensors of any device, dtype and layout; saved dense on the CPU, bit for bit.
+        meta: JSON values; must hold "config_hash". "torch" and "threads" are added.
+
+    Raises:
+        NonFiniteError: a float tensor holds NaN or infinity; nothing is written.
+        DiskError: no room, no permission or a faulty disk; what was there before is still there.
+    """
+    _refuse_non_finite(groups)
+    if "config_hash" not in meta or not all(map(_GROUP.match, groups)):
+        raise ValueError("meta needs 'config_hash', and group names are letters, digits, '_' and '-'")
+    entries = {**meta, "torch": str(torch.__version__), "threads": torch.get_num_threads()}
+    document: dict[str, Any] = {"schema": SCHEMA, "step": step, "meta": entries, "files": {}}
+    canonical_json(document)  # what JSON cannot hold fails here, before anything is written
+    root.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(root)
+    require_space(
+        root, sum(t.numel() * t.element_size() + 256 for group in groups.values() for t in group.values())
+    )
+    path = root / f"step_{step:08d}"
+    with atomic_folder(path) as folder:
+        for name, tensors in groups.items():
+            # clone: safetensors refuses tensors that share memory (tied weights)
+            dense = {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
+            data = safetensors.torch.save(dense)
+            document["files"][f"{name}.safetensors"] = {"sha256": sha256_bytes(data), "size": len(data)}
+            write_new(folder / f"{name}.safetensors", data)
+        document["sha256"] = sha256_bytes(canonical_json(document))
+        write_new(folder / _META, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint; every hash is verified before any tensor is built, and again on the bytes used.
+
+    Raises:
+        DamagedCheckpointError: anything differs from what was saved, or a tensor is not finite.
+        UserError: the checkpoint was written by a newer version.
+    """
+    document = _read_document(path)
+    for name, entry in document["files"].items():
+        if not (path / name).is_file() or sha256_file(path / name) != entry["sha256"]:
+            raise _damaged(path, name, "is missing or differs from its sha256")
+    groups = {
+        name.removesuffix(".safetensors"): _read_group(path, name, entry) for name, entry in _files(document)
+    }
+    return Checkpoint(document["step"], groups, document["meta"], path)
+
+
+def verify(path: Path) -> None:
+    """Re-read a whole checkpoint from the disk, one group in memory at a time; raises as :func:`load`."""
+    for name, entry in _files(_read_document(path)):
+        _read_group(path, name, entry)
+
+
+def steps(root: Path) -> list[tuple[int, Path]]:
+    """Step and folder of every checkpoint below ``root``, newest first, damaged ones included."""
+    found: dict[int, Path] = {}
+    for entry in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:  # step_* sorts after .step_*
+        match = _FOLDER.match(entry.name)
+        if match:
+            found.setdefault(int(match[1] or match[2]), entry)
+    return sorted(found.items(), reverse=True)
+
+
+def latest(root: Path) -> Checkpoint | None:
+    """The newest good checkpoint, None where there is none at all; damaged newer ones are logged and listed.
+
+    Raises:
+        DamagedCheckpointError: there are checkpoints but every one is damaged; starting afresh is the user's
+            decision.
+    """
+    skipped: list[str] = []
+    for _, path in steps(root):
+        try:
+            good = load(path)
+        except DamagedCheckpointError as error:
+            skipped.append(str(error))
+            _log.warning("damaged checkpoint skipped: %s", error)
+            continue
+        return Checkpoint(good.step, good.groups, good.meta, good.path, tuple(skipped))
+    if skipped:
+        raise DamagedCheckpointError("; ".join(skipped), "no good checkpoint is left: start a new run")
+    return None
+
+
+def prune(root: Path, keep: int) -> list[Path]:
+    """Delete what is older than the newest ``keep`` good checkpoints, which are re-read and verified first.
+
+    With fewer good ones nothing is deleted. ``keep`` is at least 2: one may turn bad. Returns what was
+    removed.
+    """
+    if keep < 2:
+        raise ValueError("keep at least 2 checkpoints")
+    good, removed = 0, []
+    for _, path in steps(root):
+        if good == keep:
+            remove_tree(path)
+            removed.append(path)
+            continue
+        try:
+            verify(path)
+            good += 1
+        except DamagedCheckpointError as error:
+            _log.warning("damaged checkpoint does not count as kept: %s", error)
+    return removed
+
+
+def _refuse_non_finite(groups: Groups) -> None:
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(
+                    f"{group}: {name} holds NaN or infinity",
+                    "training has diverged: resume with a lower learning rate",
+                )
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    """meta.json, checked against its own sha256, its schema and the folder's name."""
+    try:
+        document = json.loads((path / _META).read_bytes())
+        digest = document.pop("sha256")
+        if digest != sha256_bytes(canonical_json(document)):
+            raise ValueError("differs from its sha256")
+        if document["schema"] > SCHEMA:
+            raise UserError(
+                f"{path}: was written by a newer reposer (schema {document['schema']})", "update reposer"
+            )
+        match = _FOLDER.match(path.name)
+        if match and int(match[1] or match[2]) != document["step"]:
+            raise ValueError(f"belongs to step {document['step']}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, _META, str(error)) from error
+    return dict(document)
+
+
+def _files(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield from document["files"].items()
+
+
+def _read_group(path: Path, name: str, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of one file, built only from bytes whose hash is right."""
+    try:
+        if not _GROUP.match(name.removesuffix(".safetensors")):
+            raise ValueError("is no file name of a checkpoint")
+        if (path / name).stat().st_size != entry["size"]:
+            raise ValueError("has another size than was saved")
+        data = (path / name).read_bytes()
+        if sha256_bytes(data) != entry["sha256"]:
+            raise ValueError("differs from its sha256")
+        tensors = safetensors.torch.load(data)
+        _refuse_non_finite({name: tensors})
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AssertionError,
+        SafetensorError,
+        NonFiniteError,
+    ) as error:
+        raise _damaged(path, name, str(error)) from error
+    return tensors
+
+
+def _damaged(path: Path, name: str, reason: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"{path / name}: {reason}", "this checkpoint is not used")

@@ -1,0 +1,244 @@
+"""Configurations: frozen pydantic models, JSON on disk, typed overrides, errors naming the nearest valid key.
+
+A configuration class stands beside the code that reads it and derives from :class:`Config`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import pydantic
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from reposer.errors import UserError
+from reposer.files import sha256_bytes, write_atomic
+
+
+class Config(pydantic.BaseModel):
+    """Base of every configuration: frozen, an unknown key is an error, no NaN, defaults are checked too."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
+
+    def changed(self, **values: Any) -> Self:
+        """A checked copy with some fields replaced (pydantic's own ``model_copy`` checks nothing)."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **values})
+
+
+_C = TypeVar("_C", bound=Config)
+
+
+def apply_overrides(config: _C, overrides: Sequence[str]) -> _C:
+    """A copy of ``config`` with ``"optimizer.lr=1e-4"``-like overrides applied in order.
+
+    Values are read as YAML the way OmegaConf does (1e-4 is a number, ``[128, 64]`` a list, ``null`` None);
+    where the field refuses that reading, the plain text is tried (``name=007`` stays a text for a text
+    field). The value replaces what stands at the key: lists and dictionaries are not merged.
+
+    Raises:
+        UserError: an override without "=", an unknown key (names the nearest valid one) or a value of the
+            wrong type.
+    """
+    data = config.model_dump(mode="json")
+    for override in overrides:
+        data = _apply(type(config), data, override)
+    return _validated(type(config), data, "--set")
+
+
+def _apply(cls: type[_C], data: dict[str, Any], override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    names = key.strip().split(".")
+    if not separator or not all(names):
+        raise UserError(
+            f"--set {override}: is not of the form key=value", "write for example optimizer.lr=1e-4"
+        )
+    try:
+        # The key is replaced: OmegaConf would read brackets and escapes in it in its own way.
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+        value = json.loads(json.dumps(cast(dict[str, Any], parsed)["value"], allow_nan=False))
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--set {override}: the value cannot be read: {reason}", "quote the value") from error
+    _refuse_unknown(cls, names, f"--set {override}")
+    first: list[Any] = []  # what is wrong with the YAML reading
+    for candidate in (value, text):
+        changed = copy.deepcopy(data)
+        _assign(changed, names, candidate, override)
+        problems = _problems(cls, changed)
+        if not problems:
+            return changed
+        first = first or problems
+    raise UserError(_lines(cls, first, f"--set {override}"))
+
+
+def _assign(data: dict[str, Any], names: list[str], value: Any, override: str) -> None:
+    for depth, name in enumerate(names[:-1]):
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            parent = ".".join(names[: depth + 1])
+            raise UserError(f"--set {override}: {parent} holds no keys of its own", f"write {parent}=VALUE")
+    data[names[-1]] = value
+
+
+def save_config(config: Config, path: str | os.PathLike[str]) -> None:
+    """Write the resolved configuration as readable JSON, atomically."""
+    text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def load_config(cls: type[_C], path: str | os.PathLike[str]) -> _C:
+    """Read a configuration of class ``cls`` from JSON.
+
+    Raises:
+        UserError: the file is missing, is no JSON, or does not fit ``cls``; one line for each field.
+    """
+    return _validated(cls, read_json(path), str(path))
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        UserError: the file is missing, unreadable, no JSON, or no object.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}", "check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON: {error}", "restore or delete this file") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds no JSON object", "restore or delete this file")
+    return data
+
+
+def canonical_json(data: Any) -> bytes:
+    """One byte string for equal data: sorted keys, no spaces, no NaN.
+
+    Raises:
+        ValueError: a float is not finite.
+    """
+    return json.dumps(
+        data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def config_hash(config: Config) -> str:
+    """Hexadecimal sha256 of the resolved configuration."""
+    return sha256_bytes(canonical_json(config.model_dump(mode="json")))
+
+
+def differences(a: Config | Mapping[str, Any], b: Config | Mapping[str, Any]) -> list[str]:
+    """Lines ``key: value in a -> value in b`` of every leaf that differs, sorted by key; empty when equal."""
+    left, right = (dict(_leaves(x.model_dump(mode="json") if isinstance(x, Config) else x)) for x in (a, b))
+    lines = []
+    for key in sorted(left.keys() | right.keys()):
+        here, there = (json.dumps(side[key]) if key in side else "(absent)" for side in (left, right))
+        if here != there:
+            lines.append(f"{key}: {here} -> {there}")
+    return lines
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _problems(cls: type[_C], data: dict[str, Any]) -> list[Any]:
+    try:
+        _parsed(cls, data)
+    except pydantic.ValidationError as error:
+        return error.errors(include_url=False, include_context=False)
+    return []
+
+
+def _parsed(cls: type[_C], data: dict[str, Any]) -> _C:
+    # Strict JSON mode: 1 is a float, True no number, "1" no integer; a list becomes a tuple, a text a Path.
+    return cls.model_validate_json(json.dumps(data), strict=True)
+
+
+def _validated(cls: type[_C], data: dict[str, Any], origin: str) -> _C:
+    try:
+        return _parsed(cls, data)
+    except pydantic.ValidationError as error:
+        raise UserError(
+            _lines(cls, error.errors(include_url=False, include_context=False), origin)
+        ) from error
+
+
+def _lines(cls: type[Config], problems: list[Any], origin: str) -> str:
+    """One line for each pydantic error."""
+    lines = []
+    for problem in problems:
+        names = [str(part) for part in problem["loc"]]
+        key = ".".join(names) or cls.__name__
+        if problem["type"] == "extra_forbidden":
+            lines.append(_unknown(cls, names, origin))
+        elif problem["type"] == "missing":
+            lines.append(f"{origin}: {key} is missing")
+        else:
+            message = problem["msg"][:1].lower() + problem["msg"][1:]
+            lines.append(f"{origin}: {key}: {message}, not {_short(problem['input'])}")
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _refuse_unknown(cls: type[Config], names: list[str], origin: str) -> None:
+    model: type[Config] | None = cls
+    for depth, name in enumerate(names):
+        if model is None:
+            return  # below a dictionary or a plain value: pydantic or _assign judges
+        if name not in model.model_fields:
+            raise UserError(_unknown(cls, names[: depth + 1], origin))
+        model = _model_of(model.model_fields[name].annotation)
+
+
+def _unknown(cls: type[Config], names: list[str], origin: str) -> str:
+    key = ".".join(names)
+    valid = list(_keys(cls))
+    same_name = [k for k in valid if k.split(".")[-1] == names[-1]]
+    siblings = [k for k in valid if k.split(".")[:-1] == names[:-1]]
+    nearest = (
+        same_name
+        or difflib.get_close_matches(key, siblings, 1, 0.5)
+        or difflib.get_close_matches(key, valid, 1, 0.5)
+    )
+    hint = f"did you mean {nearest[0]}?" if nearest else f"valid keys are {', '.join(siblings or valid)}"
+    return f"{origin}: unknown key {key}: {hint}"
+
+
+def _keys(cls: type[Config], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a configuration class, groups included."""
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        model = _model_of(field.annotation)
+        if model is not None:
+            yield from _keys(model, f"{prefix}{name}.")
+
+
+def _model_of(annotation: Any) -> type[Config] | None:
+    """The configuration class of a field, also inside ``X | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        models = [m for m in map(_model_of, typing.get_args(annotation)) if m is not None]
+        return models[0] if len(models) == 1 else None
+    return None
