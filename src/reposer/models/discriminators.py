@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reposer.images import to_float
 from reposer.models.layers import ConvNormAct, Padding, check_choice, conv, init_weights, make_norm
-from reposer.models.san_blocks import onehot_parsing
+from reposer.models.san_blocks import join_planes
 from reposer.structures import NUM_LABELS, PairBatch
 
 PAIRINGS = ("source", "as_printed", "shape", "none")
@@ -86,13 +86,12 @@ class ResnetDiscriminator(nn.Module):
             (B, 1, H/4, W/4) with the patch head, (B, 4 ndf, H/4, W/4) without.
         """
         image = to_float(image)
-        inputs = [image]
-        if self.pairing == "source" or (self.pairing == "as_printed" and not fake):
-            inputs = [to_float(source_image), image]
-        elif self.pairing == "as_printed":
-            inputs = [to_float(batch.target_image), image]
-        elif self.pairing == "shape":
-            inputs += [batch.target_mask.unsqueeze(1), onehot_parsing(batch.target_parsing, self.labels)]
-        joined = torch.cat([x.to(image.dtype) for x in inputs], dim=1)
-        logits: Tensor = self.network(joined.contiguous(memory_format=torch.channels_last))
+        if self.pairing == "shape":
+            pair = join_planes([image, batch.target_mask.unsqueeze(1)], batch.target_parsing, self.labels)
+        elif self.pairing == "none":
+            pair = image
+        else:
+            beside = batch.target_image if self.pairing == "as_printed" and fake else source_image
+            pair = torch.cat([to_float(beside), image], dim=1)
+        logits: Tensor = self.network(pair.contiguous(memory_format=torch.channels_last))
         return logits

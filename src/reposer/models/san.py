@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.layers import Padding, check_choice, conv, crop_to, init_weights, pad_to_multiple
-from reposer.models.san_blocks import Decoder, DeepEncoder, Encoder, SemanticAttentionBlock, onehot_parsing
+from reposer.models.san_blocks import Decoder, DeepEncoder, Encoder, SemanticAttentionBlock, join_planes
 from reposer.structures import PairBatch
 
 SCHEMA_LABELS = {"lip20": 20, "atr18": 18, "cihp20": 20, "pascal7": 7, "merged8": 8}
@@ -55,8 +55,8 @@ class SAN(nn.Module):
 
     Two encoders turn (source image, source mask, source parsing) into the appearance code and (target mask,
     target parsing) into the semantic code; ``blocks`` Semantic Attention Blocks update both in turn; Conv_A
-    and Conv_S take them down to 1/32, and a U-Net-like decoder goes up to the image. The target image is never
-    read.
+    and Conv_S take them down to 1/32, and a U-Net-like decoder goes up to the image. The target image is
+    never read.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SAN(nn.Module):
         self.use_mask = use_mask
         self.mask_mode = mask_mode
         self.skip_body = skip_body
-        halved = list(accumulate(stride == 2 for stride in enc_strides))  # halvings after each encoder stage
+        halved = list(accumulate(int(stride == 2) for stride in enc_strides))  # after each encoder stage
         halvings = halved[-1]
         self.total_stride = 2 ** (halvings + len(deep_channels))
 
@@ -122,31 +122,31 @@ class SAN(nn.Module):
         self.apply(init_weights)
 
     def network_inputs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """X_a (B, 3 + 1 + L, H, W) and X_t (B, 1 + L, H, W), floats, channels last in memory."""
+        """X_a (B, 4 + L, H, W): source image, mask, parsing; X_t (B, 1 + L, H, W): target mask, parsing."""
         image = to_float(batch.source_image)
-        appearance = [onehot_parsing(batch.source_parsing, self.labels)]
-        semantic = [onehot_parsing(batch.target_parsing, self.labels)]
-        if self.use_mask:
-            appearance.insert(0, batch.source_mask.unsqueeze(1))
-            semantic.insert(0, batch.target_mask.unsqueeze(1))
+        source_mask, target_mask = batch.source_mask.unsqueeze(1), batch.target_mask.unsqueeze(1)
         if self.mask_mode != "concat":
-            image = image * batch.source_mask.unsqueeze(1)
-        layout = torch.channels_last
-        x_a = torch.cat([image, *(x.to(image.dtype) for x in appearance)], dim=1)
-        x_t = torch.cat([x.to(image.dtype) for x in semantic], dim=1)
-        return x_a.contiguous(memory_format=layout), x_t.contiguous(memory_format=layout)
+            image = image * source_mask
+        source = [image, source_mask] if self.use_mask else [image]
+        target = [target_mask] if self.use_mask else []
+        return (
+            join_planes(source, batch.source_parsing, self.labels),
+            join_planes(target, batch.target_parsing, self.labels),
+        )
 
     def training_target(self, batch: PairBatch) -> Tensor:
-        """What the losses compare the output with: the target image (B, 3, H, W) in [-1, 1], 0 off the person
-        where mask_mode is multiply_both."""
+        """What the losses compare the output with: the target image (B, 3, H, W) in [-1, 1].
+
+        With mask_mode multiply_both it is 0 (gray) off the person.
+        """
         image = to_float(batch.target_image)
         return image * batch.target_mask.unsqueeze(1) if self.mask_mode == "multiply_both" else image
 
     def forward(self, batch: PairBatch) -> Tensor:
         """The generated images (B, 3, H, W) in [-1, 1].
 
-        Any height and width: those that do not divide by the total stride (32) are padded inside. In training,
-        instance norm needs more than one such square.
+        Any height and width: those that do not divide by the total stride (32) are padded inside. In
+        training, instance norm needs more than one such square.
         """
         height, width = batch.source_image.shape[-2:]
         x_a, x_t = (pad_to_multiple(x, self.total_stride) for x in self.network_inputs(batch))
@@ -161,7 +161,7 @@ class SAN(nn.Module):
         skips.append((appearance, semantic) if self.skip_body else ())
         skips += [(maps_a[i], maps_t[i]) if i is not None else () for i in self.encoder_skips]
         x = self.decoder(torch.cat(pairs[-1], dim=1), skips)
-        image = self.to_image(x).float().tanh()  # float32 also under autocast: bfloat16 is too coarse near 1
+        image = self.to_image(x).float().tanh()  # float32 under autocast too: bfloat16 is coarse near 1
         return crop_to(image, height, width)
 
 

@@ -26,6 +26,23 @@ def onehot_parsing(parsing: Tensor, labels: int) -> Tensor:
     return (parsing.unsqueeze(-1) == index).permute(0, 3, 1, 2)
 
 
+def join_planes(planes: Sequence[Tensor], parsing: Tensor, labels: int) -> Tensor:
+    """Planes (B, C, H, W) and the one-hot parsing -> (B, sum of C + labels, H, W) float32, channels last.
+
+    Everything is written once, into its place: one-hot, conversion and concatenation in one pass over memory.
+    """
+    batch, height, width = parsing.shape
+    channels = sum(plane.shape[1] for plane in planes)
+    size = (batch, channels + labels, height, width)
+    joined = torch.empty(size, device=parsing.device, memory_format=torch.channels_last)
+    start = 0
+    for plane in planes:
+        joined[:, start : start + plane.shape[1]] = plane
+        start += plane.shape[1]
+    joined[:, start:] = onehot_parsing(parsing, labels)
+    return joined
+
+
 class ConvStack(nn.Sequential):
     """``n_convs`` 3x3 convolutions with a norm and a LeakyReLU between each two; the last one is bare.
 
