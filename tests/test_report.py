@@ -20,14 +20,20 @@ def run_dir(tmp_path):
     lines = [{"step": s, "l1": 1 / s, "adversarial": 0.7} for s in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 4, "l')
     (tmp_path / "config.json").write_text('{"seed": 12345}')
+    note = "not measured: weights for <script>alert(1)</script> not found"
     quality = {
-        "pairs": 2000,
-        "metrics": {"l1": "mean |a - b| on [0, 1]", "fid": "Inception"},
-        "methods": {
-            "SAN": {"l1": {"value": 0.125, "low": 0.12, "high": 0.13}, "fid": "not measured: no weights"},
-            "copy the source": {"l1": {"value": 0.19}},
+        "settings": {"pairs": 2000},
+        "metrics": {
+            "l1": {"protocol": "mean |a - b| on [0, 1]", "better": "lower", "reference": ""},
+            "fid": {"protocol": "Inception", "better": "lower", "reference": "all training images"},
         },
-        "notes": ["<script>alert(1)</script>"],
+        "rows": {
+            "SAN": {
+                "l1": {"value": 0.125, "low": 0.12, "high": 0.13, "note": ""},
+                "fid": {"value": None, "low": None, "high": None, "note": note},
+            },
+            "copy the source": {"l1": {"value": 0.19, "low": None, "high": None, "note": ""}},
+        },
     }
     (tmp_path / "evaluation" / "image_quality.json").write_text(json.dumps(quality))
     return tmp_path
@@ -36,7 +42,8 @@ def run_dir(tmp_path):
 def test_page_holds_numbers_pictures_and_settings(run_dir):
     page = write_report(run_dir).read_text()
     assert "0.125 (0.12 to 0.13)" in page
-    assert "not measured: no weights" in page
+    assert "<td>not measured</td>" in page
+    assert "fid: not measured: weights" in page
     assert "12345" in page
     assert page.count("data:image/png") == 3  # first, middle and last of the four sample grids
     assert page.count("data:image/svg+xml") == 1  # the curves, of the three whole lines

@@ -1,8 +1,7 @@
 """One self-contained HTML page about a run: pictures, curves, metric tables, configuration, environment.
 
 Reads only what a run folder holds (JSON, PNG), so that a report can be had of any run at any time. A folder may
-also hold ``sections.json``, a list of :class:`Section` as objects, which come first: this is how the demo tells
-its story.
+also hold ``sections.json``, a list of :class:`Section` as objects, which come first: the demo tells its story so.
 """
 
 from __future__ import annotations
@@ -117,44 +116,44 @@ def _run_sections(run_dir: Path) -> list[Section]:
 
 
 def _quality_section(path: Path, run_dir: Path) -> Section:
-    """The table of an image-quality evaluation, with its protocols and its grid."""
+    """The table of an image-quality evaluation, with its protocols, its warnings and its grids."""
     quality = json.loads(path.read_text())
     metrics: dict[str, Any] = quality["metrics"]
-    rows = []
-    for method, values in quality["methods"].items():
-        rows.append([method, *(_cell(values.get(name)) for name in metrics)])
-    grids = sorted(path.parent.glob("*.png"))
+    arrows = {"lower": "\u2193", "higher": "\u2191"}
+    columns = ["method", *(f"{name} {arrows[info['better']]}" for name, info in metrics.items())]
+    rows = [
+        [method, *(_cell(cells.get(name)) for name in metrics)] for method, cells in quality["rows"].items()
+    ]
+    protocols = [[name, info["protocol"], info["reference"]] for name, info in metrics.items()]
+    notes = {
+        f"{name}: {cell['note']}"
+        for cells in quality["rows"].values()
+        for name, cell in cells.items()
+        if cell["note"]
+    }
     where = path.parent.relative_to(run_dir)
-    protocols = [[name, text] for name, text in metrics.items()]
     return Section(
-        title=f"Image metrics ({quality['pairs']:,} pairs)"
-        if where.name in ("", ".")
-        else f"Image metrics: {where}",
-        text=[str(note) for note in quality.get("notes", [])],
+        title="Image metrics" if where == Path() else f"Image metrics: {where}",
+        text=sorted(notes),
         pictures=[
             Picture(caption=grid.stem.replace("_", " "), file=str(grid.relative_to(run_dir)))
-            for grid in grids
+            for grid in sorted(path.parent.glob("*.png"))
         ],
         tables=[
-            Table(
-                ["method", *metrics],
-                rows,
-                "Mean and 95 % interval; the trivial baselines stand beside the model.",
-            ),
-            Table(["metric", "protocol"], protocols, plain=True),
+            Table(columns, rows, f"{quality['settings']['pairs']:,} pairs; mean and 95 % interval."),
+            Table(["metric", "protocol", "reference"], protocols, plain=True),
         ],
     )
 
 
-def _cell(result: Any) -> str:
-    """Value with its interval, or why there is none."""
+def _cell(result: dict[str, Any] | None) -> str:
+    """Value with its interval; the reason why there is none stands in the notes."""
     if result is None:
-        return "-"
-    if isinstance(result, str):
-        return result
-    low, high = result.get("low"), result.get("high")
+        return ""
+    if result["value"] is None:
+        return "not measured"
     text = f"{result['value']:.4g}"
-    return text if low is None else f"{text} ({low:.4g} to {high:.4g})"
+    return text if result["low"] is None else f"{text} ({result['low']:.4g} to {result['high']:.4g})"
 
 
 def _samples_section(run_dir: Path) -> Section | None:
