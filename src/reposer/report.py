@@ -1,8 +1,7 @@
 """One self-contained HTML page about a run: pictures, curves, metric tables, configuration, environment.
 
 Reads only what a run folder holds (JSON, PNG), so that a report can be had of any run at any time. A folder
-may also hold ``sections.json``, a list of :class:`Section` as objects, which come first: so the demo tells its
-story.
+may also hold ``sections.json``, a list of :class:`Section` as objects, which come first; the demo writes one.
 """
 
 from __future__ import annotations
