@@ -224,7 +224,7 @@ def _parse_numbers(text: str, field: str) -> list[float]:
 
 def _check_number(value: Any, joint: str, field: str) -> None:
     if type(value) is not int and type(value) is not float:  # bool is an int to isinstance
-        _bad(field, f"{joint} is {str(value)[:40]!r}, not a number")
+        _bad(field, f"{joint} is a {type(value).__name__}, not a number")
     if not (value == -1 or 0 <= value < 1e6):  # also refuses 1e999, which JSON reads as infinity
         shown = str(value) if isinstance(value, float) or abs(value) < 10**20 else "a huge number"
         _bad(field, f"{joint} is {shown}; a coordinate is -1 (missing) or at least 0")
