@@ -40,7 +40,7 @@ GROUND_FLOOR = {
         "runs",
         "progress",
     ),
-    *("checkpoint", "state", "runtime", "weights", "paths"),
+    *("checkpoint", "state", "runtime", "weights", "downloads", "paths"),
 }
 TOP = {"report", "cli"}  # report reads JSON and images only; cli may import everything, inside its functions
 

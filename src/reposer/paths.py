@@ -84,9 +84,8 @@ def read_regular(path: Path, *, max_bytes: int, root: Path | None = None) -> byt
         RefusedFileError: rules ``missing``, ``not-a-file``, ``link-loop``, ``link-outside``, ``unreadable``,
             ``bad-path``, ``too-large``.
     """
+    require_regular(path, root)
     try:
-        _resolve_inside(path, root)
-        _check_kind(path, os.stat(path).st_mode)
         # O_NONBLOCK: should the file be swapped for a FIFO between the two looks, open returns at once
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
@@ -97,6 +96,19 @@ def read_regular(path: Path, *, max_bytes: int, root: Path | None = None) -> byt
     if len(data) > max_bytes:
         raise RefusedFileError(path, "too-large", f"larger than {max_bytes:,} bytes", "make it smaller")
     return data
+
+
+def require_regular(path: Path, root: Path | None = None) -> None:
+    """Refuse, without opening it, what is no regular file, or lies outside ``root`` where that is given.
+
+    Raises:
+        RefusedFileError: as :func:`read_regular`, ``too-large`` aside.
+    """
+    _resolve_inside(path, root)
+    try:
+        _check_kind(path, os.stat(path).st_mode)
+    except (OSError, ValueError) as error:
+        raise _refusal(path, error) from error
 
 
 def _resolve_inside(path: Path, root: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Finds what spoils an experiment though every file is sound: copies, and people on both sides of the split."""
+"""Finds what spoils an experiment though every file is sound: copies, people on both sides of the split."""
 
 from __future__ import annotations
 

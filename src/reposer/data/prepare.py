@@ -1,7 +1,7 @@
 """`reposer prepare`: index a data set, check all of it, pack it for training; the originals are only read.
 
-A prepared folder holds manifest.parquet, report.json, problems.csv, pairs_train.csv, pairs_val.csv and packed/. It
-is built beside its place and renamed, so that it is complete or not there; preparing again gives the same bytes.
+A prepared folder holds manifest.parquet, report.json, problems.csv, pairs_train.csv, pairs_val.csv, packed/.
+It is built beside its place and renamed: complete or not there. Preparing again gives the same bytes.
 """
 
 from __future__ import annotations
