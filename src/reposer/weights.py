@@ -131,8 +131,8 @@ def download(
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors file, or a .pth file that holds nothing but a flat state dict.
 
-    Every tensor is dense, contiguous, finite, on the CPU, and all together are no larger than the file, so that
-    a small file cannot ask for a large memory. No code in the file is ever run.
+    Every tensor is dense, contiguous, finite, on the CPU, and all together are no larger than the file, so
+    that a small file cannot ask for a large memory. No code in the file is ever run.
 
     Raises:
         UserError: damaged, malformed, or something else than plain tensors.
