@@ -100,7 +100,7 @@ def rest_joints(shape: BodyShape) -> NDArray[np.float64]:
     def trunk(y: float) -> float:
         return hip_y + (y - 0.520) * h * squeeze
 
-    arm = {"x": shoulder, "y": trunk(0.812), "z": -0.006 * h}
+    arm = {"x": shoulder, "y": trunk(0.808), "z": -0.006 * h}
     points = {
         "pelvis": (0.0, trunk(0.540), 0.0),
         "waist": (0.0, trunk(0.600), -0.004 * h),

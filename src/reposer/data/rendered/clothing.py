@@ -29,7 +29,7 @@ from reposer.data.rendered.figure import (
 )
 from reposer.data.rendered.wardrobe import FABRIC, Color, Fabric
 
-SOLE_COLORS: dict[str, Color] = FABRIC
+HIP_WIDTH, FEMALE_HIPS = 0.158, 0.010  # half width in meters at a height of 1.72 m, and what women add
 
 
 def dress_up(builder: Builder) -> None:
@@ -100,52 +100,47 @@ def _coat_material(builder: Builder, inner: Fabric, inner_label: int) -> Materia
 
 
 def _trunk(builder: Builder, label: int, material: int, ease: float, hem: float | None) -> None:
-    """Hips to shoulders. ``hem`` is the height of the lower edge above the hip joints (None: no edge, a one-piece)."""
+    """Hips to shoulders. ``hem`` is the height of the lower edge above the hip joints (None: a one-piece, no edge)."""
     k, f, girth = builder.k, builder.shape.female, builder.girth
     e = ease * k
-    hip, waist, chest, neck = (builder.joint(b) for b in ("r_thigh", "waist", "chest", "neck"))
-    shoulder = abs(float(builder.joint("l_arm")[0]))
+    hip, waist, chest = (float(builder.joint(b)[1]) for b in ("r_thigh", "waist", "chest"))
     belly = max(0.0, builder.shape.build - 1.0) * 0.10 * k
-    hips, middle, ribs = (
-        (0.152 + 0.010 * f) * girth + e,
-        (0.141 - 0.020 * f) * girth + e,
-        (0.146 - 0.012 * f) * girth + e,
-    )
-    flat = (1.0, 1.0, 0.70)
-    at_hip, at_waist = (
-        np.array((0, hip[1] + 0.02 * k, -0.004 * k)),
-        np.array((0, waist[1] + 0.035 * k, 0.004 * k + belly)),
-    )
-    at_ribs = np.array((0, chest[1] + 0.065 * k, 0.002 * k))
+    hips = (HIP_WIDTH + FEMALE_HIPS * f) * girth + e
+    middle, ribs = (0.143 - 0.020 * f) * girth + e, (0.150 - 0.014 * f) * girth + e
+    flat = (1.0, 1.0, 0.71)
+    at_hip, at_waist = (0.0, hip + 0.02 * k, -0.004 * k), (0.0, waist + 0.035 * k, 0.004 * k + belly)
+    at_ribs = (0.0, chest + 0.070 * k, 0.002 * k)
     if hem is not None:
-        edge = np.array((0, hip[1] + hem * k, -0.004 * k))
-        builder.add("pelvis", at_hip, edge, hips, hips * 1.02, label, material, flat, (-np.inf, 1.0))
-    builder.add(("pelvis", "waist"), at_hip, at_waist, hips, middle, label, material, flat,
-                (-np.inf, np.inf) if hem is None else (0.0, np.inf))  # fmt: skip
+        edge = (0.0, hip + hem * k, -0.004 * k)
+        builder.add("pelvis", at_hip, edge, hips, hips * 1.03, label, material, (1, 1, 0.74), (-np.inf, 1.0))
+    cut = (-np.inf, np.inf) if hem is None else (0.0, np.inf)
+    builder.add(("pelvis", "waist"), at_hip, at_waist, hips, middle, label, material, flat, cut)
     builder.add(("waist", "chest"), at_waist, at_ribs, middle, ribs, label, material, flat)
+    _shoulders(builder, label, material, e)
+
+
+def _shoulders(builder: Builder, label: int, material: int, e: float) -> None:
+    """Chest, the slope from the neck and the round of each shoulder."""
+    k, f, girth = builder.k, builder.shape.female, builder.girth
+    chest, neck = float(builder.joint("chest")[1]), float(builder.joint("neck")[1])
+    shoulder = abs(float(builder.joint("l_arm")[0]))
     for sign, side in ((-1, "r"), (1, "l")):
-        low = np.array((sign * 0.068 * k, chest[1] + 0.045 * k, 0.002 * k))
-        high = np.array((sign * (shoulder - 0.080 * k), neck[1] - 0.075 * k, -0.006 * k))
-        builder.add("chest", low, high, 0.090 * girth + e, 0.074 * girth + e, label, material, (1, 1, 1.08))
-        root = np.array((sign * 0.030 * k, neck[1] + 0.010 * k, -0.014 * k))
-        cap = np.array((sign * (shoulder - 0.020 * k), neck[1] - 0.030 * k, -0.008 * k))
-        builder.add("chest", root, cap, 0.046 * girth + e, 0.042 * girth + e, label, material)
-        arm = builder.joint(f"{side}_arm") + np.array((0, -0.055, 0)) * k
-        inner = np.array((sign * (shoulder - 0.055 * k), neck[1] - 0.055 * k, -0.008 * k))
-        builder.add(
-            ("chest", f"{side}_arm"), inner, arm, 0.056 * girth + e, 0.052 * girth + e, label, material
-        )
+
+        def at(x: float, y: float, z: float, sign: int = sign) -> tuple[float, float, float]:
+            return sign * x, y, z
+
+        low = at(0.052 * k, chest + 0.040 * k, 0.000)
+        high = at(shoulder - 0.088 * k, neck - 0.096 * k, -0.006 * k)
+        builder.add("chest", low, high, 0.096 * girth + e, 0.084 * girth + e, label, material)
+        root = at(0.022 * k, neck - 0.010 * k, -0.016 * k)
+        cap = at(shoulder - 0.022 * k, neck - 0.050 * k, -0.008 * k)
+        builder.add("chest", root, cap, 0.050 * girth + e, 0.045 * girth + e, label, material)
+        inner = at(shoulder - 0.050 * k, neck - 0.075 * k, -0.008 * k)
+        arm = builder.joint(f"{side}_arm") + np.array((0.0, -0.060, 0.0)) * k
+        builder.add(("chest", f"{side}_arm"), inner, arm, 0.058 * girth + e, 0.047 * girth + e, label, material)
         if f > 0.5:
-            bust = np.array((sign * 0.066 * k, chest[1] + 0.055 * k, 0.062 * k))
-            builder.add(
-                "chest",
-                bust,
-                bust + np.array((0, 0.05, -0.03)) * k,
-                0.062 * girth + e,
-                0.045 * girth + e,
-                label,
-                material,
-            )
+            bust, above = at(0.062 * k, chest + 0.062 * k, 0.048 * k), at(0.058 * k, neck - 0.12 * k, 0.012 * k)
+            builder.add("chest", bust, above, 0.066 * girth + e, 0.066 * girth + e, label, material)
 
 
 def _sleeves(builder: Builder, fabric: Fabric, label: int) -> float:
@@ -241,16 +236,16 @@ def _trousers(builder: Builder, fabric: Fabric, label: int) -> None:
     who, k, girth = builder.identity, builder.k, builder.girth
     hip = builder.joint("r_thigh")
     seat = builder.paint(fabric_material(fabric, builder, folds=0.4))
-    width = (0.150 + 0.012 * builder.shape.female) * girth
+    width = (HIP_WIDTH - 0.003 + FEMALE_HIPS * builder.shape.female) * girth
     builder.add("pelvis", np.array((0, hip[1] + 0.010 * k, -0.004 * k)), np.array((0, hip[1] + 0.12 * k, 0)), width,
                 0.132 * girth, label, seat, (1, 1, 0.70))  # fmt: skip
-    ease, least_knee, least_hem = {"trousers": (0.010, 0.062, 0.056), "wide trousers": (0.020, 0.080, 0.084),
-                                   "shorts": (0.020, 0.080, 0.08), "jumpsuit": (0.014, 0.066, 0.058)}[who.lower]  # fmt: skip
+    ease, least_knee, least_hem = {"trousers": (0.008, 0.062, 0.056), "wide trousers": (0.014, 0.080, 0.084),
+                                   "shorts": (0.012, 0.080, 0.08), "jumpsuit": (0.010, 0.066, 0.058)}[who.lower]  # fmt: skip
     for side, sign in (("r", -1.0), ("l", 1.0)):
         material = builder.paint(
             fabric_material(fabric, builder, folds=1.0, center=builder.joint(f"{side}_thigh"))
         )
-        seat_at = np.array((sign * 0.068 * k, hip[1] - 0.010 * k, -0.042 * k))
+        seat_at = np.array((sign * 0.066 * k, hip[1] - 0.015 * k, -0.030 * k))
         builder.add(
             "pelvis",
             seat_at,

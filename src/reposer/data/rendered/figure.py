@@ -25,9 +25,9 @@ ARM, LEG, SHOE = (
 Point = Sequence[float] | NDArray[np.float64]
 Profile = Sequence[tuple[float, float]]  # (fraction of the bone, radius)
 
-ARM_PROFILE = ((0.0, 0.053), (0.35, 0.047), (0.8, 0.039), (1.0, 0.037))
+ARM_PROFILE = ((0.0, 0.046), (0.35, 0.047), (0.8, 0.040), (1.0, 0.038))
 FOREARM_PROFILE = ((0.0, 0.037), (0.25, 0.040), (0.6, 0.034), (1.0, 0.025))
-THIGH_PROFILE = ((0.0, 0.086), (0.3, 0.083), (0.7, 0.064), (1.0, 0.051))
+THIGH_PROFILE = ((0.0, 0.072), (0.25, 0.079), (0.7, 0.064), (1.0, 0.052))
 SHIN_PROFILE = ((0.0, 0.050), (0.27, 0.056), (0.6, 0.043), (1.0, 0.034))
 
 
@@ -244,8 +244,8 @@ def add_arm_flesh(builder: Builder, side: str, from_fraction: float) -> None:
     palm = wrist + np.array((-sign * 0.004, -0.075, 0.010)) * k
     fingers = wrist + np.array((-sign * 0.014, -0.150, 0.022)) * k
     thumb = wrist + np.array((-sign * 0.010, -0.095, 0.052)) * k
-    builder.add(f"{side}_hand", at, palm, 0.030 * k, 0.042 * k, label, hand, (0.55, 1, 1))
-    builder.add(f"{side}_hand", palm, fingers, 0.040 * k, 0.020 * k, label, hand, (0.55, 1, 1))
+    builder.add(f"{side}_hand", at, palm, 0.030 * k, 0.043 * k, label, hand, (0.66, 1, 1))
+    builder.add(f"{side}_hand", palm, fingers, 0.041 * k, 0.024 * k, label, hand, (0.66, 1, 1))
     builder.add(f"{side}_hand", at, thumb, 0.014 * k, 0.011 * k, label, hand)
 
 

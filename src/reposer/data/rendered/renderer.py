@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.data.rendered.accessories import add_bag, add_glasses, add_hair, add_hat, add_scarf
-from reposer.data.rendered.body import JOINT_BONES, JOINT_DEPTH, Pose, forward_kinematics
+from reposer.data.rendered.body import Pose
 from reposer.data.rendered.cameras import Camera, background, expose, occluder
 from reposer.data.rendered.clothing import dress_up
 from reposer.data.rendered.figure import Builder, Figure, add_head
-from reposer.data.rendered.raycast import TILE, Cones, Grid, Hits, cast
-from reposer.data.rendered.shading import Light, Surfaces, albedo, light_up, surfaces_of
+from reposer.data.rendered.painting import paint
+from reposer.data.rendered.posing import Posed, frame_person, pose_figure, to_pixels, visible_joints
+from reposer.data.rendered.raycast import Grid, cast
+from reposer.data.rendered.shading import Light, Surfaces, surfaces_of
 from reposer.data.rendered.wardrobe import Identity
 
-Float = NDArray[np.float64]
 Single = NDArray[np.float32]
 
 
@@ -44,16 +45,6 @@ class RenderedPeople:
 
     def __len__(self) -> int:
         return len(self.images)
-
-
-@dataclass(frozen=True, slots=True)
-class Posed:
-    """A figure before a camera."""
-
-    cones: Cones
-    turns: Float  # (17, 3, 3) bone frame -> camera space
-    places: Float  # (17, 3) joints in camera space
-    joints: Float  # (18, 3) OpenPose joints in camera space
 
 
 @lru_cache(maxsize=4096)
@@ -126,65 +117,18 @@ def _photograph(
     grid = frame_person(figure, posed, camera, size, samples, rng)
     scene = background(camera, size, rng)
     hits = cast(posed.cones, grid)
-    color, labels = _paint(figure, surfaces, posed, hits, grid, _light(camera, rng))
-    person, cover, parsing, depth = _to_pixels(hits, color, labels, grid, size, samples)
-    _contact_shadow(scene, figure, posed, grid, samples)
-    person *= _crevices(depth)[..., None]
-    picture = person + scene * (np.float32(1.0) - cover)[..., None]
+    person = paint(figure, surfaces, posed, hits, grid, _light(camera, rng), size, samples)
+    _contact_shadow(scene, posed, grid, samples)
+    scene *= (np.float32(1.0) - person.cover)[..., None]
+    scene += person.color
+    parsing, depth = person.parsing, person.depth
     hidden = occluder(camera, size, rng)
     if hidden is not None:
         where, thing = hidden
-        picture = np.where(where[..., None], thing, picture)
+        scene = np.where(where[..., None], thing, scene)
         parsing[where] = 0
         depth[where] = -np.inf
-    keypoints = visible_joints(posed, grid, depth, samples)
-    return expose(camera, picture.astype(np.float32), rng), parsing, keypoints
-
-
-def pose_figure(figure: Figure, pose: Pose, pitch: float, roll: float = 0.0) -> Posed:
-    """Bend the figure and look at it from ``pitch`` degrees above, the camera tilted by ``roll`` degrees."""
-    turns, places = forward_kinematics(pose, figure.rest)
-    (cp, sp), (cr, sr) = ((math.cos(math.radians(a)), math.sin(math.radians(a))) for a in (pitch, roll))
-    view = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    turns, places = view @ turns, places @ view.T
-
-    def carry(bones: NDArray[np.int64], points: Float) -> Float:
-        return np.einsum("pij,pj->pi", turns[bones], points - figure.rest[bones]) + places[bones]
-
-    frame = turns[figure.bone_a]
-    stretch = np.einsum("pij,pj,pkj->pik", frame, 1.0 / figure.stretch, frame)
-    reach = (
-        figure.radius.max(1)[:, None] * np.sqrt(np.einsum("pij,pj->pi", frame**2, figure.stretch**2))[:, :2]
-    )
-    cones = Cones(carry(figure.bone_a, figure.a), carry(figure.bone_b, figure.b), figure.radius[:, 0], figure.radius[:, 1],
-                  stretch, figure.clip, reach)  # fmt: skip
-    return Posed(cones, turns, places, carry(np.array(JOINT_BONES), figure.joints))
-
-
-def frame_person(
-    figure: Figure,
-    posed: Posed,
-    camera: Camera,
-    size: tuple[int, int],
-    samples: int,
-    rng: np.random.Generator,
-) -> Grid:
-    """The crop a detector would draw: the person fills the height up to a margin, displaced a little."""
-    height, width = size
-    own = ~figure.carried
-    ends = np.concatenate((posed.cones.a[own, :2], posed.cones.b[own, :2]))
-    reach = np.tile(posed.cones.reach[own], (2, 1))
-    low, high = (ends - reach).min(0), (ends + reach).max(0)
-    scale = rng.uniform(*camera.fill) * height / (high[1] - low[1])
-    scale = min(scale, 1.02 * width / (high[0] - low[0]))
-    aspect = 1.0 + np.clip(rng.normal(0.0, 0.03), -0.07, 0.07)
-    dx, dy = rng.normal(0.0, camera.shift, 2) * height
-    middle = (low + high) / 2
-    sx, sy = scale * aspect * samples, scale * samples
-    columns, rows = (-(-n * samples // TILE) * TILE for n in (width, height))
-    x0 = (width / 2 + dx) * samples - 0.5 - middle[0] * sx
-    y0 = (height / 2 + dy) * samples - 0.5 + middle[1] * sy
-    return Grid(rows, columns, sx, sy, x0, y0)
+    return expose(camera, scene, rng), parsing, visible_joints(posed, grid, depth, samples)
 
 
 def _light(camera: Camera, rng: np.random.Generator) -> Light:
@@ -199,117 +143,12 @@ def _light(camera: Camera, rng: np.random.Generator) -> Light:
     )
 
 
-def _paint(
-    figure: Figure, surfaces: Surfaces, posed: Posed, hits: Hits, grid: Grid, light: Light
-) -> tuple[Single, NDArray[np.uint8]]:
-    """Premultiplied color and cover (C, 64, 4), and label (C, 64), of every sample."""
-    color = np.zeros((*hits.primitive.shape, 4), np.float32)
-    label = np.zeros(hits.primitive.shape, np.uint8)
-    cell, inner = np.nonzero(hits.primitive >= 0)
-    who = hits.primitive[cell, inner]
-    row, column = np.divmod(hits.cells[cell], grid.columns // TILE)
-    sample_row, sample_column = np.divmod(inner, TILE)
-    cones = posed.cones
-    point = np.stack(
-        (
-            (column * TILE + sample_column - grid.x0) / grid.sx,
-            (grid.y0 - row * TILE - sample_row) / grid.sy,
-            -hits.depth[cell, inner].astype(np.float64),
-        ),
-        1,
-    )
-    M, bone = cones.stretch[who].astype(np.float32), figure.bone_a[who]
-    axis = np.einsum("pij,pj->pi", cones.stretch, cones.b - cones.a).astype(np.float32)
-    rr = (cones.radius_a - cones.radius_b).astype(np.float32)
-    d2 = np.maximum((axis * axis).sum(1) - rr * rr, np.float32(1e-9))
-    offset = np.einsum("vij,vj->vi", M, (point - cones.a[who]).astype(np.float32))
-    along = (offset * axis[who]).sum(1) - (rr * cones.radius_a.astype(np.float32))[who]
-    offset -= (
-        np.clip(along / d2[who], 0.0, 1.0)[:, None] * axis[who]
-    )  # from the sphere that touches the surface here
-    normal = np.einsum("vij,vj->vi", M, offset)
-    normal /= np.sqrt((normal * normal).sum(1, keepdims=True) + np.float32(1e-12))
-    away = (point - posed.places[bone]).astype(np.float32)
-    rest = (
-        np.einsum("vji,vj->vi", posed.turns.astype(np.float32)[bone], away)
-        + figure.rest.astype(np.float32)[bone]
-    )
-    material = figure.material[who]
-    base, label[cell, inner] = albedo(surfaces, material, rest, figure.label[who])
-    lit = light_up(base, normal, rest, light, surfaces.gloss[material], surfaces.folds[material])
-    color[cell, inner, :3] = lit
-    color[cell, inner, 3] = 1.0
-    return color, label
-
-
-def _to_pixels(
-    hits: Hits, color: Single, label: NDArray[np.uint8], grid: Grid, size: tuple[int, int], samples: int
-) -> tuple[Single, Single, NDArray[np.uint8], Single]:
-    """Average the samples of each pixel: color (H, W, 3), cover (H, W), label by majority, nearest depth."""
-    down, across, n = grid.rows // TILE, grid.columns // TILE, TILE // samples
-
-    def place(values: NDArray[np.generic], fill: float) -> NDArray[np.generic]:
-        full = np.full((down * across, n, n, *values.shape[3:]), fill, values.dtype)
-        full[hits.cells] = values
-        full = full.reshape(down, across, n, n, *values.shape[3:]).swapaxes(1, 2)
-        return full.reshape(down * n, across * n, *values.shape[3:])[: size[0], : size[1]]
-
-    split = (len(hits.cells), n, samples, n, samples)
-    mean = place(color.reshape(*split, 4).mean((2, 4), dtype=np.float32), 0.0)
-    votes = label.reshape(split).swapaxes(2, 3).reshape(len(hits.cells), n, n, samples * samples)
-    nearest = place(hits.depth.reshape(split).min((2, 4)), np.inf)
-    return mean[..., :3].copy(), mean[..., 3], place(_majority(votes), 0).copy(), nearest.copy()  # type: ignore[return-value]
-
-
-def _majority(votes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The commonest label of each pixel's samples (last axis); of equally common ones the first sampled."""
-    best, most = votes[..., 0], np.zeros(votes.shape[:-1], np.int8)
-    for k in range(votes.shape[-1]):
-        count = (votes == votes[..., k : k + 1]).sum(-1, dtype=np.int8)
-        better = count > most
-        best, most = np.where(better, votes[..., k], best), np.where(better, count, most)
-    return best
-
-
-def _crevices(depth: Single) -> Single:
-    """Factor that darkens pixels with nearer surfaces around them (armpits, behind an arm, between the legs)."""
-    near = np.where(np.isfinite(depth), depth, np.float32(1e3))
-    step = max(1, round(depth.shape[0] / 56))
-    padded = np.pad(near, step, mode="edge")
-    height, width = depth.shape
-    total = np.zeros_like(near)
-    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)):
-        other = padded[
-            step + dy * step : step + dy * step + height, step + dx * step : step + dx * step + width
-        ]
-        gap = near - other
-        total += np.where(
-            (gap > 0.02) & (gap < 0.45), np.minimum(gap * np.float32(6.0), np.float32(1.0)), np.float32(0.0)
-        )
-    factor: Single = np.float32(1.0) - np.float32(0.085) * total
-    return factor
-
-
-def _contact_shadow(scene: Single, figure: Figure, posed: Posed, grid: Grid, samples: int) -> None:
+def _contact_shadow(scene: Single, posed: Posed, grid: Grid, samples: int) -> None:
     """Darken the ground around the feet, in place."""
     height, width = scene.shape[:2]
-    feet = posed.joints[[10, 13]]
-    x = (feet[:, 0] * grid.sx + grid.x0) / samples
-    y = (grid.y0 - feet[:, 1] * grid.sy) / samples
+    x, y = to_pixels(posed.joints[[10, 13]], grid, samples).T
     scale = grid.sy / samples
     u = (np.arange(width)[None, :] - x.mean()) / (0.5 * abs(x[0] - x[1]) + 0.26 * scale)
     v = (np.arange(height)[:, None] - y.max() - 0.05 * scale) / (0.5 * abs(y[0] - y[1]) + 0.10 * scale)
     dark = np.maximum(1.0 - u * u - v * v, 0.0).astype(np.float32)
     scene *= (np.float32(1.0) - np.float32(0.45) * dark)[..., None]
-
-
-def visible_joints(posed: Posed, grid: Grid, depth: Single, samples: int) -> Single:
-    """(18, 2) pixel coordinates of the joints that are inside the image and not hidden by another part."""
-    x = ((posed.joints[:, 0] * grid.sx + grid.x0) + 0.5) / samples - 0.5
-    y = ((grid.y0 - posed.joints[:, 1] * grid.sy) + 0.5) / samples - 0.5
-    height, width = depth.shape
-    column, row = np.rint(x).astype(int), np.rint(y).astype(int)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    surface = depth[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
-    seen = inside & (surface > -posed.joints[:, 2] - JOINT_DEPTH)
-    return np.where(seen[:, None], np.stack((x, y), 1), np.nan).astype(np.float32)

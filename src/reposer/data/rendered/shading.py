@@ -23,6 +23,8 @@ class Surfaces:
     """The materials of one figure as arrays over its K materials, for indexing by sample."""
 
     color: Single  # (K, 3) linear light (sRGB squared)
+    opaque: Single  # (K, 4) color and 1
+    textured: NDArray[np.bool_]  # (K,) whether the color depends on the place
     second: Single  # (K, 3)
     pattern: NDArray[np.int8]  # (K,) index into PATTERNS
     period: Single  # (K,) meters
@@ -47,8 +49,11 @@ class Light:
 def surfaces_of(figure: Figure) -> Surfaces:
     """Arrays of the figure's materials."""
     m = figure.materials
+    color = np.array([x.color for x in m], np.float32) ** 2
     return Surfaces(
-        color=np.array([x.color for x in m], np.float32) ** 2,
+        color=color,
+        opaque=np.concatenate((color, np.ones((len(m), 1), np.float32)), 1),
+        textured=np.array([x.pattern not in ("plain", "hair") or bool(x.patches) for x in m]),
         second=np.array([x.second for x in m], np.float32) ** 2,
         pattern=np.array([PATTERNS.index(x.pattern) for x in m], np.int8),
         period=np.array([x.period for x in m], np.float32),
@@ -132,34 +137,18 @@ def _face(skin: Single, hair: Single, local: Single, beard: bool) -> Single:
     return color
 
 
-def light_up(
-    color: Single, normal: Single, rest: Single, light: Light, gloss: Single, folds: Single
-) -> Single:
-    """Shaded linear color (V, 3): hemisphere ambient, sun, side light, creases of the cloth, a little gloss."""
-    x, y, z = rest.T
-    first = _wave(9.0 * y + 4.5 * x - 3.0 * z)
-    second = _wave(15.0 * y - 8.0 * x + 5.0 * z + 0.35 * first)
-    crease = folds * (first * second)
-    ny = normal[:, 1] + np.float32(0.22) * crease
-    sky = np.float32(0.62) + np.float32(0.38) * ny
-    sun = (
-        normal[:, 0] * np.float32(light.sun[0])
-        + ny * np.float32(light.sun[1])
-        + normal[:, 2] * np.float32(light.sun[2])
-    )
+def light_level(normal: Single, crease: Single, gloss: Single, light: Light) -> tuple[Single, Single]:
+    """Brightness factor and shine (H, W) of surfaces with unit normals (H, W, 3) in camera space."""
+    x, y, z = normal[..., 0], normal[..., 1] + np.float32(0.16) * crease, normal[..., 2]
+    sun = x * np.float32(light.sun[0]) + y * np.float32(light.sun[1]) + z * np.float32(light.sun[2])
     np.maximum(sun, 0.0, out=sun)
-    side = np.maximum(-normal[:, 0], 0.0) if light.side > 0 else np.maximum(normal[:, 0], 0.0)
-    rim = np.float32(0.80) + np.float32(0.20) * normal[:, 2]  # surfaces that turn away lose light
-    level = (light.ambient * sky + light.sun_strength * sun + abs(light.side) * side) * rim
-    level *= np.float32(1.0) + np.float32(0.10) * crease
+    sky = np.float32(0.64) + np.float32(0.36) * y
+    side = np.maximum(x if light.side < 0 else -x, 0.0)
+    rim = np.float32(0.82) + np.float32(0.18) * z  # surfaces that turn away lose light
+    level = np.float32(light.ambient) * sky + np.float32(light.sun_strength) * sun
+    level += np.float32(abs(light.side)) * side
+    level *= rim * (np.float32(1.0) + np.float32(0.06) * crease)
     shine = sun * sun
     shine *= shine
     shine *= shine * gloss * np.float32(light.sun_strength)
-    lit: Single = color * level.astype(np.float32)[:, None] + shine.astype(np.float32)[:, None]
-    return lit
-
-
-def _wave(t: Single) -> Single:
-    """Triangle wave of period 1 in [-1, 1]."""
-    wave: Single = np.float32(4.0) * np.abs(t - np.floor(t) - np.float32(0.5)) - np.float32(1.0)
-    return wave
+    return level, shine
