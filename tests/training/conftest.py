@@ -28,7 +28,7 @@ TINY_D = {"ndf": 4, "blocks": 1, "padding": "zeros"}
 
 
 def write_prepared(folder: Path) -> Path:
-    """Eight people of four images each: a colored rectangle that moves; the last two people are for validation."""
+    """Eight people of four images each: a moving colored rectangle; the last two people are held out."""
     rng = np.random.default_rng(0)
     root = folder / "original"
     root.mkdir(parents=True)

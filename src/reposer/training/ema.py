@@ -1,7 +1,7 @@
 """The averaged generator: an exponential moving average of weights and BatchNorm statistics, with a warm-up.
 
-The average is torch's own (AveragedModel with get_ema_multi_avg_fn). Buffers are averaged like weights: the running
-statistics of a BatchNorm must belong to the averaged weights, not to those of the last step.
+The average is torch's own (AveragedModel with get_ema_multi_avg_fn). Buffers are averaged like weights: the
+running statistics of a BatchNorm must belong to the averaged weights, not to those of the last step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def build_ema(module: nn.Module, decay: float) -> AveragedModel:
     """
 
     def average(averaged: Any, current: Any, updates: Tensor | int) -> None:
-        get_ema_multi_avg_fn(warmed_up_decay(decay, int(updates)))(averaged, current, updates)
+        blend: Any = get_ema_multi_avg_fn(warmed_up_decay(decay, int(updates)))  # type: ignore[no-untyped-call]
+        blend(averaged, current, updates)
 
     ema = AveragedModel(module, multi_avg_fn=average, use_buffers=True)
     ema.requires_grad_(False)

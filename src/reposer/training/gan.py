@@ -1,10 +1,10 @@
-"""Training of an image GAN: fetch, discriminator step, generator step, average; once in a while log, show and save.
+"""Training of an image GAN: fetch, discriminator step, generator step, average; now and then log, show, save.
 
-SAN's training (arXiv 2008.07884, section 3.3), with the order of the two steps as in eq. 4: first the discriminator,
-then the generator against the renewed discriminator. The images are generated once a step and serve both, so that the
-generator runs forward once. What changes lives in :class:`GanState`, what is told in :class:`GanConfig`; a run that
-is stopped and started again gives the same bits as one that was not (one torch version, thread count and number of
-processes, on a CPU).
+SAN's training (arXiv 2008.07884, section 3.3): first the discriminator, then the generator against the
+renewed discriminator. The images are generated once a step and serve both. What changes lives in
+:class:`GanState`, what is told in :class:`GanConfig`. A run that is stopped and started again gives the same
+bits as one that was not (on a CPU; one torch version, thread count and number of processes). With accumulated
+parts, the generator's parts but the last are judged by the discriminator before its update.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def train(
         config: everything that the result depends on.
         run_dir: new, empty, or a run of the same configuration.
         device: "auto", "cpu", "cuda" or "mps".
-        max_minutes: save and return after so many minutes; a later call goes on. The clock decides where it stops,
-            the bits of the finished run do not depend on it.
+        max_minutes: save and return after so many minutes; a later call goes on. The clock decides where
+            it stops; the bits of the finished run do not depend on it.
 
     Raises:
         UserError: data, weights, configuration or run folder are not in order; names what.
@@ -106,11 +106,11 @@ def train(
 
 
 def _networks(config: GanConfig, runtime: Runtime, state: GanState) -> GanNetworks:
-    """The networks as the loop calls them: compiled and wrapped for several processes where that is asked for."""
+    """The networks as the loop calls them: compiled, and wrapped for several processes, where asked for."""
     accelerator = runtime.accelerator
     accelerator.gradient_accumulation_steps = config.accumulate
-    # DDP would copy BatchNorm buffers over processes before each of the discriminator's two forward passes of a step,
-    # which autograd refuses; SyncBatchNorm keeps them equal on GPUs, on CPUs those of the first process are saved.
+    # DDP would copy BatchNorm buffers between processes before both forward passes of the discriminator, and
+    # autograd refuses that. SyncBatchNorm keeps them equal on GPUs; on CPUs the first process's are saved.
     accelerator.ddp_handler = DistributedDataParallelKwargs(broadcast_buffers=False)
     if config.compile:
         state.generator.compile()
@@ -121,7 +121,7 @@ def _networks(config: GanConfig, runtime: Runtime, state: GanState) -> GanNetwor
         network = config.perceptual
         perceptual = PerceptualNetwork(network.network, network.layers, network.path).to(runtime.device)
         if config.channels_last:
-            perceptual = perceptual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            perceptual = perceptual.to(memory_format=torch.channels_last)
     return GanNetworks(generator, discriminator, perceptual, config.perceptual.norm)
 
 
@@ -154,7 +154,7 @@ def _prepared(part: Part, generator: nn.Module, runtime: Runtime) -> PairBatch:
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """The bare module without gradients for its weights: saves their computation, and DDP's all-reduce of them."""
+    """The bare module without gradients for its weights: saves computing and all-reducing them."""
     module.requires_grad_(False)
     try:
         yield module

@@ -1,4 +1,4 @@
-"""What a GAN training can be told: frozen, typed, saved into the run folder. The defaults are SAN's on Market-1501.
+"""What a GAN training can be told: frozen, typed, saved into the run folder; the defaults are SAN's.
 
 Numbers in brackets of the comments are the ambiguities of the paper that an option answers (docs/method.md).
 """
@@ -21,32 +21,32 @@ class DataConfig(Config):
     validation_pairs: str = (
         "pairs_val.csv"  # inside the folder; empty: no validation, samples from training pairs
     )
-    max_pairs: int | None = Field(None, ge=1)  # use the first N pairs only (37)
-    pairs_per_epoch: int = Field(4000, ge=1)  # draws that are called an epoch (38)
+    max_pairs: int | None = Field(default=None, ge=1)  # use the first N pairs only (37)
+    pairs_per_epoch: int = Field(default=4000, ge=1)  # draws that are called an epoch (38)
     flip: bool = False  # mirror half of the pairs, labels and joints swapped (40)
 
 
 class OptimizerConfig(Config):
     """Adam, the same for both networks."""
 
-    lr: float = Field(2e-4, gt=0)
-    beta1: float = Field(0.5, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
+    lr: float = Field(default=2e-4, gt=0)
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
 
 
 class ScheduleConfig(Config):
     """Constant learning rate, then a straight line to zero (39)."""
 
-    epochs_const: float = Field(300, ge=0)
-    epochs_decay: float = Field(200, ge=0)
+    epochs_const: float = Field(default=300, ge=0)
+    epochs_decay: float = Field(default=200, ge=0)
 
 
 class LossWeights(Config):
     """Alpha, beta and gamma of eq. 7."""
 
-    adversarial: float = Field(10.0, ge=0)
-    l1: float = Field(15.0, ge=0)
-    perceptual: float = Field(5.0, ge=0)  # 0: no perceptual network is loaded
+    adversarial: float = Field(default=10.0, ge=0)
+    l1: float = Field(default=15.0, ge=0)
+    perceptual: float = Field(default=5.0, ge=0)  # 0: no perceptual network is loaded
 
 
 class PerceptualConfig(Config):
@@ -62,21 +62,21 @@ class AdversarialConfig(Config):
     """The game between the two networks (eq. 4)."""
 
     mode: Literal["bce", "lsgan"] = "bce"  # (23)
-    real_label: float = Field(1.0, gt=0, le=1)  # 0.9 is the "soft label" reading (23)
-    pool: int = Field(50, ge=0)  # earlier fakes shown again to the discriminator
-    loss_scale: float = Field(0.5, gt=0)  # of the discriminator's loss (25)
+    real_label: float = Field(default=1.0, gt=0, le=1)  # 0.9 is the "soft label" reading (23)
+    pool: int = Field(default=50, ge=0)  # earlier fakes shown again to the discriminator
+    loss_scale: float = Field(default=0.5, gt=0)  # of the discriminator's loss (25)
 
 
 class OutputConfig(Config):
     """What is written how often; every figure counts optimizer steps."""
 
-    log_every: int = Field(25, ge=1)
-    sample_every: int = Field(500, ge=1)
-    sample_pairs: int = Field(8, ge=1)  # rows of a sample grid
-    validate_every: int = Field(500, ge=1)
-    validate_pairs: int = Field(256, ge=1)  # the first N validation pairs
-    checkpoint_every: int = Field(500, ge=1)
-    keep_last: int = Field(2, ge=2)  # checkpoints
+    log_every: int = Field(default=25, ge=1)
+    sample_every: int = Field(default=500, ge=1)
+    sample_pairs: int = Field(default=8, ge=1)  # rows of a sample grid
+    validate_every: int = Field(default=500, ge=1)
+    validate_pairs: int = Field(default=256, ge=1)  # the first N validation pairs
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_last: int = Field(default=2, ge=2)  # checkpoints
 
 
 class GanConfig(Config):
@@ -92,13 +92,19 @@ class GanConfig(Config):
     perceptual: PerceptualConfig = PerceptualConfig()
     gan: AdversarialConfig = AdversarialConfig()
     output: OutputConfig = OutputConfig()
-    batch_size: int = Field(32, ge=1)  # pairs of one optimizer step, over all processes and accumulated parts
-    accumulate: int = Field(1, ge=1)  # parts in which a process works a batch off, one after the other
+    batch_size: int = Field(
+        default=32, ge=1
+    )  # pairs of one optimizer step, over all processes and accumulated parts
+    accumulate: int = Field(
+        default=1, ge=1
+    )  # parts in which a process works a batch off, one after the other
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
     compile: bool = False  # torch.compile of both networks; minutes of start-up, see docs/results.md
-    ema_decay: float = Field(0.999, ge=0, lt=1)  # of the averaged generator, which is the one that is used
-    threads: int | None = Field(None, ge=1)  # of the CPU; default: PyTorch's own choice
+    ema_decay: float = Field(
+        default=0.999, ge=0, lt=1
+    )  # of the averaged generator, which is the one that is used
+    threads: int | None = Field(default=None, ge=1)  # of the CPU; default: PyTorch's own choice
     seed: int = 0
 
     @property

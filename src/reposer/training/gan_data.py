@@ -1,4 +1,4 @@
-"""The pairs of a training, by step: which pairs of a prepared folder a process sees is a function of seed and step."""
+"""The pairs of a training by step: what a process sees of a prepared folder follows from seed and step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import index_pairs, read_pairs_csv
 from reposer.data.samplers import draw_flips, draw_pairs, rank_slice
+from reposer.data.transforms import flip_pairs
 from reposer.errors import UserError
 from reposer.structures import PairBatch
 from reposer.training.gan_config import DataConfig, GanConfig
@@ -35,8 +35,8 @@ class GanData:
         world_size: number of processes.
 
     Raises:
-        UserError: no prepared folder, an empty or damaged pair list, a training pair with an image outside the
-            split "train", or a batch size that the processes cannot share.
+        UserError: no prepared folder, an empty or damaged pair list, a training pair with an image outside
+            the split "train", or a batch size that the processes cannot share.
     """
 
     def __init__(self, config: GanConfig, rank: int = 0, world_size: int = 1) -> None:
@@ -65,9 +65,7 @@ class GanData:
             chosen = slice(start + mine.start, start + mine.stop)
             batch = self.batch(rows[chosen])
             if config.data.flip:
-                from reposer.data.transforms import flip_pairs
-
-                batch = flip_pairs(batch, torch.from_numpy(flips[chosen]))
+                batch = flip_pairs(batch, flips[chosen])
             names = (f"{self.people.names[s]} -> {self.people.names[t]}" for s, t in rows[chosen].tolist())
             yield Part(batch, tuple(names))
 

@@ -1,8 +1,7 @@
 """The two objectives of an image GAN: SAN's eq. 4 (adversarial), 5 (L1), 6 (perceptual) and their sum, eq. 7.
 
-Both functions get the generated images from outside: one forward pass of the generator serves both steps. The
-discriminator therefore judges images made by the generator as it is before its own update, as it would anyway; the
-generator's BatchNorm statistics move once a step.
+Both functions get the generated images from outside: one forward pass of the generator serves both steps, and
+its BatchNorm statistics move once a step. Nothing else changes: the generator is not updated between the two.
 """
 
 from __future__ import annotations

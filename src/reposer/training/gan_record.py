@@ -1,4 +1,4 @@
-"""What a GAN training writes: metrics, sample grids, validation, checkpoints; and how it goes on where it stopped."""
+"""What a GAN training writes (metrics, samples, validation, checkpoints), and how it goes on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class GanSummary:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.last.items())
         return (
             f"step {self.step} of {self.total_steps}, {self.minutes:.1f} minutes, {state}\n{figures}\n"
-            f"{self.folder}: metrics.jsonl, samples/*.png, checkpoints/, tensorboard/, config.json, environment.json"
+            f"{self.folder}: checkpoints/, samples/*.png, metrics.jsonl, tensorboard/, "
+            "config.json, environment.json"
         )
 
 
@@ -66,7 +67,8 @@ class GanRecord:
         notes: facts for environment.json.
 
     Raises:
-        UserError: the folder holds a run of another configuration, foreign files, or only damaged checkpoints.
+        UserError: the folder holds a run of another configuration, foreign files, or only damaged
+            checkpoints.
     """
 
     def __init__(
@@ -157,6 +159,8 @@ class GanRecord:
         groups, meta = self._state.pack(self._runtime.accelerator)
         if self._run is not None:
             meta["config_hash"] = config_hash(self._config)
+            people = self._data.people  # what a user of the generator must know without the data at hand
+            meta |= {"size": list(people.size), "identity_hash": people.identity_hash("train")}
             checkpoint.save(self._run.checkpoints, self._state.step, groups, meta)
             checkpoint.prune(self._run.checkpoints, self._config.output.keep_last)
         self._saved_step = self._state.step

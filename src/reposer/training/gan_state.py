@@ -23,8 +23,8 @@ from reposer.training.running_means import RunningMeans
 class GanState:
     """Networks, their average, optimizers, pool, random generators, unlogged means, and the step.
 
-    The step is also the position of the schedule and of the sampler, which are functions of it. The networks are the
-    bare ones: what Accelerate or DDP wraps around them is not saved.
+    The step is also the position of the schedule and of the sampler, which are functions of it. The networks
+    are the bare ones: what Accelerate or DDP wraps around them is not saved.
 
     Args:
         config: sizes, seeds, learning rates.
@@ -105,15 +105,15 @@ class GanState:
 
 
 def _place(module: nn.Module, config: GanConfig, runtime: Runtime) -> nn.Module:
-    """On the device, in the memory layout; BatchNorm over all processes where there are GPUs (CPUs have no such)."""
+    """On the device, in the memory layout; BatchNorm over all processes on GPUs (there is none for CPUs)."""
     if runtime.world_size > 1 and runtime.device.type == "cuda":
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return module.to(runtime.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give Adam's moments the memory layout of their weights: the fused kernel walks through both in storage order."""
+    """Give Adam's moments the layout of their weights: the fused kernel reads both in storage order."""
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

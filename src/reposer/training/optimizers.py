@@ -23,7 +23,7 @@ class NonFiniteError(UserError):
     def __init__(self, quantity: str, step: int, pairs: Sequence[str]) -> None:
         super().__init__(
             f"step {step}: {quantity} is not finite; batch: {', '.join(pairs)}",
-            "nothing was updated or saved; look at these images, lower optimizer.lr, or resume from the last checkpoint",
+            "nothing was updated or saved; look at these images or lower optimizer.lr",
         )
         self.quantity, self.step, self.pairs = quantity, step, tuple(pairs)
 

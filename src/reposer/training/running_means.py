@@ -1,4 +1,4 @@
-"""Means of the figures of a training since the last line of its log, kept on the device: no transfer in a step."""
+"""Means of a training's figures since the last line of its log, kept on the device: no transfer in a step."""
 
 from __future__ import annotations
 
