@@ -1,4 +1,4 @@
-"""Key-points: the colon CSV with every kind of bad row, the flip, and pose geometry against hand calculations."""
+"""Key-points: the colon CSV with every kind of bad row, the flip, and pose geometry computed by hand."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ coordinates = st.one_of(st.none(), st.tuples(*[st.floats(0, 4000, width=32)] * 2
 names = st.text("abcdefghij0123456789_-. é", min_size=1, max_size=12).map(lambda text: f"x{text}.jpg")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=40, deadline=None)
 @given(st.dictionaries(names, st.lists(coordinates, min_size=18, max_size=18), max_size=4))
 def test_written_poses_read_back_bit_by_bit(
     tmp_path_factory: pytest.TempPathFactory, rows: dict[str, list[tuple[float, float] | None]]
@@ -198,7 +198,9 @@ def test_whole_pixels_are_written_in_the_field_s_format(tmp_path: Path) -> None:
     header, row = (tmp_path / "k.csv").read_text().splitlines()
     name, y, x = row.split(": ")
     assert header == "name:keypoints_y:keypoints_x"
-    assert (name, json.loads(y)[:5], json.loads(x)[:5]) == ("a.jpg", [100, 101, 102, -1, 104], [0, 1, 2, -1, 4])
+    assert name == "a.jpg"
+    assert json.loads(y)[:5] == [100, 101, 102, -1, 104]
+    assert json.loads(x)[:5] == [0, 1, 2, -1, 4]
 
 
 @pytest.mark.parametrize("name", ["a:b.jpg", "a\nb.jpg", "", " a.jpg"])
@@ -230,6 +232,7 @@ def test_flip_mirrors_pixel_centers() -> None:
     assert right_shoulder.tolist() == [63 - 44, 22]  # it was the left shoulder
 
 
+@settings(derandomize=True)
 @given(st.lists(coordinates, min_size=18, max_size=18), st.integers(1, 4000))
 def test_flip_twice_is_the_identity(points: list[tuple[float, float] | None], width: int) -> None:
     pose = np.array([point or (math.nan, math.nan) for point in points], np.float32).round()
@@ -288,7 +291,7 @@ def test_pose_distance_ignores_place_and_size_and_averages_common_joints() -> No
 
 def test_pose_distance_needs_six_common_joints() -> None:
     few = standing()
-    few[[i for i, name in enumerate(JOINTS) if name.split("-")[-1] not in ("neck", "hip", "shoulder")]] = np.nan
+    few[[name.split("-")[-1] not in ("neck", "hip", "shoulder") for name in JOINTS]] = np.nan
     assert np.isnan(pose_distance(few, standing()))  # 5
     few[JOINTS.index("nose")] = standing()[JOINTS.index("nose")]
     assert pose_distance(few, standing()) == pytest.approx(0)

@@ -9,7 +9,7 @@ a sample of 12,000.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from reposer.data.keypoints import Pose, has_torso
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.files import write_atomic
+from reposer.paths import printable
 
 HEADER = "from,to"
 OFFICIAL_TEST_PAIRS = 12_000
@@ -79,8 +80,13 @@ def ordered_pairs(groups: Iterable[Sequence[int]]) -> Pairs:
     return np.concatenate(parts)
 
 
-def read_pairs_csv(path: str | Path) -> tuple[list[tuple[str, str]], list[AnnotationProblem]]:
+def read_pairs_csv(
+    path: str | Path, known: Container[str] | None = None
+) -> tuple[list[tuple[str, str]], list[AnnotationProblem]]:
     """Read a published ``from,to`` list; bad rows are listed, good ones kept in order (repeated pairs too).
+
+    Args:
+        known: names of the data set; a row with another name is a problem. None accepts any name.
 
     Raises:
         RefusedFileError: the file cannot be read.
@@ -97,15 +103,13 @@ def read_pairs_csv(path: str | Path) -> tuple[list[tuple[str, str]], list[Annota
     for row, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        try:
-            fields = [field.strip() for field in line.decode("utf-8").split(",")]
-        except UnicodeDecodeError:
-            problems.append(AnnotationProblem(str(path), row, "row", "is not UTF-8 text"))
-            continue
-        if len(fields) != 2 or not all(fields):
+        pair = tuple(field.strip() for field in line.decode("utf-8", "replace").split(","))
+        if len(pair) != 2 or not all(pair) or "\N{REPLACEMENT CHARACTER}" in pair[0] + pair[1]:
             problems.append(AnnotationProblem(str(path), row, "row", "expected two names: from,to"))
-            continue
-        pairs.append((fields[0], fields[1]))
+        elif unknown := _unknown_name(str(path), row, pair, known):
+            problems.append(unknown)
+        else:
+            pairs.append(pair)
     return pairs, problems
 
 
@@ -118,18 +122,14 @@ def index_pairs(
         path: where the pairs came from, for the problems.
         index: image name -> index.
     """
-    known: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
     problems: list[AnnotationProblem] = []
     for place, pair in enumerate(pairs, start=1):
-        unknown = [
-            (field, name) for field, name in zip(("from", "to"), pair, strict=True) if name not in index
-        ]
-        if unknown:
-            field, name = unknown[0]
-            problems.append(AnnotationProblem(str(path), place, field, f"{name} is not in the data set"))
+        if unknown := _unknown_name(str(path), place, pair, index):
+            problems.append(unknown)
         else:
-            known.append((index[pair[0]], index[pair[1]]))
-    return np.array(known, np.int64).reshape(-1, 2), problems
+            found.append((index[pair[0]], index[pair[1]]))
+    return np.array(found, np.int64).reshape(-1, 2), problems
 
 
 def write_pairs_csv(path: str | Path, pairs: Iterable[tuple[str, str]]) -> None:
@@ -145,3 +145,12 @@ def write_pairs_csv(path: str | Path, pairs: Iterable[tuple[str, str]]) -> None:
                 raise UserError(f"{path}, name {name!r}: does not fit a comma list", "rename the image")
         lines.append(",".join(pair))
     write_atomic(path, ("\n".join(lines) + "\n").encode())
+
+
+def _unknown_name(
+    path: str, row: int, pair: tuple[str, str], known: Container[str] | None
+) -> AnnotationProblem | None:
+    for field, name in zip(("from", "to"), pair, strict=True):
+        if known is not None and name not in known:
+            return AnnotationProblem(path, row, field, f"{printable(name)[:100]} is not in the data set")
+    return None
