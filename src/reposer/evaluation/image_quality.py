@@ -1,0 +1,205 @@
+"""How good are generated images? Every wanted metric for every method, per image first and means with
+intervals last.
+
+Trivial baselines stand beside the model in every table, and the real-against-real floor beside every Frechet
+distance. Images stream through in batches; the result does not depend on their size (networks: up to float32
+rounding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reposer.data.packed import PackedPeople
+from reposer.errors import UserError
+from reposer.evaluation.baselines import nearest_poses
+from reposer.evaluation.frechet_sets import RealImages, image_batches
+from reposer.evaluation.measurement import Options, Run, evaluate
+from reposer.evaluation.quality_report import ImageQualityReport
+from reposer.metrics.protocols import ImageBatch, WeightFiles
+from reposer.structures import PairBatch
+
+COPY, NEAREST = "copy the source", "nearest pose"
+DEFAULT_METRICS = ("ssim", "mask_ssim", "psnr", "l1", "mask_l1")  # those that need no weights
+
+Method = Callable[[PairBatch], Tensor]  # -> uint8 (B, 3, H, W), any device
+
+
+def evaluate_pairs(
+    methods: Mapping[str, Method],
+    people: PackedPeople,
+    pairs: NDArray[np.int64],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    training: NDArray[np.int64] | None = None,
+    reference: Literal["training", "targets"] | None = None,
+    weights: WeightFiles | None = None,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    cache: str | Path | None = None,
+) -> ImageQualityReport:
+    """Measure methods on pairs of prepared people, with "copy the source" and "nearest pose" beside them.
+
+    Args:
+        methods: by name; each takes a PairBatch (uint8, CPU) and returns uint8 images (B, 3, H, W).
+        pairs: (P, 2) positions of source and target in ``people``.
+        metrics: names in ``protocols.METRICS``.
+        training: positions of the training people's images: donors of the nearest pose and the reference of
+            Frechet distances; None leaves both out.
+        reference: real images of Frechet distances whose protocol leaves it open: all training images, or the
+            distinct target images; None takes the former if they are given. The report names it.
+        weights: weights files by name that are not in the weights folder, see ``protocols.weights_in``.
+        seed: of the bootstrap.
+        cache: folder that keeps statistics of reference sets, keyed by their content.
+
+    Raises:
+        UserError: an unknown metric, no pairs, or a method that returns something else than such images.
+    """
+    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+    source, target = pairs[:, 0], pairs[:, 1]
+    every = np.arange(len(pairs))
+
+    def run(name: str, method: Method, sources: NDArray[np.int64], rows: NDArray[np.int64]) -> Run:
+        def batches() -> Iterator[ImageBatch]:
+            for start in range(0, len(rows), batch_size):
+                part = rows[start : start + batch_size]
+                batch = people.pair_batch(sources[part], target[part])
+                yield ImageBatch(
+                    _checked(name, method(batch), batch.target_image),
+                    *(batch.target_image, batch.target_mask, batch.target_parsing, batch.target_keypoints),
+                )
+
+        return Run(rows, batches)
+
+    runs = {name: run(name, method, source, every) for name, method in methods.items()}
+    runs[COPY] = run(COPY, _source_image, source, every)
+    if training is not None:
+        donors = _nearest_donors(people, target, np.asarray(training, np.int64))
+        runs[NEAREST] = run(NEAREST, _source_image, donors, np.flatnonzero(donors >= 0))
+
+    def real(name: str, indices: NDArray[np.int64]) -> RealImages:
+        return RealImages(
+            f"{name} ({len(indices)})",
+            lambda: image_batches(people.images, indices, batch_size),
+            people.pids[indices],
+        )
+
+    sets = {"targets": real("the distinct target images", np.unique(target))}
+    if training is not None:
+        sets["training"] = real("all training images", np.asarray(training, np.int64))
+    names = np.array(people.names)
+    columns = {"source": names[source], "target": names[target], "pid": people.pids[target]}
+    options = Options(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
+    fields = {"mask", "parsing", "keypoints"}
+    chosen = reference or ("targets" if training is None else "training")
+    return evaluate(runs, metrics, columns, people.pids[target], sets, chosen, fields, options)
+
+
+def evaluate_images(
+    generated: Mapping[str, NDArray[np.uint8]],
+    target: NDArray[np.uint8],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    source: NDArray[np.uint8] | None = None,
+    masks: NDArray[np.bool_] | None = None,
+    parsing: NDArray[np.uint8] | None = None,
+    keypoints: NDArray[np.float32] | None = None,
+    names: Sequence[str] | None = None,
+    pids: NDArray[np.int64] | None = None,
+    reference: NDArray[np.uint8] | None = None,
+    weights: WeightFiles | None = None,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    cache: str | Path | None = None,
+) -> ImageQualityReport:
+    """Measure images that exist already against their true targets; arrays may be memory-mapped.
+
+    Args:
+        generated: images (N, H, W, 3) uint8 RGB by method; target i belongs to image i of each.
+        source: (N, H, W, 3) adds the row "copy the source".
+        masks, parsing: (N, H, W) of the targets. keypoints: (N, J, 2) of the targets.
+        names: of the targets. pids: (N,) identities, for intervals over people.
+        reference: real training images (M, H, W, 3) for Frechet distances; the targets by default.
+        metrics, weights, seed, cache: as in ``evaluate_pairs``.
+
+    Raises:
+        UserError: an unknown metric, no images, or arrays that do not fit together.
+    """
+    images = dict(generated) | ({COPY: source} if source is not None else {})
+    every = np.arange(len(target))
+    optional = {"mask": masks, "parsing": parsing, "keypoints": keypoints}
+    given = {field: np.asarray(array) for field, array in optional.items() if array is not None}
+    for label, array in (*images.items(), *given.items(), ("names", names), ("pids", pids)):
+        if array is not None and len(array) != len(target):
+            raise UserError(
+                f"{label} has {len(array)} rows, the targets have {len(target)}", "give one for each target"
+            )
+
+    def run(name: str) -> Run:
+        def batches() -> Iterator[ImageBatch]:
+            for start in range(0, len(target), batch_size):
+                part = slice(start, start + batch_size)
+                truth = _tensor(target[part])
+                fields = {field: torch.from_numpy(np.array(array[part])) for field, array in given.items()}
+                yield ImageBatch(_checked(name, _tensor(images[name][part]), truth), truth, **fields)
+
+        return Run(every, batches)
+
+    def real(label: str, array: NDArray[np.uint8], people: NDArray[np.int64] | None) -> RealImages:
+        everything = np.arange(len(array))
+        return RealImages(
+            f"{label} ({len(array)})", lambda: image_batches(array, everything, batch_size), people
+        )
+
+    sets = {"targets": real("the target images", target, pids)}
+    if reference is not None:
+        sets["training"] = real("the reference images", reference, None)
+    named = [str(i) for i in every] if names is None else list(names)
+    columns: dict[str, Sequence[str] | NDArray[np.int64]] = {"target": named}
+    if pids is not None:
+        columns["pid"] = np.asarray(pids, np.int64)
+    options = Options(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
+    chosen = "targets" if reference is None else "training"
+    return evaluate({n: run(n) for n in images}, metrics, columns, pids, sets, chosen, set(given), options)
+
+
+def _nearest_donors(
+    people: PackedPeople, target: NDArray[np.int64], training: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(P,) training image in the pose nearest to each target's, -1 where there is none."""
+    distinct, position = np.unique(target, return_inverse=True)
+    nearest = nearest_poses(
+        people.keypoints[distinct],
+        people.pids[distinct],
+        people.keypoints[training],
+        people.pids[training],
+        [people.names[i] for i in training],
+    )
+    return np.where(nearest >= 0, training[nearest], -1)[position]
+
+
+def _source_image(batch: PairBatch) -> Tensor:
+    return batch.source_image
+
+
+def _checked(method: str, images: Tensor, truth: Tensor) -> Tensor:
+    if images.dtype != torch.uint8 or images.shape != truth.shape:
+        raise UserError(
+            f"method {method}: gave {images.dtype} {tuple(images.shape)}, not uint8 {tuple(truth.shape)}",
+            "convert its images with reposer.images.to_uint8",
+        )
+    return images
+
+
+def _tensor(images: NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, 3) -> (B, 3, H, W)."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)

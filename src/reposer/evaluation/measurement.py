@@ -1,0 +1,195 @@
+"""The measuring itself: run every method's images past every metric once, then reduce to a report.
+
+Methods are measured one after the other, so that at most one set of generated features is in memory.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from reposer.errors import UserError
+from reposer.evaluation.frechet_sets import CollectedFeatures, RealImages, floor, reference_statistics, score
+from reposer.evaluation.quality_report import ImageQualityReport, MetricInfo, MetricResult
+from reposer.metrics.frechet import BOOTSTRAP_REPEATS, FeatureStatistics
+from reposer.metrics.intervals import REPEATS, mean_interval
+from reposer.metrics.protocols import (
+    FrechetMetric,
+    ImageBatch,
+    ImageMetric,
+    Measure,
+    WeightFiles,
+    find_metric,
+    load_metrics,
+    weight_hashes,
+)
+
+FLOOR = "real against real"
+
+Columns = Mapping[str, Sequence[str] | NDArray[np.int64] | NDArray[np.str_]]  # (P,) each, "target" among them
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the table, to be measured."""
+
+    rows: NDArray[np.int64]  # the pairs that it has a picture for
+    batches: Callable[[], Iterator[ImageBatch]]  # in the order of ``rows``
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all metrics of an evaluation share."""
+
+    weights: WeightFiles
+    device: torch.device
+    seed: int  # of the bootstrap
+    cache: Path | None  # folder of reference statistics
+
+
+def evaluate(
+    runs: Mapping[str, Run],
+    names: Sequence[str],
+    columns: Columns,
+    pids: NDArray[np.int64] | None,
+    sets: Mapping[str, RealImages],
+    reference: str,
+    fields: set[str],
+    options: Options,
+) -> ImageQualityReport:
+    """Measure every run with every metric of ``names``.
+
+    Args:
+        columns: what the per-image table says about each of the P pairs.
+        pids: (P,) identities that the intervals are drawn over; None draws single images.
+        sets: real images: "targets", and "training" where there are any.
+        reference: the set for Frechet distances whose protocol leaves it open.
+        fields: optional fields that the batches carry.
+
+    Raises:
+        UserError: an unknown metric, or no pairs.
+    """
+    count = len(columns["target"])
+    if not count:
+        raise UserError("nothing to evaluate: the list of pairs is empty", "give at least one pair")
+    measures, networks, missing = load_metrics(names, options.weights, options.device)
+    _drop_unmeasurable(measures, networks, missing, fields, sets)
+    chosen = {name: _reference_name(name, reference) for name in networks}
+    real = {
+        name: _reference(name, network, sets[chosen[name]], options) for name, network in networks.items()
+    }
+    table: dict[str, dict[str, MetricResult]] = {}
+    parts = []
+    for method, run in runs.items():
+        values, collected = _measure(run, measures, networks, options.device)
+        own = None if pids is None else pids[run.rows]
+        cells = {name: _mean(v, own, options.seed) for name, v in values.items()}
+        cells |= {name: score(c, real[name], own, options.seed) for name, c in collected.items()}
+        cells |= {
+            name: MetricResult(None, note=f"not measured: {reason}") for name, reason in missing.items()
+        }
+        table[method] = {name: cells[name] for name in names}
+        parts.append(_per_image(method, run.rows, columns, values))
+    if networks:
+        others = {name: sets["targets"] if chosen[name] == "training" else None for name in networks}
+        table[FLOOR] = {
+            name: floor(network, others[name], sets[chosen[name]], real[name], _whole(name), options.seed)
+            for name, network in networks.items()
+        }
+    described = {name: sets[key].name for name, key in chosen.items()}
+    infos = {name: _info(name, described.get(name, ""), pids is not None, missing, options) for name in names}
+    settings = {"pairs": count, "seed": options.seed, "device": str(options.device)}
+    settings |= {"torch": torch.__version__, "python": platform.python_version()}
+    return ImageQualityReport(table, infos, pa.concat_tables(parts), settings)
+
+
+def _measure(
+    run: Run, measures: Mapping[str, Measure], networks: Mapping[str, nn.Module], device: torch.device
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, CollectedFeatures]]:
+    """One pass over a run: per-image values (R,) by metric, and the features of its Frechet metrics."""
+    values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in measures}
+    collected = {name: CollectedFeatures(network, _whole(name)) for name, network in networks.items()}
+    for batch in run.batches():
+        for name, measure in measures.items():
+            values[name].append(measure(batch))
+        for features in collected.values():
+            features.add(batch.generated)
+    empty = [np.empty(0)]
+    return {name: np.concatenate(parts or empty) for name, parts in values.items()}, collected
+
+
+def _mean(values: NDArray[np.float64], pids: NDArray[np.int64] | None, seed: int) -> MetricResult:
+    finite = np.isfinite(values)
+    left_out = int((~finite).sum())
+    if not finite.any():
+        return MetricResult(None, left_out=left_out, note="not measured: no image has a finite value")
+    interval = mean_interval(values[finite], None if pids is None else pids[finite], seed)
+    low, high = interval or (None, None)
+    return MetricResult(float(values[finite].mean()), low, high, int(finite.sum()), left_out)
+
+
+def _drop_unmeasurable(
+    measures: dict[str, Measure],
+    networks: dict[str, nn.Module],
+    missing: dict[str, str],
+    fields: set[str],
+    sets: Mapping[str, RealImages],
+) -> None:
+    """Move metrics that lack an input from the first two to ``missing``, with the reason."""
+    for name in list(measures):
+        metric = find_metric(name)
+        lacking = [f for f in metric.needs if f not in fields] if isinstance(metric, ImageMetric) else []
+        if lacking:
+            missing[name] = f"the targets' {' and '.join(lacking)} are not given"
+            del measures[name]
+    for name in list(networks):
+        if _reference_name(name, "targets") not in sets:
+            missing[name] = "its protocol compares with the whole training set, which is not given"
+            del networks[name]
+
+
+def _reference_name(name: str, default: str) -> str:
+    metric = find_metric(name)
+    assert isinstance(metric, FrechetMetric)
+    return metric.reference or default
+
+
+def _whole(name: str) -> int:
+    metric = find_metric(name)
+    assert isinstance(metric, FrechetMetric)
+    return metric.whole_batches_of
+
+
+def _reference(name: str, network: nn.Module, images: RealImages, options: Options) -> FeatureStatistics:
+    hashes = weight_hashes(find_metric(name), options.weights)
+    key = f"{name} {sorted(hashes.items())} torch {torch.__version__}"
+    return reference_statistics(network, images, _whole(name), options.cache, key)
+
+
+def _per_image(
+    method: str, rows: NDArray[np.int64], columns: Columns, values: Mapping[str, NDArray[np.float64]]
+) -> pa.Table:
+    table = {"method": pa.array([method] * len(rows), pa.string()), "pair": pa.array(rows, pa.int64())}
+    table |= {name: pa.array(np.asarray(column)[rows]) for name, column in columns.items()}
+    return pa.table(table | {name: pa.array(column, pa.float64()) for name, column in values.items()})
+
+
+def _info(
+    name: str, reference: str, over_people: bool, missing: Mapping[str, str], options: Options
+) -> MetricInfo:
+    metric = find_metric(name)
+    unit = "identities" if over_people else "images"
+    if isinstance(metric, FrechetMetric):
+        interval = f"value +- 1.96 bootstrap errors over {unit} ({BOOTSTRAP_REPEATS} draws), reference fixed"
+    else:
+        interval = f"percentile bootstrap over {unit} ({REPEATS} draws)"
+    hashes = {} if name in missing else weight_hashes(metric, options.weights)
+    return MetricInfo(metric.protocol, metric.better, interval, hashes, reference)

@@ -1,0 +1,151 @@
+"""Feature networks for Frechet distances: each takes uint8 images (B, 3, H, W) and gives float32 features (B,
+D).
+
+A network, its weights file and its preprocessing belong together; ``protocols.py`` gives each set its name.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from reposer.errors import UserError
+from reposer.images import IMAGENET_MEAN, IMAGENET_STD, to_float
+from reposer.weights import load_state_dict_file
+
+INCEPTION_SIZE = 299  # pixels
+
+
+class PtInception(nn.Module):
+    """The Inception of the original FID (pt_inception-2015-12-05), as torch-fidelity rebuilds it; D = 2048.
+
+    Images are resized to 299 by TensorFlow 1's bilinear rule, without anti-aliasing.
+    """
+
+    dimension = 2048
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        # torch-fidelity unpickles whatever file it is given: hand it a copy of tensors that were read safely.
+        copy = io.BytesIO()
+        torch.save(load_state_dict_file(weights), copy)
+        copy.seek(0)
+        with torch.random.fork_rng(devices=[]), _named(weights):  # its constructor draws random numbers
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=copy
+            )
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 (B, 2048)."""
+        features: Tensor = self.network(images)[0]
+        return features
+
+
+class GflaInception(nn.Module):
+    """torchvision's ImageNet Inception-v3, fed as GFLA's script feeds it (script/inception.py); D = 2048.
+
+    Images in [0, 1] are resized bilinearly to 299; then each channel becomes x * (sigma / 0.5) + (mu - 0.5) /
+    0.5 with ImageNet's mu and sigma. That transform is meant for normalized input and is wrong for [0, 1];
+    the published figures contain it, so it is reproduced as it is.
+    """
+
+    dimension = 2048
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.network = torchvision.models.inception_v3(
+                weights=None, transform_input=False, init_weights=False
+            )
+        _load(self.network, load_state_dict_file(weights), weights)
+        self.network.fc = nn.Identity()
+        self.requires_grad_(False).eval()
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 (B, 2048)."""
+        features: Tensor = self.network(gfla_input(images))
+        return features
+
+
+def gfla_input(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> what GFLA's script shows its Inception, float32 (B, 3, 299, 299)."""
+    size = (INCEPTION_SIZE, INCEPTION_SIZE)
+    resized = F.interpolate(images.float() / 255.0, size=size, mode="bilinear", align_corners=False)
+    mean = resized.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = resized.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    return resized * (std / 0.5) + (mean - 0.5) / 0.5
+
+
+class KerasMobileNetV2(nn.Module):
+    """MobileNetV2's features with Keras weights, at native size, averaged over the last map; D = 1280.
+
+    Keras differs from torchvision in three ways: input x / 127.5 - 1, BatchNorm eps 1e-3, and stride-2
+    convolutions that pad an even side by one pixel on the right or bottom only.
+    """
+
+    dimension = 1280
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            network = torchvision.models.mobilenet_v2(weights=None)
+            for parent in list(network.features.modules()):
+                for name, child in parent.named_children():
+                    if isinstance(child, nn.BatchNorm2d):
+                        child.eps = 1e-3
+                    elif isinstance(child, nn.Conv2d) and child.stride == (2, 2):
+                        setattr(parent, name, _KerasStride2(child))
+        _load(network.features, _without_prefix(load_state_dict_file(weights), "features."), weights)
+        self.features = network.features
+        self.requires_grad_(False).eval()
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 (B, 1280)."""
+        maps: Tensor = self.features(to_float(images))  # (B, 1280, H/32, W/32)
+        return maps.mean((2, 3))
+
+
+class _KerasStride2(nn.Conv2d):
+    """A 3x3 convolution of stride 2 with Keras' padding: (0, 1) on an even side, (1, 1) on an odd one."""
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__(
+            like.in_channels, like.out_channels, 3, stride=2, groups=like.groups, bias=like.bias is not None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, left = x.shape[2] % 2, x.shape[3] % 2
+        return super().forward(F.pad(x, (left, 1, top, 1)))
+
+
+def _without_prefix(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def _load(network: nn.Module, values: Mapping[str, Tensor], file: Path) -> None:
+    """Strict load of a network that was built without values."""
+    with _named(file):
+        network.load_state_dict(values, strict=True, assign=True)
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Turns a mismatch of a weights file into a UserError that names the file."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"{file}: not the weights of this network ({reason})", "give another weights file"
+        ) from error

@@ -1,0 +1,259 @@
+"""The image metrics by name: METRICS says what each name pins and how it is loaded. A number without its
+protocol is no number: network and weights, image size and filter, mask and fill, reference set, counts.
+
+A new metric is one file and one line in METRICS. A metric whose weights are not on this machine raises
+MissingWeightsError when loaded; no other network ever takes its place.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from reposer.errors import MissingWeightsError, UserError
+from reposer.files import sha256_file
+from reposer.metrics import similarity
+from reposer.metrics.feature_networks import GflaInception, KerasMobileNetV2, PtInception
+from reposer.metrics.lpips import Lpips, Net, packaged_heads
+from reposer.metrics.pose_mask import pose_mask
+from reposer.structures import MISSING_LABEL
+from reposer.weights import KNOWN, find_weights
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """B generated images with the truth about their targets; a metric takes the fields that it needs."""
+
+    generated: Tensor  # (B, 3, H, W) uint8 RGB
+    target: Tensor  # (B, 3, H, W) uint8 RGB, the true picture
+    mask: Tensor | None = None  # (B, H, W) bool, the target's person
+    parsing: Tensor | None = None  # (B, H, W) uint8 LIP-20 labels of the target
+    keypoints: Tensor | None = None  # (B, J, 2) x, y of the target in pixels, NaN where missing
+
+
+Measure = Callable[[ImageBatch], NDArray[np.float64]]  # (B,) one value an image, NaN where undefined
+WeightFiles = Mapping[str, Path]  # explicit files by name of the weights
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMetric:
+    """A metric with one value for each image."""
+
+    better: Literal["lower", "higher"]
+    protocol: str  # what the name pins, in words
+    load: Callable[[WeightFiles, torch.device], Measure]
+    needs: tuple[str, ...] = ()  # fields of ImageBatch besides generated and target
+    weights: tuple[str, ...] = ()  # names of the weights files
+
+
+@dataclass(frozen=True, slots=True)
+class FrechetMetric:
+    """A metric of two sets of images: the Frechet distance on one feature network."""
+
+    protocol: str
+    network: Callable[[Path], nn.Module]  # has .dimension; uint8 (B, 3, H, W) -> (B, D)
+    weights: tuple[str]
+    reference: Literal["training"] | None = (
+        None  # the set it must be measured against; None: the caller's choice
+    )
+    whole_batches_of: int = 1  # only whole batches of this size count; the rest is dropped, on both sides
+    better: Literal["lower"] = "lower"
+
+    def load(self, files: WeightFiles, device: torch.device) -> nn.Module:
+        """The feature network.
+
+        Raises:
+            MissingWeightsError: its weights are not on this machine.
+        """
+        return self.network(locate(self.weights[0], files)).to(device)
+
+
+def locate(name: str, files: WeightFiles) -> Path:
+    """The weights file called ``name``: the one given in ``files``, or a known one in the weights folder.
+
+    Raises:
+        MissingWeightsError: it is nowhere; the message says where to put it.
+    """
+    if name in KNOWN:
+        return find_weights(name, files.get(name))
+    path = files.get(name)
+    if path is None or not path.is_file():
+        where = "no file was given" if path is None else f"{path} is not there"
+        raise MissingWeightsError(
+            f"weights {name} not found ({where})", f"name the folder that holds {name}.safetensors"
+        )
+    return path
+
+
+def weights_in(folder: Path) -> dict[str, Path]:
+    """The .safetensors files of a folder by name, for ``files``: ``squeezenet1_1_imagenet`` and the like."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a folder of weights files", "name a folder with .safetensors files")
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def weight_hashes(metric: ImageMetric | FrechetMetric, files: WeightFiles) -> dict[str, str]:
+    """sha256 of each weights file that the metric uses, by name."""
+    return {name: sha256_file(locate(name, files)) for name in metric.weights}
+
+
+def find_metric(name: str) -> ImageMetric | FrechetMetric:
+    """The metric called ``name``.
+
+    Raises:
+        UserError: there is none, with the nearest name.
+    """
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)
+        raise UserError(f"unknown metric {name!r}", f"did you mean {near[0]}? known: {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def _pixels(
+    better: Literal["lower", "higher"],
+    function: Callable[..., NDArray[np.float64]],
+    protocol: str,
+    *needs: str,
+) -> ImageMetric:
+    """A metric of pixels: no weights; ``function(generated, target, *needed fields)``."""
+
+    def measure(batch: ImageBatch) -> NDArray[np.float64]:
+        return function(batch.generated, batch.target, *(getattr(batch, field) for field in needs))
+
+    return ImageMetric(better, protocol, lambda files, device: measure, needs)
+
+
+def _person(batch: ImageBatch) -> Tensor | None:
+    return batch.mask
+
+
+def _parsed_person(batch: ImageBatch) -> Tensor:
+    assert batch.parsing is not None  # the metric's ``needs``
+    return (batch.parsing > 0) & (batch.parsing != MISSING_LABEL)
+
+
+def _drawn_person(batch: ImageBatch) -> Tensor:
+    assert batch.keypoints is not None
+    height, width = batch.target.shape[2:]
+    return torch.from_numpy(np.stack([pose_mask(k, height, width) for k in batch.keypoints.cpu().numpy()]))
+
+
+_MASKS: dict[str, tuple[str, Callable[[ImageBatch], Tensor | None], str]] = {
+    "person": ("mask", _person, "the target's binary person mask"),
+    "parsing": ("parsing", _parsed_person, "the target's parsing map, every label but background"),
+    "key-points": (
+        "keypoints",
+        _drawn_person,
+        "a mask drawn from the target's key-points (limb rectangles of half-width 4, discs of radius 4, "
+        "closing 5x5)",
+    ),
+}
+
+
+def _lpips(
+    net: Net, version: Literal["0.1", "0.0"], backbone: str, mask: str | None = None, heads: str | None = None
+) -> ImageMetric:
+    """LPIPS on one backbone, of whole or masked images; ``heads`` None takes those of the lpips package."""
+    field, choose, mask_text = _MASKS[mask] if mask else ("", None, "")
+
+    def load(files: WeightFiles, device: torch.device) -> Measure:
+        head_file = locate(heads, files) if heads else packaged_heads(net, version)
+        network = Lpips(net, version, locate(backbone, files), head_file).to(device)
+
+        def measure(batch: ImageBatch) -> NDArray[np.float64]:
+            values: NDArray[np.float64] = network(
+                batch.generated, batch.target, choose(batch) if choose else None
+            )
+            return values
+
+        return measure
+
+    protocol = f"LPIPS, linear heads v{version} ({net}), backbone {backbone}; images in [-1, 1], native size"
+    if mask:
+        protocol += f"; both images times {mask_text}, background 0 = mid-gray, mean over the whole frame"
+    return ImageMetric(
+        "lower", protocol, load, (field,) if mask else (), (backbone, heads) if heads else (backbone,)
+    )
+
+
+_SSIM = "Gaussian window 11, sigma 1.5, data range 1, native size, no padding"
+_NOT_FID = "Frechet distance on a network of its own, not an FID; compare it only with itself"
+
+METRICS: dict[str, ImageMetric | FrechetMetric] = {
+    "ssim": _pixels("higher", similarity.ssim, f"SSIM: {_SSIM}"),
+    "ssim_patn": _pixels(
+        "higher",
+        similarity.ssim_patn,
+        "PATN's SSIM: Gaussian window 11, sigma 1.5, data range = max - min of the generated image; 256x176 "
+        "images padded to 256x256 with white",
+    ),
+    "mask_ssim": _pixels(
+        "higher", similarity.mask_ssim, f"SSIM of both images times the target's person mask: {_SSIM}", "mask"
+    ),
+    "psnr": _pixels(
+        "higher", similarity.psnr, "10 log10(1 / MSE) on [0, 1], mean over pixels and channels, in dB"
+    ),
+    "l1": _pixels("lower", similarity.l1, "mean |a - b| on [0, 1] over pixels and channels"),
+    "mask_l1": _pixels(
+        "lower", similarity.mask_l1, "sum |a - b| M / (3 sum M) on [0, 1], M the target's person mask", "mask"
+    ),
+    "lpips_alex": _lpips("alex", "0.1", "alexnet"),
+    "lpips_vgg": _lpips("vgg", "0.1", "vgg16"),
+    "lpips_squeeze": _lpips("squeeze", "0.1", "squeezenet1_1"),
+    "lpips_alex_v0.0": _lpips("alex", "0.0", "alexnet"),
+    "mask_lpips": _lpips("alex", "0.0", "alexnet", mask="key-points"),
+    "mask_lpips_person": _lpips("alex", "0.0", "alexnet", mask="person"),
+    "mask_lpips_parsing": _lpips("alex", "0.0", "alexnet", mask="parsing"),
+    "lpips_like_squeeze": _lpips(
+        "squeeze", "0.1", "squeezenet1_1_imagenet", heads="lpips_heads_squeeze_v0.1"
+    ),
+    "mask_lpips_like_squeeze": _lpips(
+        "squeeze", "0.1", "squeezenet1_1_imagenet", mask="person", heads="lpips_heads_squeeze_v0.1"
+    ),
+    "fid": FrechetMetric(
+        "FID: pt_inception-2015-12-05, resized to 299 bilinearly, no anti-aliasing, as torch-fidelity does",
+        PtInception,
+        ("pt_inception-2015-12-05",),
+    ),
+    "fid_gfla": FrechetMetric(
+        "GFLA's script: torchvision's ImageNet Inception-v3, [0, 1] resized to 299 bilinearly, then "
+        "x (sigma / 0.5) + (mu - 0.5) / 0.5; reference = the whole training set; the last incomplete batch "
+        "of 64 dropped on both sides",
+        GflaInception,
+        ("inception_v3",),
+        reference="training",
+        whole_batches_of=64,
+    ),
+    "frechet_mobilenetv2": FrechetMetric(
+        f"{_NOT_FID}: ImageNet MobileNetV2 (Keras weights), input x / 127.5 - 1, native size, mean last map",
+        KerasMobileNetV2,
+        ("mobilenet_v2_features_imagenet",),
+    ),
+}
+
+
+def load_metrics(
+    names: Sequence[str], files: WeightFiles, device: torch.device
+) -> tuple[dict[str, Measure], dict[str, nn.Module], dict[str, str]]:
+    """Measures of the image metrics, networks of the Frechet metrics, and why each other name is missing."""
+    measures: dict[str, Measure] = {}
+    networks: dict[str, nn.Module] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        metric = find_metric(name)
+        try:
+            if isinstance(metric, FrechetMetric):
+                networks[name] = metric.load(files, device)
+            else:
+                measures[name] = metric.load(files, device)
+        except MissingWeightsError as error:
+            missing[name] = str(error)
+    return measures, networks, missing
