@@ -44,6 +44,8 @@ def write_prepared(folder: Path) -> Path:
             image[parsing == 5] = color
             Image.fromarray(image).save(root / f"{name}.png")
             Image.fromarray(parsing).save(root / f"{name}_parsing.png")
+            keypoints = rng.uniform(2, 12, (18, 2)).astype(np.float32)
+            keypoints[shot] = np.nan  # a missing joint
             records.append(
                 PersonRecord(
                     name=f"{name}.png",
@@ -55,7 +57,7 @@ def write_prepared(folder: Path) -> Path:
                     height=HEIGHT,
                     sha256=hashlib.sha256((root / f"{name}.png").read_bytes()).hexdigest(),
                     parsing=f"{name}_parsing.png",
-                    keypoints=rng.uniform(2, 12, (18, 2)).astype(np.float32),
+                    keypoints=keypoints,
                 )
             )
     pack(records, root, folder / "packed", (HEIGHT, WIDTH))

@@ -42,15 +42,13 @@ class GanState:
         self.pool_rng = torch.Generator().manual_seed(config.seed + runtime.rank)
         self.means = RunningMeans()
         self.step = 0  # optimizer steps done
-        self._device = runtime.device
         torch.manual_seed(config.seed + runtime.rank)  # processes draw different dropout masks
 
     def pack(self, accelerator: Accelerator) -> tuple[Groups, dict[str, Any]]:
         """Tensors by group, and JSON values. A collective call: every process must make it."""
         rng, rng_rest = rng_state({"pool": self.pool_rng})
-        own = {f"rng.{k}": v for k, v in rng.items()} | {
-            f"pool.{k}": v for k, v in self.pool.state_dict().items()
-        }
+        own = {f"rng.{k}": v for k, v in rng.items()}
+        own |= {f"pool.{k}": _bits(k, v) for k, v in self.pool.state_dict().items()}
         own |= {f"means.{k}": v for k, v in self.means.state_dict().items()}
         generator_optimizer, generator_rest = pack_optimizer(self.generator_optimizer)
         discriminator_optimizer, discriminator_rest = pack_optimizer(self.discriminator_optimizer)
@@ -99,7 +97,8 @@ class GanState:
         if meta["world_size"] == runtime.world_size:  # else pools and random generators start afresh
             own = {name: tensor[runtime.rank] for name, tensor in groups["processes"].items()}
             set_rng_state(_below("rng.", own), meta["rng"], {"pool": self.pool_rng})
-            self.pool.load_state_dict(_below("pool.", own), runtime.device)
+            pool = {k: _bits(k, v) for k, v in _below("pool.", own).items()}
+            self.pool.load_state_dict(pool, runtime.device)
             self.means.load_state_dict(_below("means.", own), runtime.device)
         return differences
 
@@ -127,6 +126,13 @@ def _gather(tensor: Tensor, accelerator: Accelerator) -> Tensor:
     carried = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor  # gloo knows no bool
     gathered: Tensor = accelerator.gather(carried[None].to(accelerator.device).contiguous())
     return gathered.cpu().to(tensor.dtype)
+
+
+def _bits(name: str, tensor: Tensor) -> Tensor:
+    """Key-points as int32 bits and back: their NaN is a missing joint, which a checkpoint would refuse."""
+    if not name.endswith("keypoints"):
+        return tensor
+    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.float32)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
