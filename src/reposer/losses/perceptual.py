@@ -17,6 +17,7 @@ from torchvision.models.squeezenet import Fire
 
 from reposer.errors import MissingWeightsError, UserError
 from reposer.images import imagenet_normalize
+from reposer.weights import find_weights, load_state_dict_file
 
 _VGG_CONVS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # convolutions per block
 _VGG_WIDTHS = (64, 128, 256, 512, 512)
@@ -31,6 +32,7 @@ _FIRE_WIDTHS = {  # SqueezeNet 1.1: in, squeeze, expand 1x1, expand 3x3
     "fire9": (512, 64, 256, 256),
 }
 NETWORKS = (*_VGG_CONVS, "squeezenet")
+_OFFICIAL = {"squeezenet": "squeezenet1_1"}  # name in reposer.weights, where it differs
 NORMS = ("l2", "l1")
 
 Layers = list[tuple[str, nn.Module]]
@@ -78,7 +80,7 @@ class PerceptualNetwork(nn.Module):
         self,
         net: str = "vgg19",
         layers: Sequence[str] = ("relu1_2",),
-        weights: Path | Mapping[str, Tensor] | None = None,
+        weights: str | Path | Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if net not in NETWORKS:
@@ -134,14 +136,13 @@ class PerceptualNetwork(nn.Module):
         return [maps[name] for name in self.layers]
 
 
-def _read_weights(net: str, weights: Path | Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-    from reposer.weights import find_weights, load_state_dict_file
-
+def _read_weights(net: str, weights: str | Path | Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    """The tensors themselves, those of the file, or those of torchvision's own file."""
     if isinstance(weights, Mapping):
         return weights
     if weights is not None and not Path(weights).is_file():
         raise MissingWeightsError(f"{weights}: no such file", f"give the file with the weights of {net}")
-    return load_state_dict_file(Path(weights) if weights is not None else find_weights(net))
+    return load_state_dict_file(find_weights(_OFFICIAL.get(net, net)) if weights is None else weights)
 
 
 def perceptual_loss(

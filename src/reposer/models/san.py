@@ -85,6 +85,10 @@ class SAN(nn.Module):
         check_choice("schema", schema, SCHEMA_LABELS)
         check_choice("mask_mode", mask_mode, MASK_MODES)
         _check_numbers(ngf, enc_strides, blocks, deep_channels, deep_convs)
+        if not 0 <= dropout < 1:
+            raise UserError(
+                f"dropout={dropout} is not a probability below 1", "use 0 or more and less than 1"
+            )
         if not use_mask and mask_mode != "concat":
             raise UserError(
                 f"mask_mode={mask_mode} uses the mask that use_mask=false leaves out", "set one of them"
