@@ -9,23 +9,26 @@ them.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationError
-from reposer.files import sha256_file
+from reposer.files import sha256_bytes, sha256_file
 from reposer.structures import NUM_JOINTS, PairBatch
 
 SCHEMA_VERSION = 1
 ARRAYS = ("images", "parsing", "mask")  # <name>.npy each
 ROWS, HEADER = "rows.parquet", "packed.json"
+_AGAIN = "prepare the data set again"
 
 
 class PackedPeople:
@@ -46,7 +49,7 @@ class PackedPeople:
         self.mask: NDArray[np.bool_] = self._map(
             "mask", (count, height, width)
         )  # (N, H, W) True on the person
-        rows = pq.read_table(self.folder / ROWS)
+        rows = self._read_rows()
         self.names: tuple[str, ...] = tuple(rows["name"].to_pylist())
         self.pids: NDArray[np.int64] = rows["pid"].to_numpy()
         self.camids: NDArray[np.int64] = rows["camid"].to_numpy()
@@ -109,9 +112,17 @@ class PackedPeople:
         """
         for name in (*(f"{array}.npy" for array in ARRAYS), ROWS):
             if sha256_file(self.folder / name) != self.header["sha256"][name]:
-                raise AnnotationError(
-                    self.folder / name, "sha256", "differs from packed.json", "prepare again"
-                )
+                raise AnnotationError(self.folder / name, "sha256", f"differs from {HEADER}", _AGAIN)
+
+    def _read_rows(self) -> pa.Table:
+        path = self.folder / ROWS
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise AnnotationError(path, "file", f"cannot be read ({error.strerror})", _AGAIN) from None
+        if sha256_bytes(data) != self.header["sha256"][ROWS]:
+            raise AnnotationError(path, "sha256", f"differs from {HEADER}", _AGAIN)
+        return pq.read_table(io.BytesIO(data))
 
     def _image_tensor(self, indices: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(np.take(self.images, indices, axis=0)).permute(0, 3, 1, 2)
@@ -121,9 +132,9 @@ class PackedPeople:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise AnnotationError(path, "file", f"is damaged or missing ({error})", "prepare again") from None
+            raise AnnotationError(path, "file", f"is damaged or missing ({error})", _AGAIN) from None
         if array.shape != shape:
-            raise AnnotationError(path, "shape", f"is {array.shape}, expected {shape}", "prepare again")
+            raise AnnotationError(path, "shape", f"is {array.shape}, expected {shape}", _AGAIN)
         return np.asarray(array)  # an ndarray view of the map: np.take on np.memmap itself is slower
 
 
@@ -132,10 +143,10 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         version = header["schema_version"]
+        complete = {"size", "count", "sha256"} <= header.keys()
     except (OSError, ValueError, KeyError, TypeError):
-        raise AnnotationError(path, "file", "is missing or damaged", "run reposer prepare first") from None
-    if version != SCHEMA_VERSION:
-        raise AnnotationError(
-            path, "schema_version", f"is {version}, expected {SCHEMA_VERSION}", "prepare again"
-        )
+        raise AnnotationError(path, "file", "is missing or damaged", "run reposer prepare") from None
+    if version != SCHEMA_VERSION or not complete:
+        message = f"is {version}, expected {SCHEMA_VERSION} and all its fields"
+        raise AnnotationError(path, "schema_version", message, _AGAIN)
     return dict(header)
