@@ -1,11 +1,11 @@
 """Checkpoints: folders of safetensors + JSON, atomic, hashed, finite; damaged ones are never used.
 
-``root/step_00000123/`` holds one ``<group>.safetensors`` for each group of tensors and ``meta.json``: schema,
-step, torch version, thread count, configuration hash, sha256 and size of every file, the caller's own
-entries, and the sha256 of all this. State of modules, optimizers and generators as tensors + JSON:
-:mod:`reposer.state`. A folder has this name only when it is complete and fsynced
-(:func:`reposer.files.atomic_folder`). torch.load notices 3 % of single flipped bits and safetensors none of
-those in the data, so the hashes are ours. No pickle anywhere.
+``root/step_00000123/`` holds one ``<group>.safetensors`` for each group of tensors, ``meta.json`` (schema,
+step, torch version, thread count, configuration hash, sha256 and size of every group's file, the caller's own
+entries) and ``meta.sha256`` (that of meta.json, as sha256sum writes it). A folder has this name only when it
+is complete and fsynced (:func:`reposer.files.atomic_folder`). torch.load notices 3 % of single flipped bits
+and safetensors none of those in the data, so the hashes are ours. No pickle anywhere; :mod:`reposer.state`
+turns modules, optimizers and random generators into tensors + JSON.
 
 One writer for each root, which :class:`reposer.runs.Run` sees to with its lock; readers need none.
 """
@@ -16,6 +16,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +26,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from reposer.config import canonical_json
 from reposer.errors import UserError
 from reposer.files import (
     atomic_folder,
+    disk_faults,
     remove_temporaries,
     remove_tree,
     require_space,
     sha256_bytes,
     sha256_file,
+    sync_folder,
     write_new,
 )
 
 SCHEMA = 1  # raise it when the layout changes, and keep reading every older one
 _FOLDER = re.compile(r"^(?:step_(\d{8,})|\.step_(\d{8,})\.replaced)$")
 _GROUP = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-_META = "meta.json"
+_META, _META_HASH = "meta.json", "meta.sha256"
 _log = logging.getLogger(__name__)
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -71,7 +73,7 @@ def save(root: Path, step: int, groups: Groups, meta: Mapping[str, Any]) -> Path
     Args:
         root: the run's checkpoint folder, made if missing.
         step: optimizer updates done so far.
-        groups: tensors of any device, dtype and layout; saved dense on the CPU, bit for bit.
+        groups: tensors strided, of any device, dtype and memory format; saved contiguous, bit for bit.
         meta: JSON values; must hold "config_hash". "torch" and "threads" are added.
 
     Raises:
@@ -83,22 +85,25 @@ def save(root: Path, step: int, groups: Groups, meta: Mapping[str, Any]) -> Path
         raise ValueError("meta needs 'config_hash', and group names are letters, digits, '_' and '-'")
     entries = {**meta, "torch": str(torch.__version__), "threads": torch.get_num_threads()}
     document: dict[str, Any] = {"schema": SCHEMA, "step": step, "meta": entries, "files": {}}
-    canonical_json(document)  # what JSON cannot hold fails here, before anything is written
-    root.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(root)
+    json.dumps(document, allow_nan=False)  # what JSON cannot hold fails here, before anything is written
+    with disk_faults(root):
+        root.mkdir(parents=True, exist_ok=True)
+        sync_folder(root.parent)  # the root itself must survive a power cut
+        remove_temporaries(root)
     require_space(
         root, sum(t.numel() * t.element_size() + 256 for group in groups.values() for t in group.values())
     )
     path = root / f"step_{step:08d}"
     with atomic_folder(path) as folder:
         for name, tensors in groups.items():
-            # clone: safetensors refuses tensors that share memory (tied weights)
+            # copies, because safetensors refuses tensors that share memory (tied weights)
             dense = {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
             data = safetensors.torch.save(dense)
             document["files"][f"{name}.safetensors"] = {"sha256": sha256_bytes(data), "size": len(data)}
             write_new(folder / f"{name}.safetensors", data)
-        document["sha256"] = sha256_bytes(canonical_json(document))
-        write_new(folder / _META, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+        data = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+        write_new(folder / _META, data)
+        write_new(folder / _META_HASH, _hash_line(data))
     return path
 
 
@@ -110,19 +115,19 @@ def load(path: Path) -> Checkpoint:
         UserError: the checkpoint was written by a newer version.
     """
     document = _read_document(path)
-    for name, entry in document["files"].items():
-        if not (path / name).is_file() or sha256_file(path / name) != entry["sha256"]:
-            raise _damaged(path, name, "is missing or differs from its sha256")
-    groups = {
-        name.removesuffix(".safetensors"): _read_group(path, name, entry) for name, entry in _files(document)
-    }
+    files = document["files"].items()
+    for name, entry in files:
+        with _damage(path / name):
+            if sha256_file(path / name) != entry["sha256"]:
+                raise ValueError("differs from its sha256")
+    groups = {name.removesuffix(".safetensors"): _read_group(path / name, entry) for name, entry in files}
     return Checkpoint(document["step"], groups, document["meta"], path)
 
 
 def verify(path: Path) -> None:
     """Re-read a whole checkpoint from the disk, one group in memory at a time; raises as :func:`load`."""
-    for name, entry in _files(_read_document(path)):
-        _read_group(path, name, entry)
+    for name, entry in _read_document(path)["files"].items():
+        _read_group(path / name, entry)
 
 
 def steps(root: Path) -> list[tuple[int, Path]]:
@@ -189,52 +194,47 @@ def _refuse_non_finite(groups: Groups) -> None:
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    """meta.json, checked against its own sha256, its schema and the folder's name."""
-    try:
-        document = json.loads((path / _META).read_bytes())
-        digest = document.pop("sha256")
-        if digest != sha256_bytes(canonical_json(document)):
-            raise ValueError("differs from its sha256")
+    """meta.json, checked against its sha256, its schema and the folder's name."""
+    with _damage(path / _META):
+        data = (path / _META).read_bytes()
+        if (path / _META_HASH).read_bytes() != _hash_line(data):
+            raise ValueError(f"differs from its sha256 in {_META_HASH}")
+        document = json.loads(data)
         if document["schema"] > SCHEMA:
             raise UserError(
-                f"{path}: was written by a newer reposer (schema {document['schema']})", "update reposer"
+                f"{path}: was written by a newer reposer ({document['schema']=})", "update reposer"
             )
         match = _FOLDER.match(path.name)
         if match and int(match[1] or match[2]) != document["step"]:
             raise ValueError(f"belongs to step {document['step']}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, _META, str(error)) from error
+        if not all(_GROUP.match(name.removesuffix(".safetensors")) for name in document["files"]):
+            raise ValueError("names a file that is no group")
     return dict(document)
 
 
-def _files(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield from document["files"].items()
+def _hash_line(data: bytes) -> bytes:
+    """What ``sha256sum meta.json`` prints."""
+    return f"{sha256_bytes(data)}  {_META}\n".encode()
 
 
-def _read_group(path: Path, name: str, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+def _read_group(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of one file, built only from bytes whose hash is right."""
-    try:
-        if not _GROUP.match(name.removesuffix(".safetensors")):
-            raise ValueError("is no file name of a checkpoint")
-        if (path / name).stat().st_size != entry["size"]:
-            raise ValueError("has another size than was saved")
-        data = (path / name).read_bytes()
-        if sha256_bytes(data) != entry["sha256"]:
-            raise ValueError("differs from its sha256")
+    with _damage(path):
+        data = path.read_bytes()
+        if len(data) != entry["size"] or sha256_bytes(data) != entry["sha256"]:
+            raise ValueError("differs from its size or sha256")
         tensors = safetensors.torch.load(data)
-        _refuse_non_finite({name: tensors})
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AssertionError,
-        SafetensorError,
-        NonFiniteError,
-    ) as error:
-        raise _damaged(path, name, str(error)) from error
+        _refuse_non_finite({path.stem: tensors})
     return tensors
 
 
-def _damaged(path: Path, name: str, reason: str) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"{path / name}: {reason}", "this checkpoint is not used")
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while reading ``path`` means that it is not what was saved."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DamagedCheckpointError(f"{path}: {reason}", "this checkpoint is not used") from error
+    except (RecursionError, RuntimeError, SafetensorError, NonFiniteError) as error:
+        raise DamagedCheckpointError(f"{path}: {error}", "this checkpoint is not used") from error

@@ -22,7 +22,7 @@ from reposer.errors import UserError
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{8}$")
 _CHUNK = 1 << 20  # bytes for one read or write call
 
-# What each fault means to the user; other OSErrors are programming errors and pass unchanged.
+# What to do about each fault; other OSErrors are programming errors and pass unchanged.
 _DISK_FAULTS = {
     errno.ENOSPC: "free some space or choose a folder on another disk",
     errno.EDQUOT: "the disk quota is used up; free some space or ask for a larger quota",
@@ -33,6 +33,11 @@ _DISK_FAULTS = {
     errno.EIO: "the disk reports an input/output error; check it and choose another folder",
     errno.ESTALE: "the network disk is gone; mount it again",
     errno.ENOTCONN: "the network disk is gone; mount it again",
+    errno.ENOENT: "check the path: the folder is not there",
+    errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.EEXIST: "something of this name is in the way; choose another path",
+    errno.EISDIR: "a folder of this name is in the way; choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
@@ -63,7 +68,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     """
     path = Path(path)
     temporary = _temporary_name(path)
-    with _explained(path, len(data)):
+    with disk_faults(path, len(data)):
         try:
             write_new(temporary, data)
             os.replace(temporary, path)
@@ -80,7 +85,7 @@ def write_new(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     Raises:
         DiskError: as in :func:`write_atomic`.
     """
-    with _explained(Path(path), len(data)):
+    with disk_faults(Path(path), len(data)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             view = memoryview(data).cast("B")
@@ -104,19 +109,20 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = _temporary_name(path)
-    with _explained(path, 0):
-        try:
+    try:
+        with disk_faults(path):
             os.mkdir(temporary)
-            yield temporary
+        yield temporary
+        with disk_faults(path):
             for folder, _, names in os.walk(temporary, topdown=False):
                 for name in names:
                     _sync(Path(folder) / name, os.O_RDONLY)
                 sync_folder(folder)
             _swap_in(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                remove_tree(temporary)
-            raise
+    except BaseException:
+        with suppress(OSError):
+            remove_tree(temporary)
+        raise
 
 
 def replaced_name(path: Path) -> Path:
@@ -205,8 +211,8 @@ def _temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def _explained(path: Path, needed: int) -> Iterator[None]:
-    """Turn the faults of a disk into one line for the user."""
+def disk_faults(path: str | os.PathLike[str], needed: int = 0) -> Iterator[None]:
+    """Turn an OSError of the block that the user can mend into a :class:`DiskError`; ``needed`` in bytes."""
     try:
         yield
     except OSError as error:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import reposer
 from reposer.config import Config, differences, read_json, save_config
 from reposer.errors import UserError
-from reposer.files import write_atomic
+from reposer.files import disk_faults, sync_folder, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,12 +43,18 @@ class Run:
 
     folder: Path
 
-    def __init__(self, folder: Path, lock: int) -> None:
-        """Use :meth:`create` or :meth:`open`. ``lock`` is the descriptor of the locked file."""
+    def __init__(self, folder: Path) -> None:
+        """Lock ``folder`` and open its metrics; use :meth:`create` or :meth:`open`."""
         self.folder = folder
-        self._lock = lock
-        self._metrics = os.open(folder / _METRICS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        self._cut_torn_line()
+        self._metrics = -1
+        self._lock = _acquire(folder)
+        try:
+            with disk_faults(folder / _METRICS):
+                self._metrics = os.open(folder / _METRICS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                self._cut_torn_line()
+        except BaseException:
+            self.close()
+            raise
         _held.add(self)
 
     @classmethod
@@ -77,12 +83,17 @@ class Run:
         )
         if [name for name in foreign if ".tmp-" not in name]:
             raise UserError(f"{folder}: is not empty (holds {foreign[0]})", "choose a new folder for the run")
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        run = cls(folder, _acquire(folder))
+        with disk_faults(folder):
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            (folder / "checkpoints").mkdir(exist_ok=True)
+        run = cls(folder)
+        if Run.exists(folder):  # another process was quicker
+            run.close()
+            return cls.create(folder, config, extra)
         details = json.dumps(environment(extra or {}), indent=2)
         write_atomic(folder / _ENVIRONMENT, (details + "\n").encode())
         save_config(config, folder / _CONFIG)  # last: it makes the folder a run
+        sync_folder(folder.parent)
         return run
 
     @classmethod
@@ -102,7 +113,7 @@ class Run:
                 f"{folder}: holds a run of another configuration: {'; '.join(changed)}",
                 "choose another folder or go back to the run's configuration",
             )
-        return cls(folder, _acquire(folder))
+        return cls(folder)
 
     @staticmethod
     def exists(folder: str | os.PathLike[str]) -> bool:
@@ -119,8 +130,16 @@ class Run:
 
         ``values`` are numbers (also 0-dim tensors), texts, None or lists of these; NaN, infinity become null.
         """
-        line = json.dumps({"step": int(step), **{key: _plain(value) for key, value in values.items()}})
-        os.write(self._metrics, (line + "\n").encode())
+        line = json.dumps({"step": int(step), **{key: _plain(value) for key, value in values.items()}}) + "\n"
+        data = line.encode()
+        with disk_faults(self.folder / _METRICS, len(data)):
+            size = os.fstat(self._metrics).st_size
+            try:
+                while data:
+                    data = data[os.write(self._metrics, data) :]
+            except OSError:
+                os.ftruncate(self._metrics, size)  # a full disk takes part of a line
+                raise
 
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``: a resumed training writes them again."""
@@ -139,10 +158,10 @@ class Run:
 
     def close(self) -> None:
         """Give the folder free; a second call does nothing."""
-        if self._lock >= 0:
-            os.close(self._metrics)
-            os.close(self._lock)
-            self._lock = self._metrics = -1
+        for descriptor in (self._metrics, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._metrics = self._lock = -1
 
     def __enter__(self) -> Self:
         return self
@@ -243,7 +262,8 @@ def _plain(value: Any) -> Any:
 
 def _acquire(folder: Path) -> int:
     """Take the folder's lock, or say that it is taken; flock ends with its process, also by a kill."""
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    with disk_faults(folder / _LOCK):
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
