@@ -8,8 +8,10 @@ bytes and pixels are counted before a pixel is decoded. Decoding goes through re
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,8 @@ _TURNS = {
     **{6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90},
 }
 _SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_CHUNK = 1 << 20  # bytes
 _WARNINGS = threading.Lock()  # the warning filters belong to the whole process
 
 
@@ -69,7 +73,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(name) from error
     except Exception as error:  # whatever Pillow's parsers raise on hostile bytes
-        raise _damaged(name, error) from error
+        raise (_bad_exif(name) if "EXIF" in str(error) else _damaged(name, error)) from error
     if image.width * image.height > MAX_PIXELS:
         raise _too_many_pixels(name)
     if min(image.size) < MIN_SIDE:
@@ -80,14 +84,19 @@ def open_image(data: bytes, name: str) -> Image.Image:
     return image
 
 
-def load(image: Image.Image, name: str) -> None:
+def load(image: Image.Image, data: bytes, name: str) -> None:
     """Decode the pixels.
+
+    Args:
+        data: the file that ``image`` was opened from.
 
     Raises:
         ImageError: rule ``truncated`` or ``damaged``.
     """
     try:
         image.load()
+        if image.format == "PNG" and not _all_rows(data):  # Pillow leaves missing rows black without a word
+            raise ValueError("truncated: the compressed data end before the last row")
     except Exception as error:  # whatever Pillow's decoders raise on hostile bytes
         raise _damaged(name, error) from error
 
@@ -116,6 +125,28 @@ def file_format(image: Image.Image) -> str:
     return "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one file
 
 
+def _all_rows(png: bytes) -> bool:
+    """Whether the compressed data of a PNG, which Pillow has opened, hold all the bytes of its rows."""
+    width, height, depth, color = struct.unpack(">IIBB", png[16:26])
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    grids = _ADAM7 if png[28] else ((0, 0, 1, 1),)  # first column and row, steps
+    wanted = 0
+    for column, row, across, down in grids:
+        columns, rows = -(-(width - column) // across), -(-(height - row) // down)
+        wanted += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    stream, found, place = zlib.decompressobj(), 0, 8
+    while found < wanted and place + 12 <= len(png):
+        length = int.from_bytes(png[place : place + 4], "big")
+        if png[place + 4 : place + 8] == b"IDAT":
+            rest = png[place + 8 : place + 8 + length]
+            while rest and not stream.eof and found < wanted:
+                found += len(stream.decompress(rest, _CHUNK))
+                rest = stream.unconsumed_tail
+        place += 12 + length
+    # flush would unpack all that is left: only where nothing is
+    return found >= wanted or found + len(stream.flush()) >= wanted
+
+
 def _to_rgb(image: Image.Image, name: str, rules: list[str]) -> Image.Image:
     mode = image.mode
     if mode.startswith("I;16"):
@@ -142,10 +173,12 @@ def _to_rgb(image: Image.Image, name: str, rules: list[str]) -> Image.Image:
 
 def _upright(image: Image.Image, rgb: Image.Image, name: str, rules: list[str]) -> Image.Image:
     try:
+        record = Image.Exif()  # image.getexif() is silent about damage that was met when the file was opened
         with _strict_warnings():
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            record.load(image.info.get("exif", b""))
+            orientation = record.get(_ORIENTATION_TAG, 1)
     except Exception as error:  # whatever Pillow's EXIF parser raises on hostile bytes
-        raise ImageError(name, "exif-damaged", "damaged EXIF data", "save it without metadata") from error
+        raise _bad_exif(name) from error
     if orientation in _TURNS:
         rules.append("exif-rotated")
         return rgb.transpose(_TURNS[orientation])
@@ -164,6 +197,10 @@ def _strict_warnings() -> Iterator[None]:
 
 def _too_many_pixels(name: str) -> ImageError:
     return ImageError(name, "too-many-pixels", f"more than {MAX_PIXELS:,} pixels", "make it smaller")
+
+
+def _bad_exif(name: str) -> ImageError:
+    return ImageError(name, "exif-damaged", "damaged EXIF data", "save it without metadata")
 
 
 def _damaged(name: str, error: Exception) -> ImageError:

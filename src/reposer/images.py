@@ -116,12 +116,13 @@ def decode_indices(path: Path | str, root: Path | None = None) -> NDArray[np.uin
         ImageError: refused like any image, or rule ``not-one-channel``: colors are no labels.
     """
     name = str(path)
-    with open_image(_read(path, root), name) as image:
+    data = _read(path, root)
+    with open_image(data, name) as image:
         if image.mode not in ("P", "L", "1"):
             advice = "store label indices as an 8-bit palette or gray PNG"
             problem = f"mode {image.mode}, one 8-bit channel is wanted"
             raise ImageError(name, "not-one-channel", problem, advice)
-        load(image, name)
+        load(image, data, name)
         return np.array(image, dtype=np.uint8)
 
 
@@ -165,7 +166,7 @@ def _read(path: Path | str, root: Path | None) -> bytes:
 
 def _picture(data: bytes, name: str) -> Picture:
     with open_image(data, name) as image:
-        load(image, name)
+        load(image, data, name)
         rgb, rules = upright_rgb(image, data, name)
         found = file_format(image)
     return Picture(np.array(rgb), tuple(rules), found, hashlib.sha256(data).hexdigest())

@@ -90,10 +90,11 @@ def read_regular(path: Path, *, max_bytes: int, root: Path | None = None) -> byt
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
             _check_kind(path, os.fstat(descriptor).st_mode)
-            data = file.read(max_bytes + 1)
+            size = os.fstat(descriptor).st_size
+            data = file.read(max_bytes + 1) if size <= max_bytes else b""
     except (OSError, ValueError) as error:
         raise _refusal(path, error) from error
-    if len(data) > max_bytes:
+    if max(size, len(data)) > max_bytes:
         raise RefusedFileError(path, "too-large", f"larger than {max_bytes:,} bytes", "make it smaller")
     return data
 
