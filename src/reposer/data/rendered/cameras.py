@@ -96,7 +96,7 @@ def expose(camera: Camera, picture: Picture, rng: np.random.Generator) -> NDArra
     exposure = camera.exposure * rng.uniform(0.88, 1.13)
     cast = np.array(camera.gain) * rng.uniform(0.97, 1.03, 3) * exposure
     blurred = _blur(picture, camera.blur * rng.uniform(0.8, 1.25) * height / 128)
-    gray = blurred.mean(2, keepdims=True)
+    gray = ((blurred[..., 0] + blurred[..., 1] + blurred[..., 2]) * np.float32(1 / 3))[..., None]
     light = gray + (blurred - gray) * np.float32(camera.saturation)
     light *= cast.astype(np.float32)
     shown = np.sqrt(np.maximum(light, 0.0))  # gamma 2

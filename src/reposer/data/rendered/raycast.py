@@ -52,25 +52,45 @@ class Hits:
     """What the rays of C tiles met first."""
 
     cells: Index  # (C,) tile number, row-major over the grid
-    primitive: Index  # (C, 64) index into Cones, -1 where nothing was met
+    primitive: NDArray[np.int32]  # (C, 64) index into Cones, -1 where nothing was met
     depth: Single  # (C, 64) meters, inf where nothing was met
 
 
+_CHUNK = 256  # tiles worked on at a time, so that the intermediate arrays stay in the cache
+_ORIGIN = 4.0  # meters in front of the person from which depth is counted, so that it is positive
+_LOW_BITS = 255  # of a depth's float32: they carry the primitive; what is lost is a fifth of a millimeter
+MAX_CONES = _LOW_BITS + 1
+
+
 def cast(cones: Cones, grid: Grid) -> Hits:
-    """The nearest primitive of every sample in every tile that any primitive touches."""
+    """The nearest primitive of every sample in every tile that any primitive touches.
+
+    Raises:
+        ValueError: more than MAX_CONES primitives.
+    """
+    if len(cones.a) > MAX_CONES:
+        raise ValueError(f"{len(cones.a)} cones, at most {MAX_CONES} fit")
     cell, owner = _touched_tiles(cones, grid)
     if not len(cell):
-        empty = np.empty((0, TILE * TILE))
-        return Hits(cell, empty.astype(np.int64), empty.astype(np.float32))
-    depth = _intersect(cones, grid, cell, owner)
+        return Hits(cell, np.empty((0, TILE**2), np.int32), np.empty((0, TILE**2), np.float32))
+    rows = _coefficients(cones, grid, cell, owner)
+    keys = np.empty((len(cell), TILE**2), np.int32)
+    for start in range(0, len(cell), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        depth = _intersect({name: row[part] for name, row in rows.items()}, grid)
+        # Positive float32 order as their bits: one integer minimum finds the nearest depth and its primitive.
+        key = depth.reshape(TILE**2, -1).view(np.int32)
+        key &= ~_LOW_BITS
+        key |= owner[part].astype(np.int32)
+        keys[part] = key.T
     starts = np.flatnonzero(np.concatenate(([True], cell[1:] != cell[:-1])))
-    counts = np.diff(np.concatenate((starts, [len(cell)])))
-    nearest = np.minimum.reduceat(depth, starts, axis=0)
-    is_nearest = depth == np.repeat(nearest, counts, axis=0)
-    candidates = np.where(is_nearest, owner.astype(np.int32)[:, None], np.int32(-1))
-    winner = np.maximum.reduceat(candidates, starts, axis=0).astype(np.int64)
-    winner[~np.isfinite(nearest)] = -1
-    return Hits(cell[starts], winner, nearest)
+    nearest = np.minimum.reduceat(keys, starts, axis=0)
+    met = nearest < np.array(np.inf, np.float32).view(np.int32)
+    primitive = np.where(met, nearest & _LOW_BITS, -1)
+    nearest &= ~_LOW_BITS
+    depth = nearest.view(np.float32)
+    depth -= np.float32(_ORIGIN)
+    return Hits(cell[starts], primitive.astype(np.int32), depth)
 
 
 def _touched_tiles(cones: Cones, grid: Grid) -> tuple[Index, Index]:
@@ -109,8 +129,12 @@ def _near_outline(cones: Cones, grid: Grid, owner: Index, row: Index, column: In
     return keep
 
 
-def _intersect(cones: Cones, grid: Grid, cell: Index, owner: Index) -> Single:
-    """(T, 64) depth at which each sample's ray enters the tile's primitive, inf where it passes by."""
+def _coefficients(cones: Cones, grid: Grid, cell: Index, owner: Index) -> dict[str, Single]:
+    """The numbers of each (tile, primitive) pair, all (T,) float32: see _intersect.
+
+    With M the stretch, a ray through (x, y) is M(x, y, 0) + t r; what is linear in x and y is kept as a value at the tile's
+    first sample and two slopes. ``across`` means without the component along r.
+    """
     M = cones.stretch
     length = np.sqrt((M[:, :, 2] ** 2).sum(1))
     ray = -M[:, :, 2] / length[:, None]
@@ -124,84 +148,94 @@ def _intersect(cones: Cones, grid: Grid, cell: Index, owner: Index) -> Single:
     k2 = np.where(np.abs(k2) < 1e-9, 1e-9, k2)
     x_along, y_along = (ex * ray).sum(1), (ey * ray).sum(1)
     ex_across, ey_across = ex - ray * x_along[:, None], ey - ray * y_along[:, None]
-
-    across = grid.columns // TILE
-    row, column = np.divmod(cell, across)
-    x = (column * TILE - grid.x0) / grid.sx  # of the tile's first sample
-    y = (grid.y0 - row * TILE) / grid.sy
-    step_x = (np.arange(TILE) / grid.sx)[None, None, :]
-    step_y = (-np.arange(TILE) / grid.sy)[None, :, None]
-    from_a = ex[owner] * x[:, None] + ey[owner] * y[:, None] - start[owner]  # (T, 3)
-    along_ray = (from_a * ray[owner]).sum(1)
-    from_a = from_a - ray[owner] * along_ray[:, None]
-
-    def spread(value: Float) -> Single:
-        return value[owner].astype(np.float32)[:, None, None]
-
-    def plane(constant: Float, in_x: Float, in_y: Float) -> Single:
-        """constant + in_x * dx + in_y * dy on the tile's samples: (T, 8, 8)."""
-        by_row = (constant[:, None, None] + in_y[:, None, None] * step_y).astype(np.float32)
-        by_column = (in_x[:, None, None] * step_x).astype(np.float32)
-        return by_row + by_column
+    solid = np.maximum(d2, 0.0)
 
     def dot(u: Float, v: Float) -> Float:
-        return np.einsum("ti,ti->t", u, v)
+        product: Float = np.einsum("ti,ti->t", u, v)
+        return product
 
-    shift = plane(along_ray, x_along[owner], y_along[owner])
-    g = plane(dot(axis[owner], from_a) - (rr * cones.radius_a)[owner],
-              (axis * ex_across).sum(1)[owner], (axis * ey_across).sum(1)[owner])  # fmt: skip
-    # inside_a = radius_a^2 - (distance of the ray from the first center)^2, a quadratic in (dx, dy)
-    by_row = (
-        (cones.radius_a[owner] ** 2 - dot(from_a, from_a))[:, None, None]
-        - 2.0 * dot(from_a, ey_across[owner])[:, None, None] * step_y
-        - dot(ey_across[owner], ey_across[owner])[:, None, None] * step_y**2
-    )
-    by_column = (
-        -2.0 * dot(from_a, ex_across[owner])[:, None, None] * step_x
-        - dot(ex_across[owner], ex_across[owner])[:, None, None] * step_x**2
-    )
-    mixed = (-2.0 * dot(ex_across[owner], ey_across[owner])[:, None, None] * step_x).astype(np.float32)
-    inside_a = mixed * step_y.astype(np.float32)
-    inside_a += by_row.astype(np.float32)
-    inside_a += by_column.astype(np.float32)
+    own = {
+        "m2": m2, "d2": d2, "k2": k2 * solid, "solid": solid, "slope": m2 / k2, "inverse": 1.0 / k2, "scale": 1.0 / length,
+        "other": cones.radius_b**2 - cones.radius_a**2 + 2.0 * rr * cones.radius_a - m0 + m2 * m2,
+        "g_x": (axis * ex_across).sum(1), "g_y": (axis * ey_across).sum(1), "shift_x": x_along, "shift_y": y_along,
+        "xx": (ex_across**2).sum(1), "yy": (ey_across**2).sum(1), "xy": 2.0 * (ex_across * ey_across).sum(1),
+        "offset": rr * cones.radius_a, "low": cones.clip[:, 0] * m0, "high": cones.clip[:, 1] * m0,
+    }  # fmt: skip
+    row, column = np.divmod(cell, grid.columns // TILE)
+    x = (column * TILE - grid.x0) / grid.sx
+    y = (grid.y0 - row * TILE) / grid.sy
+    from_a = ex[owner] * x[:, None] + ey[owner] * y[:, None] - start[owner]
+    along = dot(from_a, ray[owner])
+    from_a -= ray[owner] * along[:, None]
+    rows = {
+        "shift": along - _ORIGIN * length[owner],
+        "g": dot(axis[owner], from_a) - own["offset"][owner],
+        "inside": (cones.radius_a**2)[owner] - dot(from_a, from_a),
+        "inside_x": 2.0 * dot(from_a, ex_across[owner]),
+        "inside_y": 2.0 * dot(from_a, ey_across[owner]),
+    }
+    rows |= {name: value[owner] for name, value in own.items()}
+    return {name: value.astype(np.float32) for name, value in rows.items()}
+
+
+def _intersect(c: dict[str, Single], grid: Grid) -> Single:
+    """(8, 8, T) depth plus _ORIGIN at which each sample's ray enters the tile's primitive, inf where it passes by.
+
+    g is the foot on the axis (times its length squared, from where the first sphere touches the cone) for t = 0;
+    inside_a and inside_b are radius squared minus the squared distance of the ray from each center. The cone's
+    discriminant is then d2 (g^2 + k2 inside_a).
+    """
+    dx = (np.arange(TILE, dtype=np.float32) / np.float32(grid.sx))[None, :, None]
+    dy = (-np.arange(TILE, dtype=np.float32) / np.float32(grid.sy))[:, None, None]
     infinite = np.float32(np.inf)
-    # The other sphere: |w - axis_across|^2 = |w|^2 - 2 w.axis + |axis_across|^2 with w.axis = g + rr radius_a
-    inside_b = g * np.float32(2.0)
+
+    def plane(name: str) -> Single:
+        full: Single = (c[name] + c[name + "_y"] * dy) + c[name + "_x"] * dx
+        return full
+
+    g = plane("g")
+    inside_a = (c["inside"] - (c["inside_y"] + c["yy"] * dy) * dy) - (c["inside_x"] + c["xx"] * dx) * dx
+    inside_a -= (c["xy"] * dx) * dy
+    inside_b = g + g
     inside_b += inside_a
-    inside_b += spread(cones.radius_b**2 - cones.radius_a**2 + 2.0 * rr * cones.radius_a - m0 + m2 * m2)
+    inside_b += c["other"]
     under = g * g
-    under += spread(k2) * inside_a
-    under *= spread(np.maximum(d2, 0.0))
-    root = np.sqrt(np.maximum(under, 0.0))
-    t = (spread(m2 / k2) * g) - spread(1.0 / k2) * root
-    foot = t * spread(m2)
-    foot += (
-        g  # position along the axis times its length squared, of the sphere that touches the surface there
-    )
-    hit = (under > 0.0) & (foot > 0.0) & (foot < spread(d2))
-    t = np.where(hit, t, infinite)
-    near = np.where(inside_a > 0.0, -np.sqrt(np.maximum(inside_a, 0.0)), infinite)
+    under *= c["solid"]
+    t = c["k2"] * inside_a
+    under += t
+    hit = under > 0.0
+    np.maximum(under, 0.0, out=under)
+    np.sqrt(under, out=under)
+    under *= c["inverse"]
+    np.multiply(g, c["slope"], out=t)
+    t -= under
+    foot = np.multiply(t, c["m2"], out=under)
+    foot += g
+    hit &= foot > 0.0
+    hit &= foot < c["d2"]
+    near = np.maximum(inside_a, 0.0)
+    np.sqrt(near, out=near)
+    np.negative(near, out=near)
+    near[inside_a <= 0.0] = infinite
+    np.copyto(t, infinite, where=~hit)
     np.minimum(t, near, out=t)
-    near = np.where(inside_b > 0.0, spread(m2) - np.sqrt(np.maximum(inside_b, 0.0)), infinite)
+    np.maximum(inside_b, 0.0, out=near)
+    np.sqrt(near, out=near)
+    np.subtract(c["m2"], near, out=near)
+    near[inside_b <= 0.0] = infinite
     np.minimum(t, near, out=t)
-    _clip(t, g, cones, owner, m0, m2, rr)
-    t -= shift
-    t *= spread(1.0 / length)
-    return t.reshape(len(t), TILE * TILE)
+    _clip(t, g, c)
+    t -= plane("shift")
+    t *= c["scale"]
+    return t
 
 
-def _clip(t: Single, g: Single, cones: Cones, owner: Index, m0: Float, m2: Float, rr: Float) -> None:
+def _clip(t: Single, g: Single, c: dict[str, Single]) -> None:
     """Remove, in place, hits beyond the flat cuts; the open end shows what lies behind."""
-    cut = np.flatnonzero(np.isfinite(cones.clip).any(1)[owner])
+    cut = np.flatnonzero(np.isfinite(c["low"]) | np.isfinite(c["high"]))
     if not len(cut):
         return
-    who = owner[cut]
-    offset, length2, slope, low, high = (
-        v[who].astype(np.float32)[:, None, None]
-        for v in (rr * cones.radius_a, m0, m2, cones.clip[:, 0] * m0, cones.clip[:, 1] * m0)
-    )
-    kept = t[cut]
-    finite = np.isfinite(kept)
-    position = g[cut] + offset + np.where(finite, kept, 0.0) * slope
-    del length2
-    t[cut] = np.where(finite & (position >= low) & (position <= high), kept, np.float32(np.inf))
+    kept = t[:, :, cut]
+    position = g[:, :, cut] + c["offset"][cut] + np.where(np.isfinite(kept), kept, np.float32(0.0)) * c["m2"][cut]
+    kept[(position < c["low"][cut]) | (position > c["high"][cut])] = np.inf
+    t[:, :, cut] = kept

@@ -138,8 +138,8 @@ def _face(skin: Single, hair: Single, local: Single, beard: bool) -> Single:
 
 
 def light_level(normal: Single, crease: Single, gloss: Single, light: Light) -> tuple[Single, Single]:
-    """Brightness factor and shine (H, W) of surfaces with unit normals (H, W, 3) in camera space."""
-    x, y, z = normal[..., 0], normal[..., 1] + np.float32(0.16) * crease, normal[..., 2]
+    """Brightness factor and shine (H, W) of surfaces with unit normals (3, H, W) in camera space."""
+    x, y, z = normal[0], normal[1] + np.float32(0.16) * crease, normal[2]
     sun = x * np.float32(light.sun[0]) + y * np.float32(light.sun[1]) + z * np.float32(light.sun[2])
     np.maximum(sun, 0.0, out=sun)
     sky = np.float32(0.64) + np.float32(0.36) * y
