@@ -54,6 +54,7 @@ def test_a_step_draws_and_flips_what_the_samplers_say(people: PackedPeople) -> N
             np.testing.assert_array_equal(images[place].permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_do_not_depend_on_the_number_of_workers(people: PackedPeople) -> None:
     steps = TrainingSteps(PairDataset(people, PAIRS), batch_size=4, seed=1, flip=0.5)
     expected = [content(steps[step]) for step in range(3, 13)]

@@ -18,7 +18,7 @@ ORIENTATIONS = ("front", "front-right", "right", "back-right", "back", "back-lef
 UNKNOWN = -1
 
 SIDE_LIMIT = 0.25  # |s| below it: a side view
-FRONTAL = 0.82  # |s| of frontal and back views: upper quartile where |s| > 0.25, on Market-1501's training set
+FRONTAL = 0.82  # |s| of frontal and back views: upper quartile where |s| > 0.25, on Market-1501
 DIAGONAL_LIMIT = (SIDE_LIMIT + FRONTAL) / 2  # |s| below it: a diagonal view
 
 _FACE_JOINTS = [JOINTS.index(name) for name in ("nose", "right-eye", "left-eye")]
