@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reposer.errors import UserError
-from reposer.generation.outputs import encode_marked, is_marked, mark, output_names, resize, write_picture
+from reposer.generation.outputs import encode_marked, is_marked, mark, output_names, write_picture
 from reposer.images import encode_jpeg, encode_png
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
@@ -64,9 +64,3 @@ def test_names_are_portable_short_and_different():
     assert output_names(pairs[:1], "png") == names[:1]
     with pytest.raises(UserError, match=r"1 pairs occur more than once, first a\.jpg -> b\.jpg"):
         output_names([("a.jpg", "b.jpg"), ("a.jpg", "b.jpg")], "png")
-
-
-def test_resize_keeps_a_constant_and_the_size():
-    flat = np.full((37, 21, 3), 77, np.uint8)
-    assert np.array_equal(resize(flat, (128, 64)), np.full((128, 64, 3), 77, np.uint8))
-    assert resize(flat, (37, 21)) is flat

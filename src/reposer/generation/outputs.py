@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from reposer.errors import UserError
 from reposer.files import write_atomic
@@ -98,13 +97,6 @@ def write_picture(path: str | Path, pixels: NDArray[np.uint8]) -> None:
         raise UserError(f"{path}: pictures are written as .png or .jpg", "give the file such a name")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, encode_marked(pixels, suffix))
-
-
-def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 at another (H, W); bilinear with antialiasing, as packed images are."""
-    if pixels.shape[:2] == tuple(size):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def output_names(pairs: Sequence[tuple[str, str]], file_format: str) -> list[str]:

@@ -1,0 +1,125 @@
+"""The manifest of a generated folder: Parquet parts, a row for each file with its sha256, and their check.
+
+Layout of the folder: see :mod:`reposer.generation.shards`, which writes it. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reposer.config import read_json
+from reposer.errors import UserError
+from reposer.files import sha256_bytes, sha256_file, write_atomic
+
+SCHEMA_VERSION = 1
+JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
+FILE_COLUMNS = (("file", pa.string()), ("sha256", pa.string()))  # the first columns of every manifest
+
+Columns = Sequence[tuple[str, pa.DataType]]
+
+
+def read_rows(folder: str | Path) -> pa.Table:
+    """The whole manifest of a finished job, in the order of its items.
+
+    Raises:
+        UserError: there is none, it is not finished, or a part is damaged.
+    """
+    return pa.concat_tables([read_part(path) for path in _parts(Path(folder))])
+
+
+def find_faults(folder: str | Path) -> list[str]:
+    """Everything in a finished folder that is not as it was written, a line each; empty when all is well.
+
+    Raises:
+        UserError: the folder holds no job, or an unfinished one.
+    """
+    folder = Path(folder)
+    faults, listed = [], set()
+    parts = _parts(folder)
+    for path in parts:
+        try:
+            rows = read_part(path)
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        listed |= set(rows["file"].to_pylist())
+        faults += [f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)]
+    expected = {path.name for path in parts} | {_seal(path).name for path in parts}
+    foreign = sorted({path.name for path in (folder / MANIFEST).iterdir()} - expected)
+    faults += [f"{MANIFEST}/{name} does not belong to the manifest" for name in foreign]
+    extra = sorted({path.name for path in (folder / IMAGES).iterdir()} - listed)
+    return faults + [f"{IMAGES}/{name} is in no readable part of the manifest" for name in extra]
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Where the rows of a shard are."""
+    return folder / MANIFEST / f"part-{number:05d}.parquet"
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a part was written to its end."""
+    return _seal(path).is_file()
+
+
+def write_part(path: Path, rows: list[dict[str, Any]], columns: Columns) -> None:
+    """Write rows, then their seal: a file with the part's sha256, as ``sha256sum`` prints it.
+
+    The same rows give the same bytes. Parquet readers pass over the seal, whose name begins with "_".
+    """
+    metadata = {"reposer": json.dumps({"schema_version": SCHEMA_VERSION, "synthetic": True})}
+    table = pa.Table.from_pylist(rows, pa.schema([*FILE_COLUMNS, *columns], metadata))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = bytes(sink.getvalue())
+    write_atomic(path, data)
+    write_atomic(_seal(path), f"{sha256_bytes(data)}  {path.name}\n".encode())
+
+
+def read_part(path: Path) -> pa.Table:
+    """Rows of one part.
+
+    Raises:
+        UserError: it, or its seal, is missing, cut or changed.
+    """
+    try:
+        data, seal = path.read_bytes(), _seal(path).read_text(encoding="ascii").split()
+        if seal[:1] != [sha256_bytes(data)]:
+            raise ValueError("differs from its sha256")
+        return pq.read_table(pa.BufferReader(data))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: is damaged: {reason}", "run generate again to mend it") from error
+
+
+def file_faults(folder: Path, rows: pa.Table) -> Iterator[tuple[str, str]]:
+    """Name and reason for every file of these rows that is missing or changed."""
+    for name, digest in zip(rows["file"].to_pylist(), rows["sha256"].to_pylist(), strict=True):
+        path = folder / IMAGES / name
+        if not path.is_file():
+            yield name, "is missing"
+        elif sha256_file(path) != digest:
+            yield name, "differs from its sha256"
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Every part that the job must have."""
+    job = read_json(folder / JOB)
+    if not isinstance(job.get("items"), int) or not isinstance(job.get("shard_items"), int):
+        raise UserError(f"{folder / JOB}: is no job of generate", "choose a folder that generate has written")
+    parts = [part_path(folder, n) for n in range(-(-job["items"] // job["shard_items"]))]
+    missing = sum(not is_sealed(part) for part in parts)
+    if missing:
+        raise UserError(
+            f"{folder}: {missing} of {len(parts)} shards are not there", "run generate again to go on"
+        )
+    return parts
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(f"_{path.stem}.sha256")

@@ -1,0 +1,176 @@
+"""Where pairs of a source and a donor come from: a packed data set, or a folder of images and one donor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from reposer.config import canonical_json
+from reposer.data.annotation_lookup import Annotations
+from reposer.data.packed import ROWS, PackedPeople
+from reposer.data.problems import AnnotationProblem
+from reposer.errors import UserError
+from reposer.files import sha256_bytes, sha256_file
+from reposer.generation.inputs import Person, load_person, people_batch
+from reposer.images import read_picture
+from reposer.structures import PairBatch, PersonRecord
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # what a folder is searched for
+
+
+class PairSource(Protocol):
+    """N pairs of a source and a donor; the same index gives the same pair for ever."""
+
+    names: list[tuple[str, str]]  # N image names of source and donor
+    size: tuple[int, int]  # (H, W) of what ``read`` gives
+    problems: list[AnnotationProblem]  # what was left out, and why
+
+    def rows(self, items: range) -> list[dict[str, Any]]:
+        """The manifest's columns source to donor_camid."""
+
+    def read(self, items: range) -> PairBatch:
+        """Images and annotations, on the CPU; called in another thread."""
+
+    def fingerprint(self) -> str:
+        """Hash of everything that the pictures depend on besides the model."""
+
+
+class PackedPairs:
+    """Pairs of packed people; those in which somebody has no parsing map are left out. A PairSource.
+
+    Args:
+        people: the packed folder.
+        pairs: (P, 2) indices of source and donor.
+    """
+
+    def __init__(self, people: PackedPeople, pairs: NDArray[np.int64]) -> None:
+        pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+        columns = pq.read_table(people.folder / ROWS, columns=["sha256", "has_parsing"])
+        usable = columns["has_parsing"].to_numpy()[pairs]  # (P, 2)
+        self._people, self._pairs = people, pairs[usable.all(1)]
+        self._sha256: list[str] = columns["sha256"].to_pylist()
+        self.names = [(people.names[s], people.names[d]) for s, d in self._pairs.tolist()]
+        self.size = people.size
+        self.problems = [
+            AnnotationProblem(people.names[i], 0, "parsing", "no parsing map; its pairs are left out")
+            for i in np.unique(pairs[~usable]).tolist()
+        ]
+
+    def rows(self, items: range) -> list[dict[str, Any]]:
+        """See PairSource."""
+        pairs = self._pairs[_slice(items)].tolist()
+        return [self._side("source", s) | self._side("donor", d) for s, d in pairs]
+
+    def read(self, items: range) -> PairBatch:
+        """See PairSource."""
+        sources, donors = self._pairs[_slice(items)].T
+        return self._people.pair_batch(sources, donors)
+
+    def fingerprint(self) -> str:
+        """See PairSource."""
+        return sha256_bytes(canonical_json([self._people.header["content_hash"], self.names]))
+
+    def _side(self, side: str, index: int) -> dict[str, Any]:
+        people, digest = self._people, self._sha256[index]
+        return _columns(side, people.names[index], digest, int(people.pids[index]), int(people.camids[index]))
+
+
+class FolderPairs:
+    """Every image of a folder with the same donor; a PairSource.
+
+    The annotations are those of the data sets' layout: parsing/<stem>.png, mask/<stem>.png, keypoints.csv.
+    Images that cannot be read or have no usable parsing map are left out.
+
+    Args:
+        folder: holds the images.
+        donor: of ``load_person``, at the size of the model.
+        parsing, mask, keypoints: other places of the annotations; the folders must lie inside ``folder``.
+
+    Raises:
+        UserError: ``folder`` or one of the places does not exist.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        donor: Person,
+        *,
+        parsing: str | Path | None = None,
+        mask: str | Path | None = None,
+        keypoints: str | Path | None = None,
+    ) -> None:
+        self._root, self._donor = Path(folder), donor
+        self.size = (donor.image.shape[0], donor.image.shape[1])
+        self.problems: list[AnnotationProblem] = []
+        images = list(_images(self._root, self.problems))
+        found = Annotations.find(self._root, parsing, mask, keypoints)
+        people = [found.attach(record, Path(record.name).stem, self.problems) for record in images]
+        listed: list[AnnotationProblem] = []
+        people = found.add_keypoints(people, listed)
+        # key-points are optional here, and the CSV may describe a whole data set: only bad rows are problems
+        self.problems += [problem for problem in listed if problem.rule == "bad-keypoints"]
+        self._records = [record for record in people if record.parsing is not None]
+        if not found.folders.get("parsing"):
+            problem = AnnotationProblem(
+                "parsing", 0, "folder", "no folder of parsing maps", "missing-parsing"
+            )
+            self.problems.append(problem)
+        self.names = [(record.name, donor.name) for record in self._records]
+
+    def rows(self, items: range) -> list[dict[str, Any]]:
+        """See PairSource."""
+        donor = _columns("donor", self._donor.name, self._donor.sha256, -1, -1)
+        sources = self._records[_slice(items)]
+        return [_columns("source", r.name, r.sha256, r.pid, r.camid) | donor for r in sources]
+
+    def read(self, items: range) -> PairBatch:
+        """See PairSource."""
+        people = [self._load(record) for record in self._records[_slice(items)]]
+        return people_batch(people, [self._donor] * len(people))
+
+    def fingerprint(self) -> str:
+        """See PairSource."""
+        donor = self._donor
+        arrays = (donor.image, donor.parsing, donor.mask, donor.keypoints)
+        parts = [sha256_bytes(np.ascontiguousarray(array).tobytes()) for array in arrays]
+        for record in self._records:
+            annotations = [self._root / path for path in (record.parsing, record.mask) if path is not None]
+            parts += [record.name, record.sha256, *(sha256_file(path) for path in annotations)]
+            parts.append(repr(None if record.keypoints is None else record.keypoints.tolist()))
+        return sha256_bytes(canonical_json(parts))
+
+    def _load(self, record: PersonRecord) -> Person:
+        parsing, mask = (None if p is None else self._root / p for p in (record.parsing, record.mask))
+        return load_person(self._root / record.path, parsing, mask, record.keypoints, size=self.size)
+
+
+def _images(root: Path, problems: list[AnnotationProblem]) -> Iterator[PersonRecord]:
+    """The readable images directly in a folder, in the order of their names."""
+    try:
+        names = sorted(os.listdir(root))
+    except OSError as error:
+        raise UserError(f"{root}: cannot be listed: {error.strerror}", "check the path") from error
+    for name in names:
+        if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        try:
+            picture = read_picture(root / name, root)
+        except UserError as error:
+            problems.append(AnnotationProblem(name, 0, "image", f"{error}; left out", "bad-image"))
+            continue
+        height, width = picture.pixels.shape[:2]
+        yield PersonRecord(name, name, -1, -1, "", width, height, picture.sha256)
+
+
+def _columns(side: str, name: str, digest: str, pid: int, camid: int) -> dict[str, Any]:
+    return {side: name, f"{side}_sha256": digest, f"{side}_pid": pid, f"{side}_camid": camid}
+
+
+def _slice(items: range) -> slice:
+    return slice(items.start, items.stop)

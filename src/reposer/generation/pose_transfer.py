@@ -1,0 +1,171 @@
+"""PoseTransfer: a trained generator in use. Source person + donor's pose in, picture out."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from reposer import checkpoint
+from reposer.config import read_json
+from reposer.errors import UserError
+from reposer.generation.export import (
+    GeneratorConfig,
+    build_with_weights,
+    fetch,
+    load_generator,
+    save_generator,
+    weights_hash,
+)
+from reposer.generation.inputs import Person, people_batch, resize
+from reposer.generation.stitching import stitch
+from reposer.images import to_uint8
+from reposer.runtime import Runtime, setup
+from reposer.structures import PairBatch
+
+SHIPPED = "san_rendered"  # in reposer.assets: SAN for the built-in rendered people
+
+
+class PoseTransfer:
+    """A generator in eval mode on its device; a picture does not depend on the others of its batch.
+
+    BatchNorm uses its running statistics, so a picture differs by at most 1/255 between batch sizes (the
+    kernels of convolutions may sum in another order).
+
+    Args:
+        generator: ``forward(PairBatch) -> (B, 3, H, W)`` in [-1, 1].
+        config: what it is and where it comes from.
+        runtime: device and precision; None: ``runtime.setup()``, which also seeds this process.
+    """
+
+    def __init__(self, generator: nn.Module, config: GeneratorConfig, runtime: Runtime | None = None) -> None:
+        self.config = config
+        self.runtime = runtime or setup()
+        self.generator = generator.eval().requires_grad_(False).to(self.runtime.device)
+        self.generator.to(memory_format=torch.channels_last)  # in place; half the time of NCHW on CPUs
+
+    @classmethod
+    def from_run(cls, run_dir: str | Path, runtime: Runtime | None = None) -> Self:
+        """The averaged generator of the newest good checkpoint of a training run.
+
+        Raises:
+            UserError: no run, no checkpoint, or every checkpoint is damaged.
+        """
+        run_dir = Path(run_dir)
+        settings = read_json(run_dir / "config.json")
+        found = checkpoint.latest(run_dir / "checkpoints")
+        if found is None:
+            raise UserError(f"{run_dir}: has no checkpoint yet", "train longer, or choose another run")
+        if "generator" not in settings or "ema" not in found.groups:
+            raise UserError(f"{run_dir}: is no run of a generator", "choose the folder of a GAN training")
+        name, args = settings["generator"], settings["generator_args"]
+        config = GeneratorConfig(
+            generator=name,
+            generator_args=args,
+            size=found.meta["size"],
+            labels=args.get("schema", "lip20"),
+            trained_on=Path(settings["data"]["folder"]).name,
+            identity_hash=found.meta["identity_hash"],
+            step=found.step,
+        )
+        return cls(build_with_weights(name, args, found.groups["ema"], str(found.path)), config, runtime)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, runtime: Runtime | None = None) -> Self:
+        """The generator of a folder written by :meth:`save_pretrained`, or of a hub id (owner/name).
+
+        Raises:
+            UserError: no such folder, the hub cannot be reached, or the folder is damaged.
+        """
+        return cls(*load_generator(fetch(name)), runtime)
+
+    @classmethod
+    def shipped(cls, runtime: Runtime | None = None) -> Self:
+        """The generator in the package, trained on the built-in rendered people.
+
+        Raises:
+            UserError: this installation has none.
+        """
+        folder = files("reposer.assets") / SHIPPED
+        if not (folder / "config.json").is_file():
+            raise UserError("this installation ships no generator", "train one, or name a folder")
+        with as_file(folder) as path:
+            return cls(*load_generator(path), runtime)
+
+    def save_pretrained(
+        self, folder: str | Path, *, half: bool = False, trained_on: str = "", card: str = ""
+    ) -> None:
+        """Write model.safetensors, config.json and README.md, the layout of the Hugging Face hub.
+
+        Args:
+            folder: made if missing.
+            half: float16 weights, half the size.
+            trained_on: the training data in words; default: what the generator came with.
+            card: text of README.md below its front matter; default: written from the configuration.
+
+        Raises:
+            UserError: a weight is not finite or too large for float16, or the disk refuses.
+        """
+        config = self.config.changed(trained_on=trained_on) if trained_on else self.config
+        save_generator(folder, self.generator, config, half=half, card=card)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) that the generator was trained at."""
+        return self.config.size
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """sha256 of the weights, whatever file they came from; the manifest's "checkpoint"."""
+        return weights_hash(self.generator)
+
+    @torch.inference_mode()
+    def __call__(self, batch: PairBatch, background: str = "generated") -> Tensor:
+        """Generate.
+
+        Args:
+            batch: B pairs on any device, images uint8.
+            background: "generated", "donor" or "source"; see :func:`reposer.generation.stitching.stitch`.
+
+        Returns:
+            (B, 3, H, W) uint8 RGB on the CPU.
+        """
+        batch = batch.to(self.runtime.device, non_blocking=True)
+        with self.runtime.autocast():
+            generated = self.generator(batch)
+        return stitch(to_uint8(generated), batch, background).cpu()
+
+    def transfer(
+        self, source: Person, donor: Person, background: str = "generated", *, original_size: bool = False
+    ) -> NDArray[np.uint8]:
+        """The source person in the donor's pose; people come from
+        :func:`reposer.generation.inputs.load_person`.
+
+        Args:
+            source: who.
+            donor: in which pose.
+            background: as in :meth:`__call__`.
+            original_size: enlarge the picture to the size of the source's image file.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+
+        Raises:
+            UserError: a person is not of the size of the model.
+        """
+        for person in (source, donor):
+            if person.image.shape[:2] != self.size:
+                shape, wanted = (
+                    "x".join(str(side) for side in size) for size in (person.image.shape[:2], self.size)
+                )
+                raise UserError(
+                    f"{person.name}: is {shape}, the model {wanted}", f"load it with size={self.size}"
+                )
+        generated = self(people_batch([source], [donor]), background)[0].permute(1, 2, 0).contiguous().numpy()
+        return resize(generated, source.original_size) if original_size else generated
