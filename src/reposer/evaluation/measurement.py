@@ -148,7 +148,7 @@ def _drop_unmeasurable(
         metric = find_metric(name)
         lacking = [f for f in metric.needs if f not in fields] if isinstance(metric, ImageMetric) else []
         if lacking:
-            missing[name] = f"the targets' {' and '.join(lacking)} are not given"
+            missing[name] = f"no {' and no '.join(lacking)} of the targets given"
             del measures[name]
     for name in list(networks):
         if _reference_name(name, "targets") not in sets:

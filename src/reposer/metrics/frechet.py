@@ -129,7 +129,8 @@ class FeatureStatistics:
             return
         total = self.folded + count
         shift = mean - self.mean
-        self.scatter += scatter + np.outer(shift, shift) * (self.folded * count / total)
+        # A new array: one handed out by ``state`` must not change.
+        self.scatter = self.scatter + scatter + np.outer(shift, shift) * (self.folded * count / total)
         self.mean = self.mean + shift * (count / total)
         self.folded = total
 
