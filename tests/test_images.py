@@ -1,0 +1,224 @@
+"""Ranges, strict decoding against pictures written byte by byte, encoding."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bad_inputs import bmp, chunk, encoded, exif, jpeg, picture, pixels, png, png_pixels, without
+from PIL import Image
+
+from reposer import images
+
+
+def test_ranges_by_hand():
+    stored = torch.tensor([0, 127, 128, 255], dtype=torch.uint8).view(1, 1, 2, 2)
+    model = images.to_float(stored)
+    assert model.dtype == torch.float32
+    torch.testing.assert_close(model.flatten(), torch.tensor([-1.0, -1 / 255, 1 / 255, 1.0]))
+    assert torch.equal(images.to_uint8(model), stored)
+    assert torch.equal(images.to_uint8(torch.tensor([-3.0, 3.0])), torch.tensor([0, 255], dtype=torch.uint8))
+    assert images.to_float(model) is model
+
+
+def test_imagenet_normalization_by_hand():
+    white = images.imagenet_normalize(torch.ones(1, 3, 1, 1)).flatten()
+    torch.testing.assert_close(
+        white, torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    )
+
+
+def test_bmp_written_by_hand_decodes_to_its_pixels(tmp_path: Path):
+    wanted = pixels(width=16, height=6)
+    data = wanted[::-1, :, ::-1].tobytes()  # bottom up, blue first
+    (tmp_path / "a.bmp").write_bytes(bmp(16, 6, data=data))
+    found = images.decode(tmp_path / "a.bmp")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, wanted)
+    assert found.flags.writeable
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_scaled_not_clipped(channels: int):
+    values = np.random.default_rng(0).integers(0, 65536, (9, 7, channels), dtype=np.uint16)
+    values[0, 0], values[0, 1] = 0, 65535
+    data = png_pixels(values if channels == 3 else values[..., 0], {1: 0, 3: 2}[channels])
+    found = images.decode_bytes(data, "a.png")
+    wanted = values / 257.0  # 65535 -> 255
+    assert np.abs(found - wanted).max() <= 1
+    assert found[0, 0].max() == 0
+    assert found[0, 1].min() == 255
+
+
+def _turned(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """What a camera stores for an upright picture: EXIF 2.32, row 0 and column 0 of the stored array."""
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }
+    return stored[orientation]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_exif_orientation_turns_the_picture_upright(orientation: int, file_format: str):
+    upright = pixels()
+    stored = Image.fromarray(np.ascontiguousarray(_turned(upright, orientation)))
+    data = encoded(stored, file_format, exif=exif(orientation), lossless=True)
+    np.testing.assert_array_equal(images.decode_bytes(data, "a.png"), upright)
+
+
+def test_transparency_is_laid_on_black():
+    color = np.full((8, 8, 3), 200, np.uint8)
+    alpha = np.zeros((8, 8), np.uint8)
+    alpha[:4] = 255
+    alpha[4] = 128
+    image = Image.fromarray(np.dstack([color, alpha]))
+    found = images.decode_bytes(encoded(image, "PNG"), "a.png")
+    assert (found[:4] == 200).all()
+    assert np.abs(found[4].astype(int) - 100).max() <= 1  # 200 * 128 / 255
+    assert (found[5:] == 0).all()
+
+
+def test_palette_transparency_is_not_dropped():
+    image = Image.fromarray(np.repeat([[0, 1]], 8, axis=0).repeat(4, axis=1).astype(np.uint8))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    found = images.decode_bytes(encoded(image, "PNG", transparency=0), "a.png")
+    assert (found[:, :4] == 0).all()  # clear red
+    assert (found[:, 4:] == [0, 255, 0]).all()
+
+
+def test_adobe_cmyk_is_not_inverted():
+    white = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
+    data = encoded(white, "JPEG")
+    assert images.decode_bytes(data, "a.jpg").min() > 250
+    with pytest.raises(images.ImageError) as refusal:
+        images.decode_bytes(without(data, 0xEE), "a.jpg")
+    assert refusal.value.rule == "cmyk-unmarked"
+
+
+def test_interlaced_png_is_not_taken_for_a_cut_one(tmp_path: Path):
+    """An Adam7 file made by hand: the seven passes of a 5 x 5 gray picture, zlib over their rows."""
+    values = np.arange(25, dtype=np.uint8).reshape(5, 5) * 10
+    passes = [
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ]
+    rows = b"".join(
+        b"\0" + line.tobytes()
+        for x, y, across, down in passes
+        for line in values[y::down, x::across]
+        if line.size
+    )
+    plain = png(5, 5, 8, 0, rows)
+    header = chunk(b"IHDR", plain[16:28] + b"\1")
+    data = plain[:8] + header + plain[33:]
+    np.testing.assert_array_equal(images.decode_bytes(data, "a.png")[..., 0], values)
+    short = png(5, 5, 8, 0, rows[:-6])
+    with pytest.raises(images.ImageError):
+        images.decode_bytes(short[:8] + header + short[33:], "a.png")
+
+
+def test_picture_names_rules_format_and_hash(tmp_path: Path):
+    data = jpeg(exif=exif(6))
+    (tmp_path / "a.png").write_bytes(data)
+    found = images.read_picture(tmp_path / "a.png")
+    assert found.rules == ("wrong-extension", "exif-rotated")
+    assert found.format == "JPEG"
+    assert found.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_probe_reads_the_header_only(tmp_path: Path):
+    data = jpeg()
+    cut = data[: data.index(b"\xff\xda") + 20]  # header complete, pixels missing
+    (tmp_path / "a.jpg").write_bytes(cut)
+    assert images.probe(tmp_path / "a.jpg") == images.Header("JPEG", "RGB", 24, 40)
+    with pytest.raises(images.ImageError) as refusal:
+        images.decode(tmp_path / "a.jpg")
+    assert refusal.value.rule == "truncated"
+    assert str(tmp_path / "a.jpg") in str(refusal.value)
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_indices_are_not_colors(tmp_path: Path, mode: str):
+    wanted = np.random.default_rng(0).integers(0, 20, (12, 10), dtype=np.uint8)
+    palette = np.random.default_rng(1).integers(0, 256, (20, 3), dtype=np.uint8)
+    (tmp_path / "a.png").write_bytes(images.encode_png(wanted, palette if mode == "P" else None))
+    assert Image.open(tmp_path / "a.png").mode == mode
+    np.testing.assert_array_equal(images.decode_indices(tmp_path / "a.png"), wanted)
+    (tmp_path / "b.png").write_bytes(images.encode_png(palette[wanted]))
+    with pytest.raises(images.ImageError) as refusal:
+        images.decode_indices(tmp_path / "b.png")
+    assert refusal.value.rule == "not-one-channel"
+
+
+@pytest.mark.parametrize("high", [1, 255])
+def test_masks_of_0_1_and_0_255(tmp_path: Path, high: int):
+    wanted = np.random.default_rng(0).random((12, 10)) < 0.5
+    (tmp_path / "a.png").write_bytes(images.encode_png((wanted * high).astype(np.uint8)))
+    np.testing.assert_array_equal(images.decode_mask(tmp_path / "a.png"), wanted)
+    (tmp_path / "b.png").write_bytes(images.encode_png(wanted))
+    np.testing.assert_array_equal(images.decode_mask(tmp_path / "b.png"), wanted)
+
+
+def test_soft_masks_are_refused(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(images.encode_png(pixels()[..., 0]))
+    with pytest.raises(images.ImageError) as refusal:
+        images.decode_mask(tmp_path / "a.png")
+    assert refusal.value.rule == "not-binary"
+
+
+def test_encoding_round_trips():
+    wanted = pixels()
+    np.testing.assert_array_equal(images.decode_bytes(images.encode_png(wanted), "a.png"), wanted)
+    lossy = images.decode_bytes(images.encode_jpeg(wanted), "a.jpg")
+    assert np.abs(lossy.astype(int) - wanted).mean() < 4
+    coarse = images.encode_jpeg(wanted, quality=30)
+    assert len(coarse) < len(images.encode_jpeg(wanted))
+    for wrong in (wanted.astype(np.float32), wanted[..., :2], wanted[..., 0]):
+        with pytest.raises(TypeError):
+            images.encode_jpeg(wrong)
+
+
+def test_encoded_files_carry_no_metadata():
+    image = picture()
+    image.info["comment"] = b"who, where"
+    array = np.asarray(image)
+    for data in (images.encode_jpeg(array), images.encode_png(array)):
+        found = Image.open(io.BytesIO(data))
+        assert not found.getexif()
+        assert set(found.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+
+
+def test_threads_leave_the_warning_filters_alone():
+    before = list(warnings.filters)
+    broken = jpeg(exif=exif(6)[:16])  # Pillow warns of it
+
+    def work() -> None:
+        for _ in range(50):
+            with pytest.raises(images.ImageError):
+                images.decode_bytes(broken, "a.jpg")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before
