@@ -34,27 +34,43 @@ def add_hair(builder: Builder) -> None:
         "ponytail": 0.097,
         "bun": 0.097,
     }
-    r = thick[who.hair_style]
+    covered, out = who.hat != "none", 0.014 if who.coat != "none" else 0.0
+    r = min(thick[who.hair_style], 0.095) if covered else thick[who.hair_style]
     lock((0, 0.040, -0.022), (0, 0.046, -0.004), r, r - 0.004, (0.90, 1, 1))  # skull cap
     lock((0, 0.000, -0.042), (0, -0.050, -0.046), r - 0.018, 0.062, (0.98, 1, 0.85))  # back of the head
-    if who.hair_style in ("short", "bob", "long"):
+    if who.hair_style in ("short", "bob", "long") and not covered:
         lock((-0.036, 0.092, 0.052), (0.040, 0.098, 0.046), 0.030, 0.034)  # fringe
-    if who.hair_style == "curly":
+    if who.hair_style == "curly" and not covered:
         lock((-0.058, 0.010, -0.030), (0.058, 0.010, -0.030), 0.078, 0.078)
     if who.hair_style in ("bob", "long"):
         low = -0.085 if who.hair_style == "bob" else -0.130
         for sign in (-1, 1):
             lock((sign * 0.066, 0.030, -0.006), (sign * 0.074, low, -0.004), 0.036, 0.034, (0.75, 1, 1.25))
     if who.hair_style == "bob":
-        lock((0, 0.0, -0.045), (0, -0.085, -0.050), 0.092, 0.084, (1.0, 1, 0.75), clip=(-_INF, 1.35))
+        lock(
+            (0, -0.02 if covered else 0.0, -0.040),
+            (0, -0.085, -0.050),
+            0.080 if covered else 0.092,
+            0.084,
+            (1.0, 1, 0.75),
+            clip=(-_INF, 1.35),
+        )
     if who.hair_style == "long":
-        lock((0, 0.0, -0.045), (0, -0.150, -0.070), 0.094, 0.098, (1.0, 1, 0.62), ("head", "chest"))
-        lock((0, -0.150, -0.070), (0, -0.300, -0.092), 0.098, 0.066, (1.0, 1, 0.55), "chest")
+        lock(
+            (0, -0.02 if covered else 0.0, -0.045),
+            (0, -0.150, -0.070 - out),
+            0.080 if covered else 0.094,
+            0.098,
+            (1.0, 1, 0.62),
+            ("head", "chest"),
+        )
+        lock((0, -0.150, -0.070 - out), (0, -0.300, -0.092 - out), 0.098, 0.066, (1.0, 1, 0.55), "chest")
     if who.hair_style == "ponytail":
         lock((0, 0.040, -0.115), (0, -0.050, -0.150), 0.034, 0.042)
         lock((0, -0.050, -0.150), (0, -0.210, -0.130), 0.042, 0.018)
     if who.hair_style == "bun":
-        lock((0, 0.085, -0.100), (0, 0.100, -0.105), 0.048, 0.046)
+        high = 0.0 if covered else 0.085
+        lock((0, high, -0.100), (0, high + 0.015, -0.105), 0.048, 0.046)
 
 
 def add_hat(builder: Builder) -> None:
@@ -63,7 +79,7 @@ def add_hat(builder: Builder) -> None:
     if who.hat == "none":
         return
     cloth = builder.paint(Material(FABRIC[who.hat_color], folds=0.25))
-    wide = 0.112 if who.hair_style != "curly" else 0.128
+    wide = 0.114
 
     def piece(a: tuple[float, ...], b: tuple[float, ...], ra: float, rb: float, stretch: tuple[float, ...] = (1, 1, 1),
               clip: tuple[float, float] = (-_INF, _INF)) -> None:  # fmt: skip
@@ -72,7 +88,7 @@ def add_hat(builder: Builder) -> None:
         )
 
     low = 0.030 if who.hat == "beanie" else 0.042
-    piece((0, low, -0.008), (0, low + 0.040, -0.010), wide, wide - 0.008, (0.92, 1, 1), (0.0, _INF))
+    piece((0, low, -0.014), (0, low + 0.040, -0.014), wide, wide - 0.008, (0.92, 1, 1), (0.0, _INF))
     if who.hat == "beanie":
         piece(
             (0, low + 0.012, -0.008),
@@ -205,8 +221,8 @@ def add_bag(builder: Builder) -> None:
             )
     else:
         side = "l" if who.bag_side > 0 else "r"
-        hand = builder.joint(f"{side}_hand") + np.array((0, -0.10, 0.014)) * k
-        body = hand + np.array((0, -0.20, 0)) * k
+        hand = builder.joint(f"{side}_hand") + np.array((0.012 * who.bag_side, -0.10, 0.014)) * k
+        body = hand + np.array((0.024 * who.bag_side, -0.20, 0)) * k
         piece(f"{side}_hand", body, body + np.array((0, 0.07, 0)) * k, 0.120, 0.105, cloth, (0.38, 1, 1.15))
         piece(
             f"{side}_hand",

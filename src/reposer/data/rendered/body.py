@@ -100,7 +100,7 @@ def rest_joints(shape: BodyShape) -> NDArray[np.float64]:
     def trunk(y: float) -> float:
         return hip_y + (y - 0.520) * h * squeeze
 
-    arm = {"x": shoulder, "y": trunk(0.808), "z": -0.006 * h}
+    arm = {"x": shoulder, "y": trunk(0.797), "z": -0.006 * h}
     points = {
         "pelvis": (0.0, trunk(0.540), 0.0),
         "waist": (0.0, trunk(0.600), -0.004 * h),
@@ -110,8 +110,8 @@ def rest_joints(shape: BodyShape) -> NDArray[np.float64]:
     }
     for side, sign in (("r", -1.0), ("l", 1.0)):
         points[f"{side}_arm"] = (sign * arm["x"], arm["y"], arm["z"])
-        points[f"{side}_forearm"] = (sign * arm["x"], arm["y"] - 0.176 * h, arm["z"])
-        points[f"{side}_hand"] = (sign * arm["x"], arm["y"] - 0.320 * h, arm["z"])
+        points[f"{side}_forearm"] = (sign * arm["x"], arm["y"] - 0.172 * h, arm["z"])
+        points[f"{side}_hand"] = (sign * arm["x"], arm["y"] - 0.314 * h, arm["z"])
         points[f"{side}_thigh"] = (sign * hip, hip_y, 0.0)
         points[f"{side}_shin"] = (sign * hip, knee_y, 0.004 * h)
         points[f"{side}_foot"] = (sign * hip, ankle_y, -0.010 * h)
@@ -122,7 +122,7 @@ def joint_rest_positions(shape: BodyShape, rest: NDArray[np.float64]) -> NDArray
     """(18, 3) OpenPose joints in the rest pose: the limb joints and five points on the head's surface."""
     k = shape.k
     joints = np.array([rest[bone] for bone in JOINT_BONES])
-    joints[1] = (rest[BONE["r_arm"]] + rest[BONE["l_arm"]]) / 2 + (0.0, 0.012 * k, 0.0)  # OpenPose's neck
+    joints[1] = (rest[BONE["r_arm"]] + rest[BONE["l_arm"]]) / 2 + (0.0, 0.020 * k, 0.0)  # OpenPose's neck
     head = head_center(shape, rest)
     for index, offset in ((0, (0.0, -0.022, 0.105)), (14, (-0.031, 0.012, 0.082)), (15, (0.031, 0.012, 0.082)),
                           (16, (-0.074, -0.008, -0.004)), (17, (0.074, -0.008, -0.004))):  # fmt: skip

@@ -157,7 +157,9 @@ def _wave(t: Single) -> Single:
     return wave
 
 
-def _light_pixels(mean: Single, detail: Single, depth: Single, parsing: NDArray[np.uint8], light: Light) -> Single:
+def _light_pixels(
+    mean: Single, detail: Single, depth: Single, parsing: NDArray[np.uint8], light: Light
+) -> Single:
     """Lit color (H, W, 3); works inside the person's box only."""
     color = np.zeros((*depth.shape, 3), np.float32)
     rows, columns = (np.flatnonzero((mean[3] > 0).any(axis)) for axis in (1, 0))

@@ -236,6 +236,8 @@ def _clip(t: Single, g: Single, c: dict[str, Single]) -> None:
     if not len(cut):
         return
     kept = t[:, :, cut]
-    position = g[:, :, cut] + c["offset"][cut] + np.where(np.isfinite(kept), kept, np.float32(0.0)) * c["m2"][cut]
+    position = (
+        g[:, :, cut] + c["offset"][cut] + np.where(np.isfinite(kept), kept, np.float32(0.0)) * c["m2"][cut]
+    )
     kept[(position < c["low"][cut]) | (position > c["high"][cut])] = np.inf
     t[:, :, cut] = kept
