@@ -32,6 +32,7 @@ from reposer.files import (
     disk_faults,
     remove_temporaries,
     remove_tree,
+    replaced_name,
     require_space,
     sha256_bytes,
     sha256_file,
@@ -171,16 +172,27 @@ def prune(root: Path, keep: int) -> list[Path]:
         raise ValueError("keep at least 2 checkpoints")
     good, removed = 0, []
     for _, path in steps(root):
-        if good == keep:
-            remove_tree(path)
-            removed.append(path)
-            continue
-        try:
-            verify(path)
+        if good < keep:
+            try:
+                verify(path)
+            except DamagedCheckpointError as error:
+                _log.warning("damaged checkpoint does not count as kept: %s", error)
+                continue
             good += 1
-        except DamagedCheckpointError as error:
-            _log.warning("damaged checkpoint does not count as kept: %s", error)
+            _delete(replaced_name(path))  # left by a kill after path had taken its place
+        elif _delete(replaced_name(path)) and _delete(path):
+            removed.append(path)
     return removed
+
+
+def _delete(path: Path) -> bool:
+    """Remove an unneeded folder; a training must not die because that fails."""
+    try:
+        remove_tree(path)
+    except OSError as error:
+        _log.warning("%s: cannot be removed: %s", path, error.strerror)
+        return False
+    return True
 
 
 def _refuse_non_finite(groups: Groups) -> None:

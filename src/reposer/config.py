@@ -84,7 +84,9 @@ def _apply(cls: type[_C], data: dict[str, Any], override: str) -> dict[str, Any]
 
 def _assign(data: dict[str, Any], names: list[str], value: Any, override: str) -> None:
     for depth, name in enumerate(names[:-1]):
-        data = data.setdefault(name, {})
+        if data.get(name) is None:
+            data[name] = {}
+        data = data[name]
         if not isinstance(data, dict):
             parent = ".".join(names[: depth + 1])
             raise UserError(f"--set {override}: {parent} holds no keys of its own", f"write {parent}=VALUE")

@@ -70,7 +70,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     temporary = _temporary_name(path)
     with disk_faults(path, len(data)):
         try:
-            write_new(temporary, data)
+            _write_and_sync(temporary, data)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -85,15 +85,8 @@ def write_new(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     Raises:
         DiskError: as in :func:`write_atomic`.
     """
-    with disk_faults(Path(path), len(data)):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            view = memoryview(data).cast("B")
-            while view.nbytes:
-                view = view[os.write(descriptor, view[:_CHUNK]) :]  # a write may be short
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with disk_faults(path, len(data)):
+        _write_and_sync(Path(path), data)
 
 
 @contextmanager
@@ -142,7 +135,8 @@ def _swap_in(temporary: Path, path: Path) -> None:
             os.rename(aside, path)
         raise
     sync_folder(path.parent)
-    remove_tree(aside)
+    with suppress(OSError):  # the new folder stands; what is left of the old one bears a temporary name
+        remove_tree(aside)
 
 
 def remove_tree(path: Path) -> None:
@@ -201,6 +195,17 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 def _sync(path: str | os.PathLike[str], flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_and_sync(path: Path, data: bytes | memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        view = memoryview(data).cast("B")
+        while view.nbytes:
+            view = view[os.write(descriptor, view[:_CHUNK]) :]  # a write may be short
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,0 +1,230 @@
+"""files: complete or not there, readable errors, nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reposer.files import (
+    DiskError,
+    atomic_folder,
+    disk_faults,
+    free_bytes,
+    remove_temporaries,
+    remove_tree,
+    replaced_name,
+    require_space,
+    sha256_bytes,
+    sha256_file,
+    write_atomic,
+    write_new,
+)
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def test_sha256_of_known_content(tmp_path: Path) -> None:
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc": FIPS 180-2, B.1
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "abc") == sha256_bytes(b"abc") == expected
+    large = bytes(range(256)) * 5000
+    (tmp_path / "large").write_bytes(large)
+    assert sha256_file(tmp_path / "large") == hashlib.sha256(large).hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * (1 << 20) + 7])
+def test_write_atomic_writes_every_byte(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    write_atomic(tmp_path / "file", b"earlier content")
+    write_atomic(tmp_path / "file", data)
+    assert (tmp_path / "file").read_bytes() == data
+    assert _names(tmp_path) == {"file"}
+
+
+def test_write_atomic_survives_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data)[:3]))
+    write_atomic(tmp_path / "file", b"0123456789")
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
+def test_write_atomic_gives_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    write_atomic(tmp_path / "file", b"")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_write_atomic_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
+    (tmp_path / "original").write_bytes(b"photo")
+    (tmp_path / "link").symlink_to("original")
+    write_atomic(tmp_path / "link", b"new")
+    assert (tmp_path / "original").read_bytes() == b"photo"
+    assert (tmp_path / "link").read_bytes() == b"new"
+
+
+def test_write_new_refuses_what_exists(tmp_path: Path) -> None:
+    write_new(tmp_path / "file", b"1")
+    with pytest.raises(DiskError, match=r"file: cannot be written .1 bytes needed.: File exists"):
+        write_new(tmp_path / "file", b"2")
+    assert (tmp_path / "file").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EIO, "input/output error"),
+    ],
+)
+@pytest.mark.parametrize("call", ["write", "fsync", "open", "replace"])
+def test_disk_faults_name_path_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, advice: str
+) -> None:
+    write_atomic(tmp_path / "file", b"old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(DiskError) as caught:
+        write_atomic(tmp_path / "file", b"x" * 12345)
+    monkeypatch.undo()
+    assert str(tmp_path / "file") in str(caught.value)
+    assert "12,345 bytes needed" in str(caught.value)
+    assert advice in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert _names(tmp_path) == {"file"}
+
+
+def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="the folder is not there"):
+        write_atomic(tmp_path / "absent" / "file", b"")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DiskError, match="a part of it is a file"):
+        write_atomic(tmp_path / "file" / "below", b"")
+
+
+def test_programming_errors_are_not_explained_away() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor") as caught, disk_faults("somewhere"):
+        os.fsync(10**6)
+    assert not isinstance(caught.value, DiskError)
+
+
+def test_atomic_folder_appears_complete(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    with atomic_folder(target) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a").write_bytes(b"a")
+        write_new(folder / "b", b"b")
+        assert not target.exists()
+    assert (target / "deep" / "a").read_bytes() == b"a"
+    assert (target / "b").read_bytes() == b"b"
+    assert _names(tmp_path) == {"result"}
+
+
+def test_atomic_folder_fsyncs_every_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_folder(tmp_path / "result") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a").write_bytes(b"a")
+        (folder / "b").write_bytes(b"b")
+    assert {"a", "b", "deep", folder.name, tmp_path.name} <= set(synced)
+    assert synced[-1] == tmp_path.name  # the rename is made durable last
+
+
+def test_atomic_folder_replaces_a_folder(tmp_path: Path) -> None:
+    for content in (b"1", b"2"):
+        with atomic_folder(tmp_path / "result") as folder:
+            write_new(folder / "file", content)
+    assert (tmp_path / "result" / "file").read_bytes() == b"2"
+    assert _names(tmp_path) == {"result"}
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("mine"), FileNotFoundError(2, "a source is missing"), KeyboardInterrupt()]
+)
+def test_atomic_folder_leaves_the_old_one_when_the_block_raises(tmp_path: Path, error: BaseException) -> None:
+    with atomic_folder(tmp_path / "result") as folder:
+        write_new(folder / "file", b"old")
+
+    def replace() -> None:
+        with atomic_folder(tmp_path / "result") as folder:
+            write_new(folder / "file", b"new")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        replace()
+    assert caught.value is error  # what the block raises about other files is not rewritten
+    assert (tmp_path / "result" / "file").read_bytes() == b"old"
+    assert _names(tmp_path) == {"result"}
+
+
+def test_remove_tree_hides_the_folder_before_deleting_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_bytes(b"")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "unlink", fail)
+    with pytest.raises(OSError, match="broken"):
+        remove_tree(tmp_path / "old")
+    monkeypatch.undo()
+    assert not (tmp_path / "old").exists()
+    assert len(remove_temporaries(tmp_path)) == 1
+    remove_tree(tmp_path / "old")  # it need not exist
+
+
+def test_remove_temporaries_takes_only_its_own(tmp_path: Path) -> None:
+    mine = [".file.tmp-0123abcd", ".step_00000001.tmp-ffffffff"]
+    others = [
+        "file",
+        ".file.tmp",
+        "file.tmp-0123abcd",
+        ".file.tmp-0123abcd.jpg",
+        replaced_name(Path("x")).name,
+    ]
+    (tmp_path / mine[0]).write_bytes(b"")
+    (tmp_path / mine[1]).mkdir()
+    (tmp_path / mine[1] / "part").write_bytes(b"")
+    for name in others:
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in remove_temporaries(tmp_path)] == mine
+    assert _names(tmp_path) == set(others)
+
+
+def test_space_is_checked_on_the_disk_of_a_path_that_does_not_exist_yet(tmp_path: Path) -> None:
+    status = os.statvfs(tmp_path)
+    path = tmp_path / "not" / "there"
+    assert 0 < free_bytes(path) <= status.f_blocks * status.f_frsize
+    require_space(path, 1)
+    with pytest.raises(
+        DiskError, match=r"not/there: 1,000,000,000,000,000,000 bytes are needed and [\d,]+ are free"
+    ):
+        require_space(path, 10**18)
+
+
+def test_the_light_modules_import_no_torch() -> None:
+    modules = "reposer.files, reposer.config, reposer.runs, reposer.progress"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
