@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from reposer import checkpoint
 from reposer.data.packing import pack
 from reposer.data.pairs import write_pairs_csv
 from reposer.structures import PersonRecord
@@ -22,6 +25,12 @@ from reposer.training.gan_config import (
 )
 
 HEIGHT, WIDTH = 32, 16
+TRAIN = (  # for a process of its own: arguments are the configuration file and the run folder
+    "import sys; from reposer.config import load_config; from reposer.training.gan import train; "
+    "from reposer.training.gan_config import GanConfig; "
+    "train(load_config(GanConfig, sys.argv[1]), sys.argv[2], device='cpu')"
+)
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 TINY_SAN = {"ngf": 4, "enc_strides": [2, 2, 1], "blocks": 1, "n_convs": 1, "deep_channels": [8]}
 TINY_SAN |= {"padding": "zeros", "dropout": 0.1}  # dropout: the generators of random numbers matter too
 TINY_D = {"ndf": 4, "blocks": 1, "padding": "zeros"}
@@ -87,6 +96,13 @@ def tiny_config(folder: Path, **changes) -> GanConfig:
         "ema_decay": 0.9,
     }
     return GanConfig(**{**values, **changes})
+
+
+def final_hashes(run: Path) -> dict[str, str]:
+    """sha256 of every file of tensors of a run's last checkpoint."""
+    _, path = checkpoint.steps(run / "checkpoints")[0]
+    files = json.loads((path / "meta.json").read_text())["files"]
+    return {name: entry["sha256"] for name, entry in files.items()}
 
 
 @pytest.fixture(scope="session")

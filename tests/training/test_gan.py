@@ -29,22 +29,7 @@ from reposer.training.gan_config import (
 from reposer.training.gan_data import GanData
 from reposer.training.optimizers import NonFiniteError
 
-from .conftest import tiny_config
-
-TRAIN = (
-    "import sys; from reposer.config import load_config; from reposer.training.gan import train; "
-    "from reposer.training.gan_config import GanConfig; "
-    "train(load_config(GanConfig, sys.argv[1]), sys.argv[2], device='cpu')"
-)
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def _final(run: Path) -> dict[str, str]:
-    """sha256 of every file of tensors of the last checkpoint."""
-    _, path = checkpoint.steps(run / "checkpoints")[0]
-    return {
-        name: entry["sha256"] for name, entry in json.loads((path / "meta.json").read_text())["files"].items()
-    }
+from .conftest import ONE_THREAD, TRAIN, final_hashes, tiny_config
 
 
 def _figures(run: Path) -> list[dict]:
@@ -112,7 +97,7 @@ def test_resuming_twice_inside_an_epoch_gives_the_same_bits(prepared, uninterrup
                 train(tiny_config(prepared), run, device="cpu")
     assert [step for step, _ in checkpoint.steps(run / "checkpoints")] == [5]
     train(tiny_config(prepared), run, device="cpu")
-    assert _final(run) == _final(uninterrupted)
+    assert final_hashes(run) == final_hashes(uninterrupted)
     assert _figures(run) == _figures(uninterrupted)
 
 
@@ -123,14 +108,14 @@ def test_a_budget_of_minutes_stops_after_a_saved_step_and_changes_nothing(prepar
     assert not summaries[-1].finished
     assert "same command" in str(summaries[-1])
     train(tiny_config(prepared), run, device="cpu")
-    assert _final(run) == _final(uninterrupted)
+    assert final_hashes(run) == final_hashes(uninterrupted)
     assert _figures(run) == _figures(uninterrupted)
 
 
 def test_a_finished_run_stays_as_it_is(prepared, uninterrupted):
-    before = _final(uninterrupted)
+    before = final_hashes(uninterrupted)
     assert train(tiny_config(prepared), uninterrupted, device="cpu").finished
-    assert _final(uninterrupted) == before
+    assert final_hashes(uninterrupted) == before
 
 
 def test_another_configuration_is_refused_by_name(prepared, uninterrupted):
@@ -149,7 +134,7 @@ def test_a_damaged_checkpoint_is_skipped_and_the_run_ends_with_the_same_bits(
     newest.write_bytes(data)
     train(tiny_config(prepared), run, device="cpu")
     assert "damaged checkpoint skipped" in caplog.text
-    assert _final(run) == _final(uninterrupted)
+    assert final_hashes(run) == final_hashes(uninterrupted)
 
 
 def test_it_learns_one_batch_by_heart(prepared, tmp_path):
@@ -248,7 +233,7 @@ def test_sigterm_saves_and_exits_with_143(prepared, uninterrupted, tmp_path):
     assert done.returncode == 143, done.stderr
     assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == 7
     train(tiny_config(prepared), tmp_path / "run", device="cpu")
-    assert _final(tmp_path / "run") == _final(uninterrupted)
+    assert final_hashes(tmp_path / "run") == final_hashes(uninterrupted)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGUSR1, 143), (signal.SIGINT, 130)])

@@ -46,11 +46,9 @@ class GanSummary:
     def __str__(self) -> str:
         state = "finished" if self.finished else "stopped; the same command goes on from here"
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.last.items())
-        return (
-            f"step {self.step} of {self.total_steps}, {self.minutes:.1f} minutes, {state}\n{figures}\n"
-            f"{self.folder}: checkpoints/, samples/*.png, metrics.jsonl, tensorboard/, "
-            "config.json, environment.json"
-        )
+        lines = [f"step {self.step} of {self.total_steps}, {self.minutes:.1f} minutes, {state}", figures]
+        wrote = "checkpoints/, samples/*.png, metrics.jsonl, tensorboard/, config.json, environment.json"
+        return "\n".join(line for line in [*lines, f"{self.folder}: {wrote}"] if line)
 
 
 class GanRecord:
