@@ -1,0 +1,183 @@
+"""runtime: precision by hardware, seeds, threads, signals."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reposer import runtime
+from reposer.errors import UserError
+from reposer.runtime import StopSignal, cpu_has_fast_bf16, setup
+
+
+@pytest.fixture(autouse=True)
+def _global_settings() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_setup_on_a_cpu() -> None:
+    found = setup("cpu", "float32", threads=1, seed=5)
+    assert (found.device.type, found.rank, found.world_size, found.is_main) == ("cpu", 0, 1, True)
+    assert found.threads == torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
+    assert found.accelerator.device == found.device
+    assert found.describe() == {
+        "torch": torch.__version__,
+        "device": "cpu",
+        "gpu": None,
+        "precision": "float32",
+        "threads": 1,
+        "world_size": 1,
+        "seed": 5,
+    }
+
+
+def test_every_global_generator_is_seeded() -> None:
+    def draws(seed: int) -> tuple[float, ...]:
+        setup("cpu", "float32", seed=seed)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    assert draws(1) == draws(1)
+    assert all(a != b for a, b in zip(draws(1), draws(2), strict=True))
+    assert draws(2**40) == draws(2**40)  # numpy takes 32 bits only
+
+
+def test_nondeterministic_operations_are_refused_on_a_cpu() -> None:
+    setup("cpu", "float32")
+    values = torch.zeros(3).put_  # documented as nondeterministic without accumulate
+    with pytest.raises(RuntimeError, match="deterministic"):
+        values(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]), accumulate=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        ("fpu sse2 avx2 avx512f avx512_bf16", True),
+        ("fpu avx2 amx_tile amx_bf16", True),
+        ("fpu sse2 avx2 avx512f avx512_vnni", False),
+        ("fpu xavx512_bf16x", False),
+        ("", False),
+    ],
+)
+def test_fast_bf16_is_read_from_the_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, fast: bool
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: amx_bf16 avx512_bf16\nflags\t\t: {flags}\nbugs\t\t:\n")
+    assert cpu_has_fast_bf16(cpuinfo) is fast
+    monkeypatch.setattr(runtime, "cpu_has_fast_bf16", lambda: fast)
+    assert setup("cpu", "auto").precision == ("bfloat16" if fast else "float32")
+
+
+def test_no_cpuinfo_means_no_fast_bf16(tmp_path: Path) -> None:
+    assert cpu_has_fast_bf16(tmp_path / "absent") is False
+
+
+def test_asked_for_slow_bf16_works_and_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "cpu_has_fast_bf16", lambda: False)
+    with pytest.warns(UserWarning, match="float32 is faster"):
+        found = setup("cpu", "bfloat16")
+    layer = torch.nn.Linear(3, 3)
+    with found.autocast():
+        assert layer(torch.ones(1, 3)).dtype == torch.bfloat16
+    assert layer.weight.dtype == torch.float32
+    with setup("cpu", "float32").autocast():
+        assert layer(torch.ones(1, 3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"), [("gpu", "auto"), ("cuda:7", "auto"), ("cpu", "fp16"), ("cpu", "float64")]
+)
+def test_unknown_choices_are_refused(device: str, precision: str) -> None:
+    with pytest.raises(UserError, match="choose from"):
+        setup(device, precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_absent_gpu_is_named() -> None:
+    with pytest.raises(UserError, match="device cuda: there is none on this machine"):
+        setup("cuda")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_raises_the_flag(number: signal.Signals, code: int) -> None:
+    found = setup("cpu", "float32")
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert stop.received is None
+        assert not stop.requested(found)
+        os.kill(os.getpid(), number)
+        assert stop.requested(found)
+        assert stop.received is number
+        assert stop.exit_code == code
+    assert signal.getsignal(number) is before
+
+
+def test_later_signals_do_not_break_the_save_but_a_second_interrupt_does() -> None:
+    with StopSignal() as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        assert stop.received is signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.exit_code == 143
+
+
+def test_a_stop_signal_in_another_thread_changes_nothing() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work() -> None:
+        with StopSignal() as stop:
+            seen.append((signal.getsignal(signal.SIGTERM), stop.received))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(before, None)]
+
+
+TWO = """
+import os, signal
+from reposer.runtime import StopSignal, setup
+found = setup("cpu", "float32", threads=1, seed=3)
+assert found.world_size == 2 and found.rank == int(os.environ["RANK"]), found
+assert found.is_main == (found.rank == 0)
+with StopSignal() as stop:
+    for step in range(10):
+        if step == 4 and found.rank == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)  # one process is told
+        if stop.requested(found):
+            break
+found.accelerator.wait_for_everyone()
+print(f"rank {found.rank} step {step} exit {stop.exit_code} threads {found.threads}", flush=True)
+found.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_in_the_same_step(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "two.py")], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert f"rank {rank} step 4 exit 143 threads 1" in done.stdout
