@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from reposer.errors import UserError
-from reposer.report import Picture, Section, Table, write_report, write_sections
+from reposer.report import write_report
+from reposer.sections import Picture, Section, Table, write_sections
 
 
 @pytest.fixture

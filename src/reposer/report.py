@@ -1,7 +1,7 @@
 """One self-contained HTML page about a run: pictures, curves, metric tables, configuration, environment.
 
 Reads only what a run folder holds (JSON, PNG), so that a report can be had of any run at any time. A folder
-may also hold ``sections.json``, a list of :class:`Section` as objects, which come first; the demo writes one.
+may also hold ``sections.json`` (reposer.sections), which comes first; the demo writes one.
 """
 
 from __future__ import annotations
@@ -9,55 +9,17 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from reposer.errors import UserError
 from reposer.files import write_atomic
+from reposer.sections import Fold, Picture, Section, Table, read_sections
 
 REPORT_FILE = "report.html"
 CURVES_PER_FIGURE = 6
 SAMPLES_SHOWN = 3  # first, middle and last sample grid of a training
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG of the run folder (``file``, relative) or of no file (``data``, a data URI)."""
-
-    caption: str
-    file: str = ""
-    data: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as they are printed; ``plain`` aligns every column to the left."""
-
-    columns: list[str]
-    rows: list[list[str]]
-    caption: str = ""
-    plain: bool = False
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Text that opens on a click."""
-
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """One headed part of the page."""
-
-    title: str
-    text: list[str] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    folds: list[Fold] = field(default_factory=list)
 
 
 def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
@@ -68,7 +30,7 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
     """
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such folder", "give the folder of a run or of an evaluation")
-    sections = _told_sections(run_dir) + _run_sections(run_dir)
+    sections = read_sections(run_dir) + _run_sections(run_dir)
     if not sections:
         raise UserError(
             f"{run_dir}: holds no metrics.jsonl, samples/, image_quality.json or sections.json",
@@ -83,28 +45,6 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
     path = run_dir / REPORT_FILE
     write_atomic(path, page.encode())
     return path
-
-
-def write_sections(run_dir: Path, sections: list[Section]) -> None:
-    """Save the parts of a page that no other file of the folder tells."""
-    text = json.dumps(sections, default=lambda o: o.__dict__, indent=1)
-    write_atomic(run_dir / "sections.json", text.encode())
-
-
-def _told_sections(run_dir: Path) -> list[Section]:
-    path = run_dir / "sections.json"
-    if not path.exists():
-        return []
-    return [
-        Section(
-            title=s["title"],
-            text=s.get("text", []),
-            pictures=[Picture(**p) for p in s.get("pictures", [])],
-            tables=[Table(**t) for t in s.get("tables", [])],
-            folds=[Fold(**f) for f in s.get("folds", [])],
-        )
-        for s in json.loads(path.read_text())
-    ]
 
 
 def _run_sections(run_dir: Path) -> list[Section]:
