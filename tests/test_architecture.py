@@ -28,19 +28,8 @@ ROOMS = {
     "assets": set(),
 }
 GROUND_FLOOR = {
-    *(
-        "errors",
-        "structures",
-        "paths",
-        "images",
-        "image_rules",
-        "grids",
-        "files",
-        "config",
-        "runs",
-        "progress",
-    ),
-    *("checkpoint", "state", "runtime", "weights", "downloads", "paths"),
+    *("errors", "structures", "paths", "files", "config", "images", "image_rules", "grids", "sections"),
+    *("runs", "progress", "checkpoint", "state", "runtime", "weights", "downloads"),
 }
 TOP = {"report", "cli"}  # report reads JSON and images only; cli may import everything, inside its functions
 

@@ -1,4 +1,4 @@
-"""The parts of a report that no other file of a folder tells: written as sections.json, read by the report."""
+"""The parts of a report that no other file of a folder tells, as sections.json."""
 
 from __future__ import annotations
 
