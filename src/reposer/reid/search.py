@@ -1,0 +1,109 @@
+"""Search: the nearest gallery images of each query, with the flags a reader of rank lists needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reposer.errors import UserError
+from reposer.reid.distances import DISTANCES, PairwiseForm, check_features, normalize
+from reposer.structures import FeatureSet, Ranking
+
+
+def checked(features: FeatureSet, what: str, unit: bool = True) -> FeatureSet:
+    """The set with features of length 1 (``unit``), after every check that ranking would skip in silence.
+
+    Raises:
+        UserError: NaN, infinity, a zero feature, an empty set, labels of another length.
+    """
+    check_features(features.features, what)
+    lengths = {len(features.features), len(features.pids), len(features.camids), len(features.names)}
+    if len(lengths) > 1:
+        counts = (
+            f"{len(features.features)} features, {len(features.pids)} pids, {len(features.camids)} camids"
+        )
+        raise UserError(
+            f"{what}: {counts} and {len(features.names)} names", "give one of each for every image"
+        )
+    return replace(features, features=normalize(features.features, what)) if unit else features
+
+
+def search(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    *,
+    distance: str = "euclidean",
+    top: int = 50,
+    queries: Sequence[int] | None = None,
+) -> Ranking:
+    """The ``top`` nearest gallery images of each query (or of those numbered in ``queries``).
+
+    Junk and same-camera images are listed too, with ``valid`` False. Equal distances are listed in gallery
+    order; scores are never taken from this order (see reposer.metrics.retrieval).
+    """
+    rows = np.arange(len(query)) if queries is None else np.asarray(queries, np.int64)
+    form = DISTANCES[distance](query.features[rows], gallery.features)
+    order, values = nearest(form, top)
+    return flagged(order, values, query.pids[rows], query.camids[rows], gallery)
+
+
+def nearest(form: PairwiseForm, top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(Q, K) column numbers and distances, nearest first, equal distances by column; K = min(top, G)."""
+    rows, columns = form.shape
+    top = min(top, columns)
+    order, values = np.empty((rows, top), np.int64), np.empty((rows, top), np.float32)
+    for start, block in form.blocks():
+        reach = np.partition(block, top - 1, axis=1)[:, top - 1]
+        for i, row in enumerate(block, start):
+            near = np.flatnonzero(
+                row <= reach[i - start]
+            )  # in column order; more than K with ties at the end
+            order[i] = near[np.argsort(row[near], kind="stable")[:top]]
+            values[i] = row[order[i]]
+    return order, np.sqrt(values) if form.root else values
+
+
+def flagged(
+    order: NDArray[np.int64],
+    distance: NDArray[np.float32],
+    pids: NDArray[np.int64],
+    camids: NDArray[np.int64],
+    gallery: FeatureSet,
+) -> Ranking:
+    """A :class:`Ranking` of gallery columns (Q, K) for queries with these labels (Q,)."""
+    found_pids = gallery.pids[order]
+    same = found_pids == pids[:, None]
+    own_camera = same & (gallery.camids[order] == camids[:, None])
+    return Ranking(order, distance, matches=same & (found_pids > 0), valid=(found_pids != -1) & ~own_camera)
+
+
+def pool_queries(
+    query: FeatureSet, crops: FeatureSet, how: Literal["mean", "max"] = "mean"
+) -> tuple[FeatureSet, int]:
+    """Multi-query: each query's feature becomes that of all ``crops`` of its person and camera, pooled.
+
+    Every crop is brought to length 1, then the mean or the maximum is taken and brought to length 1 again
+    (Market-1501's gt_bbox folder; its MATLAB code offers both). Crops of any sequence belong to a query.
+
+    Returns:
+        the query set with pooled features, and how many queries had no crop and kept their own feature.
+    """
+    crops = checked(crops, "multi-query crops")
+    query = checked(query, "query")
+    pooled = query.features.copy()
+    rows: dict[tuple[int, int], list[int]] = {}
+    for i, key in enumerate(zip(crops.pids.tolist(), crops.camids.tolist(), strict=True)):
+        rows.setdefault(key, []).append(i)
+    alone = 0
+    for i, key in enumerate(zip(query.pids.tolist(), query.camids.tolist(), strict=True)):
+        members = rows.get(key)
+        if members is None:
+            alone += 1
+            continue
+        own = crops.features[members]
+        pooled[i] = own.mean(axis=0) if how == "mean" else own.max(axis=0)
+    return replace(query, features=normalize(pooled, "pooled queries")), alone
