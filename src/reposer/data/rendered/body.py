@@ -135,28 +135,29 @@ def head_center(shape: BodyShape, rest: NDArray[np.float64]) -> NDArray[np.float
     return rest[BONE["head"]] + np.array([0.0, 0.062, 0.012]) * shape.height
 
 
-def rotation(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rx Rz Ry for (x, y, z) degrees -> (3, 3)."""
-    (cx, cy, cz), (sx, sy, sz) = ([f(math.radians(a)) for a in degrees] for f in (math.cos, math.sin))
-    return np.array([
-        [cz * cy, -sz, cz * sy],
-        [cx * sz * cy + sx * sy, cx * cz, cx * sz * sy - sx * cy],
-        [sx * sz * cy - cx * sy, sx * cz, sx * sz * sy + cx * cy],
-    ])  # fmt: skip
+def rotations(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rx Rz Ry for (N, 3) degrees about x, y, z -> (N, 3, 3)."""
+    radians = degrees * (math.pi / 180.0)
+    (cx, cy, cz), (sx, sy, sz) = np.cos(radians).T, np.sin(radians).T
+    turns = np.empty((len(degrees), 3, 3))
+    turns[:, 0, 0], turns[:, 0, 1], turns[:, 0, 2] = cz * cy, -sz, cz * sy
+    turns[:, 1, 0], turns[:, 1, 1], turns[:, 1, 2] = cx * sz * cy + sx * sy, cx * cz, cx * sz * sy - sx * cy
+    turns[:, 2, 0], turns[:, 2, 1], turns[:, 2, 2] = sx * sz * cy - cx * sy, sx * cz, sx * sz * sy + cx * cy
+    return turns
 
 
 def forward_kinematics(
     pose: Pose, rest: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """World rotation (17, 3, 3) and joint position (17, 3) of every bone; the pelvis turns by the yaw where it stands."""
+    local = rotations(np.concatenate((pose.angles, [[0.0, pose.yaw, 0.0]])))
     turns = np.empty((len(BONES), 3, 3))
     places = np.empty((len(BONES), 3))
-    turns[0] = rotation(np.array([0.0, pose.yaw, 0.0])) @ rotation(pose.angles[0])
+    turns[0] = local[-1] @ local[0]
     places[0] = rest[0]
+    offsets = rest[1:] - rest[list(PARENTS[1:])]
     for bone in range(1, len(BONES)):
         parent = PARENTS[bone]
-        turns[bone] = (
-            turns[parent] @ rotation(pose.angles[bone]) if pose.angles[bone].any() else turns[parent]
-        )
-        places[bone] = places[parent] + turns[parent] @ (rest[bone] - rest[parent])
+        turns[bone] = turns[parent] @ local[bone]
+        places[bone] = places[parent] + turns[parent] @ offsets[bone - 1]
     return turns, places

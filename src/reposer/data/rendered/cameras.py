@@ -116,11 +116,17 @@ def _blur(picture: Picture, sigma: float) -> Picture:
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 1e-3)) ** 2)
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (0, 1):
-        pad = [(0, 0)] * 3
-        pad[axis] = (radius, radius)
-        padded = np.pad(picture, pad, mode="edge")
         length = picture.shape[axis]
-        picture = weights[0] * padded[(slice(None),) * axis + (slice(0, length),)]
-        for tap in range(1, 2 * radius + 1):
-            picture += weights[tap] * padded[(slice(None),) * axis + (slice(tap, tap + length),)]
+        repeated = np.clip(np.arange(-radius, length + radius), 0, length - 1)
+        padded = picture.take(repeated, axis)
+        picture = (
+            padded[radius:-radius] * weights[radius]
+            if axis == 0
+            else padded[:, radius:-radius] * weights[radius]
+        )
+        for tap in range(radius):  # the kernel is symmetric
+            near, far = slice(tap, tap + length), slice(2 * radius - tap, 2 * radius - tap + length)
+            pair = padded[near] + padded[far] if axis == 0 else padded[:, near] + padded[:, far]
+            pair *= weights[tap]
+            picture += pair
     return picture

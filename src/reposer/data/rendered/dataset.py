@@ -1,13 +1,9 @@
-"""Data sets of rendered people: in memory, or as files in Market-1501's layout and names with exact annotations.
-
-Image i of person p under a seed is a pure function of (seed, p, i): person, pose, camera and picture, whatever the number of
-people, images or threads.
-"""
+"""Data sets of rendered people as files in Market-1501's layout and names, with exact annotations."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,33 +12,13 @@ import numpy as np
 
 from reposer.data.keypoints import write_keypoints_csv
 from reposer.data.parsing import PALETTE
-from reposer.data.rendered.body import Pose
-from reposer.data.rendered.cameras import CAMERAS, Camera
-from reposer.data.rendered.poses import sample_pose
-from reposer.data.rendered.renderer import RenderedPeople, render_people
-from reposer.data.rendered.wardrobe import Identity, sample_identity
+from reposer.data.rendered.shots import iterate_rendered
 from reposer.errors import UserError
 from reposer.files import atomic_folder
 from reposer.images import encode_jpeg, encode_png
 
 SCHEMA = "reposer-rendered-people-1"
 MAX_PEOPLE, MAX_IMAGES = 9999, 999_999  # what four and six digits of a Market-1501 name can count
-_BATCH = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Shot:
-    """One image of the data set before it is rendered."""
-
-    identity: Identity
-    pose: Pose
-    camera: Camera
-    seed: tuple[int, int, int]
-
-    @property
-    def stem(self) -> str:
-        """Market-1501's name without extension: the frame number is the image's index; 00 is an exact box."""
-        return f"{self.identity.pid:04d}_c{self.camera.camid}s1_{self.seed[2]:06d}_00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,36 +39,6 @@ class RenderedSummary:
         )
 
 
-def plan_shot(seed: int, pid: int, index: int) -> Shot:
-    """Who, how and where of image ``index`` of person ``pid``.
-
-    A person passes the six cameras in an own order, two images in each before the next.
-    """
-    order = np.random.default_rng([seed, pid, 1]).permutation(len(CAMERAS))
-    camera = CAMERAS[order[index // 2 % len(CAMERAS)]]
-    pose = sample_pose(np.random.default_rng([seed, pid, index, 2]))
-    return Shot(sample_identity(seed, pid), pose, camera, (seed, pid, index))
-
-
-def render_shots(
-    shots: Sequence[Shot], size: tuple[int, int] = (128, 64), *, samples: int = 2, threads: int = 1
-) -> RenderedPeople:
-    """The pictures and annotations of planned images."""
-    return render_people([s.identity for s in shots], [s.pose for s in shots], [s.camera for s in shots], size,
-                         seeds=[s.seed for s in shots], samples=samples, threads=threads)  # fmt: skip
-
-
-def iterate_rendered(
-    pids: Sequence[int], images_per_identity: int, size: tuple[int, int] = (128, 64), *, seed: int = 0,
-    samples: int = 2, threads: int = 1, batch_size: int = _BATCH,
-) -> Iterator[tuple[list[Shot], RenderedPeople]]:  # fmt: skip
-    """The same images without files: batches in the order of ``pids``, each person's images by index."""
-    plan = [(pid, index) for pid in pids for index in range(images_per_identity)]
-    for start in range(0, len(plan), batch_size):
-        shots = [plan_shot(seed, pid, index) for pid, index in plan[start : start + batch_size]]
-        yield shots, render_shots(shots, size, samples=samples, threads=threads)
-
-
 def write_rendered_dataset(
     root: str | Path,
     *,
@@ -102,7 +48,7 @@ def write_rendered_dataset(
     seed: int = 0,
     test_identities: int = 16,
     samples: int = 2,
-    threads: int = 2,
+    workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> RenderedSummary:
     """Write a data set of rendered people; it appears at ``root`` complete or not at all.
@@ -115,7 +61,7 @@ def write_rendered_dataset(
         root: folder to make; an earlier rendered data set there is replaced, anything else refused.
         size: height and width in pixels.
         samples: samples a pixel along each axis.
-        threads: images rendered at the same time; does not change a byte.
+        workers: rendering processes; does not change a byte.
         progress: called with (images done, images in all) now and then.
 
     Raises:
@@ -144,7 +90,7 @@ def write_rendered_dataset(
             (folder / name).mkdir()
         pids = range(1, total_people + 1)
         for shots, batch in iterate_rendered(
-            pids, images_per_identity, size, seed=seed, samples=samples, threads=threads
+            pids, images_per_identity, size, seed=seed, samples=samples, workers=workers
         ):
             for n, shot in enumerate(shots):
                 pid, camid = shot.identity.pid, shot.camera.camid

@@ -204,12 +204,12 @@ def _crevices(depth: Single, step: int) -> Single:
     """Factor that darkens pixels with nearer surfaces around them: armpits, behind an arm, between the legs."""
     (height, width), around = depth.shape, _padded(depth, step, 1e3)
     total = np.zeros_like(depth)
-    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)):
+    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         top, left = step + dy * step, step + dx * step
         gap = depth - around[top : top + height, left : left + width]
         near = (gap > np.float32(0.03)) & (gap < np.float32(0.45))
         total += np.minimum(gap * np.float32(6.0), np.float32(1.0)) * near
-    factor: Single = np.float32(1.0) - np.float32(0.07) * total
+    factor: Single = np.float32(1.0) - np.float32(0.13) * total
     return factor
 
 

@@ -174,8 +174,10 @@ def _coefficients(cones: Cones, grid: Grid, cell: Index, owner: Index) -> dict[s
         "inside_x": 2.0 * dot(from_a, ex_across[owner]),
         "inside_y": 2.0 * dot(from_a, ey_across[owner]),
     }
-    rows |= {name: value[owner] for name, value in own.items()}
-    return {name: value.astype(np.float32) for name, value in rows.items()}
+    of_pairs = np.array(list(own.values()), np.float32)[:, owner]
+    return {name: value.astype(np.float32) for name, value in rows.items()} | dict(
+        zip(own, of_pairs, strict=True)
+    )
 
 
 def _intersect(c: dict[str, Single], grid: Grid) -> Single:

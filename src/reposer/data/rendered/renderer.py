@@ -1,14 +1,12 @@
 """Photographs of rendered people with exact annotations: picture, LIP-20 parsing, mask, 18 visible joints.
 
-`render_people` is the whole interface. Every image is computed by itself from its own arguments, so it does not depend on
-the batch or on the number of threads.
+Every image is computed by itself from its own arguments, so it does not depend on the batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,9 +34,7 @@ class RenderedPeople:
     images: NDArray[np.uint8]  # (N, H, W, 3) RGB
     parsing: NDArray[np.uint8]  # (N, H, W) LIP-20 labels, 0 where an occluder hides the person
     masks: NDArray[np.bool_]  # (N, H, W) parsing > 0
-    keypoints: NDArray[
-        np.float32
-    ]  # (N, 18, 2) x, y; pixel centers have whole coordinates; NaN: hidden or outside
+    keypoints: Single  # (N, 18, 2) x, y; pixel centers have whole coordinates; NaN: hidden or outside
     pids: NDArray[np.int64]  # (N,)
     camids: NDArray[np.int64]  # (N,)
     poses: tuple[Pose, ...]
@@ -47,7 +43,7 @@ class RenderedPeople:
         return len(self.images)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def figure_of(identity: Identity) -> tuple[Figure, Surfaces]:
     """The dressed body of a person and its materials."""
     builder = Builder(identity)
@@ -67,17 +63,16 @@ def render_people(
     *,
     seeds: Sequence[Sequence[int]] | None = None,
     samples: int = 2,
-    threads: int = 1,
 ) -> RenderedPeople:
     """Photograph N people.
 
     Args:
-        identities, poses, cameras: N each; image n shows ``identities[n]`` in ``poses[n]`` seen by ``cameras[n]``.
+        identities, poses, cameras: N each; image n shows ``identities[n]`` in ``poses[n]`` seen by
+            ``cameras[n]``.
         size: height and width in pixels.
-        seeds: N tuples of non-negative integers for what a photograph leaves to chance (framing, place in the scene, exposure, noise,
-            occluder); all zero by default.
+        seeds: N tuples of non-negative integers for what a photograph leaves to chance (framing, place in the
+            scene, exposure, noise, occluder); all zero by default.
         samples: samples a pixel along each axis, 1, 2 or 4.
-        threads: images rendered at the same time; does not change them.
 
     Raises:
         ValueError: on unequal lengths or an impossible size or number of samples.
@@ -87,12 +82,10 @@ def render_people(
         raise ValueError("identities, poses, cameras and seeds must be equally many")
     if samples not in (1, 2, 4) or min(size) < 8:
         raise ValueError(f"samples {samples} must be 1, 2 or 4 and size {size} at least 8 x 8")
-    jobs = list(zip(identities, poses, cameras, seeds, strict=True))
-    if threads > 1 and len(jobs) > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            results = list(pool.map(lambda job: _photograph(*job, size, samples), jobs))
-    else:
-        results = [_photograph(*job, size, samples) for job in jobs]
+    results = [
+        _photograph(identity, pose, camera, seed, size, samples)
+        for identity, pose, camera, seed in zip(identities, poses, cameras, seeds, strict=True)
+    ]
     height, width = size
     images = np.array([r[0] for r in results], np.uint8).reshape(-1, height, width, 3)
     parsing = np.array([r[1] for r in results], np.uint8).reshape(-1, height, width)
@@ -148,7 +141,10 @@ def _contact_shadow(scene: Single, posed: Posed, grid: Grid, samples: int) -> No
     height, width = scene.shape[:2]
     x, y = to_pixels(posed.joints[[10, 13]], grid, samples).T
     scale = grid.sy / samples
-    u = (np.arange(width)[None, :] - x.mean()) / (0.5 * abs(x[0] - x[1]) + 0.26 * scale)
-    v = (np.arange(height)[:, None] - y.max() - 0.05 * scale) / (0.5 * abs(y[0] - y[1]) + 0.10 * scale)
+    wide, high = 0.5 * abs(x[0] - x[1]) + 0.26 * scale, 0.5 * abs(y[0] - y[1]) + 0.10 * scale
+    center = y.max() + 0.05 * scale
+    top, bottom = (int(np.clip(edge, 0, height)) for edge in (center - high, center + high + 1))
+    u = (np.arange(width)[None, :] - x.mean()) / wide
+    v = (np.arange(top, bottom)[:, None] - center) / high
     dark = np.maximum(1.0 - u * u - v * v, 0.0).astype(np.float32)
-    scene *= (np.float32(1.0) - np.float32(0.45) * dark)[..., None]
+    scene[top:bottom] *= (np.float32(1.0) - np.float32(0.45) * dark)[..., None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,7 @@ def _sample_shape(rng: np.random.Generator, female: bool) -> BodyShape:
     )
 
 
+@lru_cache(maxsize=4096)
 def sample_identity(seed: int, pid: int) -> Identity:
     """The person ``pid`` of data set ``seed``: a pure function of both, whatever else is drawn."""
     rng = np.random.default_rng([seed, pid, 0])
@@ -159,7 +161,7 @@ def sample_identity(seed: int, pid: int) -> Identity:
         lower = _pick(rng, trousers=11, wide_trousers=3, shorts=5, jumpsuit=0.6)
     coat = _pick(rng, none=11, jacket=5, coat=2, long_coat=2)
     warm = coat != "none"
-    identity = Identity(
+    return Identity(
         pid=pid,
         shape=shape,
         skin=_one(rng, tuple(SKIN)),
@@ -186,4 +188,3 @@ def sample_identity(seed: int, pid: int) -> Identity:
         scarf=_one(rng, garments) if rng.random() < (0.30 if warm else 0.03) else "none",
         gloves=_one(rng, garments) if rng.random() < (0.12 if warm else 0.0) else "none",
     )  # fmt: skip
-    return identity
