@@ -1,6 +1,5 @@
 """Many files and their manifest, written so that a kill -9 at any moment loses, doubles and changes nothing.
 
-A job is a fixed list of items in shards of fixed ranges. A shard's files are written below ``.staging``,
 A job is a fixed list of items in shards of fixed ranges. A shard's files are written in ``.staging``,
 fsynced and renamed into ``images/``; then its rows appear in ``manifest/``, and their seal, by renames.
 A shard is done when its seal is there and every hash is right; every other shard is made again, so a job must
@@ -155,9 +154,9 @@ def _open_job(folder: Path, job: Job) -> list[str]:
         "settings": dict(job.settings),
     }
     path = folder / JOB
-    remove_temporaries(folder)
     if not path.exists():
-        foreign = sorted(entry.name for entry in folder.iterdir())
+        names = (entry.name for entry in folder.iterdir())
+        foreign = sorted(name for name in names if not name.startswith(f".{JOB}.tmp-"))  # a killed start
         if foreign:
             raise UserError(f"{folder}: is not empty (holds {foreign[0]})", "choose a new folder")
         whole = json.dumps({**document, "environment": dict(job.environment)}, indent=2, sort_keys=True)
@@ -170,6 +169,7 @@ def _open_job(folder: Path, job: Job) -> list[str]:
             f"{folder}: holds another job, these differ: {'; '.join(changed)}",
             "choose another folder, or the settings the job was started with",
         )
+    remove_temporaries(folder)
     for name in (IMAGES, MANIFEST):
         (folder / name).mkdir(exist_ok=True)
     remove_temporaries(folder / MANIFEST)
