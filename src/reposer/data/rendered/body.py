@@ -1,8 +1,9 @@
 """The skeleton of a rendered person: proportions, pose, forward kinematics and the 18 OpenPose joints.
 
-Body frame (meters): x towards the person's left, y up, z forward (where the face looks). In the rest pose the person stands
-straight with hanging arms, feet on y = 0. Proportions follow Drillis and Contini's segment lengths as fractions of the
-height (Winter, Biomechanics and Motor Control of Human Movement, fig. 4.1), with our own widths.
+Body frame (meters): x towards the person's left, y up, z forward (where the face looks). In the rest pose
+the person stands straight with hanging arms, feet on y = 0. Proportions follow Drillis and Contini's
+segment lengths as fractions of the height (Winter, Biomechanics and Motor Control of Human Movement, fig.
+4.1), with our own widths.
 """
 
 from __future__ import annotations
@@ -14,22 +15,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 BONES = (
-    "pelvis", "waist", "chest", "neck", "head",
-    "r_arm", "r_forearm", "r_hand", "l_arm", "l_forearm", "l_hand",
-    "r_thigh", "r_shin", "r_foot", "l_thigh", "l_shin", "l_foot",
-)  # fmt: skip
+    "pelvis",
+    "waist",
+    "chest",
+    "neck",
+    "head",
+    "r_arm",
+    "r_forearm",
+    "r_hand",
+    "l_arm",
+    "l_forearm",
+    "l_hand",
+    "r_thigh",
+    "r_shin",
+    "r_foot",
+    "l_thigh",
+    "l_shin",
+    "l_foot",
+)
 BONE = {name: index for index, name in enumerate(BONES)}
 PARENTS = (-1, 0, 1, 2, 3, 2, 5, 6, 2, 8, 9, 0, 11, 12, 0, 14, 15)
 
-# The bone that carries each OpenPose joint, in the order of reposer.data.keypoints.JOINTS, and how far behind the visible
-# surface (meters) the joint may lie and still count as seen: about its depth below skin and cloth.
+# The bone that carries each OpenPose joint, in the order of reposer.data.keypoints.JOINTS, and how far behind
+# the visible surface (meters) the joint may lie and still count as seen: its depth below skin and cloth.
 JOINT_BONES = tuple(
     BONE[name]
     for name in (
-        "head", "chest", "r_arm", "r_forearm", "r_hand", "l_arm", "l_forearm", "l_hand",
-        "r_thigh", "r_shin", "r_foot", "l_thigh", "l_shin", "l_foot", "head", "head", "head", "head",
+        "head",
+        "chest",
+        "r_arm",
+        "r_forearm",
+        "r_hand",
+        "l_arm",
+        "l_forearm",
+        "l_hand",
+        "r_thigh",
+        "r_shin",
+        "r_foot",
+        "l_thigh",
+        "l_shin",
+        "l_foot",
+        "head",
+        "head",
+        "head",
+        "head",
     )
-)  # fmt: skip
+)
 JOINT_DEPTH = np.array(
     [
         0.04,
@@ -52,6 +83,16 @@ JOINT_DEPTH = np.array(
         0.06,
     ]
 )
+
+
+# Nose, right and left eye, right and left ear: meters from the middle of the head at a height of 1.72 m
+FACE_JOINTS = {
+    0: (0.0, -0.022, 0.105),
+    14: (-0.031, 0.012, 0.082),
+    15: (0.031, 0.012, 0.082),
+    16: (-0.074, -0.008, -0.004),
+    17: (0.074, -0.008, -0.004),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +165,15 @@ def joint_rest_positions(shape: BodyShape, rest: NDArray[np.float64]) -> NDArray
     joints = np.array([rest[bone] for bone in JOINT_BONES])
     joints[1] = (rest[BONE["r_arm"]] + rest[BONE["l_arm"]]) / 2 + (0.0, 0.020 * k, 0.0)  # OpenPose's neck
     head = head_center(shape, rest)
-    for index, offset in ((0, (0.0, -0.022, 0.105)), (14, (-0.031, 0.012, 0.082)), (15, (0.031, 0.012, 0.082)),
-                          (16, (-0.074, -0.008, -0.004)), (17, (0.074, -0.008, -0.004))):  # fmt: skip
+    for index, offset in FACE_JOINTS.items():
         joints[index] = head + np.array(offset) * k
     return joints
 
 
 def head_center(shape: BodyShape, rest: NDArray[np.float64]) -> NDArray[np.float64]:
     """(3,) middle of the head, between the ears, in the rest pose."""
-    return rest[BONE["head"]] + np.array([0.0, 0.062, 0.012]) * shape.height
+    center: NDArray[np.float64] = rest[BONE["head"]] + np.array([0.0, 0.062, 0.012]) * shape.height
+    return center
 
 
 def rotations(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -149,7 +190,7 @@ def rotations(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
 def forward_kinematics(
     pose: Pose, rest: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """World rotation (17, 3, 3) and joint position (17, 3) of every bone; the pelvis turns by the yaw where it stands."""
+    """World rotation (17, 3, 3) and joint position (17, 3) of every bone; the pelvis turns in its place."""
     local = rotations(np.concatenate((pose.angles, [[0.0, pose.yaw, 0.0]])))
     turns = np.empty((len(BONES), 3, 3))
     places = np.empty((len(BONES), 3))

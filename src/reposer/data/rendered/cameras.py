@@ -1,4 +1,4 @@
-"""Six surveillance cameras: where they hang, what they do to colors and sharpness, how they crop, what stands in the way."""
+"""Six surveillance cameras: their place, light, colors, sharpness and crops, and what stands in the way."""
 
 from __future__ import annotations
 
@@ -29,19 +29,121 @@ class Camera:
     shift: float  # standard deviation of the crop's displacement
     occlusion: float  # share of images with something in front of the person
     occluder: str  # "post", "rail", "bush", "box"
-    ambient: float = 0.62  # strength of the sky's light; the sun has the rest
-    sun: float = 0.55
-    sun_azimuth: float = 40.0  # degrees from the camera's axis, 90 is the image's right
+    ambient: float  # strength of the sky's light; the sun has the rest
+    sun: float
+    sun_azimuth: float  # degrees from the camera's axis, 90 is the image's right
 
 
 CAMERAS: tuple[Camera, ...] = (
-    Camera(1, 0, 12, (1.02, 1.00, 0.97), 1.05, 1.02, 1.00, 0.45, 2.0, (0.84, 0.95), 0.010, 0.05, "post", 0.60, 0.65, 35),
-    Camera(2, 1, 16, (0.93, 1.06, 0.92), 0.92, 1.05, 1.08, 0.55, 2.5, (0.82, 0.94), 0.014, 0.10, "bush", 0.66, 0.50, -60),
-    Camera(3, 2, 9, (0.95, 0.99, 1.09), 0.80, 0.95, 0.84, 0.60, 3.0, (0.84, 0.95), 0.014, 0.08, "post", 0.74, 0.34, 100),
-    Camera(4, 3, 20, (1.09, 0.99, 0.86), 1.00, 1.08, 1.05, 0.50, 2.5, (0.82, 0.94), 0.012, 0.08, "box", 0.58, 0.60, 10),
-    Camera(5, 4, 14, (1.00, 1.02, 1.02), 1.22, 0.88, 0.78, 0.65, 3.0, (0.80, 0.93), 0.016, 0.12, "rail", 0.72, 0.48, -25),
-    Camera(6, 5, 24, (1.10, 1.00, 0.80), 0.76, 1.00, 0.92, 0.70, 3.5, (0.82, 0.95), 0.016, 0.06, "box", 0.80, 0.30, 70),
-)  # fmt: skip
+    Camera(
+        camid=1,
+        scene=0,
+        pitch=12,
+        gain=(1.02, 1.0, 0.97),
+        exposure=1.05,
+        contrast=1.02,
+        saturation=1.0,
+        blur=0.45,
+        noise=2.0,
+        fill=(0.84, 0.95),
+        shift=0.01,
+        occlusion=0.05,
+        occluder="post",
+        ambient=0.6,
+        sun=0.65,
+        sun_azimuth=35,
+    ),
+    Camera(
+        camid=2,
+        scene=1,
+        pitch=16,
+        gain=(0.93, 1.06, 0.92),
+        exposure=0.92,
+        contrast=1.05,
+        saturation=1.08,
+        blur=0.55,
+        noise=2.5,
+        fill=(0.82, 0.94),
+        shift=0.014,
+        occlusion=0.1,
+        occluder="bush",
+        ambient=0.66,
+        sun=0.5,
+        sun_azimuth=-60,
+    ),
+    Camera(
+        camid=3,
+        scene=2,
+        pitch=9,
+        gain=(0.95, 0.99, 1.09),
+        exposure=0.8,
+        contrast=0.95,
+        saturation=0.84,
+        blur=0.6,
+        noise=3.0,
+        fill=(0.84, 0.95),
+        shift=0.014,
+        occlusion=0.08,
+        occluder="post",
+        ambient=0.74,
+        sun=0.34,
+        sun_azimuth=100,
+    ),
+    Camera(
+        camid=4,
+        scene=3,
+        pitch=20,
+        gain=(1.09, 0.99, 0.86),
+        exposure=1.0,
+        contrast=1.08,
+        saturation=1.05,
+        blur=0.5,
+        noise=2.5,
+        fill=(0.82, 0.94),
+        shift=0.012,
+        occlusion=0.08,
+        occluder="box",
+        ambient=0.58,
+        sun=0.6,
+        sun_azimuth=10,
+    ),
+    Camera(
+        camid=5,
+        scene=4,
+        pitch=14,
+        gain=(1.0, 1.02, 1.02),
+        exposure=1.22,
+        contrast=0.88,
+        saturation=0.78,
+        blur=0.65,
+        noise=3.0,
+        fill=(0.8, 0.93),
+        shift=0.016,
+        occlusion=0.12,
+        occluder="rail",
+        ambient=0.72,
+        sun=0.48,
+        sun_azimuth=-25,
+    ),
+    Camera(
+        camid=6,
+        scene=5,
+        pitch=24,
+        gain=(1.1, 1.0, 0.8),
+        exposure=0.76,
+        contrast=1.0,
+        saturation=0.92,
+        blur=0.7,
+        noise=3.5,
+        fill=(0.82, 0.95),
+        shift=0.016,
+        occlusion=0.06,
+        occluder="box",
+        ambient=0.8,
+        sun=0.3,
+        sun_azimuth=70,
+    ),
+)
 
 
 def background(camera: Camera, size: tuple[int, int], rng: np.random.Generator) -> Picture:

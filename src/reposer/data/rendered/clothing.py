@@ -1,4 +1,4 @@
-"""What covers trunk and arms: shirts, dresses, coats and their sleeves, with prints, seams and what an open coat shows."""
+"""What covers trunk and arms: shirts, dresses, coats and their sleeves, with prints and seams."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from dataclasses import replace
 import numpy as np
 
 from reposer.data.rendered.figure import (
-    ARM_PROFILE,
     COAT,
     DRESS,
-    FOREARM_PROFILE,
     JUMPSUIT,
     UPPER,
     Builder,
     Material,
     Patch,
-    add_arm_flesh,
     fabric_material,
 )
+from reposer.data.rendered.flesh import ARM_PROFILE, FOREARM_PROFILE, add_arm
 from reposer.data.rendered.lowerwear import add_lower, add_skirt, hip_width
 from reposer.data.rendered.wardrobe import FABRIC, Color, Fabric
 
@@ -39,9 +37,9 @@ def dress_up(builder: Builder) -> None:
         _trunk(builder, COAT, cloth, ease=COAT_EASE, hem=-0.05 if who.coat == "jacket" else -0.09)
         if who.coat in COAT_LENGTHS:
             add_skirt(builder, COAT, cloth, COAT_LENGTHS[who.coat], 0.02, ease=COAT_EASE + 0.004, waist=0.150)
-    bare_from = _sleeves(builder, fabric, label)
+    bare = _sleeves(builder, fabric, label)
     for side in ("r", "l"):
-        add_arm_flesh(builder, side, bare_from)
+        add_arm(builder, side, bare)
     add_lower(builder)
 
 
@@ -89,7 +87,7 @@ def _coat_material(builder: Builder, inner: Fabric, inner_label: int) -> Materia
 
 
 def _trunk(builder: Builder, label: int, material: int, ease: float, hem: float | None) -> None:
-    """Hips to shoulders. ``hem`` is the height of the lower edge above the hip joints (None: a one-piece, no edge)."""
+    """Hips to shoulders. ``hem``: the lower edge's height above the hip joints (None: a one-piece)."""
     k, f, girth = builder.k, builder.shape.female, builder.girth
     e = ease * k
     hip, waist, chest = (float(builder.joint(b)[1]) for b in ("r_thigh", "waist", "chest"))
@@ -139,8 +137,8 @@ def _shoulders(builder: Builder, label: int, material: int, e: float) -> None:
             builder.add("chest", bust, above, 0.066 * girth + e, 0.066 * girth + e, label, material)
 
 
-def _sleeves(builder: Builder, fabric: Fabric, label: int) -> float:
-    """Sleeves; returns from where the arm is bare (see add_arm_flesh)."""
+def _sleeves(builder: Builder, fabric: Fabric, label: int) -> str:
+    """Sleeves; returns what they leave bare, "arm" or "hand"."""
     who = builder.identity
     if who.coat != "none":
         fabric, label, ease, long = who.coat_fabric, COAT, 0.020, True
@@ -152,7 +150,7 @@ def _sleeves(builder: Builder, fabric: Fabric, label: int) -> float:
             "sweater": (0.014, True),
         }[who.upper]
         if who.upper == "tank top":
-            return 0.0
+            return "arm"
     else:
         ease, long = 0.010, who.lower in ("long-sleeved dress", "jumpsuit")
     if fabric.pattern == "block":
@@ -186,4 +184,4 @@ def _sleeves(builder: Builder, fabric: Fabric, label: int) -> float:
             flat=True,
             scale=thin,
         )
-    return 2.0 if long else 0.0
+    return "hand" if long else "arm"

@@ -53,9 +53,10 @@ def write_rendered_dataset(
 ) -> RenderedSummary:
     """Write a data set of rendered people; it appears at ``root`` complete or not at all.
 
-    ``bounding_box_train/`` holds people 1 to ``identities``; the test people follow: the first image of each in each camera is a
-    query, the others are the gallery (``bounding_box_test/``). Beside them: ``parsing/`` (LIP-20 palette PNG), ``mask/`` (1-bit PNG),
-    ``keypoints.csv`` (whole pixels) and ``people.json`` (attributes of every person, angles of every image).
+    ``bounding_box_train/`` holds people 1 to ``identities``; the test people follow: the first image of
+    each in each camera is a query, the others are the gallery (``bounding_box_test/``). Beside them:
+    ``parsing/`` (LIP-20 palette PNG), ``mask/`` (1-bit PNG), ``keypoints.csv`` (whole pixels) and
+    ``people.json`` (attributes of every person, angles of every image).
 
     Args:
         root: folder to make; an earlier rendered data set there is replaced, anything else refused.
@@ -108,13 +109,27 @@ def write_rendered_dataset(
                 (folder / "mask" / f"{shot.stem}.png").write_bytes(encode_png(batch.masks[n]))
                 keypoints[f"{shot.stem}.jpg"] = np.rint(batch.keypoints[n])
                 people.setdefault(str(pid), shot.identity.attributes())
-                images[f"{shot.stem}.jpg"] = {"pid": pid, "camid": camid, "action": shot.pose.action,
-                                              "yaw": round(shot.pose.yaw, 3), "angles": shot.pose.named_angles()}  # fmt: skip
+                images[f"{shot.stem}.jpg"] = {
+                    "pid": pid,
+                    "camid": camid,
+                    "action": shot.pose.action,
+                    "yaw": round(shot.pose.yaw, 3),
+                    "angles": shot.pose.named_angles(),
+                }
             if progress is not None:
                 progress(len(images), total)
         write_keypoints_csv(folder / "keypoints.csv", dict(sorted(keypoints.items())))
-        record = {"schema": SCHEMA, "seed": seed, "size": list(size), "identities": identities, "test_identities": test_identities,
-                  "images_per_identity": images_per_identity, "samples": samples, "people": people, "images": images}  # fmt: skip
+        record = {
+            "schema": SCHEMA,
+            "seed": seed,
+            "size": list(size),
+            "identities": identities,
+            "test_identities": test_identities,
+            "images_per_identity": images_per_identity,
+            "samples": samples,
+            "people": people,
+            "images": images,
+        }
         (folder / "people.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return RenderedSummary(
         root,

@@ -9,16 +9,14 @@ from reposer.data.rendered.figure import (
     JUMPSUIT,
     LEG,
     PANTS,
-    SHIN_PROFILE,
     SHOE,
     SKIRT,
     SOCKS,
-    THIGH_PROFILE,
     Builder,
     Material,
-    add_leg_flesh,
     fabric_material,
 )
+from reposer.data.rendered.flesh import SHIN_PROFILE, THIGH_PROFILE, add_leg
 from reposer.data.rendered.wardrobe import FABRIC, SKIN
 
 HIP_WIDTH, FEMALE_HIPS = 0.158, 0.010  # half width in meters at a height of 1.72 m, and what women add
@@ -44,7 +42,7 @@ def hip_width(builder: Builder) -> float:
 
 
 def add_lower(builder: Builder) -> None:
-    """Trousers, shorts, skirt, or the skirt of a dress, with the legs that they leave bare; then the shoes."""
+    """Trousers, shorts, skirt, or the skirt of a dress, the legs that they leave bare, and the shoes."""
     who = builder.identity
     if who.lower in TROUSER_CUTS:
         _trousers(builder, JUMPSUIT if who.lower == "jumpsuit" else PANTS)
@@ -60,7 +58,7 @@ def add_lower(builder: Builder) -> None:
             builder.add("pelvis", low, high, width, 0.125 * builder.girth, label, material, (1, 1, 0.70))
     for side in ("r", "l"):
         if who.lower == "shorts" or who.lower not in TROUSER_CUTS:
-            add_leg_flesh(builder, side)
+            add_leg(builder, side)
         _shoe(builder, side)
 
 
@@ -75,7 +73,8 @@ def add_skirt(
 ) -> None:
     """Round cones from the waist to the hem, two along each thigh, so that a stride opens the cloth.
 
-    ``length`` counts from the hip joints, ``flare`` widens the hem, ``waist`` is the radius at the top; all in meters.
+    ``length`` counts from the hip joints, ``flare`` widens the hem, ``waist`` is the radius at the top; all
+    in meters.
     """
     k, girth = builder.k, builder.girth
     top = (0.0, builder.joint("waist")[1] - 0.01 * k, 0.0)

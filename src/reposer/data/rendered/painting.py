@@ -1,12 +1,15 @@
-"""From ray hits to pixels: color before light, cover, labels, depth; then light on normals that are smooth across cones.
+"""From ray hits to pixels: color before light, cover, labels, depth; then light on normals that are smooth
+across cones.
 
-Patterns are looked up at every sample, light is computed once a pixel. Normals are averaged with neighbors of the same label
-at nearly the same depth, which melts the seams between the cones of one garment as cloth would.
+Patterns are looked up at every sample, light is computed once a pixel. Normals are averaged with neighbors
+of the same label at nearly the same depth, which melts the seams between the cones of one garment as cloth
+would.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,7 @@ from reposer.data.rendered.shading import Light, Surfaces, albedo, light_level
 
 Single = NDArray[np.float32]
 Index = NDArray[np.int64]
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class _Samples:
 def _by_sub_sample(hits: Hits, grid: Grid, samples: int) -> _Samples:
     n, cells = TILE // samples, len(hits.cells)
 
-    def order(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    def order(values: NDArray[_Number]) -> NDArray[_Number]:
         split = values.reshape(cells, n, samples, n, samples).transpose(2, 4, 0, 1, 3)
         return split.reshape(samples**2, cells * n * n)
 
@@ -59,7 +63,7 @@ def _by_sub_sample(hits: Hits, grid: Grid, samples: int) -> _Samples:
     rows, columns = np.zeros((2, cells, n, n), np.int64)
     rows += (row[:, None] * n + np.arange(n))[:, :, None]
     columns += (column[:, None] * n + np.arange(n))[:, None, :]
-    return _Samples(order(hits.primitive), order(hits.depth), rows.ravel(), columns.ravel(), samples)  # type: ignore[arg-type]
+    return _Samples(order(hits.primitive), order(hits.depth), rows.ravel(), columns.ravel(), samples)
 
 
 def paint(
@@ -176,7 +180,7 @@ def _light_pixels(
     return color
 
 
-def _padded(values: NDArray[np.generic], width: int, fill: float) -> NDArray[np.generic]:
+def _padded(values: NDArray[_Number], width: int, fill: float) -> NDArray[_Number]:
     """A frame of ``fill`` around the last two axes."""
     height, length = values.shape[-2:]
     full = np.full((*values.shape[:-2], height + 2 * width, length + 2 * width), fill, values.dtype)
@@ -185,7 +189,7 @@ def _padded(values: NDArray[np.generic], width: int, fill: float) -> NDArray[np.
 
 
 def _smooth(normal: Single, depth: Single, parsing: NDArray[np.uint8], step: int) -> Single:
-    """Unit normals (3, h, w), each the mean over neighbors of the same label at nearly the same depth: along y, then x."""
+    """Unit normals (3, h, w), averaged over neighbors of the same label at nearly the same depth."""
     reach, (height, width) = 2 * step, depth.shape
     depths, labels = _padded(depth, reach, 1e3), _padded(parsing, reach, 0)
     for vertical in (True, False):
@@ -201,7 +205,7 @@ def _smooth(normal: Single, depth: Single, parsing: NDArray[np.uint8], step: int
 
 
 def _crevices(depth: Single, step: int) -> Single:
-    """Factor that darkens pixels with nearer surfaces around them: armpits, behind an arm, between the legs."""
+    """Factor that darkens pixels with nearer surfaces around them: armpits, between the legs."""
     (height, width), around = depth.shape, _padded(depth, step, 1e3)
     total = np.zeros_like(depth)
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
@@ -215,7 +219,8 @@ def _crevices(depth: Single, step: int) -> Single:
 
 def _majority(votes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The commonest label (N,) of each pixel's samples (K, N); of equally common ones the first sampled."""
-    best, most = votes[0], np.zeros(votes.shape[1], np.int8)
+    best: NDArray[np.uint8] = votes[0]
+    most = np.zeros(votes.shape[1], np.int8)
     for candidate in votes:
         count = (votes == candidate).sum(0, dtype=np.int8)
         better = count > most

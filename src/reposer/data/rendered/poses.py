@@ -1,4 +1,4 @@
-"""Poses that surveillance cameras see: standing, the phases of a walk, raised arms, bending, carrying, telephoning."""
+"""Poses that surveillance cameras see: standing, walking, raised arms, bending, carrying, telephoning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Angles = NDArray[np.float64]
 
 
 def _bend(angles: Angles, bone: str, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> None:
-    """Add degrees to a bone. Forward is +x for the trunk, -x for arms, thighs and forearms, +x folds a knee."""
+    """Add degrees to a bone. Forward is +x for the trunk, -x for arms and thighs; +x folds a knee."""
     angles[BONE[bone]] += (x, y, z)
 
 
@@ -45,7 +45,7 @@ def _stand(rng: np.random.Generator) -> Angles:
 
 
 def _walk(rng: np.random.Generator) -> Angles:
-    """One phase of the gait cycle: hip and knee follow the usual sagittal curves (Winter, chapter 5) in a few harmonics."""
+    """One phase of the gait cycle: hip and knee roughly follow the sagittal curves of Winter, chapter 5."""
     angles = _relaxed(rng)
     phase, stride = rng.uniform(0, 2 * math.pi), rng.uniform(0.7, 1.15)
     swing = rng.uniform(0.5, 1.2) * stride

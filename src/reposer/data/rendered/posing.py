@@ -94,7 +94,8 @@ def to_pixels(points: Float, grid: Grid, samples: int) -> Float:
 def visible_joints(posed: Posed, grid: Grid, depth: Single, samples: int) -> Single:
     """(18, 2) pixel coordinates of the joints; NaN outside the image and where another part is in front.
 
-    ``depth`` (H, W) is the nearest surface of each pixel, -inf where an occluder covers it. A joint lies inside the
+    ``depth`` (H, W) is the nearest surface of each pixel, -inf where an occluder covers it. A joint lies
+    inside the
     body: it counts as seen while the surface before it is no farther than JOINT_DEPTH.
     """
     height, width = depth.shape

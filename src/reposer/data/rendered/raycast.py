@@ -1,11 +1,13 @@
 """Parallel rays against round cones: which primitive is in front at every sample, and how far away.
 
-A round cone is the convex hull of two spheres. Each has its own affine stretch (a 3x3 matrix applied to camera space), so that
-trunks are wider than deep; in the stretched space the ray is still a straight line and the cone is round. The quadratic is
-that of a cone of revolution tangent to both spheres, written for a ray whose component along itself is removed.
+A round cone is the convex hull of two spheres. Each has its own affine stretch (a 3x3 matrix applied to
+camera space), so that trunks are wider than deep; in the stretched space the ray is still a straight line
+and the cone is round. The quadratic is that of a cone of revolution tangent to both spheres, written for a
+ray whose component along itself is removed.
 
-Camera space (meters): x right, y up, z towards the viewer; all rays run along -z (a camera far away). Depth grows away from the
-viewer. Work is done per tile of 8x8 samples, and only in tiles that a primitive's outline can touch.
+Camera space (meters): x right, y up, z towards the viewer; all rays run along -z (a camera far away). Depth
+grows away from the viewer. Work is done per tile of 8x8 samples, and only in tiles that a primitive's
+outline can touch.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ def _touched_tiles(cones: Cones, grid: Grid) -> tuple[Index, Index]:
 
 
 def _near_outline(cones: Cones, grid: Grid, owner: Index, row: Index, column: Index) -> NDArray[np.bool_]:
-    """Whether the tile's circle meets the flat capsule around the projected axis; drops the corners of slanted boxes."""
+    """Whether the tile's circle meets the capsule around the projected axis; drops the corners of boxes."""
     x = ((column + 0.5) * TILE - 0.5 - grid.x0) / grid.sx
     y = (grid.y0 - ((row + 0.5) * TILE - 0.5)) / grid.sy
     a, b = cones.a[owner, :2], cones.b[owner, :2]
@@ -132,8 +134,8 @@ def _near_outline(cones: Cones, grid: Grid, owner: Index, row: Index, column: In
 def _coefficients(cones: Cones, grid: Grid, cell: Index, owner: Index) -> dict[str, Single]:
     """The numbers of each (tile, primitive) pair, all (T,) float32: see _intersect.
 
-    With M the stretch, a ray through (x, y) is M(x, y, 0) + t r; what is linear in x and y is kept as a value at the tile's
-    first sample and two slopes. ``across`` means without the component along r.
+    With M the stretch, a ray through (x, y) is M(x, y, 0) + t r; what is linear in x and y is kept as a
+    value at the tile's first sample and two slopes. ``across`` means without the component along r.
     """
     M = cones.stretch
     length = np.sqrt((M[:, :, 2] ** 2).sum(1))
@@ -155,12 +157,25 @@ def _coefficients(cones: Cones, grid: Grid, cell: Index, owner: Index) -> dict[s
         return product
 
     own = {
-        "m2": m2, "d2": d2, "k2": k2 * solid, "solid": solid, "slope": m2 / k2, "inverse": 1.0 / k2, "scale": 1.0 / length,
+        "m2": m2,
+        "d2": d2,
+        "k2": k2 * solid,
+        "solid": solid,
+        "slope": m2 / k2,
+        "inverse": 1.0 / k2,
+        "scale": 1.0 / length,
         "other": cones.radius_b**2 - cones.radius_a**2 + 2.0 * rr * cones.radius_a - m0 + m2 * m2,
-        "g_x": (axis * ex_across).sum(1), "g_y": (axis * ey_across).sum(1), "shift_x": x_along, "shift_y": y_along,
-        "xx": (ex_across**2).sum(1), "yy": (ey_across**2).sum(1), "xy": 2.0 * (ex_across * ey_across).sum(1),
-        "offset": rr * cones.radius_a, "low": cones.clip[:, 0] * m0, "high": cones.clip[:, 1] * m0,
-    }  # fmt: skip
+        "g_x": dot(axis, ex_across),
+        "g_y": dot(axis, ey_across),
+        "shift_x": x_along,
+        "shift_y": y_along,
+        "xx": dot(ex_across, ex_across),
+        "yy": dot(ey_across, ey_across),
+        "xy": 2.0 * dot(ex_across, ey_across),
+        "offset": rr * cones.radius_a,
+        "low": cones.clip[:, 0] * m0,
+        "high": cones.clip[:, 1] * m0,
+    }
     row, column = np.divmod(cell, grid.columns // TILE)
     x = (column * TILE - grid.x0) / grid.sx
     y = (grid.y0 - row * TILE) / grid.sy
@@ -181,11 +196,12 @@ def _coefficients(cones: Cones, grid: Grid, cell: Index, owner: Index) -> dict[s
 
 
 def _intersect(c: dict[str, Single], grid: Grid) -> Single:
-    """(8, 8, T) depth plus _ORIGIN at which each sample's ray enters the tile's primitive, inf where it passes by.
+    """(8, 8, T) depth plus _ORIGIN at which each sample's ray enters the tile's primitive, inf where it
+    passes by.
 
-    g is the foot on the axis (times its length squared, from where the first sphere touches the cone) for t = 0;
-    inside_a and inside_b are radius squared minus the squared distance of the ray from each center. The cone's
-    discriminant is then d2 (g^2 + k2 inside_a).
+    g is the foot on the axis (times its length squared, from where the first sphere touches the cone) for t
+    = 0; inside_a and inside_b are radius squared minus the squared distance of the ray from each center.
+    The cone's discriminant is then d2 (g^2 + k2 inside_a).
     """
     dx = (np.arange(TILE, dtype=np.float32) / np.float32(grid.sx))[None, :, None]
     dy = (-np.arange(TILE, dtype=np.float32) / np.float32(grid.sy))[:, None, None]

@@ -13,11 +13,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.data.rendered.accessories import add_bag, add_glasses, add_hair, add_hat, add_scarf
+from reposer.data.rendered.bags import add_bag, add_scarf
 from reposer.data.rendered.body import Pose
 from reposer.data.rendered.cameras import Camera, background, expose, occluder
 from reposer.data.rendered.clothing import dress_up
-from reposer.data.rendered.figure import Builder, Figure, add_head
+from reposer.data.rendered.figure import Builder, Figure
+from reposer.data.rendered.flesh import add_head
+from reposer.data.rendered.headwear import add_glasses, add_hair, add_hat
 from reposer.data.rendered.painting import paint
 from reposer.data.rendered.posing import Posed, frame_person, pose_figure, to_pixels, visible_joints
 from reposer.data.rendered.raycast import Grid, cast

@@ -1,4 +1,4 @@
-"""What stands behind the people: one painted panorama for each of the six cameras, from which every image takes a window."""
+"""What stands behind the people: a painted panorama for each camera, of which every image takes a window."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ SCENES: tuple[Callable[[_Canvas], None], ...] = (_plaza, _lawn, _street, _shops,
 
 @lru_cache(maxsize=32)
 def panorama(scene: int, height: int) -> Picture:
-    """Panorama ``scene`` (0..5) for images ``height`` pixels high: (1.3 height, 7 height, 3) linear light, read only."""
+    """Panorama of images ``height`` pixels high: (1.3 height, 7 height, 3) linear light, read only."""
     canvas = _Canvas(scene, height)
     SCENES[scene](canvas)
     picture = np.clip(canvas.picture, 0.0, 1.0).astype(np.float32)

@@ -1,7 +1,7 @@
 """The color of a surface point: patterns in body-fixed coordinates, the painted face, and light.
 
-Only additions, products, divisions and square roots touch the samples, so the result does not depend on how many are
-shaded together.
+Only additions, products, divisions and square roots touch the samples, so the result does not depend on how
+many are shaded together.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def albedo(
 
 
 def _second_color(kind: NDArray[np.int8], local: Single, period: Single) -> NDArray[np.bool_]:
-    """Where a pattern shows its second color; ``around`` is the way around the body, front and back half being equal."""
+    """Where a pattern shows its second color; ``around`` is the way around the body."""
     x, y, z = local.T
     around = z / (np.abs(x) + np.abs(z) + np.float32(1e-6))  # 1 in front, 0 at the sides, -1 behind
     around = np.where(x > 0, np.float32(1) - around, around - np.float32(1))  # -2 .. 2, 0 in front
@@ -106,7 +106,8 @@ def _second_color(kind: NDArray[np.int8], local: Single, period: Single) -> NDAr
     pins = (kind == 2) & upright
     checks = (kind == 3) & (level ^ upright)
     block: NDArray[np.bool_] = (kind == 4) & (y > 0.045)
-    return stripes | pins | checks | block
+    second: NDArray[np.bool_] = stripes | pins | checks | block
+    return second
 
 
 def _in_patch(patch: Patch, rest: Single, center: Single) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """Data sets of rendered people in memory: which image shows whom, how and where, and batches of them.
 
-Image i of person p under a seed is a pure function of (seed, p, i): person, pose, camera and every byte of the
-picture, whatever the number of people, images, workers, or the batch size.
+Image i of person p under a seed is a pure function of (seed, p, i): person, pose, camera and every byte of
+the picture, whatever the number of people, images, workers, or the batch size.
 """
 
 from __future__ import annotations

@@ -13,20 +13,46 @@ from reposer.data.rendered.body import BodyShape
 Color = tuple[float, float, float]  # sRGB in [0, 1]
 
 SKIN = {
-    "pale": (0.92, 0.76, 0.67), "fair": (0.87, 0.69, 0.57), "light": (0.83, 0.64, 0.50), "tan": (0.74, 0.54, 0.40),
-    "olive": (0.66, 0.48, 0.35), "brown": (0.52, 0.35, 0.25), "dark": (0.38, 0.25, 0.18), "deep": (0.27, 0.18, 0.14),
-}  # fmt: skip
+    "pale": (0.92, 0.76, 0.67),
+    "fair": (0.87, 0.69, 0.57),
+    "light": (0.83, 0.64, 0.50),
+    "tan": (0.74, 0.54, 0.40),
+    "olive": (0.66, 0.48, 0.35),
+    "brown": (0.52, 0.35, 0.25),
+    "dark": (0.38, 0.25, 0.18),
+    "deep": (0.27, 0.18, 0.14),
+}
 HAIR = {
-    "black": (0.09, 0.08, 0.08), "dark brown": (0.19, 0.12, 0.08), "brown": (0.33, 0.21, 0.12), "auburn": (0.42, 0.17, 0.09),
-    "blond": (0.72, 0.55, 0.30), "ginger": (0.66, 0.31, 0.11), "gray": (0.55, 0.54, 0.53),
-}  # fmt: skip
+    "black": (0.09, 0.08, 0.08),
+    "dark brown": (0.19, 0.12, 0.08),
+    "brown": (0.33, 0.21, 0.12),
+    "auburn": (0.42, 0.17, 0.09),
+    "blond": (0.72, 0.55, 0.30),
+    "ginger": (0.66, 0.31, 0.11),
+    "gray": (0.55, 0.54, 0.53),
+}
 FABRIC = {
-    "black": (0.10, 0.10, 0.11), "white": (0.90, 0.90, 0.88), "gray": (0.48, 0.49, 0.50), "charcoal": (0.24, 0.25, 0.27),
-    "navy": (0.12, 0.16, 0.33), "blue": (0.16, 0.34, 0.70), "sky": (0.52, 0.71, 0.88), "red": (0.75, 0.13, 0.14),
-    "burgundy": (0.42, 0.09, 0.16), "pink": (0.90, 0.55, 0.66), "orange": (0.90, 0.45, 0.12), "yellow": (0.92, 0.79, 0.24),
-    "green": (0.15, 0.50, 0.26), "olive": (0.38, 0.38, 0.20), "teal": (0.10, 0.48, 0.50), "purple": (0.42, 0.20, 0.55),
-    "beige": (0.78, 0.70, 0.55), "brown": (0.38, 0.25, 0.16), "denim": (0.24, 0.34, 0.50), "light denim": (0.47, 0.58, 0.71),
-}  # fmt: skip
+    "black": (0.10, 0.10, 0.11),
+    "white": (0.90, 0.90, 0.88),
+    "gray": (0.48, 0.49, 0.50),
+    "charcoal": (0.24, 0.25, 0.27),
+    "navy": (0.12, 0.16, 0.33),
+    "blue": (0.16, 0.34, 0.70),
+    "sky": (0.52, 0.71, 0.88),
+    "red": (0.75, 0.13, 0.14),
+    "burgundy": (0.42, 0.09, 0.16),
+    "pink": (0.90, 0.55, 0.66),
+    "orange": (0.90, 0.45, 0.12),
+    "yellow": (0.92, 0.79, 0.24),
+    "green": (0.15, 0.50, 0.26),
+    "olive": (0.38, 0.38, 0.20),
+    "teal": (0.10, 0.48, 0.50),
+    "purple": (0.42, 0.20, 0.55),
+    "beige": (0.78, 0.70, 0.55),
+    "brown": (0.38, 0.25, 0.16),
+    "denim": (0.24, 0.34, 0.50),
+    "light denim": (0.47, 0.58, 0.71),
+}
 SOLES = ("white", "black", "gray", "brown", "red", "blue", "beige", "navy")
 LOWER_COLORS = (
     "black",
@@ -49,7 +75,7 @@ class Fabric:
     """Color and pattern of one garment, in body-fixed coordinates."""
 
     color: str  # key of FABRIC
-    pattern: str = "plain"  # "plain", "stripes" (level), "pinstripes" (upright), "checks", "block" (chest in a second color)
+    pattern: str = "plain"  # or "stripes" (level), "pinstripes" (upright), "checks", "block" (two halves)
     second: str = "white"  # the pattern's second color
     period: float = 0.09  # meters
     front: str | None = None  # "logo", "band", "buttons", "picture" on the chest
@@ -70,12 +96,12 @@ class Identity:
     hat: str  # "none", "cap", "beanie", "brim"
     hat_color: str
     glasses: bool
-    upper: str  # "t-shirt", "shirt" (long sleeves), "sweater", "tank top"; under a dress or coat what shows of it
+    upper: str  # "t-shirt", "shirt" (long sleeves), "sweater", "tank top"
     upper_fabric: Fabric
     coat: str  # "none", "jacket" (to the hip), "coat" (to the thigh), "long coat" (to the knee)
     coat_fabric: Fabric
     coat_open: bool
-    lower: str  # "trousers", "wide trousers", "shorts", "skirt", "long skirt", "dress", "long-sleeved dress", "jumpsuit"
+    lower: str  # "trousers", "wide trousers", "shorts", "jumpsuit", or a key of lowerwear.SKIRT_LENGTHS
     lower_fabric: Fabric
     shoes: str  # "sneakers", "shoes", "boots"
     shoe_color: str
@@ -171,14 +197,24 @@ def sample_identity(seed: int, pid: int) -> Identity:
         hat=_pick(rng, none=15, cap=2.5, beanie=2.0, brim=1.0),
         hat_color=_one(rng, garments),
         glasses=bool(rng.random() < 0.16),
-        upper=_pick(rng, shirt=3, sweater=4 + 2 * warm, **{"t-shirt": 7 - 3 * warm}, tank_top=(1.0 if female else 0.4) * (not warm)),
+        upper=_pick(
+            rng,
+            shirt=3,
+            sweater=4 + 2 * warm,
+            **{"t-shirt": 7 - 3 * warm},
+            tank_top=(1.0 if female else 0.4) * (not warm),
+        ),
         upper_fabric=_sample_fabric(rng, garments, patterned=0.40, marked=0.45),
         coat=coat,
         coat_fabric=_sample_fabric(rng, garments, patterned=0.18, marked=0.12),
         coat_open=bool(rng.random() < 0.45),
         lower=lower,
-        lower_fabric=_sample_fabric(rng, garments if "dress" in lower or "skirt" in lower else LOWER_COLORS,
-                                    patterned=0.35 if "dress" in lower or "skirt" in lower else 0.05, marked=0.0),
+        lower_fabric=_sample_fabric(
+            rng,
+            garments if "dress" in lower or "skirt" in lower else LOWER_COLORS,
+            patterned=0.35 if "dress" in lower or "skirt" in lower else 0.05,
+            marked=0.0,
+        ),
         shoes=_pick(rng, sneakers=5, shoes=3, boots=2),
         shoe_color=_one(rng, SOLES),
         socks=_pick(rng, none=3, white=2, black=2, gray=1),
@@ -187,4 +223,4 @@ def sample_identity(seed: int, pid: int) -> Identity:
         bag_side=1 if rng.random() < 0.5 else -1,
         scarf=_one(rng, garments) if rng.random() < (0.30 if warm else 0.03) else "none",
         gloves=_one(rng, garments) if rng.random() < (0.12 if warm else 0.0) else "none",
-    )  # fmt: skip
+    )

@@ -1,8 +1,9 @@
-"""Processes that render: NumPy holds the interpreter between its many small steps, so threads would gain nothing.
+"""Processes that render: NumPy holds the interpreter between its many small steps, so threads would gain
+nothing.
 
-A worker is ``python -m reposer.data.rendered.workers``. It reads one JSON line for each batch, the keys of the
-images, and answers with one JSON line and the raw arrays. Images are pure functions of their keys, so nothing else
-has to travel, and it does not matter who renders which.
+A worker is ``python -m reposer.data.rendered.workers``. It reads one JSON line for each batch, the keys of
+the images, and answers with one JSON line and the raw arrays. Images are pure functions of their keys, so
+nothing else has to travel, and it does not matter who renders which.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class RenderWorkers:
     def _ask(self, batch: Sequence[Key], size: tuple[int, int], samples: int) -> Arrays:
         process = self._idle.get()
         try:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             request = {"keys": [list(key) for key in batch], "size": list(size), "samples": samples}
             try:
                 process.stdin.write(json.dumps(request).encode() + b"\n")
