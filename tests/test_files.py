@@ -133,15 +133,28 @@ def test_atomic_folder_appears_complete(tmp_path: Path) -> None:
     assert _names(tmp_path) == {"result"}
 
 
-def test_atomic_folder_fsyncs_every_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[str] = []
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is fsynced, in order."""
+    names: list[str] = []
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        names.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
+    return names
+
+
+def test_write_atomic_fsyncs_the_file_and_then_its_folder(tmp_path: Path, synced: list[str]) -> None:
+    write_atomic(tmp_path / "file", b"data")
+    assert len(synced) == 2
+    assert synced[0].startswith(".file.tmp-")
+    assert synced[1] == tmp_path.name
+
+
+def test_atomic_folder_fsyncs_every_file_and_folder(tmp_path: Path, synced: list[str]) -> None:
     with atomic_folder(tmp_path / "result") as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "a").write_bytes(b"a")
@@ -155,6 +168,41 @@ def test_atomic_folder_replaces_a_folder(tmp_path: Path) -> None:
         with atomic_folder(tmp_path / "result") as folder:
             write_new(folder / "file", content)
     assert (tmp_path / "result" / "file").read_bytes() == b"2"
+    assert _names(tmp_path) == {"result"}
+
+
+def test_atomic_folder_puts_the_old_one_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with atomic_folder(tmp_path / "result") as folder:
+        write_new(folder / "file", b"old")
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if ".tmp-" in source.name:
+            raise OSError(errno.EIO, "broken")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(DiskError), atomic_folder(tmp_path / "result"):
+        pass
+    assert (tmp_path / "result" / "file").read_bytes() == b"old"
+    assert _names(tmp_path) == {"result"}
+
+
+def test_a_replacement_is_done_even_if_the_old_folder_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    for content in (b"old", b"new"):
+        with atomic_folder(tmp_path / "result") as folder:
+            write_new(folder / "file", content)
+        monkeypatch.setattr(os, "unlink", fail)
+    monkeypatch.undo()
+    assert (tmp_path / "result" / "file").read_bytes() == b"new"
+    assert len(remove_temporaries(tmp_path)) == 1
     assert _names(tmp_path) == {"result"}
 
 
