@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -71,6 +72,15 @@ def imagenet_normalize(image: Tensor) -> Tensor:
     mean = image.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
     std = image.new_tensor(IMAGENET_STD).view(3, 1, 1)
     return (image * 0.5 + 0.5 - mean) / std
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) of either uint8 or float -> the same at ``size`` (H, W), bilinear with antialiasing."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    if image.dtype == torch.uint8 and image.device.type != "cpu":  # torch has no such kernel elsewhere
+        return to_uint8(resize(to_float(image), size))
+    return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 # ---- decoding

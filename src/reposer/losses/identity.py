@@ -1,0 +1,57 @@
+"""Losses that teach an embedding who is who: classification, triplets, verification of pairs.
+
+Each gives a scalar in float32. ``weight`` (B,) says how much an image counts; the loss is the mean over the
+images divided by B, not by the sum of the weights, so that an image of weight 0 takes its share away.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def identity_loss(logits: Tensor, label: Tensor, weight: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of (B, K) logits with class indices ``label`` (B,).
+
+    With ``smoothing`` e the target is (1 - e) for the own class and e / K for every class (Szegedy et al.
+    2016), as in Bag of Tricks.
+    """
+    values = F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=smoothing)
+    return (values * weight).mean()
+
+
+def triplet_loss(features: Tensor, label: Tensor, weight: Tensor, margin: float = 0.3) -> Tensor:
+    """Batch-hard triplet loss on Euclidean distances (Hermans et al., arXiv 1703.07737).
+
+    For each image: max(0, farthest image of its person - nearest image of another + margin); images that
+    have no such pair in the batch count 0.
+
+    Args:
+        features: (B, D), not normalized, as in Bag of Tricks.
+        label: (B,).
+        weight: (B,) of the anchors.
+        margin: in units of the features.
+    """
+    distance = pairwise_distance(features.float())
+    same = label[:, None] == label[None, :]
+    itself = torch.eye(len(label), dtype=torch.bool, device=label.device)
+    farthest = distance.masked_fill(~same | itself, -torch.inf).amax(1)
+    nearest = distance.masked_fill(same, torch.inf).amin(1)
+    complete = torch.isfinite(farthest) & torch.isfinite(nearest)
+    # where() before the arithmetic: the gradient of inf - inf would be NaN
+    gap = torch.where(complete, farthest, 0.0) - torch.where(complete, nearest, 0.0)
+    return (F.relu(gap + margin) * complete * weight).mean()
+
+
+def pairwise_distance(features: Tensor) -> Tensor:
+    """(B, D) -> (B, B) Euclidean distances; the gradient at distance 0 is 0, not NaN."""
+    squares = features.square().sum(1)
+    squared = squares[:, None] + squares[None, :] - 2 * features @ features.T
+    return squared.clamp(min=1e-12).sqrt()
+
+
+def verification_loss(logits: Tensor, same: Tensor, weight: Tensor) -> Tensor:
+    """Two-way cross-entropy of (P, 2) logits; class 1 is "the same person", ``same`` (P,) bool."""
+    values = F.cross_entropy(logits.float(), same.long(), reduction="none")
+    return (values * weight).mean()

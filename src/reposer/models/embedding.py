@@ -1,0 +1,161 @@
+"""Re-ID embeddings: a person image becomes a vector; near vectors, same person. The backbones by name.
+
+Backbone -> global average (or averages of horizontal stripes) -> pooled feature -> optional BNNeck (a
+BatchNorm without shift; Luo et al., arXiv 1903.07071: the triplet loss sees the feature before it,
+the classifier and the user the feature after it). In use an embedding takes images of any size as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reposer.errors import UserError
+from reposer.images import resize, to_float
+from reposer.models.backbones import MobileNetV2, ResNet, Small
+from reposer.models.layers import check_choice
+from reposer.weights import find_weights, load_state_dict_file
+
+EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
+    "small": Small,
+    "resnet18": partial(ResNet, "resnet18"),
+    "resnet50": partial(ResNet, "resnet50"),
+    "mobilenet_v2": partial(MobileNetV2, False),
+    "mobilenet_v2_keras": partial(MobileNetV2, True),
+}
+NECKS = ("none", "bn")
+
+
+class Features(NamedTuple):
+    """What an embedding says about B images."""
+
+    pooled: Tensor  # (B, D) before the neck: what the triplet loss and the verification head see
+    feature: Tensor  # (B, D) after it: what the classifier and the user see
+
+
+class Embedding(nn.Module):
+    """An embedding; ``forward`` is its use, ``features`` its training.
+
+    Args:
+        backbone: a key of EMBEDDINGS.
+        backbone_args: keywords of the backbone.
+        size: (H, W) that images are resized to in use.
+        stripes: horizontal stripes averaged on their own; D = stripes x channels.
+        neck: "bn" or "none".
+        window: side of the square of map cells that are averaged in use; each average is L2-normalized and
+            all of them are summed (Zheng et al. 2017 at 256x256, trained on crops). 0: one global average.
+        freeze_norm: the backbone's BatchNorms keep their stored statistics during training (IDE 2016).
+
+    Raises:
+        UserError: no such backbone or argument, or an impossible value.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "small",
+        backbone_args: dict[str, Any] | None = None,
+        size: tuple[int, int] = (128, 64),
+        stripes: int = 1,
+        neck: str = "bn",
+        window: int = 0,
+        freeze_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("neck", neck, NECKS)
+        if min(size) < 1 or stripes < 1 or window < 0 or (window and (stripes > 1 or neck == "bn")):
+            raise UserError(
+                f"size={size}, stripes={stripes}, window={window}, neck={neck}: impossible together",
+                "sizes and stripes are positive, and a window wants stripes=1 and neck=none",
+            )
+        self.backbone = build_backbone(backbone, **(backbone_args or {}))
+        self.size = (size[0], size[1])
+        self.stripes, self.window, self.freeze_norm = stripes, window, freeze_norm
+        self.dimension = stripes * int(self.backbone.channels)  # type: ignore[arg-type]
+        self.neck = nn.BatchNorm1d(self.dimension) if neck == "bn" else nn.Identity()
+        if isinstance(self.neck, nn.BatchNorm1d):
+            self.neck.bias.requires_grad_(False)
+
+    def features(self, image: Tensor) -> Features:
+        """(B, 3, H, W) uint8 or model float, at the size given -> both features, (B, D) each."""
+        pooled = self._average(self.backbone(to_float(image)))
+        return Features(pooled, self.neck(pooled))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 or model float, any size -> (B, D) float32 of length 1, to compare by
+        Euclidean distance.
+        """
+        image = resize(to_float(image), self.size)
+        if self.window:
+            maps = F.avg_pool2d(self.backbone(image), self.window, stride=1)  # (B, D, h, w)
+            feature = F.normalize(maps.float(), dim=1).sum((2, 3))
+        else:
+            feature = self.features(image).feature
+        return F.normalize(feature.float(), dim=1)
+
+    def train(self, mode: bool = True) -> Embedding:
+        """As of any module; with ``freeze_norm`` the backbone's BatchNorms stay in use."""
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def _average(self, maps: Tensor) -> Tensor:
+        if self.stripes == 1:
+            return maps.mean((2, 3))
+        return F.adaptive_avg_pool2d(maps, (self.stripes, 1)).flatten(1)  # (B, C, S, 1) -> (B, C S)
+
+
+def build_backbone(name: str, **args: Any) -> nn.Module:
+    """The backbone of that name.
+
+    Raises:
+        UserError: no such backbone, no such argument (the nearest is named), or an impossible value.
+    """
+    check_choice("backbone", name, EMBEDDINGS)
+    made = EMBEDDINGS[name]
+    known = list(inspect.signature(made).parameters)
+    for arg in args:
+        if arg not in known:
+            near = difflib.get_close_matches(arg, known, n=1)
+            advice = f"did you mean {near[0]}" if near else f"use one of {', '.join(known) or 'none'}"
+            raise UserError(f"the backbone {name} has no argument {arg}", advice)
+    return made(**args)
+
+
+def load_pretrained(embedding: Embedding, path: str | Path | None = None) -> Path:
+    """Give the backbone ImageNet weights; returns the file they came from.
+
+    Args:
+        embedding: its backbone is changed.
+        path: a .safetensors or .pth file of the backbone, taken as it is; None: the official file in the
+            weights folders, verified by its hash.
+
+    Raises:
+        UserError: no weights for this backbone, or a file of another network.
+        MissingWeightsError: the official file is not on this machine.
+    """
+    backbone = embedding.backbone
+    name = getattr(backbone, "pretrained", None)
+    if not hasattr(backbone, "load") or (path is None and name is None):
+        raise UserError(
+            f"{type(backbone).__name__}: no official ImageNet weights are known for it",
+            "name a file of its weights, or start from random ones",
+        )
+    file = Path(path) if path is not None else find_weights(str(name))
+    try:
+        backbone.load(load_state_dict_file(file))  # type: ignore[operator]
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"{file}: not the weights of this backbone ({reason})", "give another file"
+        ) from error
+    return file

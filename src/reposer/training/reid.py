@@ -1,0 +1,115 @@
+"""Training of a Re-ID embedding: fetch, forward, loss, update; now and then log, validate, save.
+
+What changes lives in :class:`ReidState`, what is told in :class:`ReidConfig`; the recipes are presets in
+experiments/reid_presets.py. A run that is stopped and started again gives the same bits as one that was not
+(on a CPU; one torch version, thread count and number of processes). With several processes, triplets and
+BatchNorm statistics on CPUs are those of each process's own images.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from reposer.models.embedding import load_pretrained
+from reposer.progress import progress
+from reposer.runtime import Runtime, StopSignal, setup
+from reposer.training.optimizers import check_finite, gradient_norm
+from reposer.training.reid_config import ReidConfig
+from reposer.training.reid_data import ReidData
+from reposer.training.reid_losses import reid_loss
+from reposer.training.reid_optimizer import scheduled_rate, set_rate
+from reposer.training.reid_record import ReidRecord, ReidSummary
+from reposer.training.reid_state import ReidState
+
+
+def train_reid(
+    config: ReidConfig, run_dir: str | Path, *, device: str = "auto", max_minutes: float | None = None
+) -> ReidSummary:
+    """Train from the start, or go on with the run in ``run_dir``, until the schedule is done.
+
+    Args:
+        config: everything that the result depends on.
+        run_dir: new, empty, or a run of the same configuration.
+        device: "auto", "cpu", "cuda" or "mps".
+        max_minutes: save and return after so many minutes; a later call goes on.
+
+    Raises:
+        UserError: data, weights, configuration or run folder are not in order; names what.
+        NonFiniteError: a loss or gradient is NaN or infinite; nothing was updated.
+        SystemExit: 143 after SIGTERM or SIGUSR1, 130 after Ctrl-C, once the step is finished and saved.
+    """
+    runtime = setup(device, config.precision, config.threads, config.seed)
+    accelerator, total, every = runtime.accelerator, config.total_steps, config.output
+    data = ReidData(config, runtime.rank, runtime.world_size)
+    state = ReidState(config, runtime, len(data.training.pids))
+    notes = _initialize(config, state)
+    network = _prepared(state, runtime)
+    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    record = ReidRecord(config, Path(run_dir), runtime, state, data, notes)
+    try:
+        with StopSignal() as stop, progress(total, state.step, "images", per_step=config.batch_size) as meter:
+            network.train()
+            while state.step < total:
+                rate = scheduled_rate(state.step, config)
+                set_rate(state.optimizer, rate)
+                batch, names = data.batch(state.step)
+                batch = batch.to(runtime.device, non_blocking=True)
+                with runtime.autocast():
+                    output = network(batch.image)
+                loss, parts = reid_loss(output, batch, config.loss)
+                accelerator.backward(loss)
+                state.means.add(parts)
+                guarded = {**parts, "reid/gradient": gradient_norm(state.network)}
+                check_finite(guarded, state.step, names)
+                state.optimizer.step()
+                state.optimizer.zero_grad()
+                state.step += 1
+
+                meter.update(state.step)
+                told, late = stop.requested(runtime), _late(deadline, runtime)
+                ends = told or late or state.step == total
+                if state.step % every.log_every == 0 or state.step == total:
+                    record.log(rate, meter.rate)
+                if state.step % every.validate_every == 0 or state.step == total:
+                    record.validate()
+                if state.step % every.checkpoint_every == 0 or ends:
+                    record.save()
+                if told:
+                    raise SystemExit(stop.exit_code)
+                if late:
+                    break
+    finally:
+        record.close()
+        accelerator.free_memory()
+    return record.summary()
+
+
+def _initialize(config: ReidConfig, state: ReidState) -> dict[str, str]:
+    """ImageNet weights where asked for; returns what a reader of the run must know, for environment.json."""
+    if config.initial == "random":
+        return {"initial": "random weights"}
+    file = load_pretrained(state.network.embedding, config.initial_path)
+    return {"initial": f"ImageNet weights {file.name}"}
+
+
+def _prepared(state: ReidState, runtime: Runtime) -> nn.Module:
+    """The network as the loop calls it, wrapped for several processes."""
+    # As in gan.py: SyncBatchNorm keeps the buffers equal on GPUs, on CPUs the first process's are saved.
+    runtime.accelerator.ddp_handler = DistributedDataParallelKwargs(broadcast_buffers=False)
+    network: nn.Module = runtime.accelerator.prepare(state.network)
+    return network
+
+
+def _late(deadline: float | None, runtime: Runtime) -> bool:
+    """Whether the time is over on any process."""
+    if deadline is None:
+        return False
+    flag = torch.tensor([float(time.monotonic() > deadline)], device=runtime.device)
+    if runtime.world_size > 1:
+        torch.distributed.all_reduce(flag)
+    return bool(flag.item() > 0)

@@ -1,0 +1,171 @@
+"""What a Re-ID training writes (metrics, validation, checkpoints), and how it goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.tracking import TensorBoardTracker
+
+from reposer import checkpoint
+from reposer.config import config_hash
+from reposer.losses.identity import pairwise_distance
+from reposer.runs import Run
+from reposer.runtime import Runtime
+from reposer.training.reid_config import ReidConfig
+from reposer.training.reid_data import ReidData
+from reposer.training.reid_state import ReidState
+
+_VALIDATION_BATCH, _VALIDATION_IMAGES = 64, 2000
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReidSummary:
+    """What a call of ``train_reid`` came to."""
+
+    folder: Path  # the run folder
+    step: int  # optimizer steps done in all
+    total_steps: int
+    minutes: float  # of this call
+    last: dict[str, float]  # the last figures of each name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole schedule is done."""
+        return self.step >= self.total_steps
+
+    def __str__(self) -> str:
+        state = "finished" if self.finished else "stopped; the same command goes on from here"
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.last.items())
+        lines = [f"step {self.step} of {self.total_steps}, {self.minutes:.1f} minutes, {state}", figures]
+        wrote = "checkpoints/, metrics.jsonl, tensorboard/, config.json, environment.json"
+        return "\n".join(line for line in [*lines, f"{self.folder}: {wrote}"] if line)
+
+
+class ReidRecord:
+    """The run folder of a training, and everything that is done once in a while.
+
+    All processes make the same calls; the first one writes.
+
+    Args:
+        config: of the training; must be that of the run, if there is one in ``folder``.
+        folder: new, empty, or a run to go on with.
+        runtime: device and process group.
+        state: is put back to the newest good checkpoint of the folder.
+        data: training batches and validation images.
+        notes: facts for environment.json.
+
+    Raises:
+        UserError: the folder holds a run of another configuration, foreign files, or only damaged
+            checkpoints.
+    """
+
+    def __init__(
+        self,
+        config: ReidConfig,
+        folder: Path,
+        runtime: Runtime,
+        state: ReidState,
+        data: ReidData,
+        notes: dict[str, Any],
+    ) -> None:
+        self.folder, self.last = folder, dict[str, float]()
+        self._config, self._runtime, self._state, self._data = config, runtime, state, data
+        self._started = time.monotonic()
+        self._run: Run | None = None
+        self._tracker: TensorBoardTracker | None = None
+        if runtime.is_main:
+            opened = Run.open(folder, config) if Run.exists(folder) else None
+            self._run = opened or Run.create(folder, config, runtime.describe() | notes)
+        runtime.accelerator.wait_for_everyone()
+        try:
+            self._saved_step = self._resume()
+            if self._run is not None:
+                self._run.rewind(state.step)
+                self._tracker = TensorBoardTracker("tensorboard", folder, purge_step=state.step + 1)
+                self._tracker.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _resume(self) -> int:
+        """Put the state back; returns the step of the newest good checkpoint, -1 where there is none."""
+        found = checkpoint.latest(self.folder / "checkpoints")
+        if found is None:
+            return -1
+        differences = self._state.restore(found, self._runtime)
+        if differences and self._runtime.is_main:
+            _log.warning("resumed run will not be bit-identical: %s", "; ".join(differences))
+        return found.step
+
+    def log(self, rate: float, images_per_second: float) -> None:
+        """Write the means since the last time."""
+        means = self._state.means.means()
+        self._state.means.clear()
+        if self._runtime.world_size > 1:
+            means = self._runtime.accelerator.reduce(means, "mean")
+        figures = {name: float(value) for name, value in means.items()}
+        self._write(figures | {"lr": rate, "images_per_second": images_per_second})
+
+    def validate(self) -> None:
+        """Held-out people: the share of images whose nearest image of another camera shows the same person.
+
+        A quick figure to watch, over all images that have a counterpart in another camera; CMC and mAP by the
+        protocol come from ``reposer reid evaluate``.
+        """
+        rows = self._data.validation[:_VALIDATION_IMAGES]
+        if self._run is None or not len(rows):
+            return
+        embedding = self._state.network.embedding.eval()
+        people, chunks = self._data.people, []
+        with torch.inference_mode(), self._runtime.autocast():
+            for start in range(0, len(rows), _VALIDATION_BATCH):
+                images = torch.from_numpy(people.images[rows[start : start + _VALIDATION_BATCH]])
+                chunks.append(embedding(images.permute(0, 3, 1, 2).to(self._runtime.device)).cpu())
+        embedding.train()
+        pids, camids = torch.from_numpy(people.pids[rows]), torch.from_numpy(people.camids[rows])
+        other = camids[:, None] != camids[None, :]
+        same = (pids[:, None] == pids[None, :]) & other
+        nearest = pairwise_distance(torch.cat(chunks)).masked_fill(~other, torch.inf).argmin(1)
+        valid = same.any(1)
+        if valid.any():
+            hits = same[torch.arange(len(rows)), nearest][valid]
+            self._write({"validation/nearest_is_same": float(hits.double().mean())})
+
+    def save(self) -> None:
+        """Write a checkpoint of this step unless there is one, then remove the oldest."""
+        if self._saved_step == self._state.step:
+            return
+        groups, meta = self._state.pack(self._runtime.accelerator)
+        if self._run is not None:
+            splits = self._config.data.splits
+            meta["config_hash"] = config_hash(self._config)
+            meta |= {"pids": self._data.training.pids.tolist(), "splits": list(splits)}
+            meta |= {"identity_hash": self._data.people.identity_hash(splits[0])}
+            checkpoint.save(self._run.checkpoints, self._state.step, groups, meta)
+            checkpoint.prune(self._run.checkpoints, self._config.output.keep_last)
+        self._saved_step = self._state.step
+        self._runtime.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Give the folder free."""
+        if self._tracker is not None:
+            self._tracker.finish()
+        if self._run is not None:
+            self._run.close()
+
+    def summary(self) -> ReidSummary:
+        """What this call came to."""
+        minutes = (time.monotonic() - self._started) / 60
+        return ReidSummary(self.folder, self._state.step, self._config.total_steps, minutes, self.last)
+
+    def _write(self, values: dict[str, float]) -> None:
+        self.last |= values
+        if self._run is not None and self._tracker is not None:
+            self._run.log(self._state.step, values)
+            self._tracker.log(values, self._state.step)
