@@ -93,10 +93,9 @@ def _shoulder_bag(builder: Builder, piece: _Piece) -> None:
 
 def _handbag(builder: Builder, piece: _Piece) -> None:
     s = builder.identity.bag_side
-    bone = "l_hand" if s > 0 else "r_hand"
-    wrist = builder.joint(bone) / builder.k
-    x, y, z = float(wrist[0]), float(wrist[1]) - 0.10, float(wrist[2]) + 0.014
-    bag = x + s * 0.036
+    bone = "l_bag" if s > 0 else "r_bag"
+    x, y, z = (float(v) for v in builder.joint(bone) / builder.k)
+    bag = x + s * 0.024
     piece(bone, (bag, y - 0.20, z), (bag, y - 0.13, z), 0.120, 0.105, (0.38, 1, 1.15))
     for side in (-1, 1):
-        piece(bone, (x + s * 0.012, y, z + side * 0.02), (bag, y - 0.10, z + side * 0.07), 0.008, 0.008)
+        piece(bone, (x, y, z + side * 0.02), (bag, y - 0.10, z + side * 0.07), 0.008, 0.008)

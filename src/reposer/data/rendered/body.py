@@ -15,26 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 BONES = (
-    "pelvis",
-    "waist",
-    "chest",
-    "neck",
-    "head",
-    "r_arm",
-    "r_forearm",
-    "r_hand",
-    "l_arm",
-    "l_forearm",
-    "l_hand",
-    "r_thigh",
-    "r_shin",
-    "r_foot",
-    "l_thigh",
-    "l_shin",
-    "l_foot",
+    *("pelvis", "waist", "chest", "neck", "head"),
+    *("r_arm", "r_forearm", "r_hand", "l_arm", "l_forearm", "l_hand"),
+    *("r_thigh", "r_shin", "r_foot", "l_thigh", "l_shin", "l_foot"),
+    *("r_bag", "l_bag"),  # hang from the hands, always upright
 )
 BONE = {name: index for index, name in enumerate(BONES)}
-PARENTS = (-1, 0, 1, 2, 3, 2, 5, 6, 2, 8, 9, 0, 11, 12, 0, 14, 15)
+PARENTS = (-1, 0, 1, 2, 3, 2, 5, 6, 2, 8, 9, 0, 11, 12, 0, 14, 15, 7, 10)
 
 # The bone that carries each OpenPose joint, in the order of reposer.data.keypoints.JOINTS, and how far behind
 # the visible surface (meters) the joint may lie and still count as seen: its depth below skin and cloth.
@@ -115,7 +102,7 @@ class BodyShape:
 class Pose:
     """Where a person looks and how the joints are bent.
 
-    ``angles`` (17, 3) are degrees about x, y, z of each bone relative to its parent, applied as Rx Rz Ry.
+    ``angles`` (19, 3) are degrees about x, y, z of each bone relative to its parent, applied as Rx Rz Ry.
     """
 
     action: str  # "stand", "walk", "arms_up", ...
@@ -130,7 +117,7 @@ class Pose:
 
 
 def rest_joints(shape: BodyShape) -> NDArray[np.float64]:
-    """(17, 3) position of each bone's joint in the rest pose, meters."""
+    """(19, 3) position of each bone's joint in the rest pose, meters."""
     h, f = shape.height, shape.female
     shoulder = h * (0.1055 - 0.0125 * f) * shape.shoulders
     hip = h * (0.0500 + 0.0030 * f)
@@ -153,6 +140,7 @@ def rest_joints(shape: BodyShape) -> NDArray[np.float64]:
         points[f"{side}_arm"] = (sign * arm["x"], arm["y"], arm["z"])
         points[f"{side}_forearm"] = (sign * arm["x"], arm["y"] - 0.172 * h, arm["z"])
         points[f"{side}_hand"] = (sign * arm["x"], arm["y"] - 0.314 * h, arm["z"])
+        points[f"{side}_bag"] = (sign * arm["x"], arm["y"] - 0.372 * h, arm["z"] + 0.008 * h)
         points[f"{side}_thigh"] = (sign * hip, hip_y, 0.0)
         points[f"{side}_shin"] = (sign * hip, knee_y, 0.004 * h)
         points[f"{side}_foot"] = (sign * hip, ankle_y, -0.010 * h)
@@ -190,7 +178,7 @@ def rotations(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
 def forward_kinematics(
     pose: Pose, rest: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """World rotation (17, 3, 3) and joint position (17, 3) of every bone; the pelvis turns in its place."""
+    """World rotation (19, 3, 3) and joint position (19, 3) of every bone; the pelvis turns in its place."""
     local = rotations(np.concatenate((pose.angles, [[0.0, pose.yaw, 0.0]])))
     turns = np.empty((len(BONES), 3, 3))
     places = np.empty((len(BONES), 3))
@@ -199,6 +187,6 @@ def forward_kinematics(
     offsets = rest[1:] - rest[list(PARENTS[1:])]
     for bone in range(1, len(BONES)):
         parent = PARENTS[bone]
-        turns[bone] = turns[parent] @ local[bone]
+        turns[bone] = turns[parent] @ local[bone] if bone < BONE["r_bag"] else local[-1]
         places[bone] = places[parent] + turns[parent] @ offsets[bone - 1]
     return turns, places

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from reposer.data.rendered.figure import (
+    ARM,
     COAT,
     DRESS,
     JUMPSUIT,
@@ -18,7 +19,7 @@ from reposer.data.rendered.figure import (
 )
 from reposer.data.rendered.flesh import ARM_PROFILE, FOREARM_PROFILE, add_arm
 from reposer.data.rendered.lowerwear import add_lower, add_skirt, hip_width
-from reposer.data.rendered.wardrobe import FABRIC, Color, Fabric
+from reposer.data.rendered.wardrobe import FABRIC, SKIN, Color, Fabric
 
 COAT_EASE = 0.022  # meters between a coat and the body
 COAT_LENGTHS = {"coat": 0.24, "long coat": 0.43}  # below the hip joints
@@ -113,6 +114,7 @@ def _shoulders(builder: Builder, label: int, material: int, e: float) -> None:
     shoulder, behind = abs(float(builder.joint("l_arm")[0])), float(builder.joint("neck")[2])
     collar = (0.0, neck - 0.050 * k, behind - 0.010 * k), (0.0, neck + 0.004 * k, behind - 0.014 * k)
     builder.add("chest", *collar, 0.066 * girth + e, 0.054 * girth + 0.5 * e, label, material)
+    bare = builder.paint(Material(SKIN[builder.identity.skin], gloss=0.05))
     for sign, side in ((-1, "r"), (1, "l")):
 
         def at(x: float, y: float, z: float, sign: int = sign) -> tuple[float, float, float]:
@@ -126,9 +128,11 @@ def _shoulders(builder: Builder, label: int, material: int, e: float) -> None:
         builder.add("chest", root, cap, 0.050 * girth + e, 0.045 * girth + e, label, material)
         inner = at(shoulder - 0.050 * k, neck - 0.075 * k, -0.008 * k)
         arm = builder.joint(f"{side}_arm") + np.array((0.0, -0.060, 0.0)) * k
-        builder.add(
-            ("chest", f"{side}_arm"), inner, arm, 0.054 * girth + e, 0.047 * girth + e, label, material
-        )
+        bones = "chest", f"{side}_arm"
+        if label == UPPER and builder.identity.upper == "tank top":
+            builder.add(bones, inner, arm, 0.050 * girth, 0.046 * girth, ARM[side], bare)
+        else:
+            builder.add(bones, inner, arm, 0.054 * girth + e, 0.047 * girth + e, label, material)
         if f > 0.5:
             bust, above = (
                 at(0.062 * k, chest + 0.062 * k, 0.048 * k),

@@ -70,14 +70,7 @@ def write_rendered_dataset(
     """
     root = Path(root)
     total_people = identities + test_identities
-    if not (0 < total_people <= MAX_PEOPLE and identities >= 0 <= test_identities):
-        raise UserError(
-            f"{identities} + {test_identities} people: 1 to {MAX_PEOPLE} fit into the names", "ask for fewer"
-        )
-    if not 0 < images_per_identity <= MAX_IMAGES:
-        raise UserError(
-            f"{images_per_identity} images a person: 1 to {MAX_IMAGES} fit into the names", "ask for fewer"
-        )
+    _check_counts(identities, test_identities, images_per_identity, size, seed)
     _check_root(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     keypoints: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
@@ -139,6 +132,19 @@ def write_rendered_dataset(
         counts["bounding_box_test"],
         test_identities,
     )
+
+
+def _check_counts(identities: int, test: int, images: int, size: tuple[int, int], seed: int) -> None:
+    if min(identities, test) < 0 or not 0 < identities + test <= MAX_PEOPLE:
+        raise UserError(
+            f"{identities} + {test} people", f"ask for 1 to {MAX_PEOPLE}, what the names can count"
+        )
+    if not 0 < images <= MAX_IMAGES:
+        raise UserError(f"{images} images a person", f"ask for 1 to {MAX_IMAGES}, what the names can count")
+    if min(size) < 16 or max(size) > 1024:
+        raise UserError(f"size {size[0]}x{size[1]}", "ask for 16 to 1024 pixels a side")
+    if seed < 0:
+        raise UserError(f"seed {seed}", "seeds are 0 or more")
 
 
 def _check_root(root: Path) -> None:

@@ -60,7 +60,7 @@ class Figure:
     """P round cones bound to bones, ready to be posed."""
 
     identity: Identity
-    rest: NDArray[np.float64]  # (17, 3) joints of the bones
+    rest: NDArray[np.float64]  # (19, 3) joints of the bones
     joints: NDArray[np.float64]  # (18, 3) OpenPose joints in the rest pose
     bone_a: NDArray[np.int64]  # (P,) bone that carries the first sphere, the stretch and the texture
     bone_b: NDArray[np.int64]  # (P,)

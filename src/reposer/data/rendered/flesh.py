@@ -63,8 +63,9 @@ def add_arm(builder: Builder, side: str, bare: str) -> None:
     builder.add(bone, root, at(0.010, -0.095, 0.052), 0.014 * k, 0.011 * k, label, surface)  # thumb
 
 
-def add_leg(builder: Builder, side: str) -> None:
-    """Bare leg from hip to ankle."""
+def add_leg(builder: Builder, side: str, under_skirt: bool) -> None:
+    """Bare leg down to the ankle; under a skirt only from the middle of the thigh, so as not to pierce it."""
     skin = builder.paint(Material(SKIN[builder.identity.skin], gloss=0.05))
-    builder.limb(f"{side}_thigh", THIGH_PROFILE, LEG[side], skin)
+    profile = ((0.42, 0.072), *THIGH_PROFILE[2:]) if under_skirt else THIGH_PROFILE
+    builder.limb(f"{side}_thigh", profile, LEG[side], skin)
     builder.limb(f"{side}_shin", SHIN_PROFILE, LEG[side], skin)

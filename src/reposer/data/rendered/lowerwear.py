@@ -58,7 +58,7 @@ def add_lower(builder: Builder) -> None:
             builder.add("pelvis", low, high, width, 0.125 * builder.girth, label, material, (1, 1, 0.70))
     for side in ("r", "l"):
         if who.lower == "shorts" or who.lower not in TROUSER_CUTS:
-            add_leg(builder, side)
+            add_leg(builder, side, under_skirt=who.lower != "shorts")
         _shoe(builder, side)
 
 
@@ -92,9 +92,9 @@ def _trousers(builder: Builder, label: int) -> None:
     who, k, girth = builder.identity, builder.k, builder.girth
     hip = float(builder.joint("r_thigh")[1])
     seat = builder.paint(fabric_material(who.lower_fabric, builder, folds=0.4))
-    low, high = (0.0, hip + 0.010 * k, -0.004 * k), (0.0, hip + 0.12 * k, 0.0)
+    low, high = (0.0, hip + 0.010 * k, -0.004 * k), (0.0, hip + 0.055 * k, -0.002 * k)
     width = hip_width(builder) - 0.003 * girth
-    builder.add("pelvis", low, high, width, 0.132 * girth, label, seat, (1, 1, 0.70))
+    builder.add("pelvis", low, high, width, width - 0.010 * girth, label, seat, (1, 1, 0.70))
     ease, knee, hem = TROUSER_CUTS[who.lower]
     for side, sign in (("r", -1.0), ("l", 1.0)):
         axis = builder.joint(f"{side}_thigh")

@@ -22,8 +22,8 @@ class Posed:
     """A figure before a camera, in camera space (see raycast.py)."""
 
     cones: Cones
-    turns: Float  # (17, 3, 3) bone frame -> camera space
-    places: Float  # (17, 3) joints of the bones
+    turns: Float  # (19, 3, 3) bone frame -> camera space
+    places: Float  # (19, 3) joints of the bones
     joints: Float  # (18, 3) OpenPose joints
 
 
