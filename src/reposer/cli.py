@@ -31,8 +31,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting, as optimizer.lr=1e-4; repeatable.")
 ]
-Weights = Annotated[
-    Path | None, typer.Option(help="Folder with weight files of outside networks (default: the torch cache).")
+WeightsFolder = Annotated[
+    Path | None, typer.Option(help="Folder with .safetensors files of metric networks.")
 ]
 
 
@@ -78,9 +78,14 @@ def demo(
 ) -> None:
     """Re-pose the built-in rendered people, measure, train a little, and write a report: no data needed."""
     from reposer.experiments.demo import run_demo
+    from reposer.report import write_report
 
-    report = run_demo(out, quick=quick, threads=threads)
-    print(f"report: {report}")
+    page = write_report(
+        run_demo(out, quick=quick, threads=threads),
+        title="Reposer: people re-posed",
+        lead="Rendered people, a shipped SAN, and a SAN trained from scratch a moment ago.",
+    )
+    print(f"report: {page}")
 
 
 @app.command()
@@ -129,8 +134,142 @@ def prepare_market(
     print(report.summary())
 
 
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="san_market, san_deepfashion, san_market_small or san_demo.")],
+    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
+    overrides: SetOption = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Save and stop after so many minutes; the same command goes on.")
+    ] = None,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Train a generator; Ctrl-C and SIGTERM save first. Several GPUs: torchrun -m reposer train ..."""
+    from reposer.config import apply_overrides
+    from reposer.experiments.presets import find_preset
+    from reposer.training.gan import train as train_gan
+
+    config = find_preset(preset)
+    config = config.changed(data=config.data.changed(folder=data), threads=threads)
+    print(train_gan(apply_overrides(config, overrides or []), out, device=device, max_minutes=max_minutes))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run folder, exported folder, hub id, or `shipped`.")],
+    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    out: Annotated[Path, typer.Option(help="Folder for table, per-image values and grid.")],
+    pairs: Annotated[Path | None, typer.Option(help="CSV from,to; default: the validation pairs.")] = None,
+    metrics: Annotated[str, typer.Option(help="Names, comma-separated; `list` prints them all.")] = "",
+    weights: WeightsFolder = None,
+    backgrounds: Annotated[
+        str, typer.Option(help="generated, donor, source; comma-separated.")
+    ] = "generated",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many pairs.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Measure a generator beside the trivial baselines, every number with its protocol and interval."""
+    from reposer.metrics.protocols import METRICS
+
+    if metrics == "list":
+        print("\n".join(f"{name:26} {metric.protocol}" for name, metric in METRICS.items()))
+        return
+    from reposer.evaluation.image_quality import DEFAULT_METRICS
+    from reposer.experiments.image_evaluation import evaluate_model, open_model
+
+    _set_threads(threads)
+    report = evaluate_model(
+        open_model(model),
+        data,
+        out,
+        pairs_csv=pairs,
+        metrics=_names(metrics) or DEFAULT_METRICS,
+        weights=weights,
+        backgrounds=_names(backgrounds),
+        limit=limit,
+    )
+    print(report.to_markdown())
+    print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Run folder, exported folder, hub id, or `shipped`.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pictures and their manifest; PNG file for one picture.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Prepared folder, with --pairs.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="CSV from,to: source and donor of each picture.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="An image, or a folder with parsing/ and mask/.")
+    ] = None,
+    source_parsing: Annotated[Path | None, typer.Option(help="LIP-20 map of the source image.")] = None,
+    donor: Annotated[Path | None, typer.Option(help="Image of the person who lends the pose.")] = None,
+    donor_parsing: Annotated[Path | None, typer.Option(help="LIP-20 map of the donor.")] = None,
+    background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
+    batch_size: Annotated[int, typer.Option(help="Pictures of one forward pass.")] = 32,
+    jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG instead of PNG.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Re-pose people: a pair list, a folder, or one image; stopped jobs go on where they were."""
+    from reposer.experiments.generating import generate_from_folder, generate_one, generate_pair_list
+    from reposer.experiments.image_evaluation import open_model
+    from reposer.generation.batch import Options
+
+    _set_threads(threads)
+    options = Options(background, "jpg" if jpeg else "png", batch_size)
+    if data and pairs:
+        print(generate_pair_list(open_model(model), data, pairs, out, options))
+    elif source and donor and source.is_dir():
+        print(generate_from_folder(open_model(model), source, donor, donor_parsing, out, options))
+    elif source and donor:
+        print(
+            generate_one(open_model(model), (source, source_parsing), (donor, donor_parsing), out, background)
+        )
+    else:
+        raise UserError("nothing to generate", "give --data and --pairs, or --source and --donor")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, an evaluation or the demo.")],
+) -> None:
+    """Write one self-contained HTML page about a folder: pictures, curves, tables, settings."""
+    from reposer.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(help="Run, prepared folder, generated folder or exported generator.")
+    ],
+) -> None:
+    """Re-read a folder and compare every file with the hash that was written beside it."""
+    from reposer.experiments.verification import verify_folder
+
+    kind, faults = verify_folder(folder)
+    print("\n".join(faults) if faults else f"{folder}: {kind}: nothing is wrong")
+    if faults:
+        raise UserError(f"{folder}: {kind}: {len(faults)} faults", "make the damaged files again")
+
+
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise UserError(f"--size {text}: not a size", "write HEIGHTxWIDTH, as 128x64")
     return int(height), int(width)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

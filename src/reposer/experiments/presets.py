@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 
+from reposer.errors import UserError
 from reposer.models.san import san_size
 from reposer.training.gan_config import (
     AdversarialConfig,
     DataConfig,
     GanConfig,
     LossWeights,
+    OptimizerConfig,
     OutputConfig,
     PerceptualConfig,
     ScheduleConfig,
@@ -34,35 +37,41 @@ def san_deepfashion() -> GanConfig:
 
 
 def san_market_small() -> GanConfig:
-    """A small SAN on Market-1501 for two CPU cores and about an hour.
+    """A small SAN on Market-1501 for two CPU cores and about 80 minutes (3,000 steps of 16 pairs).
 
-    Deviations from ``san_market``: size "small"; an adversarial weight of 1 and a small discriminator (in a
-    few thousand steps a strong one only adds noise, and it would cost as much as the generator); mirrored
-    pairs; a shorter average; the schedule. The perceptual network is VGG-19 as in the paper; a stand-in is
-    named by ``--set perceptual.network=vgg16 --set perceptual.path=FILE``.
+    Deviations from ``san_market``: size "small"; an adversarial weight of 1 and a narrow discriminator (in a few
+    thousand steps a strong one only adds noise); twice the learning rate; mirrored pairs; a shorter average; no
+    image pool; the schedule. The perceptual network is VGG-19 as in the paper; ``--set perceptual.network=vgg16
+    --set perceptual.path=FILE`` names a stand-in.
     """
     market = san_market()
     return market.changed(
         data=market.data.changed(flip=True),
         generator_args=san_size("small"),
-        discriminator_args={"ndf": 32, "blocks": 1, "padding": "zeros"},
+        discriminator_args={"ndf": 16, "padding": "zeros"},
+        optimizer=OptimizerConfig(lr=4e-4),
         weights=LossWeights(adversarial=1.0, l1=15.0, perceptual=5.0),
-        schedule=ScheduleConfig(epochs_const=16, epochs_decay=16),
-        output=OutputConfig(log_every=10, sample_every=250, validate_every=250, checkpoint_every=250),
-        ema_decay=0.995,
+        gan=AdversarialConfig(pool=0),
+        schedule=ScheduleConfig(epochs_const=7, epochs_decay=5),
+        output=OutputConfig(log_every=20, sample_every=250, validate_every=250, checkpoint_every=250),
+        batch_size=16,
+        ema_decay=0.998,
     )
 
 
 def san_demo() -> GanConfig:
-    """The small SAN on rendered people, without the perceptual term: it needs no outside weights."""
+    """The small SAN on rendered people, without the perceptual term: it needs no outside weights.
+
+    The shipped generator comes from this preset with the schedule in its model card.
+    """
     small = san_market_small()
     return small.changed(
         data=small.data.changed(folder=Path("prepared/rendered")),
         weights=LossWeights(adversarial=1.0, l1=15.0, perceptual=0.0),
         perceptual=PerceptualConfig(),
-        schedule=ScheduleConfig(epochs_const=1, epochs_decay=1),
-        output=OutputConfig(log_every=5, sample_every=50, validate_every=50, checkpoint_every=100),
-        batch_size=16,
+        schedule=ScheduleConfig(epochs_const=0.2, epochs_decay=0.2),
+        output=OutputConfig(log_every=10, sample_every=50, validate_every=50, checkpoint_every=100),
+        batch_size=8,
     )
 
 
@@ -72,3 +81,15 @@ PRESETS: dict[str, Callable[[], GanConfig]] = {
     "san_market_small": san_market_small,
     "san_demo": san_demo,
 }
+
+
+def find_preset(name: str) -> GanConfig:
+    """The configuration of that name.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)
+        raise UserError(f"there is no preset {name}", f"did you mean {near[0]}? known: {', '.join(PRESETS)}")
+    return PRESETS[name]()

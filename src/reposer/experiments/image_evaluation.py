@@ -1,0 +1,120 @@
+"""Measure a trained generator on pairs of a prepared folder: the rows, the table and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reposer.data.packed import PackedPeople
+from reposer.data.pairs import index_pairs, read_pairs_csv
+from reposer.data.parsing import colorize
+from reposer.data.prepare import PACKED, PAIRS
+from reposer.errors import UserError
+from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
+from reposer.evaluation.quality_report import ImageQualityReport
+from reposer.files import write_atomic
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.grids import draw_grid
+from reposer.images import encode_png
+from reposer.metrics.protocols import weights_in
+from reposer.structures import PairBatch
+
+GRID_PEOPLE = 64  # pairs in the picture, evenly spread over the list
+GRID_TITLES = ("source", "target map", "generated", "true target")
+
+
+def open_model(name: str) -> PoseTransfer:
+    """A generator by what a user calls it: "shipped", a run folder, an exported folder, or a hub id."""
+    if name == "shipped":
+        return PoseTransfer.shipped()
+    if (Path(name) / "checkpoints").is_dir():
+        return PoseTransfer.from_run(name)
+    return PoseTransfer.from_pretrained(name)
+
+
+def evaluate_model(
+    model: PoseTransfer,
+    prepared: Path,
+    out: Path,
+    *,
+    pairs_csv: Path | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    weights: Path | None = None,
+    backgrounds: Sequence[str] = ("generated",),
+    limit: int | None = None,
+) -> ImageQualityReport:
+    """Write image_quality.{json,md,parquet} and a grid of 64 people into ``out``.
+
+    Args:
+        model: the generator; each background is a row of its own.
+        prepared: folder written by ``reposer prepare``.
+        out: made if missing.
+        pairs_csv: columns from,to; default: the validation pairs of ``prepared``.
+        metrics: names in ``metrics.protocols.METRICS``.
+        weights: folder with .safetensors files of metric networks; default: the weights folder only.
+        backgrounds: of ``generation.stitching.BACKGROUNDS``.
+        limit: the first so many pairs only.
+
+    Raises:
+        UserError: no pairs, unknown names, another image size, or an unknown metric.
+    """
+    people = PackedPeople.open(prepared / PACKED)
+    if people.size != model.size:
+        raise UserError(
+            f"{prepared}: images are {people.size}, the model works at {model.size}",
+            "prepare at the model's size",
+        )
+    pairs = read_named_pairs(pairs_csv or prepared / PAIRS["val"], people)[:limit]
+    methods: dict[str, Method] = {}
+    for background in backgrounds:
+        label = "model" if background == "generated" else f"model, {background}'s background"
+        methods[label] = _method(model, background)
+    report = evaluate_pairs(
+        methods,
+        people,
+        pairs,
+        metrics,
+        training=np.flatnonzero(people.splits == "train"),
+        weights=weights_in(weights) if weights else None,
+    )
+    report.write(out)
+    write_atomic(out / "people.png", encode_png(pairs_grid(model, people, pairs)))
+    return report
+
+
+def read_named_pairs(path: Path, people: PackedPeople) -> NDArray[np.int64]:
+    """(P, 2) indices of a CSV of pairs; every unknown name is an error.
+
+    Raises:
+        UserError: the first row that cannot be used, or no row at all.
+    """
+    named, problems = read_pairs_csv(path)
+    pairs, unknown = index_pairs(path, named, people.name_index())
+    for problem in (*problems, *unknown):
+        raise UserError(str(problem), "correct the list, or prepare the folder that it belongs to")
+    if not len(pairs):
+        raise UserError(f"{path}: holds no pairs", "give a list with at least one row below from,to")
+    return pairs
+
+
+def pairs_grid(model: PoseTransfer, people: PackedPeople, pairs: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Source, target map, generated and true target of evenly spread pairs, as one picture."""
+    chosen = pairs[np.unique(np.linspace(0, len(pairs) - 1, GRID_PEOPLE).round().astype(int))]
+    batch = people.pair_batch(chosen[:, 0], chosen[:, 1])
+    columns = (
+        list(people.images[chosen[:, 0]]),
+        [colorize(labels) for labels in people.parsing[chosen[:, 1]]],
+        list(model(batch).permute(0, 2, 3, 1).numpy()),
+        list(people.images[chosen[:, 1]]),
+    )
+    return draw_grid(list(zip(*columns, strict=True)), GRID_TITLES, scale=1, groups=4)
+
+
+def _method(model: PoseTransfer, background: str) -> Method:
+    def method(batch: PairBatch) -> object:
+        return model(batch, background)
+
+    return method  # type: ignore[return-value]

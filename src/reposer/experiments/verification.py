@@ -1,0 +1,56 @@
+"""Is a folder still what was written? Runs, prepared folders, generated folders, exported generators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from reposer import checkpoint
+from reposer.data.packed import PackedPeople
+from reposer.data.prepare import PACKED
+from reposer.errors import UserError
+from reposer.generation.export import load_generator
+from reposer.generation.manifest import JOB, find_faults
+
+
+def verify_folder(folder: Path) -> tuple[str, list[str]]:
+    """What kind of folder it is, with what was read, and every fault in it; no fault: an empty list.
+
+    Raises:
+        UserError: it is none of the folders that this program writes.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", "give a folder that reposer wrote")
+    if (folder / JOB).is_file():
+        return "generated images, every file's sha256", find_faults(folder)
+    if (folder / "checkpoints").is_dir():
+        return "training run, every checkpoint's sha256", _checkpoint_faults(folder)
+    if (folder / PACKED).is_dir():
+        return "prepared data set, every array's sha256", _faults(partial(_verify_packed, folder))
+    if (folder / "model.safetensors").is_file():
+        return "exported generator, hash, names and shapes", _faults(partial(load_generator, folder))
+    raise UserError(
+        f"{folder}: is no run, no prepared or generated folder and no exported generator",
+        "give a folder that reposer wrote",
+    )
+
+
+def _checkpoint_faults(run: Path) -> list[str]:
+    found = checkpoint.steps(run / "checkpoints")
+    if not found:
+        return [f"{run}: has no checkpoint"]
+    return [fault for _, path in found for fault in _faults(partial(checkpoint.verify, path))]
+
+
+def _verify_packed(folder: Path) -> None:
+    PackedPeople.open(folder / PACKED).verify()
+
+
+def _faults(check: Callable[[], object]) -> list[str]:
+    """The error of a check as a list of at most one line."""
+    try:
+        check()
+    except UserError as error:
+        return [str(error)]
+    return []
