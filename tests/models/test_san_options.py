@@ -85,4 +85,4 @@ def test_generators_by_name() -> None:
 
 def test_changing_what_san_size_returns_changes_nothing_else() -> None:
     san_size("small")["ngf"] = 1
-    assert san_size("small")["ngf"] == 32
+    assert san_size("small")["ngf"] == 24
