@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import socket
@@ -120,7 +121,8 @@ def giant_jpeg(width: int, height: int) -> bytes:
 
 
 def _writer(data: bytes | Callable[[], bytes]) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(data() if callable(data) else data)
+    made = functools.cache(data) if callable(data) else lambda: data
+    return lambda path: path.write_bytes(made())
 
 
 def _two(file_format: str, mode: str = "RGB") -> bytes:

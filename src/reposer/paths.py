@@ -115,13 +115,22 @@ def require_regular(path: Path, root: Path | None = None) -> None:
 def _resolve_inside(path: Path, root: Path | None) -> None:
     """Refuse a path which, links followed, is not inside ``root``."""
     try:
-        if root is not None:
+        if root is not None and not _plainly_inside(path, root):
             real, base = os.path.realpath(path), os.path.realpath(root)
             if os.path.commonpath((real, base)) != base:
                 advice = "copy the file into the data set"
                 raise RefusedFileError(path, "link-outside", f"leads outside {printable(root)}", advice)
     except (OSError, ValueError) as error:
         raise _refusal(path, error) from error
+
+
+def _plainly_inside(path: Path, root: Path) -> bool:
+    """Whether ``path`` goes down from ``root`` without '..' and without a link."""
+    if not path.is_relative_to(root):
+        return False
+    parts = path.relative_to(root).parts
+    below = [root.joinpath(*parts[: n + 1]) for n in range(len(parts))]
+    return ".." not in parts and not any(os.path.islink(place) for place in below)
 
 
 def _check_kind(path: Path, mode: int) -> None:
