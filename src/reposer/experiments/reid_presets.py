@@ -1,4 +1,4 @@
-"""Re-ID recipes by name: functions that return a full configuration."""
+"""Re-ID recipes by name: functions that return a full configuration and derive from each other."""
 
 from __future__ import annotations
 
@@ -17,22 +17,116 @@ from reposer.training.reid_config import (
     ReidScheduleConfig,
 )
 
+_MARKET = ReidDataConfig(folder=Path("prepared/market1501"))
 
-def reid_demo() -> ReidConfig:
-    """The small network from scratch on rendered people: BNNeck, classification + triplets, P x K batches."""
+
+def ide2016() -> ReidConfig:
+    """IDE (Zheng et al. 2016), the ResNet-50 of the IDE baseline: plain classification, feature pool5.
+
+    224x224, batch 16, SGD, 50,000 steps, rate 1e-3 divided by ten every 20,000; BatchNorm statistics frozen;
+    biases learn twice as fast and do not decay. Ours: torchvision's ImageNet weights instead of Caffe's
+    (RGB, normalized), every training image instead of nine tenths, and "bias" includes the shifts of norms.
+    The README's better variant has head.dropout=0.5.
+    """
     return ReidConfig(
-        data=ReidDataConfig(
-            folder=Path("prepared/rendered"), sampler="people", images_per_person=4, images_per_epoch=8000
+        data=_MARKET.changed(images_per_epoch=16_000),  # 1,000 steps
+        augment=AugmentConfig(resize=(224, 224), crop=(224, 224)),
+        embedding=EmbeddingConfig(backbone="resnet50", size=(224, 224), neck="none", freeze_norm=True),
+        optimizer=ReidOptimizerConfig(kind="sgd", lr=1e-3, bias_factor=2.0, bias_decay=False),
+        schedule=ReidScheduleConfig(epochs=50, milestones=(20, 40)),
+        initial="imagenet",
+        batch_size=16,
+    )
+
+
+def siamese2017() -> ReidConfig:
+    """Zheng, Zheng, Yang (arXiv 1611.05666): identification + verification by squared differences.
+
+    256x256 stored, random 224 crops and flips per image, 48 pairs a step, 75 epochs, positive pairs from 1:1
+    towards 1:4, dropout 0.9 before both heads, pool5 not normalized; trunk at 1e-4, heads at 1e-3, biases and
+    norms at 20 times that. In use a single stream at 256x256: the 7x7 averages at every place, normalized,
+    summed over places and over the mirror image. The pair loss is that of the author's first (MATLAB) code.
+    """
+    return ReidConfig(
+        data=_MARKET.changed(sampler="pairs", negatives=1.0, negatives_end=4.0, negatives_growth=1.01),
+        augment=AugmentConfig(resize=(256, 256), crop=(224, 224)),
+        embedding=EmbeddingConfig(backbone="resnet50", size=(256, 256), neck="none", window=7, mirror=True),
+        head=HeadConfig(dropout=0.9, verification="square"),
+        optimizer=ReidOptimizerConfig(kind="sgd", lr=1e-3, backbone_factor=0.1, bias_factor=20.0),
+        schedule=ReidScheduleConfig(epochs=75, milestones=(70,)),
+        loss=ReidLossConfig(identity=1.0, verification=1.0),
+        initial="imagenet",
+        batch_size=96,
+    )
+
+
+def bot() -> ReidConfig:
+    """Bag of Tricks (Luo et al., arXiv 1903.07071) without its center loss: the strong baseline.
+
+    P16 x K4, Adam 3.5e-4 with a warm-up of 10 epochs, label smoothing, random erasing, last stride 1, triplet
+    loss before and classification after the BNNeck; the feature in use is the one after it.
+    """
+    return ReidConfig(
+        data=_MARKET.changed(sampler="people", images_per_person=4),
+        augment=AugmentConfig(resize=(256, 128), pad=10, crop=(256, 128), erase=0.5),
+        embedding=EmbeddingConfig(
+            backbone="resnet50", backbone_args={"last_stride": 1}, size=(256, 128), neck="bn"
         ),
-        augment=AugmentConfig(pad=6, erase=0.3),
-        embedding=EmbeddingConfig(backbone="small", stripes=4),
         head=HeadConfig(bias=False),
-        optimizer=ReidOptimizerConfig(kind="adam", lr=2e-3, bias_decay=False),
-        schedule=ReidScheduleConfig(epochs=5, warmup_epochs=0.5, warmup_factor=0.1, decay="cosine"),
-        loss=ReidLossConfig(identity=1.0, smoothing=0.1, triplet=1.0),
-        output=ReidOutputConfig(log_every=10, validate_every=200, checkpoint_every=200),
+        optimizer=ReidOptimizerConfig(kind="adam", lr=3.5e-4, weight_decay=5e-4),
+        schedule=ReidScheduleConfig(epochs=120, warmup_epochs=10, warmup_factor=0.01, milestones=(40, 70)),
+        loss=ReidLossConfig(identity=1.0, smoothing=0.1, triplet=1.0, margin=0.3),
+        initial="imagenet",
         batch_size=64,
     )
 
 
-REID_PRESETS: dict[str, Callable[[], ReidConfig]] = {"reid_demo": reid_demo}
+def reid_small() -> ReidConfig:
+    """Bag of Tricks on MobileNetV2 at 128x64, for CPUs: 25 epochs, a half cosine instead of steps.
+
+    With Keras' weights: ``--set embedding.backbone=mobilenet_v2_keras --set initial_path=FILE``.
+    """
+    strong = bot()
+    return strong.changed(
+        augment=strong.augment.changed(resize=(128, 64), pad=5, crop=(128, 64)),
+        embedding=EmbeddingConfig(backbone="mobilenet_v2", backbone_args={"last_stride": 1}, neck="bn"),
+        schedule=ReidScheduleConfig(epochs=25, warmup_epochs=2, warmup_factor=0.05, decay="cosine"),
+    )
+
+
+def siamese_small() -> ReidConfig:
+    """The losses and pairs of ``siamese2017`` on the network, size and optimizer of ``reid_small``.
+
+    Without BNNeck; a dropout of 0.5, since 25 epochs are too few for 0.9; the pair schedule moves three times
+    as fast, so that it comes as far.
+    """
+    small, siamese = reid_small(), siamese2017()
+    return small.changed(
+        data=siamese.data.changed(negatives_growth=1.03),
+        embedding=small.embedding.changed(neck="none", mirror=True),
+        augment=small.augment.changed(erase=0.0),
+        head=HeadConfig(dropout=0.5, verification="square"),
+        loss=siamese.loss,
+    )
+
+
+def reid_demo() -> ReidConfig:
+    """The strong recipe on the small network, from scratch, on rendered people: a minute on two cores."""
+    return reid_small().changed(
+        data=ReidDataConfig(folder=Path("prepared/rendered"), sampler="people", images_per_epoch=1000),
+        embedding=EmbeddingConfig(backbone="small", stripes=4, neck="bn"),
+        optimizer=ReidOptimizerConfig(kind="adam", lr=2e-3, bias_decay=False),
+        schedule=ReidScheduleConfig(epochs=6, warmup_epochs=0.5, warmup_factor=0.1, decay="cosine"),
+        output=ReidOutputConfig(log_every=10, validate_every=100, checkpoint_every=100),
+        initial="random",
+    )
+
+
+REID_PRESETS: dict[str, Callable[[], ReidConfig]] = {
+    "ide2016": ide2016,
+    "siamese2017": siamese2017,
+    "bot": bot,
+    "reid_small": reid_small,
+    "siamese_small": siamese_small,
+    "reid_demo": reid_demo,
+}

@@ -51,6 +51,7 @@ class Embedding(nn.Module):
         neck: "bn" or "none".
         window: side of the square of map cells that are averaged in use; each average is L2-normalized and
             all of them are summed (Zheng et al. 2017 at 256x256, trained on crops). 0: one global average.
+        mirror: in use, the feature of the mirrored image is added, and the sum normalized again.
         freeze_norm: the backbone's BatchNorms keep their stored statistics during training (IDE 2016).
 
     Raises:
@@ -65,6 +66,7 @@ class Embedding(nn.Module):
         stripes: int = 1,
         neck: str = "bn",
         window: int = 0,
+        mirror: bool = False,
         freeze_norm: bool = False,
     ) -> None:
         super().__init__()
@@ -76,7 +78,8 @@ class Embedding(nn.Module):
             )
         self.backbone = build_backbone(backbone, **(backbone_args or {}))
         self.size = (size[0], size[1])
-        self.stripes, self.window, self.freeze_norm = stripes, window, freeze_norm
+        self.stripes, self.window = stripes, window
+        self.mirror, self.freeze_norm = mirror, freeze_norm
         self.dimension = stripes * int(self.backbone.channels)  # type: ignore[arg-type]
         self.neck = nn.BatchNorm1d(self.dimension) if neck == "bn" else nn.Identity()
         if isinstance(self.neck, nn.BatchNorm1d):
@@ -92,12 +95,8 @@ class Embedding(nn.Module):
         Euclidean distance.
         """
         image = resize(to_float(image), self.size)
-        if self.window:
-            maps = F.avg_pool2d(self.backbone(image), self.window, stride=1)  # (B, D, h, w)
-            feature = F.normalize(maps.float(), dim=1).sum((2, 3))
-        else:
-            feature = self.features(image).feature
-        return F.normalize(feature.float(), dim=1)
+        feature = self._described(image)
+        return F.normalize(feature + self._described(image.flip(3)), dim=1) if self.mirror else feature
 
     def train(self, mode: bool = True) -> Embedding:
         """As of any module; with ``freeze_norm`` the backbone's BatchNorms stay in use."""
@@ -107,6 +106,13 @@ class Embedding(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+    def _described(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) model float -> (B, D) float32 of length 1."""
+        if not self.window:
+            return F.normalize(self.features(image).feature.float(), dim=1)
+        maps = F.avg_pool2d(self.backbone(image), self.window, stride=1)  # (B, D, h, w)
+        return F.normalize(F.normalize(maps.float(), dim=1).sum((2, 3)), dim=1)
 
     def _average(self, maps: Tensor) -> Tensor:
         if self.stripes == 1:

@@ -115,7 +115,7 @@ def _build(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: 
     if wrong:
         have, want = found.get(wrong[0], "missing"), expected.get(wrong[0], "unknown")
         raise UserError(
-            f"{origin}: {len(wrong)} tensors do not belong to this embedding: {wrong[0]} is {have}, not {want}",
+            f"{origin}: {len(wrong)} tensors do not belong to it: {wrong[0]} is {have}, not {want}",
             "use the configuration that the weights were trained with",
         )
     embedding = Embedding(**arguments)
@@ -147,7 +147,7 @@ Training people (hash of their ids): `{info.identity_hash or "not recorded"}`.
     from reposer.models.embedding_files import load_embedding
     from reposer.reid.features import embed_images
     embedding, info = load_embedding("this folder")
-    features = embed_images(embedding, images)  # (N, H, W, 3) uint8 RGB -> (N, {embedding.dimension}), length 1
+    features = embed_images(embedding, images)  # (N, H, W, 3) uint8 -> (N, {embedding.dimension})
 
 Meant for research on person re-identification, and for checking whether a generated picture keeps a person's
 looks. Not meant for surveillance or for decisions about people.

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
@@ -31,7 +30,7 @@ class LabeledImages(Protocol):
 
 
 def embed_images(
-    embedding: nn.Module, images: NDArray[np.uint8], batch_size: int = 64, flip: bool = False
+    embedding: nn.Module, images: NDArray[np.uint8], batch_size: int = 64
 ) -> NDArray[np.float32]:
     """(N, H, W, 3) uint8 RGB -> (N, D) float32 of length 1, in the embedding's device and precision.
 
@@ -39,7 +38,6 @@ def embed_images(
         embedding: (B, 3, H, W) uint8 -> (B, D) of length 1; put into eval mode for the call.
         images: an array, or a memory map that is read batch by batch.
         batch_size: B; the last batch may be smaller.
-        flip: add the feature of the mirrored image and normalize again.
     """
     device = next(embedding.parameters()).device
     training = embedding.training
@@ -50,10 +48,7 @@ def embed_images(
             for start in range(0, len(images), batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
                 batch = batch.permute(0, 3, 1, 2).to(device)  # channels_last as it is stored
-                features = embedding(batch)
-                if flip:
-                    features = F.normalize(features + embedding(batch.flip(3)), dim=1)
-                chunks.append(features.float().cpu())
+                chunks.append(embedding(batch).float().cpu())
     finally:
         embedding.train(training)
     return np.asarray(torch.cat(chunks).numpy()) if chunks else np.empty((0, 0), np.float32)
@@ -64,14 +59,13 @@ def extract_features(
     people: LabeledImages,
     indices: NDArray[np.int64] | None = None,
     batch_size: int = 64,
-    flip: bool = False,
 ) -> FeatureSet:
     """Features and labels of the images at ``indices`` (N,) of ``people``, None for all of them.
 
     Args as of :func:`embed_images`.
     """
     chosen = np.arange(len(people.images)) if indices is None else np.asarray(indices, np.int64)
-    features = embed_images(embedding, _Rows(people.images, chosen), batch_size, flip)  # type: ignore[arg-type]
+    features = embed_images(embedding, _Rows(people.images, chosen), batch_size)  # type: ignore[arg-type]
     names = tuple(people.names[i] for i in chosen.tolist())
     return FeatureSet(features, people.pids[chosen], people.camids[chosen], names)
 

@@ -44,6 +44,7 @@ class EmbeddingConfig(Config):
     stripes: int = Field(default=1, ge=1)
     neck: Literal["none", "bn"] = "bn"
     window: int = Field(default=0, ge=0)
+    mirror: bool = False
     freeze_norm: bool = False
 
 
