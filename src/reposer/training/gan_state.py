@@ -95,7 +95,8 @@ class GanState:
             if then != now
         ]
         if meta["world_size"] == runtime.world_size:  # else pools and random generators start afresh
-            own = {name: tensor[runtime.rank] for name, tensor in groups["processes"].items()}
+            # clone: torch.set_rng_state reads a view from the start of its storage
+            own = {name: tensor[runtime.rank].clone() for name, tensor in groups["processes"].items()}
             set_rng_state(_below("rng.", own), meta["rng"], {"pool": self.pool_rng})
             pool = {k: _bits(k, v) for k, v in _below("pool.", own).items()}
             self.pool.load_state_dict(pool, runtime.device)
