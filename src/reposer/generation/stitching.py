@@ -9,6 +9,8 @@ little diffusion.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,7 +52,7 @@ def stitch(generated: Tensor, batch: PairBatch, background: str, feather: int | 
     image = batch.target_image if donor else batch.source_image
     person = batch.target_mask if donor else batch.source_mask
     # The border of a person is mixed with the background and masks are a little tight: the hole is wider.
-    hole = _dilate(person[:, None].float(), feather) > 0
+    hole = _over_neighbors(torch.maximum, person[:, None].float(), feather) > 0
     plate = paint_out(image, hole[:, 0])
     alpha = feathered(batch.target_mask, feather)
     usable = batch.target_mask.flatten(1).any(1) & ~hole.flatten(1).all(1)
@@ -81,8 +83,8 @@ def feathered(mask: Tensor, width: int) -> Tensor:
     Returns:
         (B, 1, H, W) float32.
     """
-    grown = _dilate(mask[:, None].float(), width)
-    return F.avg_pool2d(grown, 2 * width + 1, stride=1, padding=width, count_include_pad=False)
+    grown = _over_neighbors(torch.maximum, mask[:, None].float(), width)
+    return _over_neighbors(torch.add, grown, width) / _neighbor_count(grown, width)
 
 
 def paint_out(image: Tensor, hole: Tensor) -> Tensor:
@@ -98,9 +100,9 @@ def paint_out(image: Tensor, hole: Tensor) -> Tensor:
     """
     known = (~hole[:, None]).float()
     filled = _pull_push(image.float() - 127.5, known)
-    neighbors = _box_sum(torch.ones_like(known[:1]))
+    count = _neighbor_count(known, 1)
     for _ in range(DIFFUSION_STEPS):
-        filled = torch.lerp(_box_sum(filled) / neighbors, filled, known)
+        filled = torch.lerp(_over_neighbors(torch.add, filled, 1).div_(count), filled, known)
     painted = filled.add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return torch.where(hole[:, None], painted, image)
 
@@ -122,20 +124,26 @@ def _pull_push(values: Tensor, weight: Tensor) -> Tensor:
     return torch.lerp(F.interpolate(coarse, size, mode="bilinear", align_corners=False), values, weight)
 
 
-def _box_sum(x: Tensor) -> Tensor:
-    """Sums over 3x3 neighborhoods, cut at the border; ten times as fast on a CPU as avg_pool2d."""
-    for axis in (-2, -1):
-        last = x.shape[axis] - 1
-        total = x.clone()
-        total.narrow(axis, 1, last).add_(x.narrow(axis, 0, last))
-        total.narrow(axis, 0, last).add_(x.narrow(axis, 1, last))
-        x = total
-    return x
-
-
 def _halve(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
 
 
-def _dilate(mask: Tensor, radius: int) -> Tensor:
-    return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
+def _over_neighbors(combine: Callable[..., Tensor], x: Tensor, radius: int) -> Tensor:
+    """torch.add or torch.maximum over squares of 2 radius + 1 pixels, cut at the border; x is (B, C, H, W).
+
+    By shifted slices along each axis: ten times as fast on a CPU as avg_pool2d and max_pool2d.
+    """
+    for axis in (-2, -1):
+        total = x.clone()
+        for shift in range(1, min(radius, x.shape[axis] - 1) + 1):
+            rest = x.shape[axis] - shift
+            for here, there in ((shift, 0), (0, shift)):
+                view = total.narrow(axis, here, rest)
+                combine(view, x.narrow(axis, there, rest), out=view)
+        x = total
+    return x
+
+
+def _neighbor_count(x: Tensor, radius: int) -> Tensor:
+    """(1, 1, H, W) pixels in each square of ``_over_neighbors``."""
+    return _over_neighbors(torch.add, torch.ones_like(x[:1, :1]), radius)
