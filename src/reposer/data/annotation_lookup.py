@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from reposer.data.folder_scan import list_names, relative_folder
 from reposer.data.keypoints import read_keypoints_csv
+from reposer.data.label_files import read_mask
 from reposer.data.parsing import read_parsing
 from reposer.data.problems import AnnotationError, AnnotationProblem
-from reposer.images import decode_mask
 from reposer.paths import RefusedFileError, contained, printable
 from reposer.structures import PersonRecord
 
+_MAP_SUFFIXES = (".png", ".npy")
 _KEYPOINT_FILES = ("keypoints.csv", "lists/keypoints.csv")
 
 
@@ -55,10 +56,8 @@ class Annotations:
     def attach(self, record: PersonRecord, stem: str, problems: list[AnnotationProblem]) -> PersonRecord:
         """The record with the paths of its map and mask, each read and compared with the image's size."""
         size = (record.height, record.width)
-        parsing = self._checked(
-            "parsing", record.name, stem, (".png", ".npy"), size, _check_parsing, problems
-        )
-        mask = self._checked("mask", record.name, stem, (".png",), size, _check_mask, problems)
+        parsing = self._checked("parsing", record.name, stem, size, problems)
+        mask = self._checked("mask", record.name, stem, size, problems)
         return replace(record, parsing=parsing, mask=mask)
 
     def add_keypoints(
@@ -85,20 +84,13 @@ class Annotations:
         return [replace(record, keypoints=poses.get(record.name)) for record in records]
 
     def _checked(
-        self,
-        kind: str,
-        name: str,
-        stem: str,
-        suffixes: tuple[str, ...],
-        size: tuple[int, int],
-        check: Callable[[Path, Path, tuple[int, int]], None],
-        problems: list[AnnotationProblem],
+        self, kind: str, name: str, stem: str, size: tuple[int, int], problems: list[AnnotationProblem]
     ) -> str | None:
         """Relative path of a good annotation, None (and a problem) for a bad or missing one."""
         if kind not in self.folders:
             return None
         # x.jpg.jpg is annotated by x.png or, where only the last extension was exchanged, by x.jpg.png
-        candidates = [base + suffix for suffix in suffixes for base in (stem, name.rpartition(".")[0])]
+        candidates = [base + suffix for suffix in _MAP_SUFFIXES for base in (stem, name.rpartition(".")[0])]
         found = next((file for file in candidates if file in self.names[kind]), None)
         if found is None:
             path, rule = f"{self.folders[kind]}/{candidates[0]}", f"missing-{kind}"
@@ -106,7 +98,10 @@ class Annotations:
             return None
         path = f"{self.folders[kind]}/{found}"
         try:
-            check(contained(self.root, path), self.root, size)
+            if kind == "parsing":
+                read_parsing(contained(self.root, path), size)
+            else:
+                read_mask(contained(self.root, path), size)
         except AnnotationError as error:
             listed = error.listed
             message = f"{listed.message}; not used: {error.advice}"
@@ -117,14 +112,3 @@ class Annotations:
         else:
             return path
         return None
-
-
-def _check_parsing(path: Path, root: Path, size: tuple[int, int]) -> None:
-    read_parsing(path, size)
-
-
-def _check_mask(path: Path, root: Path, size: tuple[int, int]) -> None:
-    mask = decode_mask(path, root)
-    if mask.shape != size:
-        problem = f"is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}"
-        raise AnnotationError(path, "size", problem, "make the mask again")
