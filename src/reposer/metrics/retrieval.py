@@ -56,7 +56,7 @@ class RetrievalProtocol:
         exclude_same_camera: False keeps the query's person from its own camera (not the published protocol).
 
     Raises:
-        UserError: no query, no gallery image that counts, labels of another length, a query labelled junk or
+        UserError: no query, no gallery image that counts, labels of another length, a query labeled junk or
             distractor.
     """
 
@@ -234,8 +234,7 @@ def denominator(scores: QueryScores, no_match: NoMatch) -> NDArray[np.bool_]:
     matched = scores.hits > 0
     if not matched.any():
         raise UserError(
-            f"none of the {len(matched)} queries has a valid match: a gallery image of its person from another"
-            " camera",
+            f"none of the {len(matched)} queries has a valid match (its person, seen by another camera)",
             "check the person and camera labels of both sets (one camera only? other identities?)",
         )
     return matched if no_match == "skip" else np.ones_like(matched)
@@ -267,4 +266,4 @@ def cmc_curve(scores: QueryScores, ranks: int = 50, no_match: NoMatch = "skip") 
     chosen = denominator(scores, no_match)
     first = scores.worst.first_hit[chosen]
     found = np.bincount(first[(first > 0) & (first <= ranks)], minlength=ranks + 1)[1:]
-    return np.cumsum(found) / chosen.sum()
+    return np.asarray(np.cumsum(found) / chosen.sum(), np.float64)

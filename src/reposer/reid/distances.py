@@ -94,8 +94,13 @@ def mahalanobis(
     a, b = query - mean, gallery - mean
     left = a @ matrix
     row_term, column_term = np.einsum("nd,nd->n", left, a), np.einsum("nd,nd->n", b @ matrix, b)
-    as_float = (x.astype(np.float32) for x in (left, b, row_term, column_term))
-    return PairwiseForm(*as_float, floor=-np.inf)
+    return PairwiseForm(
+        left=left.astype(np.float32),
+        right=b.astype(np.float32),
+        row_term=row_term.astype(np.float32),
+        column_term=column_term.astype(np.float32),
+        floor=-np.inf,
+    )
 
 
 DISTANCES: dict[str, Distance] = {"euclidean": euclidean, "cosine": cosine}
@@ -103,7 +108,7 @@ DISTANCES: dict[str, Distance] = {"euclidean": euclidean, "cosine": cosine}
 
 def squared_norms(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """(N,) squared lengths."""
-    return np.einsum("nd,nd->n", features, features)
+    return np.asarray(np.einsum("nd,nd->n", features, features), np.float32)
 
 
 def normalize(features: NDArray[np.floating], what: str = "features") -> NDArray[np.float32]:
@@ -119,7 +124,7 @@ def normalize(features: NDArray[np.floating], what: str = "features") -> NDArray
             f"{what}: row {zero[0]} is all zeros ({len(zero)} such rows), so it has no direction to compare",
             "extract these features again, or take the rows out",
         )
-    return np.divide(features, length, dtype=np.float32)
+    return np.asarray(np.divide(features, length, dtype=np.float32), np.float32)
 
 
 def check_features(features: NDArray[np.floating], what: str) -> None:

@@ -1,0 +1,174 @@
+"""KISSME: "keep it simple and straightforward" metrics (Koestinger et al., CVPR 2012), over all pairs.
+
+M = inv(S) - inv(T), S and T the covariances of differences between images of one person and of two persons.
+Differences from the pipeline around it in Market-1501's IDE baseline, which ``reference=True`` follows: every
+cross-camera pair counts (114,025 similar and 67,976,279 dissimilar ones on Market-1501) instead of every
+tenth of a sample; M is made positive by dropping directions with w <= 1, not by an absolute clip; S gets a
+relative ridge. Without PCA and ridge the distance does not change under any invertible affine map of the
+features.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cholesky, eigh, inv
+
+from reposer.errors import UserError
+from reposer.reid.pair_statistics import PairStatistics, condition_number, pair_statistics
+from reposer.reid.quadratic import (
+    RELATIVE_RIDGE,
+    QuadraticMetric,
+    Solution,
+    diagonal,
+    solve,
+    span,
+    spread_ratio,
+    training_rows,
+)
+
+REFERENCE_STRIDE = 10  # the published pipeline uses every tenth pair
+REFERENCE_DRAWS = 150_000  # and looks for its negatives in this many random pairs; more are drawn if needed
+RANK_TOLERANCE = 1e-10  # principal variances below this share of the largest are rounding
+
+
+class KISSME(QuadraticMetric):
+    """A learned distance in the first principal components.
+
+    Args:
+        n_components: principal components kept (at most as many as the data span); None: no PCA.
+        ridge: added to the diagonal of S, relative to its mean eigenvalue. None: 0.1, with ``reference`` 0.
+        cross_camera: learn from pairs of two cameras only; False: from all pairs. Not used by ``reference``.
+        reference: the published procedure, with sampled pairs and an absolute clip.
+        seed: of the sampled pairs.
+
+    Attributes (besides those of QuadraticMetric):
+        n_components_: principal components used.
+
+    Bring features to length 1 first, as in every published use. ``fit`` raises UserError on features or
+    labels from which nothing can be learned.
+    """
+
+    n_components_: int
+
+    def __init__(
+        self,
+        n_components: int | None = 200,
+        ridge: float | None = None,
+        *,
+        cross_camera: bool = True,
+        reference: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.ridge = ridge
+        self.cross_camera = cross_camera
+        self.reference = reference
+        self.seed = seed
+
+    def fit(self, features: NDArray[np.floating], pids: NDArray[np.int64], camids: NDArray[np.int64]) -> Self:
+        """Learn from N labeled images (N, D); junk and distractors are left out. Returns self."""
+        x, pids, camids = training_rows(features, pids, camids)
+        self.mean_ = x.mean(axis=0)
+        x -= self.mean_
+        basis = span(x) if self.n_components is None else principal_components(x, self.n_components)
+        x = x if basis is None else x @ basis
+        self.n_components_ = x.shape[1]
+        if self.reference:
+            statistics = _sampled_statistics(x, pids, camids, np.random.default_rng(self.seed))
+            solution = _solve_reference(statistics, 0.0 if self.ridge is None else self.ridge)
+        else:
+            statistics = pair_statistics(x, pids, camids, cross_camera=self.cross_camera)
+            solution = solve(statistics, RELATIVE_RIDGE if self.ridge is None else self.ridge, x.shape[1])
+        self._take(solution, basis, (statistics.similar_pairs, statistics.dissimilar_pairs))
+        return self
+
+
+def principal_components(x: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """(D, K) orthonormal directions of largest variance of centered x (N, D), K <= count, none of variance 0.
+
+    Raises:
+        UserError: all rows are equal.
+    """
+    wide = x.shape[1] > len(x)
+    gram = x @ x.T if wide else x.T @ x
+    size = len(gram)
+    top = (max(0, size - count), size - 1)
+    values, vectors = eigh(gram, subset_by_index=top, check_finite=False)
+    kept = values > max(values[-1] * RANK_TOLERANCE, 0.0)
+    if not kept.any():
+        raise UserError("all training features are equal", "check how they were extracted")
+    values, vectors = values[kept][::-1], vectors[:, kept][:, ::-1]
+    return np.asarray(x.T @ vectors / np.sqrt(values) if wide else vectors)
+
+
+def _sampled_statistics(
+    x: NDArray[np.float64], pids: NDArray[np.int64], camids: NDArray[np.int64], rng: np.random.Generator
+) -> PairStatistics:
+    """Every tenth of: all cross-camera pairs of one person, and as many random ones of two persons."""
+    similar = _cross_camera_pairs(pids, camids)
+    dissimilar = _random_negatives(pids, camids, len(similar), rng)
+    kinds = []
+    for pairs in (similar, dissimilar):
+        pairs = pairs[::REFERENCE_STRIDE]
+        difference = x[pairs[:, 0]] - x[pairs[:, 1]]
+        kinds.append((difference.T @ difference / len(pairs), len(pairs)))
+    (s, s_pairs), (t, t_pairs) = kinds
+    return PairStatistics(s, t, s_pairs, t_pairs)
+
+
+def _cross_camera_pairs(pids: NDArray[np.int64], camids: NDArray[np.int64]) -> NDArray[np.int64]:
+    pairs = []
+    for pid in np.unique(pids):
+        rows = np.flatnonzero(pids == pid)
+        a, b = np.triu_indices(len(rows), 1)
+        apart = camids[rows[a]] != camids[rows[b]]
+        pairs.append(np.stack([rows[a[apart]], rows[b[apart]]], axis=1))
+    found = np.concatenate(pairs)
+    if not len(found):
+        raise UserError(
+            "no pair of training images shows one person from two cameras",
+            "give images from at least two cameras",
+        )
+    return found
+
+
+def _random_negatives(
+    pids: NDArray[np.int64], camids: NDArray[np.int64], count: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    found: list[NDArray[np.int64]] = []
+    while sum(map(len, found)) < count:
+        drawn = rng.integers(len(pids), size=(REFERENCE_DRAWS, 2))
+        a, b = drawn.T
+        found.append(drawn[(pids[a] != pids[b]) & (camids[a] != camids[b])])
+        if not len(found[-1]):
+            raise UserError(
+                "no pair of training images shows two people from two cameras",
+                "give images of several people from each camera",
+            )
+    return np.concatenate(found)[:count]
+
+
+def _solve_reference(statistics: PairStatistics, relative_ridge: float) -> Solution:
+    """inv(S) - inv(T), then the toolbox's step to a positive form: eigenvalues <= 1e-10 become 1e-6."""
+    size = len(statistics.similar)
+    ridge = relative_ridge * float(np.trace(statistics.similar)) / size
+    before = condition_number(statistics.similar)
+    similar = statistics.similar + ridge * np.eye(size)
+    condition = condition_number(similar)
+    if not np.isfinite(condition) or condition * np.finfo(np.float64).eps > 1e-2:
+        raise UserError(
+            f"{statistics.similar_pairs} sampled pairs of one person do not span {size} components",
+            "keep fewer components, give a ridge, more images, or reference=False",
+        )
+    form = inv(similar) - inv(statistics.dissimilar)
+    form = (form + form.T) / 2
+    directions, weights = diagonal(form, np.eye(size))
+    try:
+        cholesky(form)
+    except np.linalg.LinAlgError:
+        weights = np.where(weights <= 1e-10, 1e-6, weights)
+    eigenvalues = spread_ratio(directions, similar, statistics.dissimilar)
+    return Solution(directions, weights, eigenvalues, ridge, condition, before)
