@@ -443,10 +443,12 @@ def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path:
     assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000002"]
 
 
-def test_prune_clears_what_a_kill_left_beside_a_replaced_checkpoint(tmp_path: Path) -> None:
-    path = save(tmp_path, 2, make_groups(2), META)
+@pytest.mark.parametrize("step", [1, 2])
+def test_prune_clears_what_a_kill_left_beside_a_replaced_checkpoint(tmp_path: Path, step: int) -> None:
+    for number in (1, 2, 3):
+        save(tmp_path, number, make_groups(number), META)
+    path = tmp_path / f"step_{step:08d}"
     shutil.copytree(path, replaced_name(path))
-    save(tmp_path, 3, make_groups(3), META)
-    assert [step for step, _ in steps(tmp_path)] == [3, 2]
+    assert [number for number, _ in steps(tmp_path)] == [3, 2, 1]
     prune(tmp_path, 2)
     assert {entry.name for entry in tmp_path.iterdir()} == {"step_00000002", "step_00000003"}
