@@ -1,0 +1,106 @@
+"""The command line as its user meets it: exit codes, one-line errors, help without torch, small jobs."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reposer import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, standard output, standard error."""
+
+    def _run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["reposer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return _run
+
+
+def test_help_names_every_verb_and_loads_no_torch():
+    code = (
+        "import sys; sys.argv = ['reposer', '--help']\n"
+        "from reposer import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for verb in ("demo", "render", "prepare", "train", "generate", "evaluate", "report", "verify"):
+        assert f"  {verb} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "/nowhere"], "no such folder"),
+        (["verify", "/nowhere"], "no such folder"),
+        (["train", "san_markt", "--data", "/nowhere", "--out", "/nowhere"], "did you mean san_market"),
+        (["train", "san_demo", "--data", "x", "--out", "y", "--set", "optimizer.lrr=1"], "optimizer.lr"),
+        (["render", "out", "--size", "128"], "HEIGHTxWIDTH"),
+        (["prepare", "market1501", "/nowhere", "--out", "x"], "/nowhere"),
+        (["generate", "shipped", "--out", "x"], "--source and --donor"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_1(run, arguments, words):
+    code, _, err = run(*arguments)
+    assert code == 1
+    assert words in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_wrong_usage_is_exit_code_2(run):
+    assert run("trainn")[0] == 2
+    assert run("train", "san_demo", "--nope")[0] == 2
+
+
+def test_interruption_is_exit_code_130(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reposer.report.write_report", interrupted)
+    assert run("report", "x")[0] == 130
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["reposer", "report", "/nowhere", "--debug"])
+    with pytest.raises(Exception, match="no such folder"):
+        cli.main()
+
+
+def test_one_picture_from_two_files(run, tmp_path):
+    """The shipped generator re-poses a rendered person; the picture has the source's own size."""
+    assert run("render", tmp_path / "p", "--identities", 2, "--test-identities", 1, "--images", 2)[0] == 0
+    first, second = sorted((tmp_path / "p" / "bounding_box_train").glob("*.jpg"))[:2]
+    out = tmp_path / "out.png"
+    code, said, _ = run("generate", "shipped", "--source", first, "--donor", second, "--out", out)
+    assert code == 0
+    assert str(out) in said
+    picture = np.asarray(Image.open(out))
+    assert picture.shape == (128, 64, 3)
+    assert picture.std() > 5
+
+
+def test_verify_finds_a_changed_file(run, tmp_path):
+    run("render", tmp_path / "p", "--identities", 2, "--test-identities", 1, "--images", 3)
+    assert run("prepare", "market1501", tmp_path / "p", "--out", tmp_path / "d", "--holdout", 1)[0] == 0
+    code, said, _ = run("verify", tmp_path / "d")
+    assert (code, "nothing is wrong" in said) == (0, True)
+    images = tmp_path / "d" / "packed" / "images.npy"
+    data = bytearray(images.read_bytes())
+    data[-1] ^= 1
+    images.write_bytes(data)
+    code, _, err = run("verify", tmp_path / "d")
+    assert code == 1
+    assert "images.npy" in err or "1 faults" in err
