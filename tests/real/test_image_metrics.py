@@ -131,7 +131,7 @@ def _mismatch(network: KerasMobileNetV2, shown: torch.Tensor) -> float:
 
 @pytest.mark.slow
 def test_keras_mobilenet_is_fed_as_it_was_trained() -> None:
-    """Photographs reproduce the stored statistics best with the three Keras rules; each one broken is worse."""
+    """Photographs reproduce the stored statistics best with the three Keras rules, worse with one broken."""
     path = WEIGHTS / "mobilenet_v2_features_imagenet.safetensors"
     image = to_float(_photographs())
     right = _mismatch(KerasMobileNetV2(path), image)
