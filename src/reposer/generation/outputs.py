@@ -58,7 +58,7 @@ def encode_marked(pixels: NDArray[np.uint8], file_format: str) -> bytes:
     mark.
     """
     if check_format(file_format) == "png":
-        return mark(encode_png(pixels))
+        return mark(encode_png(pixels, level=1))
     return mark(encode_jpeg(pixels, JPEG_QUALITY))
 
 
