@@ -21,6 +21,7 @@ from reposer.data.pairs import Pairs, development_pairs, official_train_pairs, w
 from reposer.data.prepare_report import PrepareReport, count_annotations, count_problems, count_splits
 from reposer.data.problems import AnnotationProblem, problems_csv
 from reposer.data.records import write_manifest
+from reposer.data.reid_readers import read_people
 from reposer.errors import UserError
 from reposer.files import atomic_folder, replaced_name, sha256_file, write_new
 from reposer.paths import printable
@@ -63,11 +64,71 @@ def prepare_market1501(
     """
     root, out = Path(root), Path(os.path.abspath(out))
     config = _config(root, holdout, size, parsing, mask, keypoints)
-    _check_out(root, out, config)
-    records, problems = read_market1501(
-        root, parsing, mask, keypoints, holdout, _stage(on_progress, "checking")
+    return _prepare(
+        root,
+        out,
+        config,
+        lambda: read_market1501(root, parsing, mask, keypoints, holdout, _stage(on_progress, "checking")),
+        on_progress,
     )
+
+
+def prepare_people(
+    layout: str,
+    root: str | Path,
+    out: str | Path,
+    *,
+    options: dict[str, Any] | None = None,
+    holdout: int = 0,
+    size: tuple[int, int] = (128, 64),
+    parsing: str | Path | None = None,
+    mask: str | Path | None = None,
+    keypoints: str | Path | None = None,
+    on_progress: Progress | None = None,
+) -> PrepareReport:
+    """As :func:`prepare_market1501`, for the other layouts (see reid_readers.py).
+
+    Args:
+        layout: a key of ``reid_readers.LAYOUTS``.
+        options: keywords of that layout, JSON values.
+        root, out, holdout, size, parsing, mask, keypoints, on_progress: as there.
+
+    Raises:
+        UserError: as there; an unknown layout or option.
+    """
+    root, out = Path(root), Path(os.path.abspath(out))
+    config = _config(root, holdout, size, parsing, mask, keypoints)
+    config |= {"layout": layout, "options": options or {}}
+    return _prepare(
+        root,
+        out,
+        config,
+        lambda: read_people(
+            layout,
+            root,
+            options=options,
+            parsing=parsing,
+            mask=mask,
+            keypoints=keypoints,
+            holdout=holdout,
+            on_progress=_stage(on_progress, "checking"),
+        ),
+        on_progress,
+    )
+
+
+def _prepare(
+    root: Path,
+    out: Path,
+    config: dict[str, Any],
+    read: Callable[[], tuple[list[PersonRecord], list[AnnotationProblem]]],
+    on_progress: Progress | None,
+) -> PrepareReport:
+    """Read, check for leaks, write; ``config`` is what decides the result."""
+    _check_out(root, out, config)
+    records, problems = read()
     problems += find_leaks(records)
+    size = (config["size"][0], config["size"][1])
     remove_remains(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as folder, claimed(folder):
@@ -103,12 +164,12 @@ def _check_out(root: Path, out: Path, config: dict[str, Any]) -> None:
         return
     try:
         before = json.loads((out / REPORT).read_bytes())["config"]
-        changed = [key for key in config if before[key] != config[key]]
+        changed = [key for key in config | before if before.get(key) != config.get(key)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{printable(out)}: exists and is no prepared folder"
         raise UserError(problem, "give another folder") from error
     if changed:
-        values = ", ".join(f"{key} {before[key]} (now {config[key]})" for key in changed)
+        values = ", ".join(f"{key} {before.get(key)} (now {config.get(key)})" for key in changed)
         advice = "give another folder, or delete this one"
         raise UserError(f"{printable(out)}: was prepared with other arguments: {values}", advice)
 

@@ -18,7 +18,10 @@ from reposer.structures import PersonRecord
 SCHEMA_VERSION = 1
 
 _TITLES = {"train": "training", "val": "held out", "query": "query", "gallery": "gallery"}
-_WARNINGS = ("copy", "copy-other-person", "copy-train-test", "person-train-test")
+_WARNINGS = (
+    *("copy", "copy-other-person", "copy-train-test", "person-train-test"),
+    *("official-count", "no-camera"),
+)
 _ANNOTATIONS = (
     *("bad-parsing", "bad-mask", "bad-keypoints", "unknown-image"),
     *("missing-parsing", "missing-mask", "missing-keypoints"),
@@ -56,7 +59,8 @@ class PrepareReport:
         for split, title in _TITLES.items():
             if split in self.splits:
                 lines.append(f"  {title:<12}{_people(self.splits[split])}")
-        lines += [f"  {'official':<12}{self._official()}"]
+        if "layout" not in self.config:  # Market-1501's
+            lines += [f"  {'official':<12}{self._official()}"]
         images = sum(counts["images"] for counts in self.splits.values())
         for kind, title in (("parsing", "parsing maps"), ("mask", "masks"), ("keypoints", "key-points")):
             posed = f", {self.annotations['posed']:,} with a joint" if kind == "keypoints" else ""
