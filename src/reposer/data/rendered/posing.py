@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.data.rendered.body import JOINT_BONES, JOINT_DEPTH, Pose, forward_kinematics
+from reposer.data.rendered.body import JOINT_BONES, JOINT_DEPTH, JOINT_NORMALS, Pose, forward_kinematics
 from reposer.data.rendered.cameras import Camera
 from reposer.data.rendered.figure import Figure
 from reposer.data.rendered.raycast import TILE, Cones, Grid
@@ -25,6 +25,7 @@ class Posed:
     turns: Float  # (19, 3, 3) bone frame -> camera space
     places: Float  # (19, 3) joints of the bones
     joints: Float  # (18, 3) OpenPose joints
+    facing: Float  # (18,) towards the viewer: 1, away: -1; 0 for joints inside the body
 
 
 def pose_figure(figure: Figure, pose: Pose, pitch: float, roll: float = 0.0) -> Posed:
@@ -52,7 +53,9 @@ def pose_figure(figure: Figure, pose: Pose, pitch: float, roll: float = 0.0) -> 
         clip=figure.clip,
         reach=figure.radius.max(1)[:, None] * outline,
     )
-    return Posed(cones, turns, places, carry(np.array(JOINT_BONES), figure.joints))
+    bones = np.array(JOINT_BONES)
+    facing = (turns[bones][:, 2] * JOINT_NORMALS).sum(1)
+    return Posed(cones, turns, places, carry(bones, figure.joints), facing)
 
 
 def frame_person(
@@ -96,12 +99,13 @@ def visible_joints(posed: Posed, grid: Grid, depth: Single, samples: int) -> Sin
 
     ``depth`` (H, W) is the nearest surface of each pixel, -inf where an occluder covers it. A joint lies
     inside the
-    body: it counts as seen while the surface before it is no farther than JOINT_DEPTH.
+    body: it counts as seen while the surface before it is no farther than JOINT_DEPTH. Face joints must not
+    look away.
     """
     height, width = depth.shape
     points = to_pixels(posed.joints, grid, samples)
     column, row = np.rint(points).astype(np.int64).T
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     surface = depth[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
-    seen = inside & (surface > -posed.joints[:, 2] - JOINT_DEPTH)
+    seen = inside & (surface > -posed.joints[:, 2] - JOINT_DEPTH) & (posed.facing > -0.1)
     return np.where(seen[:, None], points, np.nan).astype(np.float32)
