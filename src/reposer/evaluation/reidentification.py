@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.metrics.intervals import mean_interval
+from reposer.errors import UserError
+from reposer.metrics.intervals import LEVELS, REPEATS, bootstrap_weights
 from reposer.metrics.retrieval import (
+    DISTRACTOR,
     JUNK,
     NoMatch,
     QueryScores,
@@ -21,9 +23,20 @@ from reposer.metrics.retrieval import (
     mean_values,
     per_query,
 )
-from reposer.reid.distances import DISTANCES, PairwiseForm
+from reposer.reid.distances import DISTANCES, PairwiseForm, normalize
+from reposer.reid.quadratic import QuadraticMetric
+from reposer.reid.rerank import k_reciprocal
 from reposer.reid.search import checked
 from reposer.structures import FeatureSet
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """The numbers of k-reciprocal re-ranking; see reposer.reid.rerank."""
+
+    k1: int = 20
+    k2: int = 6
+    weight: float = 0.3  # of the original distance: the paper's lambda
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +51,11 @@ class ReidResult:
     scores: QueryScores  # per query
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for a JSON file."""
+        """Plain numbers for a JSON file; intervals as [low, high], or null for a single identity."""
         return {
             **asdict(self.values),
-            "best": asdict(self.best),
-            "intervals": self.intervals,
+            "best_case": asdict(self.best),
+            "intervals": {name: pair and list(pair) for name, pair in self.intervals.items()},
             "cmc": self.cmc.tolist(),
             "counts": self.counts,
         }
@@ -52,16 +65,21 @@ def evaluate_reid(
     query: FeatureSet,
     gallery: FeatureSet,
     *,
-    distance: str = "euclidean",
+    distance: str | QuadraticMetric = "euclidean",
+    rerank: Rerank | None = None,
     unit: bool = True,
     no_match: NoMatch = "skip",
     exclude_same_camera: bool = True,
     seed: int = 0,
 ) -> ReidResult:
-    """Score ``query`` (Q) against ``gallery`` (G) by the Market-1501 protocol, in bounded memory.
+    """Score ``query`` (Q) against ``gallery`` (G) by the Market-1501 protocol.
+
+    Memory beyond the inputs stays at two copies of the features, whatever Q is; re-ranking adds (Q, G)
+    float32. Junk leaves the gallery before anything is computed, so it cannot change a digit.
 
     Args:
-        distance: a key of reposer.reid.distances.DISTANCES.
+        distance: a key of reposer.reid.distances.DISTANCES, or a fitted KISSME or XQDA.
+        rerank: re-rank k-reciprocally first (transductive: all queries are used together).
         unit: bring every feature to length 1 first, as the published numbers do.
         no_match: queries without a valid match are left out of the mean (``skip``) or count 0 (``zero``,
             as in the MATLAB code); their number is in ``counts`` either way.
@@ -69,14 +87,29 @@ def evaluate_reid(
         seed: of the bootstrap.
 
     Raises:
-        UserError: NaN, infinite or zero features, an empty set, bad labels, no query with a valid match.
+        UserError: NaN, infinite or zero features, an empty set, bad labels, no query with a valid match, an
+            unknown distance.
     """
     query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
     protocol = RetrievalProtocol(
         query.pids, query.camids, gallery.pids, gallery.camids, exclude_same_camera=exclude_same_camera
     )
-    form = DISTANCES[distance](query.features, gallery.features)
-    return summarize(score_form(form, protocol), protocol, no_match=no_match, seed=seed)
+    counted = gallery.features if len(protocol.kept) == len(gallery) else gallery.features[protocol.kept]
+    if rerank is None:
+        scores = score_form(pairwise_form(query.features, counted, distance), protocol)
+    else:
+        left, right = (_euclidean_space(x, distance) for x in (query.features, counted))
+        scores = protocol.score(k_reciprocal(left, right, **asdict(rerank)))
+    return summarize(scores, protocol, no_match=no_match, seed=seed)
+
+
+def pairwise_form(
+    query: NDArray[np.floating], gallery: NDArray[np.floating], distance: str | QuadraticMetric
+) -> PairwiseForm:
+    """The distances of (Q, D) and (G, D) features under a named or a learned distance."""
+    if isinstance(distance, QuadraticMetric):
+        return distance.form(query, gallery)
+    return DISTANCES[_known(distance)](query, gallery)
 
 
 def score_form(form: PairwiseForm, protocol: RetrievalProtocol) -> QueryScores:
@@ -89,10 +122,8 @@ def summarize(
 ) -> ReidResult:
     """Means, tie bracket, intervals and counts of per-query scores."""
     chosen = denominator(scores, no_match)
-    pids = protocol.query_pids[chosen]
-    intervals = {
-        name: mean_interval(value[chosen], pids, seed) for name, value in per_query(scores.worst).items()
-    }
+    values = {name: value[chosen] for name, value in per_query(scores.worst).items()}
+    intervals = _intervals(values, protocol.query_pids[chosen], seed)
     gallery_pids = protocol.gallery_pids
     counts = {
         "queries": len(chosen),
@@ -101,7 +132,7 @@ def summarize(
         "query_identities": len(np.unique(protocol.query_pids)),
         "gallery": len(gallery_pids),
         "gallery_junk": int((gallery_pids == JUNK).sum()),
-        "gallery_distractors": int((gallery_pids == 0).sum()),
+        "gallery_distractors": int((gallery_pids == DISTRACTOR).sum()),
         "valid_matches": int(scores.hits.sum()),
         "tied_matches": int(scores.tied_hits.sum()),
         "queries_with_ties": int((scores.tied_hits > 0).sum()),
@@ -114,3 +145,31 @@ def summarize(
         counts=counts,
         scores=scores,
     )
+
+
+def _intervals(
+    values: dict[str, NDArray[np.float64]], pids: NDArray[np.int64], seed: int
+) -> dict[str, tuple[float, float] | None]:
+    """Percentile bootstrap of every mean over the same draws of whole identities; None with a single one."""
+    _, member = np.unique(pids, return_inverse=True)
+    counts = np.bincount(member)
+    if len(counts) < 2:
+        return dict.fromkeys(values)
+    draws = bootstrap_weights(len(counts), None, REPEATS, seed)
+    drawn = draws @ counts
+    means = {name: draws @ np.bincount(member, value) / drawn for name, value in values.items()}
+    points = {name: np.quantile(mean, LEVELS) for name, mean in means.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in points.items()}
+
+
+def _euclidean_space(features: NDArray[np.float32], distance: str | QuadraticMetric) -> NDArray[np.float32]:
+    """Features whose Euclidean distance ranks like ``distance``; re-ranking starts from it."""
+    if isinstance(distance, QuadraticMetric):
+        return distance.transform(features)
+    return normalize(features) if _known(distance) == "cosine" else features
+
+
+def _known(distance: str) -> str:
+    if distance not in DISTANCES:
+        raise UserError(f"unknown distance {distance!r}", f"choose one of {', '.join(DISTANCES)}")
+    return distance

@@ -106,15 +106,19 @@ class RetrievalProtocol:
         return same[other_camera], same[~other_camera]
 
     def score(self, distance: NDArray[np.floating], first_query: int = 0) -> QueryScores:
-        """Scores of queries ``first_query`` and on, from their rows (q, G) of distances, smaller is closer.
+        """Scores of queries ``first_query`` and on, from their rows of distances, smaller is closer.
 
         Time is that of sorting the values once (no argsort): O(q G log G). ``distance`` is not changed.
+
+        Args:
+            distance: (q, G) to the whole gallery, or (q, len(kept)) to the images that count for some query.
 
         Raises:
             UserError: a distance that counts is NaN or infinite, or the shape does not fit the labels.
         """
         rows, columns = distance.shape
-        if columns != len(self.gallery_pids) or first_query + rows > len(self.query_pids):
+        fits = columns in (len(self.gallery_pids), len(self.kept))
+        if not fits or first_query + rows > len(self.query_pids):
             expected = f"{len(self.query_pids)} queries and {len(self.gallery_pids)} gallery images"
             raise UserError(
                 f"a distance matrix of shape {distance.shape} for {expected}", "give (Q, G) distances"

@@ -117,7 +117,8 @@ def normalize(features: NDArray[np.floating], what: str = "features") -> NDArray
     Raises:
         UserError: a row of length zero has no direction.
     """
-    length = np.linalg.norm(features, axis=1, keepdims=True)
+    squared = np.einsum("nd,nd->n", features, features, dtype=np.float64)  # float32 sums may overflow
+    length = np.sqrt(squared)[:, None].astype(np.float32)
     zero = np.flatnonzero(length == 0)
     if len(zero):
         raise UserError(

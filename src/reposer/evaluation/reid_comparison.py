@@ -1,0 +1,249 @@
+"""Several Re-ID methods on the same features, side by side: the report, its Markdown, its JSON.
+
+A method is a distance (euclidean, cosine) or a learned one (xqda, kissme, and their published procedures),
+each with and without re-ranking. No number appears without its protocol, its counts and its interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reposer.errors import UserError
+from reposer.evaluation.reidentification import ReidResult, Rerank, evaluate_reid
+from reposer.files import write_atomic
+from reposer.metrics.retrieval import NoMatch
+from reposer.reid.distances import DISTANCES
+from reposer.reid.kissme import KISSME
+from reposer.reid.quadratic import QuadraticMetric
+from reposer.reid.search import checked
+from reposer.reid.xqda import XQDA
+from reposer.structures import FeatureSet
+
+SCHEMA_VERSION = 1
+REPORT_FILE = "reidentification.json"
+RERANKED = " + re-ranking"
+COLUMNS = ("rank1", "rank5", "rank10", "mAP_step", "mAP_trapezoid", "mINP")
+
+LEARNERS: dict[str, Callable[[int], QuadraticMetric]] = {
+    "xqda": lambda seed: XQDA(),
+    "kissme": lambda seed: KISSME(),
+    "xqda_reference": lambda seed: XQDA(reference=True, seed=seed),
+    "kissme_reference": lambda seed: KISSME(reference=True, seed=seed),
+}
+
+
+@dataclass(frozen=True)
+class ReidReport:
+    """Results by method name, what was learned on the way, and how to read it."""
+
+    results: dict[str, ReidResult]
+    missing: dict[str, str]  # method -> why it has no result
+    learned: dict[str, dict[str, Any]]  # learned method -> its ridge, condition numbers, pairs
+    protocol: str
+    notes: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the per-query values, in JSON's types."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "methods": {name: result.to_json() for name, result in self.results.items()},
+            "missing": self.missing,
+            "learned": self.learned,
+            "protocol": self.protocol,
+            "notes": list(self.notes),
+            "settings": self.settings,
+        }
+
+    def to_markdown(self) -> str:
+        """The table in percent with intervals, then protocol and notes."""
+        lines = [_line("method", *COLUMNS), _line("---", *("---:" for _ in COLUMNS))]
+        for name, result in self.results.items():
+            lines.append(_line(name, *(_cell(result, column) for column in COLUMNS)))
+        lines += [_line(name, *("not measured" for _ in COLUMNS)) for name in self.missing]
+        lines += ["", self.protocol, ""]
+        lines += [f"- {note}" for note in self.notes]
+        return "\n".join(lines) + "\n"
+
+    def write(self, folder: Path | str) -> None:
+        """Write reidentification.md and .json; each appears complete or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        write_atomic(folder / "reidentification.md", self.to_markdown().encode())
+        write_atomic(folder / REPORT_FILE, text.encode())
+
+
+def compare_methods(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    train: FeatureSet | None = None,
+    *,
+    methods: Sequence[str] = ("euclidean", "xqda", "kissme"),
+    rerank: Rerank | None = None,
+    no_match: NoMatch = "skip",
+    exclude_same_camera: bool = True,
+    seed: int = 0,
+) -> ReidReport:
+    """Evaluate every method, and with ``rerank`` every method once more re-ranked.
+
+    Args:
+        train: features of other people, from the same network; learned methods are fitted on it.
+        methods: keys of DISTANCES or LEARNERS.
+        rerank, no_match, exclude_same_camera: see evaluate_reid.
+        seed: of the bootstrap and of sampled pairs.
+
+    Raises:
+        UserError: an unknown method, a learned one without ``train``, training and test sets that share a
+            person, and all that evaluate_reid refuses.
+    """
+    unknown = [name for name in methods if name not in DISTANCES and name not in LEARNERS]
+    if unknown or not methods:
+        known = ", ".join([*DISTANCES, *LEARNERS])
+        raise UserError(
+            f"unknown Re-ID method {', '.join(unknown) or '(none given)'}", f"choose among {known}"
+        )
+    query, gallery = checked(query, "query"), checked(gallery, "gallery")
+    learned = {name: LEARNERS[name](seed) for name in methods if name in LEARNERS}
+    if learned:
+        train = _training_set(train, query, gallery)
+        for learner in learned.values():
+            learner.fit(train.features, train.pids, train.camids)
+    results: dict[str, ReidResult] = {}
+    missing: dict[str, str] = {}
+    for name in methods:
+        for step in (None, rerank) if rerank else (None,):
+            row = name + (RERANKED if step else "")
+            metric = learned.get(name)
+            if step and metric is not None and (metric.weights_ < 0).any():
+                missing[row] = "the published procedure gave no positive metric, so no neighborhoods"
+                continue
+            results[row] = evaluate_reid(
+                query,
+                gallery,
+                distance=name if metric is None else metric,
+                rerank=step,
+                no_match=no_match,
+                exclude_same_camera=exclude_same_camera,
+                seed=seed,
+            )
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "no_match": no_match,
+        "exclude_same_camera": exclude_same_camera,
+    }
+    settings |= {"feature_size": query.features.shape[1], "rerank": asdict(rerank) if rerank else None}
+    settings |= {"training_images": len(train) if learned and train is not None else 0}
+    return ReidReport(
+        results=results,
+        missing=missing,
+        learned={name: _what_was_learned(metric) for name, metric in learned.items()},
+        protocol=_protocol(no_match, exclude_same_camera),
+        notes=tuple(_notes(next(iter(results.values())), results, missing, learned, rerank)),
+        settings=settings,
+    )
+
+
+def _training_set(train: FeatureSet | None, query: FeatureSet, gallery: FeatureSet) -> FeatureSet:
+    if train is None:
+        raise UserError(
+            "learned distances need features of training people",
+            "give a training set, or choose among the methods " + ", ".join(DISTANCES),
+        )
+    train = checked(train, "training set")
+    tested = np.union1d(query.pids, gallery.pids[gallery.pids > 0])
+    shared = np.intersect1d(train.pids[train.pids > 0], tested)
+    if len(shared):
+        raise UserError(
+            f"{len(shared)} people are in the training set and in the test set (person {shared[0]}, ...)",
+            "train on other people, or number them apart if these are different people",
+        )
+    return train
+
+
+def _what_was_learned(metric: QuadraticMetric) -> dict[str, Any]:
+    """The attributes that tell whether the fit can be trusted; an infinite condition number as text."""
+    conditions = {
+        name: value if np.isfinite(value) else "inf"
+        for name, value in (
+            ("condition_number", metric.condition_number_),
+            ("condition_number_before_ridge", metric.condition_number_before_),
+        )
+    }
+    return {
+        "parameters": metric.get_params(),
+        "ridge": metric.ridge_,
+        **conditions,
+        "directions": len(metric.weights_),
+        "similar_pairs": metric.similar_pairs_,
+        "dissimilar_pairs": metric.dissimilar_pairs_,
+    }
+
+
+def _protocol(no_match: NoMatch, exclude_same_camera: bool) -> str:
+    own = "left out for that query" if exclude_same_camera else "kept (not the published protocol)"
+    without = "left out of every mean" if no_match == "skip" else "counted as 0"
+    return (
+        "Single query, Market-1501 protocol: features of length 1; junk (pid -1) removed; distractors (pid 0)"
+        f" count as negatives; images of the query's person from its own camera {own}; queries without a valid"
+        f" match {without}; ties count against the query. mAP_step is the mean of precision at the hits"
+        " (torchreid, fast-reid), mAP_trapezoid the original MATLAB code's. Intervals: 95 %, bootstrap over"
+        " query identities."
+    )
+
+
+def _notes(
+    first: ReidResult,
+    results: dict[str, ReidResult],
+    missing: dict[str, str],
+    learned: dict[str, QuadraticMetric],
+    rerank: Rerank | None,
+) -> list[str]:
+    counts = first.counts
+    notes = [
+        f"{counts['queries']:,} queries of {counts['query_identities']:,} people,"
+        f" {counts['queries_with_valid_match']:,} with a valid match; gallery of {counts['gallery']:,}"
+        f" images, {counts['gallery_distractors']:,} of them distractors and {counts['gallery_junk']:,} junk."
+    ]
+    for name, result in results.items():
+        if result.counts["tied_matches"]:
+            best, worst = result.best, result.values
+            notes.append(
+                f"{name}: {result.counts['tied_matches']:,} matches tie with a negative; with ties counted"
+                f" for the query rank1 is {100 * best.rank1:.2f} instead of {100 * worst.rank1:.2f},"
+                f" mAP_step {100 * best.mAP_step:.2f} instead of {100 * worst.mAP_step:.2f}."
+            )
+    for name, metric in learned.items():
+        notes.append(
+            f"{name}: {len(metric.weights_)} directions from {metric.similar_pairs_:,} similar and"
+            f" {metric.dissimilar_pairs_:,} dissimilar pairs; ridge {metric.ridge_:.3g}, condition number"
+            f" {metric.condition_number_:.3g} ({metric.condition_number_before_:.3g} without it)."
+        )
+    twins = {name: metric for name, metric in learned.items() if name in ("xqda", "kissme")}
+    if len(twins) == 2 and twins["kissme"].n_components_ == len(twins["xqda"].mean_):
+        notes.append(
+            f"xqda and kissme coincide: over all pairs they differ only by KISSME's"
+            f" {KISSME().n_components} principal components, and these features are fewer."
+        )
+    if rerank:
+        notes.append(
+            f"Re-ranking (k1 = {rerank.k1}, k2 = {rerank.k2}, lambda = {rerank.weight}) is transductive: the"
+            " rank list of one query depends on all other queries."
+        )
+    return notes + [f"{name}: not measured: {why}." for name, why in missing.items()]
+
+
+def _cell(result: ReidResult, column: str) -> str:
+    text = f"{100 * getattr(result.values, column):.2f}"
+    interval = result.intervals[column]
+    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,153 @@
+"""Features on disk, from any tool: one .npz or Parquet file with a row for each image.
+
+Columns (arrays of an .npz): ``features`` (N, D) numbers; ``pid``, ``camid`` whole numbers (-1 junk and 0
+distractor in ``pid``); ``split`` text, such as query, gallery, train; optionally ``name`` text, the image
+file.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from reposer.errors import UserError
+from reposer.files import write_atomic
+from reposer.structures import FeatureSet
+
+REQUIRED = ("features", "pid", "camid", "split")
+COLUMNS = (*REQUIRED, "name")
+_LAYOUT = "give columns features (N, D), pid, camid, split and, if you like, name"
+
+
+def read_features(path: Path | str) -> dict[str, FeatureSet]:
+    """The feature sets of a file by split name, rows in file order.
+
+    Values are not judged here (``reposer.reid.search.checked`` does that), their form is.
+
+    Raises:
+        UserError: not readable, a column missing, of another type or length, an empty split name.
+    """
+    path = Path(path)
+    readers = {".npz": _read_npz, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: features are read from {' and '.join(readers)} files", "convert the file")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", "give the path of a feature file")
+    columns = reader(path)
+    features = _numbers(columns["features"], path)
+    pids, camids = (_whole(columns[name], name, len(features), path) for name in ("pid", "camid"))
+    splits = _texts(columns["split"], "split", len(features), path)
+    if "name" in columns:
+        names = _texts(columns["name"], "name", len(features), path)
+    else:
+        names = np.array([f"row {i}" for i in range(len(features))])
+    sets = {}
+    for split in dict.fromkeys(splits.tolist()):
+        rows = np.flatnonzero(splits == split)
+        sets[split] = FeatureSet(features[rows], pids[rows], camids[rows], tuple(names[rows].tolist()))
+    return sets
+
+
+def write_features(path: Path | str, sets: dict[str, FeatureSet]) -> None:
+    """Write sets by split name as .npz or .parquet (the path's suffix decides), whole or not at all."""
+    path = Path(path)
+    sizes = {features.features.shape[1] for features in sets.values()}
+    if len(sizes) != 1:
+        raise UserError(f"{path}: feature sets of {sorted(sizes)} numbers", "write sets of one network")
+    columns = {
+        "features": np.concatenate([s.features for s in sets.values()]),
+        "pid": np.concatenate([s.pids for s in sets.values()]),
+        "camid": np.concatenate([s.camids for s in sets.values()]),
+        "split": np.array([split for split, s in sets.items() for _ in range(len(s))]),
+        "name": np.array([name for s in sets.values() for name in s.names]),
+    }
+    if path.suffix.lower() == ".npz":
+        content = io.BytesIO()
+        np.savez(content, **columns)  # type: ignore[arg-type]  # its allow_pickle stays as it is
+        write_atomic(path, content.getbuffer())
+    elif path.suffix.lower() == ".parquet":
+        features = columns.pop("features")
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"features": rows, **columns}), sink)
+        write_atomic(path, sink.getvalue().to_pybytes())
+    else:
+        raise UserError(f"{path}: features are written to .npz and .parquet files", "choose one of the two")
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            _require(set(archive.files), path)
+            return {name: archive[name] for name in COLUMNS if name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, ValueError) and "allow_pickle" in str(error):
+            advice = "save plain arrays: numbers and text, not Python objects"
+            raise UserError(f"{path}: holds pickled objects, which may run code", advice) from error
+        raise UserError(f"{path}: not a readable .npz file ({error})", "write it again") from error
+
+
+def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        names = set(pq.read_schema(path).names)
+        _require(names, path)
+        table = pq.read_table(path, columns=[name for name in COLUMNS if name in names])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})", "write it again") from error
+    for name in table.column_names:
+        if table[name].null_count:
+            row = table[name].is_null().to_numpy().argmax()
+            raise UserError(f"{path}: row {row}: {name} is empty", "fill it in or take the row out")
+    column = table["features"].combine_chunks()
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(is_list(column.type) for is_list in lists):
+        problem = f"features is a column of {column.type}"
+        raise UserError(f"{path}: {problem}", "make it a column of lists of numbers")
+    values = column.flatten()
+    if len(column) == 0 or len(values) % len(column) or values.null_count:
+        raise UserError(f"{path}: features are lists of several lengths, or none", _LAYOUT)
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    uneven = np.flatnonzero(lengths != lengths[0])
+    if len(uneven):
+        problem = f"row {uneven[0]}: {lengths[uneven[0]]} features where row 0 has {lengths[0]}"
+        raise UserError(f"{path}: {problem}", _LAYOUT)
+    columns = {name: table[name].to_numpy() for name in table.column_names if name != "features"}
+    return {"features": values.to_numpy(zero_copy_only=False).reshape(len(column), -1), **columns}
+
+
+def _require(names: set[str], path: Path) -> None:
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        found = ", ".join(sorted(names)) or "nothing"
+        raise UserError(f"{path}: no column {', '.join(missing)} (found: {found})", _LAYOUT)
+
+
+def _numbers(values: NDArray[Any], path: Path) -> NDArray[np.float32]:
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise UserError(f"{path}: features of shape {values.shape} and type {values.dtype}", _LAYOUT)
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _whole(values: NDArray[Any], name: str, count: int, path: Path) -> NDArray[np.int64]:
+    if values.shape != (count,) or values.dtype.kind not in "iu":
+        problem = f"{name} of shape {values.shape} and type {values.dtype} for {count} features"
+        raise UserError(f"{path}: {problem}", f"give {count} whole numbers")
+    return values.astype(np.int64)
+
+
+def _texts(values: NDArray[Any], name: str, count: int, path: Path) -> NDArray[np.str_]:
+    if values.shape != (count,) or not all(isinstance(value, str) for value in values.tolist()):
+        problem = f"{name} of shape {values.shape} and type {values.dtype} for {count} features"
+        raise UserError(f"{path}: {problem}", f"give {count} texts")
+    if (values == "").any():
+        raise UserError(f"{path}: row {int((values == '').argmax())}: {name} is empty", "fill it in")
+    return values.astype(np.str_)
