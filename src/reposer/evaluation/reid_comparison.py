@@ -190,9 +190,9 @@ def _protocol(no_match: NoMatch, exclude_same_camera: bool) -> str:
     own = "left out for that query" if exclude_same_camera else "kept (not the published protocol)"
     without = "left out of every mean" if no_match == "skip" else "counted as 0"
     return (
-        "Single query, Market-1501 protocol: features of length 1; junk (pid -1) removed; distractors (pid 0)"
-        f" count as negatives; images of the query's person from its own camera {own}; queries without a valid"
-        f" match {without}; ties count against the query. mAP_step is the mean of precision at the hits"
+        "Market-1501 protocol: features of length 1; junk (pid -1) removed; distractors (pid 0)"
+        f" count as negatives; images of the query's person from its own camera {own}; queries without a"
+        f" valid match {without}; ties count against the query. mAP_step is the mean of precision at the hits"
         " (torchreid, fast-reid), mAP_trapezoid the original MATLAB code's. Intervals: 95 %, bootstrap over"
         " query identities."
     )
@@ -209,7 +209,8 @@ def _notes(
     notes = [
         f"{counts['queries']:,} queries of {counts['query_identities']:,} people,"
         f" {counts['queries_with_valid_match']:,} with a valid match; gallery of {counts['gallery']:,}"
-        f" images, {counts['gallery_distractors']:,} of them distractors and {counts['gallery_junk']:,} junk."
+        f" images, of which {counts['gallery_distractors']:,} are distractors and"
+        f" {counts['gallery_junk']:,} junk."
     ]
     for name, result in results.items():
         if result.counts["tied_matches"]:

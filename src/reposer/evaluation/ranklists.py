@@ -1,0 +1,193 @@
+"""Rank-list sheets: queries with their nearest gallery images, framed by what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from reposer.errors import UserError
+from reposer.evaluation.reid_comparison import ReidReport
+from reposer.evaluation.reidentification import pairwise_form
+from reposer.files import write_atomic
+from reposer.images import encode_png
+from reposer.metrics.retrieval import QueryScores
+from reposer.reid.quadratic import QuadraticMetric
+from reposer.reid.search import checked, flagged, nearest
+from reposer.structures import FeatureSet, Ranking
+
+PictureOf = Callable[[str], NDArray[np.uint8]]  # a name of the feature sets -> (H, W, 3) uint8 RGB
+Kind = Literal["best", "worst", "failed"]
+KINDS: tuple[Kind, ...] = ("best", "worst", "failed")
+
+CELL = (64, 128)  # width, height of a picture on the sheet, pixels
+FRAME = 4  # around it
+GAP = 8
+CAPTION = 49  # height under it, four lines of text
+HEADER = 22  # legend on top
+PAPER, INK = (255, 255, 255), (40, 40, 40)
+# Colors that differ for color-blind readers too; the flag is also printed in words.
+COLORS = {
+    "query": (60, 60, 60),
+    "match": (0, 140, 70),
+    "miss": (205, 35, 35),
+    "same camera": (165, 165, 165),
+    "junk": (165, 165, 165),
+}
+
+
+def choose_queries(scores: QueryScores, kind: Kind, count: int) -> NDArray[np.int64]:
+    """Rows of up to ``count`` queries with a valid match.
+
+    ``best`` and ``worst`` by mAP_step; ``failed`` are those whose nearest counted image is somebody else, the
+    deepest first hit first. Equal scores in the order of the queries.
+    """
+    rows = np.flatnonzero(scores.hits > 0)
+    precision, first = scores.worst.ap_step[rows], scores.worst.first_hit[rows]
+    if kind == "failed":
+        rows, first = rows[first > 1], first[first > 1]
+        return rows[np.argsort(-first, kind="stable")][:count]
+    return rows[np.argsort(-precision if kind == "best" else precision, kind="stable")][:count]
+
+
+def rank_lists(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    rows: NDArray[np.int64],
+    *,
+    distance: str | QuadraticMetric = "euclidean",
+    top: int = 10,
+) -> Ranking:
+    """The ``top`` nearest images, junk and same-camera ones included, of the queries at ``rows``.
+
+    Raises:
+        UserError: as evaluate_reid.
+    """
+    query, gallery = checked(query, "query"), checked(gallery, "gallery")
+    order, values = nearest(pairwise_form(query.features[rows], gallery.features, distance), top)
+    return flagged(order, values, query.pids[rows], query.camids[rows], gallery)
+
+
+def draw_sheet(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    rows: NDArray[np.int64],
+    ranking: Ranking,
+    picture: PictureOf,
+    scores: QueryScores,
+) -> NDArray[np.uint8]:
+    """One line for each query: itself, then its list; under each image its name, distance and flag.
+
+    Args:
+        rows: (n,) queries that the n rows of ``ranking`` belong to.
+        picture: gives the image of a name of either set.
+        scores: of all queries; average precision (step) and rank of the first hit stand under each query.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    columns = 1 + ranking.order.shape[1]
+    width, height = CELL[0] + 2 * FRAME + GAP, CELL[1] + 2 * FRAME + CAPTION
+    size = (columns * width + 2 * GAP, HEADER + len(rows) * height + GAP)
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    _draw_legend(draw)
+    for line, row in enumerate(rows.tolist()):
+        top = HEADER + line * height
+        worst = scores.worst
+        texts = [
+            *_two_lines(query.names[row]),
+            f"AP {worst.ap_step[row]:.3f}",
+            f"first hit {worst.first_hit[row]}",
+        ]
+        _draw_cell(canvas, draw, (GAP // 2, top), picture(query.names[row]), "query", texts)
+        for column, found in enumerate(ranking.order[line].tolist()):
+            flag = _flag(ranking, line, column, int(gallery.pids[found]))
+            who = {-1: "junk", 0: "distractor"}.get(int(gallery.pids[found]), flag)
+            texts = [*_two_lines(gallery.names[found]), f"{ranking.distance[line, column]:.4f}", who]
+            place = ((column + 1) * width + GAP + GAP // 2, top)
+            _draw_cell(canvas, draw, place, picture(gallery.names[found]), flag, texts)
+    return np.asarray(canvas)
+
+
+def write_rank_lists(
+    folder: Path | str,
+    query: FeatureSet,
+    gallery: FeatureSet,
+    report: ReidReport,
+    picture: PictureOf,
+    *,
+    method: str = "euclidean",
+    metric: QuadraticMetric | None = None,
+    count: int = 8,
+    top: int = 10,
+    kinds: Sequence[Kind] = KINDS,
+) -> list[Path]:
+    """Write ranklist_best.png, ranklist_worst.png and ranklist_failed.png of one method of a report.
+
+    A kind without queries (nothing failed) writes no file. ``metric`` is the fitted metric of a learned
+    method.
+
+    Raises:
+        UserError: the report has no such method.
+    """
+    if method not in report.results:
+        raise UserError(f"the report has no method {method!r}", f"choose one of {', '.join(report.results)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind in kinds:
+        rows = choose_queries(report.results[method].scores, kind, count)
+        if not len(rows):
+            continue
+        ranking = rank_lists(query, gallery, rows, distance=metric or method, top=top)
+        sheet = draw_sheet(query, gallery, rows, ranking, picture, report.results[method].scores)
+        path = folder / f"ranklist_{kind}.png"
+        write_atomic(path, encode_png(sheet))
+        written.append(path)
+    return written
+
+
+def _flag(ranking: Ranking, line: int, column: int, pid: int) -> str:
+    if pid == -1:
+        return "junk"
+    if not ranking.valid[line, column]:
+        return "same camera"
+    return "match" if ranking.matches[line, column] else "miss"
+
+
+def _draw_cell(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    pixels: NDArray[np.uint8],
+    flag: str,
+    texts: Sequence[str],
+) -> None:
+    x, y = place
+    box = (x, y, x + CELL[0] + 2 * FRAME - 1, y + CELL[1] + 2 * FRAME - 1)
+    draw.rectangle(box, fill=COLORS[flag])
+    resized = Image.fromarray(pixels).resize(CELL, Image.Resampling.BICUBIC)
+    canvas.paste(resized, (x + FRAME, y + FRAME))
+    font = ImageFont.load_default(9)
+    for i, text in enumerate(texts):
+        draw.text((x, y + CELL[1] + 2 * FRAME + 1 + 11 * i), text, fill=INK, font=font)
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw) -> None:
+    font, x = ImageFont.load_default(11), GAP
+    for text, flag in (("match", "match"), ("miss", "miss"), ("not counted: own camera or junk", "junk")):
+        draw.rectangle((x, 5, x + 10, 15), fill=COLORS[flag])
+        draw.text((x + 15, 4), text, fill=INK, font=font)
+        x += 15 + int(draw.textlength(text, font=font)) + 2 * GAP
+
+
+def _two_lines(name: str) -> tuple[str, str]:
+    """A file name's stem, or its last 26 characters, in what fits under a picture."""
+    stem = name.rpartition("/")[2].partition(".")[0]
+    stem = stem if len(stem) <= 26 else "…" + stem[-25:]
+    return stem[:13], stem[13:]
