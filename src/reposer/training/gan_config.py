@@ -85,6 +85,7 @@ class GanConfig(Config):
     data: DataConfig
     generator: str = "san"  # a key of models.generators.GENERATORS
     generator_args: dict[str, Any] = Field(default_factory=dict)  # keywords of its constructor
+    start_from: Path | None = None  # run folder whose networks a new run begins with; None: random weights
     discriminator_args: dict[str, Any] = Field(default_factory=dict)  # keywords of ResnetDiscriminator
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

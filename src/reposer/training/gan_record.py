@@ -15,6 +15,7 @@ from torch import Tensor
 from reposer import checkpoint
 from reposer.config import config_hash
 from reposer.data.parsing import colorize
+from reposer.errors import UserError
 from reposer.grids import draw_grid
 from reposer.images import to_float, to_uint8
 from reposer.runs import Run
@@ -103,6 +104,8 @@ class GanRecord:
         """Put the state back; returns the step of the newest good checkpoint, -1 where there is none."""
         found = checkpoint.latest(self.folder / "checkpoints")
         if found is None:
+            if self._config.start_from is not None:
+                self._state.start_from(_newest(self._config.start_from))
             return -1
         differences = self._state.restore(found, self._runtime)
         if differences and self._runtime.is_main:
@@ -187,6 +190,18 @@ class GanRecord:
         with self._runtime.autocast():
             generated: Tensor = self._state.ema.module(batch.to(self._runtime.device))
         return generated.float().cpu()
+
+
+def _newest(run: Path) -> checkpoint.Checkpoint:
+    """The newest good checkpoint of another run.
+
+    Raises:
+        UserError: it has none.
+    """
+    found = checkpoint.latest(run / "checkpoints")
+    if found is None:
+        raise UserError(f"start_from={run}: there is no checkpoint", "name the folder of a training run")
+    return found
 
 
 def _pictures(images: Tensor) -> list[Any]:

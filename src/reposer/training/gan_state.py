@@ -17,6 +17,7 @@ from reposer.state import load_into, pack_optimizer, rng_state, set_rng_state, u
 from reposer.training.ema import build_ema
 from reposer.training.gan_config import GanConfig
 from reposer.training.optimizers import build_adam
+from reposer.training.process_state import below, differences, gather, match_layout
 from reposer.training.running_means import RunningMeans
 
 
@@ -58,7 +59,7 @@ class GanState:
             "ema": self.ema.module.state_dict(),
             "generator_optimizer": generator_optimizer,
             "discriminator_optimizer": discriminator_optimizer,
-            "processes": {name: _gather(tensor, accelerator) for name, tensor in own.items()},
+            "processes": {name: gather(tensor, accelerator) for name, tensor in own.items()},
         }
         meta = {
             "ema_updates": int(self.ema.n_averaged),
@@ -68,6 +69,16 @@ class GanState:
             "world_size": accelerator.num_processes,
         }
         return groups, meta
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Begin with the networks of another training: its averaged generator and its discriminator.
+
+        Raises:
+            UserError: they are not of this configuration's sizes.
+        """
+        load_into(self.generator, checkpoint.groups["ema"])
+        load_into(self.ema.module, checkpoint.groups["ema"])
+        load_into(self.discriminator, checkpoint.groups["discriminator"])
 
     def restore(self, checkpoint: Checkpoint, runtime: Runtime) -> list[str]:
         """Go back to a checkpoint, bit for bit; returns what differs from it in ways that change the bits.
@@ -83,25 +94,16 @@ class GanState:
         for name in ("generator_optimizer", "discriminator_optimizer"):
             optimizer = getattr(self, name)
             unpack_optimizer(optimizer, groups[name], meta[name])
-            _match_layout(optimizer)
+            match_layout(optimizer)
         self.step = checkpoint.step
-        differences = [
-            f"{what}: {then} in the checkpoint, {now} here"
-            for what, then, now in (
-                ("torch", meta["torch"], str(torch.__version__)),
-                ("threads", meta["threads"], runtime.threads),
-                ("processes", meta["world_size"], runtime.world_size),
-            )
-            if then != now
-        ]
         if meta["world_size"] == runtime.world_size:  # else pools and random generators start afresh
             # clone: torch.set_rng_state reads a view from the start of its storage
             own = {name: tensor[runtime.rank].clone() for name, tensor in groups["processes"].items()}
-            set_rng_state(_below("rng.", own), meta["rng"], {"pool": self.pool_rng})
-            pool = {k: _bits(k, v) for k, v in _below("pool.", own).items()}
+            set_rng_state(below("rng.", own), meta["rng"], {"pool": self.pool_rng})
+            pool = {k: _bits(k, v) for k, v in below("pool.", own).items()}
             self.pool.load_state_dict(pool, runtime.device)
-            self.means.load_state_dict(_below("means.", own), runtime.device)
-        return differences
+            self.means.load_state_dict(below("means.", own), runtime.device)
+        return differences(meta, runtime)
 
 
 def _place(module: nn.Module, config: GanConfig, runtime: Runtime) -> nn.Module:
@@ -112,29 +114,8 @@ def _place(module: nn.Module, config: GanConfig, runtime: Runtime) -> nn.Module:
     return module.to(runtime.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
-def _match_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give Adam's moments the layout of their weights: the fused kernel reads both in storage order."""
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _gather(tensor: Tensor, accelerator: Accelerator) -> Tensor:
-    """(world size, ...) on the CPU: the tensor of every process, in the order of their numbers."""
-    if accelerator.num_processes == 1:
-        return tensor[None].cpu()
-    carried = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor  # gloo knows no bool
-    gathered: Tensor = accelerator.gather(carried[None].to(accelerator.device).contiguous())
-    return gathered.cpu().to(tensor.dtype)
-
-
 def _bits(name: str, tensor: Tensor) -> Tensor:
     """Key-points as int32 bits and back: their NaN is a missing joint, which a checkpoint would refuse."""
     if not name.endswith("keypoints"):
         return tensor
     return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.float32)
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
