@@ -129,7 +129,14 @@ def prepare_market(
     from reposer.data.prepare import prepare_market1501
 
     report = prepare_market1501(
-        root, out, holdout=holdout, size=_size(size), parsing=parsing, mask=mask, keypoints=keypoints
+        root,
+        out,
+        holdout=holdout,
+        size=_size(size),
+        parsing=parsing,
+        mask=mask,
+        keypoints=keypoints,
+        on_progress=_Stages(),
     )
     print(report.summary())
 
@@ -262,6 +269,19 @@ def _size(text: str) -> tuple[int, int]:
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise UserError(f"--size {text}: not a size", "write HEIGHTxWIDTH, as 128x64")
     return int(height), int(width)
+
+
+class _Stages:
+    """Shows a job of several stages on the standard error output: a line at the start of each and every tenth."""
+
+    def __init__(self) -> None:
+        self._shown = ("", -1)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if (stage, tenth) != self._shown:
+            self._shown = (stage, tenth)
+            print(f"{stage}: {done:,} of {total:,}", file=sys.stderr)
 
 
 def _names(text: str) -> list[str]:
