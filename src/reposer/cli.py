@@ -272,7 +272,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 class _Stages:
-    """Shows a job of several stages on the standard error output: a line at the start of each and every tenth."""
+    """Tells how far a job of several stages is, a line for every tenth, on the standard error output."""
 
     def __init__(self) -> None:
         self._shown = ("", -1)

@@ -29,7 +29,7 @@ def test_a_new_run_begins_with_the_other_runs_networks(prepared, tmp_path):
 
 def test_a_run_without_checkpoint_and_other_sizes_are_named(prepared, tmp_path):
     config = tiny_config(prepared, start_from=tmp_path / "nowhere")
-    with pytest.raises(UserError, match="start_from=.*nowhere"):
+    with pytest.raises(UserError, match=r"start_from=.*nowhere"):
         train(config, tmp_path / "run", device="cpu")
     train(tiny_config(prepared), tmp_path / "first", device="cpu")
     wide = {**TINY_SAN, "ngf": 8}
