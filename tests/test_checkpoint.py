@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
@@ -116,6 +117,13 @@ def test_the_files_are_readable_without_our_code(tmp_path: Path) -> None:
     assert (
         path / "meta.sha256"
     ).read_text() == f"{sha256_bytes((path / 'meta.json').read_bytes())}  meta.json\n"
+
+
+def test_a_new_root_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    path = save(tmp_path / "checkpoints", 1, make_groups(1), META)
+    assert {str(tmp_path), str(path.parent)} <= set(synced)
 
 
 def _flip(path: Path, random_: random.Random) -> None:

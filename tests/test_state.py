@@ -91,12 +91,13 @@ def test_packed_optimizer_is_tensors_and_json_and_a_copy_when_unpacked() -> None
     tensors, rest = pack_optimizer(optimizer)
     assert all(isinstance(tensor, Tensor) for tensor in tensors.values())
     assert json.loads(json.dumps(rest))["param_groups"][0]["betas"] == [0.5, 0.999]
-    fresh = build_of(OPTIMIZERS["adam"], _network())
+    other = _network()
+    fresh = build_of(OPTIMIZERS["adam"], other)
     unpack_optimizer(fresh, tensors, json.loads(json.dumps(rest)))
     assert fresh.param_groups[0]["betas"] == (0.5, 0.999)
     assert isinstance(fresh.param_groups[0]["betas"], tuple)
     before = tensors["0.exp_avg"].clone()
-    _train(network, fresh, 1)
+    _train(other, fresh, 1)
     assert torch.equal(tensors["0.exp_avg"], before)
 
 
@@ -135,6 +136,8 @@ def test_every_random_generator_goes_on(tmp_path: Path, before: int) -> None:
             "python": random.Random(3),
         }
 
+    np.random.seed(4)  # noqa: NPY002 - begins without a normal draw in store
+    random.seed(5)
     used = sources()
     for _ in range(before):
         _draws(used)  # an odd number of normal draws leaves one in store (Box-Muller)
