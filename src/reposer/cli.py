@@ -127,6 +127,7 @@ def prepare_market(
 ) -> None:
     """Market-1501 or any data set in its layout and names."""
     from reposer.data.prepare import prepare_market1501
+    from reposer.progress import Stages
 
     report = prepare_market1501(
         root,
@@ -136,7 +137,7 @@ def prepare_market(
         parsing=parsing,
         mask=mask,
         keypoints=keypoints,
-        on_progress=_Stages(),
+        on_progress=Stages(),
     )
     print(report.summary())
 
@@ -175,6 +176,7 @@ def evaluate(
         str, typer.Option(help="generated, donor, source; comma-separated.")
     ] = "generated",
     limit: Annotated[int | None, typer.Option(help="Only the first so many pairs.")] = None,
+    reid: Annotated[Path | None, typer.Option(help="Re-ID run: are generated people recognized?")] = None,
     threads: Threads = None,
 ) -> None:
     """Measure a generator beside the trivial baselines, every number with its protocol and interval."""
@@ -187,8 +189,9 @@ def evaluate(
     from reposer.experiments.image_evaluation import evaluate_model, open_model
 
     _set_threads(threads)
+    generator = open_model(model)
     report = evaluate_model(
-        open_model(model),
+        generator,
         data,
         out,
         pairs_csv=pairs,
@@ -198,6 +201,10 @@ def evaluate(
         limit=limit,
     )
     print(report.to_markdown())
+    if reid:
+        from reposer.experiments.identity import measure_identity
+
+        print(measure_identity(generator, reid, data, out))
     print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
 
 
@@ -269,19 +276,6 @@ def _size(text: str) -> tuple[int, int]:
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise UserError(f"--size {text}: not a size", "write HEIGHTxWIDTH, as 128x64")
     return int(height), int(width)
-
-
-class _Stages:
-    """Tells how far a job of several stages is, a line for every tenth, on the standard error output."""
-
-    def __init__(self) -> None:
-        self._shown = ("", -1)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        tenth = 10 * done // max(total, 1)
-        if (stage, tenth) != self._shown:
-            self._shown = (stage, tenth)
-            print(f"{stage}: {done:,} of {total:,}", file=sys.stderr)
 
 
 def _names(text: str) -> list[str]:

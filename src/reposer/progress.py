@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -53,6 +54,19 @@ def progress(
         meter.show = lambda: printer.show(meter)
         yield meter
         printer.finish(meter)
+
+
+class Stages:
+    """Tells how far a job of several stages is: a line for every tenth, on the standard error output."""
+
+    def __init__(self) -> None:
+        self._shown = ("", -1)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if (stage, tenth) != self._shown:
+            self._shown = (stage, tenth)
+            print(f"{stage}: {done:,} of {total:,}", file=sys.stderr)
 
 
 class Meter:
