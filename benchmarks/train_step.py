@@ -1,0 +1,236 @@
+"""Seconds of a whole training step: ours against the same mathematics in plain float32, eager, NCHW.
+
+A step is generator, discriminator, perceptual network, both Adams and the average, of SAN "lean" at 128x64
+with 16 pairs. Both arms start from the same weights, see the same random pairs, and generate once a step.
+They differ in precision (bfloat16 where the hardware has it), memory layout, fused updates and memory
+handling. Each arm lives in a process of its own and they take turns. The perceptual network has random
+weights: timing does not depend on them.
+
+Usage: python benchmarks/train_step.py [--quick] [--threads N] [--repeats N] [--compile]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from reposer.images import to_float
+from reposer.losses.adversarial import ImagePool
+from reposer.losses.perceptual import PerceptualNetwork
+from reposer.models.discriminators import ResnetDiscriminator
+from reposer.models.generators import build_generator
+from reposer.models.san import san_size
+from reposer.runtime import Runtime, cpu_has_fast_bf16, setup
+from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
+from reposer.training.gan_config import DataConfig, GanConfig
+from reposer.training.gan_losses import GanNetworks, discriminator_loss, generator_loss
+from reposer.training.gan_state import GanState
+from reposer.training.optimizers import check_finite, gradient_norm
+
+SEED = 0
+VGG_SHAPES = {"0.weight": (64, 3, 3, 3), "0.bias": (64,), "2.weight": (64, 64, 3, 3), "2.bias": (64,)}
+
+
+def configuration(quick: bool, ours: bool) -> GanConfig:
+    """The paper's objective on SAN "lean", or on "small" with a quarter of the pixels."""
+    return GanConfig(
+        data=DataConfig(folder=Path("unused")),
+        generator_args=san_size("small" if quick else "lean"),
+        batch_size=4 if quick else 16,
+        precision="auto" if ours else "float32",
+        channels_last=ours,
+    )
+
+
+def random_pairs(config: GanConfig, size: tuple[int, int], step: int) -> PairBatch:
+    """Pairs in the layout in which the loader gives them: images (B, 3, H, W) over (B, H, W, 3) memory."""
+    rng = torch.Generator().manual_seed(SEED + step)
+    shape = (config.batch_size, *size)
+    images = [torch.randint(0, 256, (*shape, 3), generator=rng, dtype=torch.uint8) for _ in range(2)]
+    labels = [torch.randint(0, NUM_LABELS, shape, generator=rng, dtype=torch.uint8) for _ in range(2)]
+    joints = torch.full((config.batch_size, NUM_JOINTS, 2), float("nan"))
+    source, target = (image.permute(0, 3, 1, 2) for image in images)
+    pids = torch.zeros(config.batch_size, dtype=torch.int64)
+    return PairBatch(source, target, *labels, labels[0] > 0, labels[1] > 0, joints, joints, pids)
+
+
+def our_step(
+    config: GanConfig, runtime: Runtime, state: GanState, compiled: bool
+) -> Callable[[PairBatch], Tensor]:
+    """What ``reposer.training.gan.train`` does in a step, guards included."""
+    nets = GanNetworks(state.generator, state.discriminator, perceptual_network(channels_last=True))
+    if compiled:
+        state.generator.compile()
+        state.discriminator.compile()
+
+    def step(batch: PairBatch) -> Tensor:
+        with runtime.autocast():
+            generated = nets.generator(batch)
+            loss, parts = discriminator_loss(nets, batch, generated, config.gan, state.pool, state.pool_rng)
+        loss.backward()
+        check_finite({**parts, "gradient": gradient_norm(state.discriminator)}, 0, ())
+        state.discriminator_optimizer.step()
+        state.discriminator_optimizer.zero_grad()
+        state.discriminator.requires_grad_(False)
+        with runtime.autocast():
+            loss, parts = generator_loss(nets, batch, generated, config.gan, config.weights)
+        loss.backward()
+        state.discriminator.requires_grad_(True)
+        check_finite({**parts, "gradient": gradient_norm(state.generator)}, 0, ())
+        state.generator_optimizer.step()
+        state.generator_optimizer.zero_grad()
+        state.ema.update_parameters(state.generator)
+        return loss.detach()
+
+    return step
+
+
+def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
+    """The same update as it is commonly written: torch's default Adam, the average as a loop."""
+    generator = build_generator(
+        config.generator, **config.generator_args
+    )  # in GanState's order: same weights
+    discriminator = ResnetDiscriminator(**config.discriminator_args)
+    for module in (*generator.modules(), *discriminator.modules()):
+        if isinstance(
+            module, nn.Conv2d | nn.ConvTranspose2d
+        ):  # our models lay their inputs out channels last
+            module.register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
+    nets = GanNetworks(generator, discriminator, perceptual_network(channels_last=False))
+    pool, rng = ImagePool(config.gan.pool), torch.Generator().manual_seed(config.seed)
+    rates = (config.optimizer.lr, (config.optimizer.beta1, config.optimizer.beta2))
+    adam_g = torch.optim.Adam(generator.parameters(), *rates)
+    adam_d = torch.optim.Adam(discriminator.parameters(), *rates)
+    average = {name: value.clone() for name, value in generator.state_dict().items()}
+
+    def step(batch: PairBatch) -> Tensor:
+        generated = generator(batch)
+        adam_d.zero_grad()
+        discriminator_loss(nets, batch, generated, config.gan, pool, rng)[0].backward()
+        adam_d.step()
+        discriminator.requires_grad_(False)
+        adam_g.zero_grad()
+        loss = generator_loss(nets, batch, generated, config.gan, config.weights)[0]
+        loss.backward()
+        discriminator.requires_grad_(True)
+        adam_g.step()
+        with torch.no_grad():
+            for name, value in generator.state_dict().items():
+                if value.is_floating_point():
+                    average[name].mul_(config.ema_decay).add_(value, alpha=1 - config.ema_decay)
+        return loss.detach()
+
+    return step
+
+
+def perceptual_network(channels_last: bool) -> PerceptualNetwork:
+    """VGG-19 up to relu1_2 with random weights."""
+    rng = torch.Generator().manual_seed(SEED)
+    weights = {name: torch.randn(shape, generator=rng) * 0.05 for name, shape in VGG_SHAPES.items()}
+    network = PerceptualNetwork("vgg19", ("relu1_2",), weights)
+    return network.to(memory_format=torch.channels_last) if channels_last else network
+
+
+def work(arm: str, options: argparse.Namespace, pipe: Connection) -> None:
+    """One arm in its process: a step for each number received; sends loss, wall and processor seconds."""
+    ours = arm == "ours"
+    config, size = configuration(options.quick, ours), (64, 32) if options.quick else (128, 64)
+    torch.manual_seed(SEED)
+    torch.set_num_threads(options.threads)
+    if ours:
+        runtime = setup("cpu", config.precision, options.threads, SEED)
+        step = our_step(config, runtime, GanState(config, runtime), options.compile)
+    else:
+        step = plain_step(config)
+    while (number := pipe.recv()) is not None:
+        batch = random_pairs(config, size, number)
+        batch = replace(batch, target_image=to_float(batch.target_image))
+        wall, processor = time.perf_counter(), time.process_time()
+        loss = step(batch)
+        pipe.send((float(loss), time.perf_counter() - wall, time.process_time() - processor))
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="SAN small, 64x32, 4 pairs")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each arm (default 2)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each arm (default 5)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both networks of our arm")
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for arm in ("ours", "plain"):
+        pipes[arm], theirs = context.Pipe()
+        context.Process(target=work, args=(arm, options, theirs), daemon=True).start()
+        theirs.close()  # so that a dead arm is an error here, and not a wait for ever
+
+    losses: dict[str, list[float]] = {arm: [] for arm in pipes}
+    walls: dict[str, list[float]] = {arm: [] for arm in pipes}
+    processor: dict[str, list[float]] = {arm: [] for arm in pipes}
+    for number in range(1 + options.repeats):  # the first step warms up and is not timed
+        for arm in list(pipes) if number % 2 else list(pipes)[::-1]:
+            pipes[arm].send(number)
+            loss, wall, cpu = pipes[arm].recv()
+            losses[arm].append(loss)
+            if number:
+                walls[arm].append(wall)
+                processor[arm].append(cpu)
+    peaks = {}
+    for arm, pipe in pipes.items():
+        pipe.send(None)
+        peaks[arm] = pipe.recv()
+    report(options, losses, walls, processor, peaks)
+
+
+def report(
+    options: argparse.Namespace,
+    losses: dict[str, list[float]],
+    walls: dict[str, list[float]],
+    processor: dict[str, list[float]],
+    peaks: dict[str, float],
+) -> None:
+    """The table, then one line of JSON."""
+    config = configuration(options.quick, ours=True)
+    print(
+        f"{'arm':6} {'s/step':>8} {'pairs/s':>8} {'CPU s/step':>11} {'peak MB':>8}  losses of the first steps"
+    )
+    for arm in walls:
+        wall, cpu = statistics.median(walls[arm]), statistics.median(processor[arm])
+        first = ", ".join(f"{loss:.4f}" for loss in losses[arm][:4])
+        print(f"{arm:6} {wall:8.3f} {config.batch_size / wall:8.2f} {cpu:11.3f} {peaks[arm]:8.0f}  {first}")
+    differences = [abs(a - b) / abs(b) for a, b in zip(losses["ours"], losses["plain"], strict=True)]
+    figures = {
+        "speedup": statistics.median(p / o for o, p in zip(walls["ours"], walls["plain"], strict=True)),
+        "speedup_cpu_time": statistics.median(processor["plain"]) / statistics.median(processor["ours"]),
+        "loss_difference": differences[0],
+        "loss_difference_last": differences[-1],
+        "seconds_ours": statistics.median(walls["ours"]),
+        "seconds_plain": statistics.median(walls["plain"]),
+        "pairs_per_second": config.batch_size / statistics.median(walls["ours"]),
+        "peak_mb_ours": peaks["ours"],
+        "peak_mb_plain": peaks["plain"],
+        "precision": "bfloat16" if cpu_has_fast_bf16() else "float32",
+        "has_avx512_bf16": cpu_has_fast_bf16(),
+        "compiled": options.compile,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "batch_size": config.batch_size,
+        "quick": options.quick,
+    }
+    print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
