@@ -45,6 +45,13 @@ def test_setup_on_a_cpu() -> None:
     }
 
 
+def test_threads_are_set_or_left_alone() -> None:
+    for threads in (2, 1):
+        assert setup("cpu", "float32", threads=threads).threads == torch.get_num_threads() == threads
+    torch.set_num_threads(2)
+    assert setup("cpu", "float32").threads == 2
+
+
 def test_every_global_generator_is_seeded() -> None:
     def draws(seed: int) -> tuple[float, ...]:
         setup("cpu", "float32", seed=seed)
