@@ -1,8 +1,8 @@
 """Is it still the same person? Generated images as queries against real images, under a Re-ID network.
 
 The protocol is Market-1501's: single query, the query's own camera left out for its identity. A generated
-query keeps the identity and the camera of its source. Three rows: the real queries; the same queries re-posed by
-another image of the same person; re-posed by an image of another person, whose garment classes come along.
+query keeps the identity and the camera of its source. Three rows: the real queries; the same queries re-posed
+by another image of the same person; re-posed by an image of another person, whose garment classes come along.
 """
 
 from __future__ import annotations
