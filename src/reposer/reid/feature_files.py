@@ -85,6 +85,8 @@ def write_features(path: Path | str, sets: dict[str, FeatureSet]) -> None:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(path):  # numpy takes anything else for a pickle
+        raise UserError(f"{path}: not a readable .npz file", "write it again")
     try:
         with np.load(path, allow_pickle=False) as archive:
             _require(set(archive.files), path)

@@ -1,0 +1,238 @@
+"""Re-ID evaluation as a whole: against float64, invariances, refusals, the report, the sheets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+from sklearn.metrics import average_precision_score
+
+from reposer.errors import UserError
+from reposer.evaluation.ranklists import COLORS, HEADER, choose_queries, rank_lists, write_rank_lists
+from reposer.evaluation.reid_comparison import LEARNERS, compare_methods
+from reposer.evaluation.reidentification import Rerank, evaluate_reid
+from reposer.images import decode
+from reposer.metrics.intervals import mean_interval
+from reposer.reid.xqda import XQDA
+from reposer.structures import FeatureSet
+
+CENTERS = np.random.default_rng(99).normal(size=(120, 24)) * np.where(np.arange(24) < 8, 1.0, 0.1)
+
+
+def _people(seed, count, low, high, cameras=5):
+    """Features of people ``low`` to ``high``: 8 telling dimensions, 16 of nuisance."""
+    rng = np.random.default_rng(seed)
+    pids = rng.integers(low, high, count)
+    features = CENTERS[pids] + 0.9 * rng.normal(size=(count, 24))
+    names = tuple(f"{seed}_{i:04d}.jpg" for i in range(count))
+    return FeatureSet(features.astype(np.float32), pids, rng.integers(1, cameras, count), names)
+
+
+QUERY, GALLERY, TRAIN = _people(0, 60, 1, 40), _people(1, 400, -1, 40), _people(2, 700, 40, 120)
+
+
+def _rows(features, rows):
+    names = tuple(features.names[i] for i in rows)
+    return FeatureSet(features.features[rows], features.pids[rows], features.camids[rows], names)
+
+
+def test_evaluation_equals_scikit_learn_on_float64_distances():
+    result = evaluate_reid(QUERY, GALLERY)
+    unit = [s.features.astype(np.float64) for s in (QUERY, GALLERY)]
+    distance = cdist(*(x / np.linalg.norm(x, axis=1, keepdims=True) for x in unit))
+    precision, first = [], []
+    for q in range(60):
+        same = GALLERY.pids == QUERY.pids[q]
+        valid = (GALLERY.pids != -1) & ~(same & (GALLERY.camids == QUERY.camids[q]))
+        if not (same & valid).any():
+            continue
+        precision.append(average_precision_score(same[valid], -distance[q, valid]))
+        first.append(same[valid][np.argmin(distance[q, valid])])
+    assert result.values.mAP_step == pytest.approx(np.mean(precision), abs=1e-9)
+    assert result.values.rank1 == pytest.approx(np.mean(first))
+    assert result.counts["queries_with_valid_match"] == len(first)
+    assert result.counts["gallery_junk"] == (GALLERY.pids == -1).sum() > 0
+    assert result.counts["gallery_distractors"] == (GALLERY.pids == 0).sum() > 0
+
+
+def test_intervals_are_those_of_a_bootstrap_over_people():
+    result = evaluate_reid(QUERY, GALLERY, seed=3)
+    chosen = result.scores.hits > 0
+    for name in ("rank1", "mAP_step"):
+        values = result.scores.worst.ap_step if name == "mAP_step" else result.scores.worst.first_hit == 1
+        low, high = mean_interval(values[chosen].astype(np.float64), QUERY.pids[chosen], seed=8)
+        assert result.intervals[name] == pytest.approx((low, high), abs=0.02)
+        assert low < getattr(result.values, name) < high
+    assert result.intervals == evaluate_reid(QUERY, GALLERY, seed=3).intervals
+
+
+def test_junk_and_gallery_order_change_no_digit():
+    kept = np.flatnonzero(GALLERY.pids != -1)
+    for options in ({}, {"distance": "cosine"}, {"rerank": Rerank(10, 3)}):
+        with_junk, without = (evaluate_reid(QUERY, g, **options) for g in (GALLERY, _rows(GALLERY, kept)))
+        assert with_junk.values == without.values
+    shuffled = _rows(GALLERY, np.random.default_rng(0).permutation(400))
+    straight, other = evaluate_reid(QUERY, GALLERY), evaluate_reid(QUERY, shuffled)
+    assert asdict(other.values) == pytest.approx(asdict(straight.values), abs=1e-12)
+
+
+def test_methods_agree_where_they_must():
+    euclid, cosine = evaluate_reid(QUERY, GALLERY), evaluate_reid(QUERY, GALLERY, distance="cosine")
+    np.testing.assert_allclose(cosine.scores.worst.ap_step, euclid.scores.worst.ap_step, atol=1e-9)
+    same = evaluate_reid(QUERY, GALLERY, rerank=Rerank(weight=1.0))
+    np.testing.assert_allclose(same.scores.worst.ap_step, euclid.scores.worst.ap_step, atol=1e-9)
+    raw = evaluate_reid(QUERY, GALLERY, unit=False)
+    assert raw.values.mAP_step != euclid.values.mAP_step
+
+
+def test_learning_from_other_people_helps_and_the_report_says_all(tmp_path):
+    report = compare_methods(QUERY, GALLERY, TRAIN, methods=("euclidean", *LEARNERS), rerank=Rerank())
+    results = report.results
+    assert results["xqda"].values.mAP_step > results["euclidean"].values.mAP_step + 0.02
+    assert results["euclidean + re-ranking"].values.mAP_step != results["euclidean"].values.mAP_step
+    expected = evaluate_reid(QUERY, GALLERY, distance=XQDA().fit(_unit(TRAIN), TRAIN.pids, TRAIN.camids))
+    assert results["xqda"].values.mAP_step == pytest.approx(expected.values.mAP_step)
+    report.write(tmp_path)
+    saved = json.loads((tmp_path / "reidentification.json").read_text())
+    assert saved["methods"]["xqda"]["rank1"] == results["xqda"].values.rank1
+    assert len(saved["methods"]["xqda"]["cmc"]) == 50
+    assert saved["learned"]["xqda"]["condition_number"] > 1
+    assert (
+        saved["learned"]["kissme_reference"]["similar_pairs"]
+        < saved["learned"]["kissme"]["similar_pairs"] / 9
+    )
+    text = (tmp_path / "reidentification.md").read_text()
+    for phrase in (
+        "transductive",
+        "60 queries",
+        "condition number",
+        "mAP_trapezoid",
+        "coincide",
+        "distractors",
+    ):
+        assert phrase in text
+
+
+def _unit(features):
+    return features.features / np.linalg.norm(features.features, axis=1, keepdims=True)
+
+
+def test_ties_are_reported_with_their_bracket():
+    coarse = [replace(s, features=np.round(s.features[:, :2]) + 0.5) for s in (QUERY, GALLERY)]
+    report = compare_methods(*coarse, methods=("euclidean",))
+    result = report.results["euclidean"]
+    assert result.counts["tied_matches"] > 0
+    assert result.best.rank1 > result.values.rank1
+    assert any("tie with a negative" in note for note in report.notes)
+
+
+def test_queries_without_a_match_are_counted_and_the_denominator_is_a_choice():
+    query = replace(QUERY, pids=np.where(np.arange(60) < 6, 500 + np.arange(60), QUERY.pids))
+    skip, zero = evaluate_reid(query, GALLERY), evaluate_reid(query, GALLERY, no_match="zero")
+    matched = skip.counts["queries_with_valid_match"]
+    assert (skip.counts["queries"], skip.counts["queries_in_mean"]) == (60, matched)
+    assert zero.counts["queries_in_mean"] == 60
+    assert matched <= 54
+    assert zero.values.rank1 == pytest.approx(skip.values.rank1 * matched / 60)
+
+
+def test_one_query_one_match():
+    result = evaluate_reid(_rows(QUERY, [0]), replace(_rows(QUERY, [0, 1]), camids=np.array([9, 9])))
+    assert result.values.rank1 == result.values.mINP == 1.0
+    assert set(result.intervals.values()) == {None}
+    assert json.dumps(result.to_json(), allow_nan=False)
+
+
+def _damaged(features, value):
+    damaged = features.features.copy()
+    damaged[5] = value
+    return replace(features, features=damaged)
+
+
+REFUSED = {
+    "NaN query": lambda: (_damaged(QUERY, np.nan), GALLERY, "query: row 5 holds NaN"),
+    "infinite gallery": lambda: (QUERY, _damaged(GALLERY, np.inf), "gallery: row 5 holds NaN or infinity"),
+    "zero gallery": lambda: (QUERY, _damaged(GALLERY, 0.0), "gallery: row 5 is all zeros"),
+    "empty query": lambda: (_rows(QUERY, []), GALLERY, r"query: features of shape \(0, 24\)"),
+    "empty gallery": lambda: (QUERY, _rows(GALLERY, []), r"gallery: features of shape \(0, 24\)"),
+    "only junk": lambda: (
+        QUERY,
+        replace(GALLERY, pids=np.full(400, -1)),
+        "gallery holds no image that counts",
+    ),
+    "one camera": lambda: (
+        replace(QUERY, camids=np.ones(60, int)),
+        replace(GALLERY, camids=np.ones(400, int)),
+        "none of the 60 queries",
+    ),
+    "other people": lambda: (QUERY, TRAIN, "none of the 60 queries"),
+    "junk query": lambda: (replace(QUERY, pids=np.full(60, -1)), GALLERY, "holds no image that counts"),
+    "distractor query": lambda: (replace(QUERY, pids=np.arange(60)), GALLERY, "query row 0: person 0"),
+    "sizes": lambda: (replace(QUERY, features=QUERY.features[:, :8]), GALLERY, "8 numbers each"),
+    "labels": lambda: (replace(QUERY, pids=QUERY.pids[:9]), GALLERY, "9 pids"),
+    "names": lambda: (QUERY, replace(GALLERY, names=("a",)), "and 1 names"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_by_name_never_scored(name):
+    query, gallery, problem = REFUSED[name]()
+    with pytest.raises(UserError, match=problem):
+        evaluate_reid(query, gallery)
+
+
+def test_duplicates_in_the_gallery_and_a_gallery_smaller_than_k():
+    twice = _rows(GALLERY, np.repeat(np.arange(400), 2))
+    assert np.isfinite(evaluate_reid(QUERY, twice).values.mAP_step)
+    pid = QUERY.pids[0]
+    few = np.flatnonzero((GALLERY.pids == pid) & (GALLERY.camids != QUERY.camids[0]))[:2]
+    result = evaluate_reid(_rows(QUERY, [0]), _rows(GALLERY, few))
+    assert result.cmc.tolist() == [1.0] * 50
+
+
+def test_comparison_refuses_leaks_and_typos():
+    with pytest.raises(UserError, match="39 people are in the training set and in the test set"):
+        compare_methods(QUERY, GALLERY, replace(TRAIN, pids=1 + TRAIN.pids % 39), methods=("xqda",))
+    with pytest.raises(UserError, match="need features of training people"):
+        compare_methods(QUERY, GALLERY, methods=("kissme",))
+    with pytest.raises(UserError, match=r"unknown Re-ID method euclid.*choose among euclidean, cosine, xqda"):
+        compare_methods(QUERY, GALLERY, methods=("euclid",))
+    with pytest.raises(UserError, match="unknown distance 'manhattan'"):
+        evaluate_reid(QUERY, GALLERY, distance="manhattan")
+
+
+def _picture(name):
+    return np.full((32, 16, 3), 40 + int(name[-6:-4]), np.uint8)
+
+
+def test_sheets_show_best_worst_and_failed_queries_with_colored_frames(tmp_path):
+    report = compare_methods(QUERY, GALLERY, methods=("euclidean",))
+    scores = report.results["euclidean"].scores
+    best, worst, failed = (choose_queries(scores, kind, 4) for kind in ("best", "worst", "failed"))
+    ordered = np.sort(scores.worst.ap_step[scores.hits > 0])
+    np.testing.assert_array_equal(np.sort(scores.worst.ap_step[worst]), ordered[:4])
+    np.testing.assert_array_equal(scores.worst.ap_step[best], ordered[::-1][:4])
+    assert (scores.worst.first_hit[failed] > 1).all()
+    assert scores.worst.first_hit[failed[0]] == scores.worst.first_hit.max()
+
+    paths = write_rank_lists(tmp_path, QUERY, GALLERY, report, _picture, count=4)
+    assert [path.name for path in paths] == ["ranklist_best.png", "ranklist_worst.png", "ranklist_failed.png"]
+    sheet = decode(paths[2])
+    ranking = rank_lists(QUERY, GALLERY, failed, top=10)
+    for line in range(4):
+        for column in range(10):
+            flag = "match" if ranking.matches[line, column] else "miss"
+            flag = flag if ranking.valid[line, column] else "junk"
+            y, x = HEADER + line * (sheet.shape[0] - HEADER) // 4, 12 + (column + 1) * 80
+            assert tuple(sheet[y + 40 - 8 * line // 4, x + 1]) == COLORS[flag]
+
+
+def test_a_perfect_method_has_no_failed_sheet(tmp_path):
+    gallery = replace(_rows(QUERY, range(60)), camids=QUERY.camids + 10)
+    report = compare_methods(QUERY, gallery, methods=("euclidean",))
+    assert len(write_rank_lists(tmp_path, QUERY, gallery, report, _picture)) == 2
+    with pytest.raises(UserError, match="no method 'xqda'"):
+        write_rank_lists(tmp_path, QUERY, gallery, report, _picture, method="xqda")

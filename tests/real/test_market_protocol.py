@@ -1,0 +1,126 @@
+"""The full Market-1501 protocol on the 36,036 official names with seeded features, against literal loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reposer.data.market1501 import parse_name
+from reposer.evaluation.reidentification import Rerank, evaluate_reid
+from reposer.reid.kissme import KISSME
+from reposer.reid.pair_statistics import pair_statistics
+from reposer.reid.xqda import XQDA
+from reposer.structures import FeatureSet
+
+LISTS = Path(__file__).parents[3] / "shared" / "data" / "market1501" / "lists"
+SIZE = 64
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not LISTS.is_dir(), reason="the official name lists are not beside the repository"),
+]
+
+
+def _labels(which):
+    names = tuple((LISTS / f"official-{which}-names.txt").read_text().split())
+    parsed = [parse_name(name) for name in names]
+    return names, np.array([p.pid for p in parsed]), np.array([p.camid for p in parsed])
+
+
+@pytest.fixture(scope="module")
+def people():
+    """Person + camera + noise features: Market's labels decide what is a match."""
+    rng = np.random.default_rng(0)
+    centers, cameras = rng.normal(size=(1502, SIZE)), 0.5 * rng.normal(size=(7, SIZE))
+    sets = {}
+    for which in ("train", "query", "test"):
+        names, pids, camids = _labels(which)
+        noise = 1.3 * rng.normal(size=(len(names), SIZE))
+        person = np.where((pids > 0)[:, None], centers[pids], rng.normal(size=(len(names), SIZE)))
+        sets[which] = FeatureSet((person + cameras[camids] + noise).astype(np.float32), pids, camids, names)
+    return sets
+
+
+@pytest.fixture(scope="module")
+def result(people):
+    return evaluate_reid(people["query"], people["test"])
+
+
+def test_the_label_structure_is_markets(people, result):
+    assert [len(people[which]) for which in ("train", "query", "test")] == [12_936, 3_368, 19_732]
+    assert sum(name.endswith(".jpg.jpg") for s in people.values() for name in s.names) == 24
+    expected = {"queries": 3_368, "queries_with_valid_match": 3_368, "query_identities": 750}
+    expected |= {"gallery": 19_732, "gallery_junk": 3_819, "gallery_distractors": 2_798}
+    assert {name: result.counts[name] for name in expected} == expected
+    hits = result.scores.hits
+    assert (hits.min(), hits.max(), round(hits.mean(), 1)) == (1, 68, 14.7)
+    own_camera = 19_732 - 3_819 - result.scores.valid
+    assert (round(own_camera.mean(), 1), own_camera.max()) == (3.9, 43)
+    assert not set(people["train"].pids) & set(people["query"].pids)
+
+
+def test_every_tenth_query_equals_literal_loops_in_float64(people, result):
+    query, gallery = people["query"], people["test"]
+    q, g = (
+        x.features / np.linalg.norm(x.features.astype(np.float64), axis=1, keepdims=True)
+        for x in (query, gallery)
+    )
+    for i in range(0, 3_368, 10):
+        out = (gallery.pids == -1) | ((gallery.pids == query.pids[i]) & (gallery.camids == query.camids[i]))
+        distance = np.where(out, np.inf, 2 - 2 * g @ q[i])
+        order = np.argsort(distance)[: (~out).sum()]
+        found, step, trapezoid, before = 0, 0.0, 0.0, 1.0
+        hits = gallery.pids[order] == query.pids[i]
+        total = hits.sum()
+        for position in range(len(order)):
+            found += hits[position]
+            precision = found / (position + 1)
+            if hits[position]:
+                step += precision / total
+                trapezoid += (before + precision) / 2 / total
+            before = precision
+            if found == total:
+                break
+        assert result.scores.worst.first_hit[i] == np.argmax(hits) + 1
+        assert result.scores.worst.ap_step[i] == pytest.approx(step, abs=1e-5)
+        assert result.scores.worst.ap_trapezoid[i] == pytest.approx(trapezoid, abs=1e-5)
+        assert result.scores.worst.inp[i] == pytest.approx(total / (position + 1), abs=1e-3)
+
+
+def test_common_mistakes_move_the_numbers_as_known(people, result):
+    """Dropping distractors helps, keeping junk as negatives hurts, keeping the own camera helps a lot."""
+    query, gallery = people["query"], people["test"]
+
+    def changed(pids, rows=None):
+        rows = np.arange(len(gallery)) if rows is None else rows
+        names = tuple(gallery.names[i] for i in rows)
+        return FeatureSet(gallery.features[rows], pids[rows], gallery.camids[rows], names)
+
+    headline = result.values.mAP_step
+    no_distractors = evaluate_reid(query, changed(gallery.pids, np.flatnonzero(gallery.pids != 0)))
+    assert no_distractors.values.mAP_step > headline
+    junk_counts = evaluate_reid(query, changed(np.where(gallery.pids == -1, 0, gallery.pids)))
+    assert junk_counts.values.mAP_step < headline
+    own_camera = evaluate_reid(query, gallery, exclude_same_camera=False)
+    assert own_camera.values.mAP_step > headline
+    assert result.values.mAP_trapezoid < headline
+
+
+def test_training_pairs_are_the_known_numbers(people):
+    train = people["train"]
+    statistics = pair_statistics(train.features[:, :2], train.pids, train.camids)
+    assert statistics.similar_pairs == 114_025
+    assert statistics.dissimilar_pairs == 67_976_279
+
+
+@pytest.mark.slow
+def test_learned_distances_and_reranking_at_full_size(people, result):
+    query, gallery, train = people["query"], people["test"], people["train"]
+    unit = train.features / np.linalg.norm(train.features, axis=1, keepdims=True)
+    for metric in (XQDA(), KISSME()):
+        learned = evaluate_reid(query, gallery, distance=metric.fit(unit, train.pids, train.camids))
+        assert learned.values.mAP_step > result.values.mAP_step
+    reranked = evaluate_reid(query, gallery, rerank=Rerank())
+    assert reranked.values.mAP_step > result.values.mAP_step + 0.02
