@@ -107,8 +107,11 @@ def _build(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: 
     try:
         with torch.device("meta"):  # sizes from a foreign config.json cost no memory here
             shell = Embedding(**arguments)
-    except TypeError as error:
-        raise UserError(f"{origin}: its configuration is of another kind: {error}") from error
+    except (TypeError, RuntimeError) as error:  # an unknown keyword; sizes that overflow
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{origin}: no such embedding can be built: {reason}", "get the folder again"
+        ) from error
     expected = {k: tuple(t.shape) for k, t in shell.state_dict().items()}
     found = {k: tuple(t.shape) for k, t in tensors.items()}
     wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))

@@ -46,7 +46,7 @@ def embed_images(
     try:
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
-                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+                batch = torch.from_numpy(np.array(images[start : start + batch_size]))  # maps are read-only
                 batch = batch.permute(0, 3, 1, 2).to(device)  # channels_last as it is stored
                 chunks.append(embedding(batch).float().cpu())
     finally:

@@ -48,7 +48,7 @@ def train_reid(
     data = ReidData(config, runtime.rank, runtime.world_size)
     state = ReidState(config, runtime, len(data.training.pids))
     notes = _initialize(config, state)
-    network = _prepared(state, runtime)
+    network = _prepared(config, state, runtime)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     record = ReidRecord(config, Path(run_dir), runtime, state, data, notes)
     try:
@@ -97,10 +97,13 @@ def _initialize(config: ReidConfig, state: ReidState) -> dict[str, str]:
     return {"initial": f"ImageNet weights {file.name}"}
 
 
-def _prepared(state: ReidState, runtime: Runtime) -> nn.Module:
+def _prepared(config: ReidConfig, state: ReidState, runtime: Runtime) -> nn.Module:
     """The network as the loop calls it, wrapped for several processes."""
     # As in gan.py: SyncBatchNorm keeps the buffers equal on GPUs, on CPUs the first process's are saved.
-    runtime.accelerator.ddp_handler = DistributedDataParallelKwargs(broadcast_buffers=False)
+    runtime.accelerator.ddp_handler = DistributedDataParallelKwargs(
+        broadcast_buffers=False,
+        find_unused_parameters=not config.loss.identity,  # the classifier's
+    )
     network: nn.Module = runtime.accelerator.prepare(state.network)
     return network
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.tracking import TensorBoardTracker
+from torch import Tensor
 
 from reposer import checkpoint
 from reposer.config import config_hash
@@ -22,6 +23,23 @@ from reposer.training.reid_state import ReidState
 
 _VALIDATION_BATCH, _VALIDATION_IMAGES = 64, 2000
 _log = logging.getLogger(__name__)
+
+
+def nearest_is_same(features: Tensor, pids: Tensor, camids: Tensor) -> float | None:
+    """Share of images whose nearest image of another camera shows the same person.
+
+    Over the images whose person was seen by another camera too; None where there are none.
+
+    Args:
+        features: (N, D).
+        pids: (N,).
+        camids: (N,).
+    """
+    other = camids[:, None] != camids[None, :]
+    same = (pids[:, None] == pids[None, :]) & other
+    nearest = pairwise_distance(features).masked_fill(~other, torch.inf).argmin(1)
+    hits = same.gather(1, nearest[:, None])[:, 0][same.any(1)]
+    return float(hits.double().mean()) if len(hits) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +131,7 @@ class ReidRecord:
         self._write(figures | {"lr": rate, "images_per_second": images_per_second})
 
     def validate(self) -> None:
-        """Held-out people: the share of images whose nearest image of another camera shows the same person.
-
-        A quick figure to watch, over all images that have a counterpart in another camera; CMC and mAP by the
-        protocol come from ``reposer reid evaluate``.
-        """
+        """A quick figure to watch, from held-out people; CMC and mAP come from ``reposer reid evaluate``."""
         rows = self._data.validation[:_VALIDATION_IMAGES]
         if self._run is None or not len(rows):
             return
@@ -129,13 +143,9 @@ class ReidRecord:
                 chunks.append(embedding(images.permute(0, 3, 1, 2).to(self._runtime.device)).cpu())
         embedding.train()
         pids, camids = torch.from_numpy(people.pids[rows]), torch.from_numpy(people.camids[rows])
-        other = camids[:, None] != camids[None, :]
-        same = (pids[:, None] == pids[None, :]) & other
-        nearest = pairwise_distance(torch.cat(chunks)).masked_fill(~other, torch.inf).argmin(1)
-        valid = same.any(1)
-        if valid.any():
-            hits = same[torch.arange(len(rows)), nearest][valid]
-            self._write({"validation/nearest_is_same": float(hits.double().mean())})
+        share = nearest_is_same(torch.cat(chunks).float(), pids, camids)
+        if share is not None:
+            self._write({"validation/nearest_is_same": share})
 
     def save(self) -> None:
         """Write a checkpoint of this step unless there is one, then remove the oldest."""

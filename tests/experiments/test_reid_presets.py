@@ -1,0 +1,46 @@
+"""The recipes say what their papers say."""
+
+from __future__ import annotations
+
+import pytest
+
+from reposer.config import load_config, save_config
+from reposer.experiments.reid_presets import REID_PRESETS, bot, ide2016, siamese2017
+from reposer.models.embedding import Embedding
+from reposer.training.reid_config import ReidConfig
+from reposer.training.reid_optimizer import scheduled_rate
+
+
+@pytest.mark.parametrize("name", REID_PRESETS)
+def test_a_preset_survives_its_file_and_builds_its_network(name, tmp_path):
+    config = REID_PRESETS[name]()
+    save_config(config, tmp_path / "config.json")
+    assert load_config(ReidConfig, tmp_path / "config.json") == config
+    embedding = Embedding(**config.embedding.model_dump())
+    dimensions = {"resnet50": 2048, "mobilenet_v2": 1280, "small": 512}
+    assert embedding.dimension == dimensions[config.embedding.backbone]
+
+
+def test_ide_learns_50_000_steps_of_16():
+    config = ide2016()
+    assert config.total_steps == 50_000
+    rates = [scheduled_rate(step, config) for step in (0, 19_999, 20_000, 39_999, 40_000)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+
+
+def test_bag_of_tricks_warms_up_and_steps_down():
+    config = bot()
+    epoch = config.steps_of(1)
+    rates = [scheduled_rate(int(e * epoch), config) for e in (0, 5, 10, 39, 41, 71)]
+    assert rates == pytest.approx([3.5e-6, 3.5e-4 * 0.505, 3.5e-4, 3.5e-4, 3.5e-5, 3.5e-6], rel=0.01)
+    assert config.people_per_batch == 16
+
+
+def test_siamese_takes_48_pairs_and_multiplies_rates():
+    config = siamese2017()
+    assert config.batch_size // 2 == 48
+    optimizer = config.optimizer
+    trunk = optimizer.lr * optimizer.backbone_factor
+    assert (trunk, optimizer.lr) == pytest.approx((1e-4, 1e-3))
+    assert trunk * optimizer.bias_factor == pytest.approx(2e-3)
+    assert (config.loss.identity, config.loss.verification, config.head.dropout) == (1, 1, 0.9)
