@@ -18,6 +18,7 @@ from reposer.data.problems import AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.paths import printable
 
+ANNOTATION_FOLDERS = ("parsing", "mask", "lists")  # beside the people's, see market1501.py
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 MSMT17_TRAINING_PEOPLE = 1041
 _DUKE = re.compile(r"(?P<pid>[0-9]{4})_c(?P<camid>[1-8])_f[0-9]+\.(?:jpg|png)", re.ASCII)
@@ -106,7 +107,7 @@ def list_folders(root: Path, camera: str = _CAMERA_IN_NAME.pattern) -> Listing:
     for parent, split in parents.items():
         for person in sorted(os.listdir(root / parent)):
             folder = f"{parent}/{person}" if parent else person
-            if (root / folder).is_dir():
+            if person not in ANNOTATION_FOLDERS and (root / folder).is_dir():
                 names = [n for n in list_names(root, folder) if n.lower().endswith(IMAGE_SUFFIXES)]
                 found += [(f"{folder}/{name}", person, split) for name in names]
     people = sorted({person for _, person, _ in found})
