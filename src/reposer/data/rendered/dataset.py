@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reposer.data.keypoints import write_keypoints_csv
 from reposer.data.parsing import PALETTE
-from reposer.data.rendered.shots import iterate_rendered
+from reposer.data.rendered.renderer import RenderedPeople
+from reposer.data.rendered.shots import Shot, iterate_rendered
 from reposer.errors import UserError
 from reposer.files import atomic_folder
 from reposer.images import encode_jpeg, encode_png
 
+TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"  # Market-1501's folders
 SCHEMA = "reposer-rendered-people-1"
 MAX_PEOPLE, MAX_IMAGES = 9999, 999_999  # what four and six digits of a Market-1501 name can count
 
@@ -73,65 +76,66 @@ def write_rendered_dataset(
     _check_counts(identities, test_identities, images_per_identity, size, seed)
     _check_root(root)
     root.parent.mkdir(parents=True, exist_ok=True)
-    keypoints: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
-    images: dict[str, dict[str, Any]] = {}
-    people: dict[str, dict[str, Any]] = {}
-    counts = dict.fromkeys(("bounding_box_train", "query", "bounding_box_test"), 0)
-    seen: set[tuple[int, int]] = set()
+    pids = range(1, total_people + 1)
     total = total_people * images_per_identity
     with atomic_folder(root) as folder:
-        for name in (*counts, "parsing", "mask"):
-            (folder / name).mkdir()
-        pids = range(1, total_people + 1)
+        writer = _Writer(folder, identities)
         for shots, batch in iterate_rendered(
             pids, images_per_identity, size, seed=seed, samples=samples, workers=workers
         ):
             for n, shot in enumerate(shots):
-                pid, camid = shot.identity.pid, shot.camera.camid
-                part = (
-                    "bounding_box_train"
-                    if pid <= identities
-                    else "bounding_box_test"
-                    if (pid, camid) in seen
-                    else "query"
-                )
-                seen.add((pid, camid))
-                counts[part] += 1
-                (folder / part / f"{shot.stem}.jpg").write_bytes(encode_jpeg(batch.images[n], quality=95))
-                (folder / "parsing" / f"{shot.stem}.png").write_bytes(encode_png(batch.parsing[n], PALETTE))
-                (folder / "mask" / f"{shot.stem}.png").write_bytes(encode_png(batch.masks[n]))
-                keypoints[f"{shot.stem}.jpg"] = np.rint(batch.keypoints[n])
-                people.setdefault(str(pid), shot.identity.attributes())
-                images[f"{shot.stem}.jpg"] = {
-                    "pid": pid,
-                    "camid": camid,
-                    "action": shot.pose.action,
-                    "yaw": round(shot.pose.yaw, 3),
-                    "angles": shot.pose.named_angles(),
-                }
+                writer.add(shot, batch, n)
             if progress is not None:
-                progress(len(images), total)
-        write_keypoints_csv(folder / "keypoints.csv", dict(sorted(keypoints.items())))
-        record = {
-            "schema": SCHEMA,
-            "seed": seed,
-            "size": list(size),
-            "identities": identities,
-            "test_identities": test_identities,
-            "images_per_identity": images_per_identity,
-            "samples": samples,
-            "people": people,
-            "images": images,
-        }
-        (folder / "people.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                progress(len(writer.images), total)
+        writer.finish({"seed": seed, "size": list(size), "samples": samples})
     return RenderedSummary(
-        root,
-        counts["bounding_box_train"],
-        identities,
-        counts["query"],
-        counts["bounding_box_test"],
-        test_identities,
+        root=root,
+        train_images=writer.counts[TRAIN],
+        train_people=identities,
+        query_images=writer.counts[QUERY],
+        gallery_images=writer.counts[GALLERY],
+        test_people=test_identities,
     )
+
+
+class _Writer:
+    """Sorts images into Market-1501's folders and collects what goes into the two lists."""
+
+    def __init__(self, folder: Path, identities: int) -> None:
+        self.folder = folder
+        self.identities = identities  # the first pids, which train
+        self.counts = dict.fromkeys((TRAIN, QUERY, GALLERY), 0)
+        self.images: dict[str, dict[str, Any]] = {}
+        self.people: dict[str, dict[str, Any]] = {}
+        self.keypoints: dict[str, NDArray[np.float32]] = {}
+        self._queried: set[tuple[int, int]] = set()
+        for name in (*self.counts, "parsing", "mask"):
+            (folder / name).mkdir()
+
+    def add(self, shot: Shot, batch: RenderedPeople, n: int) -> None:
+        """Write image ``n`` of a batch."""
+        pid, camid, name = shot.identity.pid, shot.camera.camid, f"{shot.stem}.jpg"
+        part = TRAIN if pid <= self.identities else GALLERY if (pid, camid) in self._queried else QUERY
+        self._queried.add((pid, camid))
+        self.counts[part] += 1
+        (self.folder / part / name).write_bytes(encode_jpeg(batch.images[n], quality=95))
+        (self.folder / "parsing" / f"{shot.stem}.png").write_bytes(encode_png(batch.parsing[n], PALETTE))
+        (self.folder / "mask" / f"{shot.stem}.png").write_bytes(encode_png(batch.masks[n]))
+        self.keypoints[name] = np.rint(batch.keypoints[n])
+        self.people.setdefault(str(pid), shot.identity.attributes())
+        self.images[name] = {
+            "pid": pid,
+            "camid": camid,
+            "action": shot.pose.action,
+            "yaw": round(shot.pose.yaw, 3),
+            "angles": shot.pose.named_angles(),
+        }
+
+    def finish(self, settings: dict[str, Any]) -> None:
+        """Write the lists."""
+        write_keypoints_csv(self.folder / "keypoints.csv", dict(sorted(self.keypoints.items())))
+        record = {"schema": SCHEMA, **settings, "people": self.people, "images": self.images}
+        (self.folder / "people.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_counts(identities: int, test: int, images: int, size: tuple[int, int], seed: int) -> None:

@@ -79,24 +79,27 @@ def paint(
     """Shade what the rays hit."""
     s = _by_sub_sample(hits, grid, samples)
     color, label = _sample_colors(figure, surfaces, posed, s, grid)
-    nearest = s.depth.argmin(0)
-    pixel = np.flatnonzero(s.depth[nearest, np.arange(len(nearest))] < np.inf)
-    pixel = pixel[(s.row[pixel] < size[0]) & (s.column[pixel] < size[1])]
-    sub = nearest[pixel]
-    row, column = s.row[pixel], s.column[pixel]
+    nearest, depth_of = np.zeros(len(s.row), np.int64), s.depth[0].copy()
+    for k in range(1, len(s.depth)):
+        nearest[s.depth[k] < depth_of] = k
+        np.minimum(depth_of, s.depth[k], out=depth_of)
+    pixel = np.flatnonzero((depth_of < np.inf) & (s.row < size[0]) & (s.column < size[1]))
+    sub, place = nearest[pixel], s.row[pixel] * size[1] + s.column[pixel]
     parsing = np.zeros(size, np.uint8)
-    parsing[row, column] = _majority(label[:, pixel])
+    parsing.ravel()[place] = _majority(label[:, pixel])
     depth = np.full(size, np.inf, np.float32)
-    depth[row, column] = s.depth[sub, pixel]
-    mean = np.zeros((4, *size), np.float32)
+    depth.ravel()[place] = depth_of[pixel]
     total = color[0]
     for part in color[1:]:
         total += part
-    mean[:, row, column] = (total[pixel] * np.float32(1.0 / samples**2)).T
-    detail = np.zeros((5, *size), np.float32)  # normal, crease, gloss
+    mean = np.zeros((4, size[0] * size[1]), np.float32)
+    mean[:, place] = (total[pixel] * np.float32(1.0 / samples**2)).T
+    detail = np.zeros((5, size[0] * size[1]), np.float32)  # normal, crease, gloss
     who = s.primitive[sub, pixel]
-    detail[:, row, column] = _details(figure, surfaces, posed, who, s.points(sub, pixel, grid))
-    return Painted(_light_pixels(mean, detail, depth, parsing, light), mean[3], parsing, depth)
+    detail[:, place] = _details(figure, surfaces, posed, who, s.points(sub, pixel, grid))
+    planes = mean.reshape(4, *size)
+    lit = _light_pixels(planes, detail.reshape(5, *size), depth, parsing, light)
+    return Painted(lit, planes[3], parsing, depth)
 
 
 def _rest(figure: Figure, posed: Posed, who: NDArray[np.int32], point: NDArray[np.float64]) -> Single:
@@ -113,19 +116,16 @@ def _sample_colors(
 ) -> tuple[Single, NDArray[np.uint8]]:
     """Unlit color and 1 (K, N, 4), and label (K, N), of every sample that hit something; else 0."""
     count = s.primitive.shape[1]
-    color = np.zeros((s.primitive.size, 4), np.float32)
-    label = np.zeros(s.primitive.size, np.uint8)
-    place = np.flatnonzero(s.primitive >= 0)
-    who = s.primitive.ravel()[place]
-    material = figure.material[who]
-    color[place] = surfaces.opaque[material]
-    label[place] = figure.label[who]
-    textured = np.flatnonzero(surfaces.textured[material])
-    if len(textured):
-        place, who, material = place[textured], who[textured], material[textured]
+    who = s.primitive.ravel()
+    material = np.append(figure.material, len(surfaces.opaque))[who]  # a primitive of -1 finds the last entry
+    label = np.append(figure.label, np.uint8(0))[who]
+    color = np.concatenate((surfaces.opaque, np.zeros((1, 4), np.float32)))[material]
+    place = np.flatnonzero(np.append(surfaces.textured, False)[material])
+    if len(place):
+        material, who = material[place], who[place]
         sub, pixel = np.divmod(place, count)
         rest = _rest(figure, posed, who, s.points(sub, pixel, grid))
-        color[place, :3], label[place] = albedo(surfaces, material, rest, figure.label[who])
+        color[place, :3], label[place] = albedo(surfaces, material, rest, label[place])
     return color.reshape(-1, count, 4), label.reshape(-1, count)
 
 
@@ -137,13 +137,15 @@ def _details(
     axis = np.einsum("pij,pj->pi", cones.stretch, cones.b - cones.a)
     rr = cones.radius_a - cones.radius_b
     d2 = np.maximum((axis * axis).sum(1) - rr * rr, 1e-9)
-    stretch, axis_of = cones.stretch[who], axis[who]
-    offset = np.einsum("vij,vj->vi", stretch, point - cones.a[who])
-    along = (np.einsum("vi,vi->v", offset, axis_of) - (rr * cones.radius_a)[who]) / d2[who]
-    # from the sphere that touches the surface here
-    offset -= np.minimum(np.maximum(along, 0.0), 1.0)[:, None] * axis_of
+    along_a = (rr * cones.radius_a / d2).astype(np.float32)[who]
+    along_axis = (axis / d2[:, None]).astype(np.float32)[who]
+    stretch = cones.stretch.astype(np.float32)[who]
+    offset = np.einsum("vij,vj->vi", stretch, (point - cones.a[who]).astype(np.float32))
+    along = np.einsum("vi,vi->v", offset, along_axis) - along_a
+    np.minimum(np.maximum(along, 0.0), 1.0, out=along)
+    offset -= along[:, None] * axis.astype(np.float32)[who]  # from the sphere that touches the surface here
     normal = np.einsum("vij,vj->iv", stretch, offset)
-    normal /= np.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2 + 1e-12)
+    normal /= np.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2) + np.float32(1e-9)
     x, y, z = _rest(figure, posed, who, point).T
     material = figure.material[who]
     first = _wave(5.3 * y + 3.1 * x - 2.0 * z)
@@ -219,10 +221,13 @@ def _crevices(depth: Single, step: int) -> Single:
 
 def _majority(votes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The commonest label (N,) of each pixel's samples (K, N); of equally common ones the first sampled."""
-    best: NDArray[np.uint8] = votes[0]
-    most = np.zeros(votes.shape[1], np.int8)
+    best: NDArray[np.uint8] = votes[0].copy()
+    mixed = np.flatnonzero((votes != best).any(0))
+    votes = votes[:, mixed]
+    winner, most = votes[0], np.zeros(len(mixed), np.int8)
     for candidate in votes:
         count = (votes == candidate).sum(0, dtype=np.int8)
         better = count > most
-        best, most = np.where(better, candidate, best), np.where(better, count, most)
+        winner, most = np.where(better, candidate, winner), np.where(better, count, most)
+    best[mixed] = winner
     return best

@@ -13,6 +13,7 @@ outline can touch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,16 +76,18 @@ def cast(cones: Cones, grid: Grid) -> Hits:
     cell, owner = _touched_tiles(cones, grid)
     if not len(cell):
         return Hits(cell, np.empty((0, TILE**2), np.int32), np.empty((0, TILE**2), np.float32))
-    rows = _coefficients(cones, grid, cell, owner)
+    numbers = _coefficients(cones, grid, cell, owner)
     keys = np.empty((len(cell), TILE**2), np.int32)
-    for start in range(0, len(cell), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        depth = _intersect({name: row[part] for name, row in rows.items()}, grid)
-        # Positive float32 order as their bits: one integer minimum finds the nearest depth and its primitive.
-        key = depth.reshape(TILE**2, -1).view(np.int32)
-        key &= ~_LOW_BITS
-        key |= owner[part].astype(np.int32)
-        keys[part] = key.T
+    is_cut = (np.abs(cones.clip).min(1) < np.inf)[owner]
+    for pairs, cut in ((np.flatnonzero(~is_cut), False), (np.flatnonzero(is_cut), True)):
+        for start in range(0, len(pairs), _CHUNK):
+            part = pairs[start : start + _CHUNK]
+            depth = _intersect(_Pairs(*numbers[:, part]), grid, cut)
+            # Positive float32 order as their bits: one integer minimum finds the depth and its primitive.
+            key = depth.reshape(TILE**2, -1).view(np.int32)
+            key &= ~_LOW_BITS
+            key |= owner[part].astype(np.int32)
+            keys[part] = key.T
     starts = np.flatnonzero(np.concatenate(([True], cell[1:] != cell[:-1])))
     nearest = np.minimum.reduceat(keys, starts, axis=0)
     met = nearest < np.array(np.inf, np.float32).view(np.int32)
@@ -131,131 +134,123 @@ def _near_outline(cones: Cones, grid: Grid, owner: Index, row: Index, column: In
     return keep
 
 
-def _coefficients(cones: Cones, grid: Grid, cell: Index, owner: Index) -> dict[str, Single]:
-    """The numbers of each (tile, primitive) pair, all (T,) float32: see _intersect.
+class _Pairs(NamedTuple):
+    """The numbers of T (tile, primitive) pairs, each (T,) float32; see _intersect."""
 
-    With M the stretch, a ray through (x, y) is M(x, y, 0) + t r; what is linear in x and y is kept as a
-    value at the tile's first sample and two slopes. ``across`` means without the component along r.
+    shift: Single
+    shift_x: Single
+    shift_y: Single
+    g: Single
+    g_x: Single
+    g_y: Single
+    inside: Single
+    inside_x: Single
+    inside_y: Single
+    xx: Single
+    yy: Single
+    xy: Single
+    other: Single
+    m2: Single
+    d2: Single
+    solid: Single
+    k2: Single
+    slope: Single
+    inverse: Single
+    scale: Single
+    offset: Single
+    low: Single
+    high: Single
+
+
+def _coefficients(cones: Cones, grid: Grid, cell: Index, owner: Index) -> Single:
+    """The rows of _Pairs (23, T), with values and slopes at each tile's first sample.
+
+    With M the stretch, the ray through (x, y) is M(x, y, 0) + t r. ``across`` means without the component
+    along r.
     """
     M = cones.stretch
     length = np.sqrt((M[:, :, 2] ** 2).sum(1))
     ray = -M[:, :, 2] / length[:, None]
-    ex, ey = M[:, :, 0], M[:, :, 1]
     axis = np.einsum("pij,pj->pi", M, cones.b - cones.a)
     start = np.einsum("pij,pj->pi", M, cones.a)
-    m0, m2 = (axis * axis).sum(1), (axis * ray).sum(1)
-    rr = cones.radius_a - cones.radius_b
+
+    def dot(u: Float, v: Float) -> Float:
+        product: Float = np.einsum("pi,pi->p", u, v)
+        return product
+
+    shift_x, shift_y, back = dot(M[:, :, 0], ray), dot(M[:, :, 1], ray), dot(start, ray)
+    x_across, y_across = M[:, :, 0] - ray * shift_x[:, None], M[:, :, 1] - ray * shift_y[:, None]
+    from_a = start - ray * back[:, None]
+    m0, m2, rr = dot(axis, axis), dot(axis, ray), cones.radius_a - cones.radius_b
     d2 = m0 - rr * rr  # <= 0 where one sphere holds the other: then there is no cone between them
     k2 = d2 - m2 * m2
     k2 = np.where(np.abs(k2) < 1e-9, 1e-9, k2)
-    x_along, y_along = (ex * ray).sum(1), (ey * ray).sum(1)
-    ex_across, ey_across = ex - ray * x_along[:, None], ey - ray * y_along[:, None]
-    solid = np.maximum(d2, 0.0)
-
-    def dot(u: Float, v: Float) -> Float:
-        product: Float = np.einsum("ti,ti->t", u, v)
-        return product
-
-    own = {
-        "m2": m2,
-        "d2": d2,
-        "k2": k2 * solid,
-        "solid": solid,
-        "slope": m2 / k2,
-        "inverse": 1.0 / k2,
-        "scale": 1.0 / length,
-        "other": cones.radius_b**2 - cones.radius_a**2 + 2.0 * rr * cones.radius_a - m0 + m2 * m2,
-        "g_x": dot(axis, ex_across),
-        "g_y": dot(axis, ey_across),
-        "shift_x": x_along,
-        "shift_y": y_along,
-        "xx": dot(ex_across, ex_across),
-        "yy": dot(ey_across, ey_across),
-        "xy": 2.0 * dot(ex_across, ey_across),
-        "offset": rr * cones.radius_a,
-        "low": cones.clip[:, 0] * m0,
-        "high": cones.clip[:, 1] * m0,
-    }
+    solid, offset = np.maximum(d2, 0.0), rr * cones.radius_a
+    g_x, g_y = dot(axis, x_across), dot(axis, y_across)
+    xx, yy, xy = dot(x_across, x_across), dot(y_across, y_across), 2.0 * dot(x_across, y_across)
+    other = cones.radius_b**2 - cones.radius_a**2 + 2.0 * offset - m0 + m2 * m2
+    same = (xx, yy, xy, other, m2, d2, solid, k2 * solid, m2 / k2, 1.0 / k2, 1.0 / length, offset,
+            cones.clip[:, 0] * m0, cones.clip[:, 1] * m0)  # fmt: skip
+    by_place = (shift_x, shift_y, -back - _ORIGIN * length, g_x, g_y, -dot(axis, from_a) - offset, xx, yy, xy,
+                2.0 * dot(x_across, from_a), 2.0 * dot(y_across, from_a),
+                cones.radius_a**2 - dot(from_a, from_a))  # fmt: skip
+    shift_x, shift_y, shift, g_x, g_y, g, xx, yy, xy, to_x, to_y, inside = np.array(by_place)[:, owner]
     row, column = np.divmod(cell, grid.columns // TILE)
     x = (column * TILE - grid.x0) / grid.sx
     y = (grid.y0 - row * TILE) / grid.sy
-    from_a = ex[owner] * x[:, None] + ey[owner] * y[:, None] - start[owner]
-    along = dot(from_a, ray[owner])
-    from_a -= ray[owner] * along[:, None]
-    rows = {
-        "shift": along - _ORIGIN * length[owner],
-        "g": dot(axis[owner], from_a) - own["offset"][owner],
-        "inside": (cones.radius_a**2)[owner] - dot(from_a, from_a),
-        "inside_x": 2.0 * dot(from_a, ex_across[owner]),
-        "inside_y": 2.0 * dot(from_a, ey_across[owner]),
-    }
-    of_pairs = np.array(list(own.values()), np.float32)[:, owner]
-    return {name: value.astype(np.float32) for name, value in rows.items()} | dict(
-        zip(own, of_pairs, strict=True)
-    )
+    numbers = np.empty((len(_Pairs._fields), len(owner)), np.float32)
+    numbers[0:3] = shift + shift_x * x + shift_y * y, shift_x, shift_y
+    numbers[3:6] = g + g_x * x + g_y * y, g_x, g_y
+    numbers[6] = inside - (xx * x + xy * y - to_x) * x - (yy * y - to_y) * y
+    numbers[7] = 2.0 * xx * x + xy * y - to_x
+    numbers[8] = 2.0 * yy * y + xy * x - to_y
+    numbers[9:] = np.array(same, np.float32)[:, owner]
+    return numbers
 
 
-def _intersect(c: dict[str, Single], grid: Grid) -> Single:
-    """(8, 8, T) depth plus _ORIGIN at which each sample's ray enters the tile's primitive, inf where it
-    passes by.
+def _intersect(c: _Pairs, grid: Grid, cut: bool) -> Single:
+    """(8, 8, T) depth plus _ORIGIN where each sample's ray enters the tile's primitive, inf where it passes
+    by.
 
     g is the foot on the axis (times its length squared, from where the first sphere touches the cone) for t
     = 0; inside_a and inside_b are radius squared minus the squared distance of the ray from each center.
-    The cone's discriminant is then d2 (g^2 + k2 inside_a).
+    The cone's discriminant is then d2 (g^2 + k2 inside_a). Square roots of negative numbers are NaN: the
+    ray passes by.
     """
     dx = (np.arange(TILE, dtype=np.float32) / np.float32(grid.sx))[None, :, None]
     dy = (-np.arange(TILE, dtype=np.float32) / np.float32(grid.sy))[:, None, None]
     infinite = np.float32(np.inf)
-
-    def plane(name: str) -> Single:
-        full: Single = (c[name] + c[name + "_y"] * dy) + c[name + "_x"] * dx
-        return full
-
-    g = plane("g")
-    inside_a = (c["inside"] - (c["inside_y"] + c["yy"] * dy) * dy) - (c["inside_x"] + c["xx"] * dx) * dx
-    inside_a -= (c["xy"] * dx) * dy
+    g = (c.g + c.g_y * dy) + c.g_x * dx
+    inside_a = (c.inside - (c.inside_y + c.yy * dy) * dy) - (c.inside_x + c.xx * dx) * dx
+    inside_a -= (c.xy * dx) * dy
     inside_b = g + g
     inside_b += inside_a
-    inside_b += c["other"]
-    under = g * g
-    under *= c["solid"]
-    t = c["k2"] * inside_a
-    under += t
-    hit = under > 0.0
-    np.maximum(under, 0.0, out=under)
-    np.sqrt(under, out=under)
-    under *= c["inverse"]
-    np.multiply(g, c["slope"], out=t)
-    t -= under
-    foot = np.multiply(t, c["m2"], out=under)
+    inside_b += c.other
+    root = g * g
+    root *= c.solid
+    t = c.k2 * inside_a
+    root += t
+    with np.errstate(invalid="ignore"):
+        np.sqrt(root, out=root)
+        np.sqrt(inside_a, out=inside_a)
+        np.sqrt(inside_b, out=inside_b)
+    root *= c.inverse
+    np.multiply(g, c.slope, out=t)
+    t -= root
+    foot = np.multiply(t, c.m2, out=root)
     foot += g
-    hit &= foot > 0.0
-    hit &= foot < c["d2"]
-    near = np.maximum(inside_a, 0.0)
-    np.sqrt(near, out=near)
-    np.negative(near, out=near)
-    near[inside_a <= 0.0] = infinite
-    np.copyto(t, infinite, where=~hit)
-    np.minimum(t, near, out=t)
-    np.maximum(inside_b, 0.0, out=near)
-    np.sqrt(near, out=near)
-    np.subtract(c["m2"], near, out=near)
-    near[inside_b <= 0.0] = infinite
-    np.minimum(t, near, out=t)
-    _clip(t, g, c)
-    t -= plane("shift")
-    t *= c["scale"]
+    beside = ~((foot > 0.0) & (foot < c.d2))  # also where t is NaN
+    np.copyto(t, infinite, where=beside)
+    np.negative(inside_a, out=inside_a)
+    np.fmin(t, inside_a, out=t)
+    np.subtract(c.m2, inside_b, out=inside_b)
+    np.fmin(t, inside_b, out=t)
+    if cut:  # hits beyond the flat cuts vanish; the open end shows what lies behind
+        with np.errstate(invalid="ignore"):  # inf * 0
+            position = t * c.m2
+        position += g
+        position += c.offset
+        np.copyto(t, infinite, where=(position < c.low) | (position > c.high))
+    t -= (c.shift + c.shift_y * dy) + c.shift_x * dx
+    t *= c.scale
     return t
-
-
-def _clip(t: Single, g: Single, c: dict[str, Single]) -> None:
-    """Remove, in place, hits beyond the flat cuts; the open end shows what lies behind."""
-    cut = np.flatnonzero(np.isfinite(c["low"]) | np.isfinite(c["high"]))
-    if not len(cut):
-        return
-    kept = t[:, :, cut]
-    position = (
-        g[:, :, cut] + c["offset"][cut] + np.where(np.isfinite(kept), kept, np.float32(0.0)) * c["m2"][cut]
-    )
-    kept[(position < c["low"][cut]) | (position > c["high"][cut])] = np.inf
-    t[:, :, cut] = kept

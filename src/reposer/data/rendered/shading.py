@@ -73,12 +73,11 @@ def albedo(
     color = surfaces.color[material]
     pattern = surfaces.pattern[material]
     local = rest - surfaces.center[material]
-    use_second = np.zeros(len(material), bool)
     patterned = np.flatnonzero((pattern > 0) & (pattern < PATTERNS.index("face")))
     if len(patterned):
-        kind = pattern[patterned]
-        use_second[patterned] = _second_color(kind, local[patterned], surfaces.period[material[patterned]])
-    color = np.where(use_second[:, None], surfaces.second[material], color)
+        of = material[patterned]
+        second = patterned[_second_color(pattern[patterned], local[patterned], surfaces.period[of])]
+        color[second] = surfaces.second[material[second]]
     label = label.copy()
     for owner, patch in surfaces.patches:
         inside = np.flatnonzero(material == owner)
