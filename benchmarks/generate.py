@@ -54,9 +54,7 @@ def main() -> None:
         print(
             f"{count} pictures, batch {BATCH}, {options.threads} threads, {pose_transfer.runtime.precision}"
         )
-        print(
-            f"{'background':<12}{'format':<8}{'forward img/s':>15}{'whole img/s':>13}{'fraction':>10}{'of CPU':>8}"
-        )
+        print("background  format    forward img/s  whole img/s  fraction  of CPU")
         figures = {}
         for background, file_format in ARMS:
             job = Options(background, file_format, BATCH)

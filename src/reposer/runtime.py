@@ -142,7 +142,8 @@ def _keep_freed_memory() -> None:
 
 def _set_determinism(device: torch.device) -> None:
     """Deterministic algorithms on a CPU; on a GPU the fast ones, among them TensorFloat-32 for float32."""
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    # use_deterministic_algorithms does the same, but imports the compiler first: two seconds at every start
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass over every new tensor
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True

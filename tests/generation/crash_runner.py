@@ -28,7 +28,8 @@ from reposer.generation.inputs import Person, people_batch
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.runtime import setup
 
-SIZE, PAIRS = (32, 16), 96
+SIZE, PAIRS, FEW = (32, 16), 96, 8
+NAMES = tuple((f"{i:04d}_c1s1_000000_00.jpg", f"{i + 1:04d}_c2s1_000000_00.jpg") for i in range(PAIRS))
 
 
 class DrawnPairs:
@@ -36,7 +37,9 @@ class DrawnPairs:
 
     size = SIZE
     problems = ()
-    names = tuple((f"{i:04d}_c1s1_000000_00.jpg", f"{i + 1:04d}_c2s1_000000_00.jpg") for i in range(PAIRS))
+
+    def __init__(self, count):
+        self.names = NAMES[:count]
 
     def rows(self, items):
         sides = (("source", 0), ("donor", 1))
@@ -80,11 +83,13 @@ class Stub(nn.Module):
         return batch.source_image.float() / 127.5 - 1 + self.strength * batch.target_parsing[:, None]
 
 
-def attempt(out, seconds=0.0):
-    """Generate all pairs: 24 batches in 6 shards."""
+def attempt(out, count=PAIRS, seconds=0.0):
+    """Generate ``count`` pairs in batches of 4 and shards of 16, or a few in batches of 2 and shards of 4."""
     runtime = setup("cpu", "float32", threads=1)
     pose_transfer = PoseTransfer(Stub(seconds), GeneratorConfig(generator="stub", size=SIZE), runtime)
-    generate(pose_transfer, DrawnPairs(), out, Options("donor", batch_size=4, shard_items=16))
+    batch = 4 if count == PAIRS else 2
+    options = Options("donor", batch_size=batch, shard_items=batch * batch)
+    generate(pose_transfer, DrawnPairs(count), out, options)
 
 
 def die_at(call, names=("replace", "rename", "fsync", "mkdir", "rmdir")):
@@ -104,9 +109,9 @@ def die_at(call, names=("replace", "rename", "fsync", "mkdir", "rmdir")):
 
 
 def attempt_killed_at(call, out):
-    """Generate with such a call ahead."""
+    """Generate a few pairs with such a call ahead."""
     die_at(call)
-    attempt(out)
+    attempt(out, FEW)
 
 
 def fork(work):
@@ -133,7 +138,8 @@ def killed(child):
 
 def main():
     out, mode = Path(sys.argv[1]), sys.argv[2]
-    assert not killed(fork(lambda: attempt(out / "whole")))
+    count = PAIRS if mode == "random" else FEW
+    assert not killed(fork(lambda: attempt(out / "whole", count)))
     kills = 0
     if mode == "random":
         moments = random.Random(0)
@@ -145,7 +151,7 @@ def main():
         assert not killed(fork(lambda: attempt(out / "killed")))
     else:
         while killed(fork(partial(attempt_killed_at, kills, out / f"{kills}"))):
-            assert not killed(fork(partial(attempt, out / f"{kills}")))
+            assert not killed(fork(partial(attempt, out / f"{kills}", FEW)))
             kills += 1
     print(kills)
 
