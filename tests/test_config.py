@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reposer.config import (
@@ -95,6 +95,29 @@ def test_overrides_apply_in_order_replace_and_leave_the_original_alone() -> None
     assert apply_overrides(before, []) == before
 
 
+class Parts(Config):
+    batch: int = 4
+    accumulate: int = 2
+
+    @pydantic.model_validator(mode="after")
+    def _divides(self) -> Parts:
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} does not divide batch={self.batch}")
+        return self
+
+
+class Outer(Config):
+    parts: Parts = Parts()
+
+
+def test_rules_about_several_keys_are_judged_when_all_are_set() -> None:
+    found = apply_overrides(Outer(), ["parts.batch=9", "parts.accumulate=3"])
+    assert (found.parts.batch, found.parts.accumulate) == (9, 3)
+    with pytest.raises(UserError) as caught:
+        apply_overrides(Outer(), ["parts.batch=9"])
+    assert str(caught.value) == "--set: parts: accumulate=2 does not divide batch=9"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -138,6 +161,7 @@ def test_every_mistake_is_one_line_that_names_the_key(override: str, message: st
     assert "\n" not in text
 
 
+@settings(deadline=None)
 @given(
     st.text(max_size=30),
     st.sampled_from(["steps", "optimizer.lr", "size", "generator", "generator_args.a", "flip"]),
@@ -169,6 +193,7 @@ def test_configs_are_frozen_strict_and_checked() -> None:
         config.changed(steps="x")
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Training,

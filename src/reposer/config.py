@@ -5,7 +5,6 @@ A configuration class stands beside the code that reads it and derives from :cla
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import os
@@ -52,11 +51,12 @@ def apply_overrides(config: _C, overrides: Sequence[str]) -> _C:
     """
     data = config.model_dump(mode="json")
     for override in overrides:
-        data = _apply(type(config), data, override)
+        _apply(type(config), data, override)
     return _validated(type(config), data, "--set")
 
 
-def _apply(cls: type[_C], data: dict[str, Any], override: str) -> dict[str, Any]:
+def _apply(cls: type[_C], data: dict[str, Any], override: str) -> None:
+    """Put one override into ``data``, which is of no use when this raises."""
     key, separator, text = override.partition("=")
     names = key.strip().split(".")
     if not separator or not all(names):
@@ -73,11 +73,13 @@ def _apply(cls: type[_C], data: dict[str, Any], override: str) -> dict[str, Any]
     _refuse_unknown(cls, names, f"--set {override}")
     first: list[Any] = []  # what is wrong with the YAML reading
     for candidate in (value, text):
-        changed = copy.deepcopy(data)
-        _assign(changed, names, candidate, override)
-        problems = _problems(cls, changed)
+        _assign(data, names, candidate, override)
+        # What concerns other keys, or several at once, is judged when all overrides are in.
+        problems = [
+            p for p in _problems(cls, data) if [str(part) for part in p["loc"][: len(names)]] == names
+        ]
         if not problems:
-            return changed
+            return
         first = first or problems
     raise UserError(_lines(cls, first, f"--set {override}"))
 
@@ -192,6 +194,8 @@ def _lines(cls: type[Config], problems: list[Any], origin: str) -> str:
             lines.append(_unknown(cls, names, origin))
         elif problem["type"] == "missing":
             lines.append(f"{origin}: {key} is missing")
+        elif problem["type"] == "value_error":  # of a validator of ours, which says it all
+            lines.append(f"{origin}: {key}: {problem['msg'].removeprefix('Value error, ')}")
         else:
             message = problem["msg"][:1].lower() + problem["msg"][1:]
             lines.append(f"{origin}: {key}: {message}, not {_short(problem['input'])}")
