@@ -255,7 +255,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         read_people("viper", tmp_path / "nowhere")
     with pytest.raises(UserError, match="no usable image"):
         read_people("viper", tmp_path)
-    with pytest.raises(UserError, match="layout viper: .*giraffe"):
+    with pytest.raises(UserError, match=r"layout viper: .*giraffe"):
         read_people("viper", tmp_path, options={"giraffe": 1})
     write(tmp_path, "1/a_c1.png", "2/a_c1.png")
     with pytest.raises(UserError, match="holdout 2"):
