@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,12 @@ from reposer.data.parsing import PALETTE
 from reposer.data.rendered.renderer import RenderedPeople
 from reposer.data.rendered.shots import Shot, iterate_rendered
 from reposer.errors import UserError
-from reposer.files import atomic_folder
+from reposer.files import atomic_folder, write_new
 from reposer.images import encode_jpeg, encode_png
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"  # Market-1501's folders
 SCHEMA = "reposer-rendered-people-1"
+_DISK_THREADS, _MAX_PENDING = 8, 1024  # flushing a file takes milliseconds in which others can render
 MAX_PEOPLE, MAX_IMAGES = 9999, 999_999  # what four and six digits of a Market-1501 name can count
 
 
@@ -78,8 +80,7 @@ def write_rendered_dataset(
     root.parent.mkdir(parents=True, exist_ok=True)
     pids = range(1, total_people + 1)
     total = total_people * images_per_identity
-    with atomic_folder(root) as folder:
-        writer = _Writer(folder, identities)
+    with atomic_folder(root) as folder, _Writer(folder, identities) as writer:
         for shots, batch in iterate_rendered(
             pids, images_per_identity, size, seed=seed, samples=samples, workers=workers
         ):
@@ -109,8 +110,16 @@ class _Writer:
         self.people: dict[str, dict[str, Any]] = {}
         self.keypoints: dict[str, NDArray[np.float32]] = {}
         self._queried: set[tuple[int, int]] = set()
+        self._disk = ThreadPoolExecutor(_DISK_THREADS)
+        self._pending: list[Future[None]] = []
         for name in (*self.counts, "parsing", "mask"):
             (folder / name).mkdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._disk.shutdown(cancel_futures=True)
 
     def add(self, shot: Shot, batch: RenderedPeople, n: int) -> None:
         """Write image ``n`` of a batch."""
@@ -118,9 +127,14 @@ class _Writer:
         part = TRAIN if pid <= self.identities else GALLERY if (pid, camid) in self._queried else QUERY
         self._queried.add((pid, camid))
         self.counts[part] += 1
-        (self.folder / part / name).write_bytes(encode_jpeg(batch.images[n], quality=95))
-        (self.folder / "parsing" / f"{shot.stem}.png").write_bytes(encode_png(batch.parsing[n], PALETTE))
-        (self.folder / "mask" / f"{shot.stem}.png").write_bytes(encode_png(batch.masks[n]))
+        files = {
+            self.folder / part / name: encode_jpeg(batch.images[n], quality=95),
+            self.folder / "parsing" / f"{shot.stem}.png": encode_png(batch.parsing[n], PALETTE),
+            self.folder / "mask" / f"{shot.stem}.png": encode_png(batch.masks[n]),
+        }
+        self._pending += [self._disk.submit(write_new, path, data) for path, data in files.items()]
+        if len(self._pending) > _MAX_PENDING:
+            self._settle()
         self.keypoints[name] = np.rint(batch.keypoints[n])
         self.people.setdefault(str(pid), shot.identity.attributes())
         self.images[name] = {
@@ -133,9 +147,16 @@ class _Writer:
 
     def finish(self, settings: dict[str, Any]) -> None:
         """Write the lists."""
+        self._settle()
         write_keypoints_csv(self.folder / "keypoints.csv", dict(sorted(self.keypoints.items())))
         record = {"schema": SCHEMA, **settings, "people": self.people, "images": self.images}
         (self.folder / "people.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def _settle(self) -> None:
+        """Wait for the disk; its errors come up here."""
+        for future in self._pending:
+            future.result()
+        self._pending.clear()
 
 
 def _check_counts(identities: int, test: int, images: int, size: tuple[int, int], seed: int) -> None:
