@@ -1,3 +1,3 @@
-"""Reposer re-poses people: generate person images in a wanted pose, enlarge Re-ID sets, measure whether it helped."""
+"""Reposer re-poses people: person images in a wanted pose, larger Re-ID sets, and whether they help."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
-"""The dataclasses that travel between the rooms: records, batches, features, rankings. Shapes stand in the comments.
+"""The dataclasses that travel between the rooms: records, batches, features, rankings.
 
-B batch, H height, W width, J = 18 joints, N items, D feature size, Q queries, G gallery images.
+Shapes stand in the comments: B batch, H height, W width, J = 18 joints, N items, D feature size,
+Q queries, G gallery images.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ class _Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch with every tensor on ``device``."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in moved.items() if isinstance(v, Tensor)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        moved = {
+            k: v.to(device, non_blocking=non_blocking) for k, v in values.items() if isinstance(v, Tensor)
+        }
         return replace(self, **moved)  # type: ignore[type-var]
 
 
