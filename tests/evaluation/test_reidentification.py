@@ -11,11 +11,12 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import average_precision_score
 
 from reposer.errors import UserError
-from reposer.evaluation.ranklists import COLORS, HEADER, choose_queries, rank_lists, write_rank_lists
+from reposer.evaluation.ranklists import COLORS, HEADER, choose_queries, write_rank_lists
 from reposer.evaluation.reid_comparison import LEARNERS, compare_methods
 from reposer.evaluation.reidentification import Rerank, evaluate_reid
 from reposer.images import decode
 from reposer.metrics.intervals import mean_interval
+from reposer.reid.search import search
 from reposer.reid.xqda import XQDA
 from reposer.structures import FeatureSet
 
@@ -221,7 +222,7 @@ def test_sheets_show_best_worst_and_failed_queries_with_colored_frames(tmp_path)
     paths = write_rank_lists(tmp_path, QUERY, GALLERY, report, _picture, count=4)
     assert [path.name for path in paths] == ["ranklist_best.png", "ranklist_worst.png", "ranklist_failed.png"]
     sheet = decode(paths[2])
-    ranking = rank_lists(QUERY, GALLERY, failed, top=10)
+    ranking = search(QUERY, GALLERY, queries=failed, top=10)
     for line in range(4):
         for column in range(10):
             flag = "match" if ranking.matches[line, column] else "miss"

@@ -74,7 +74,7 @@ def test_nearest_lists_ties_in_gallery_order():
 def test_search_flags_junk_own_camera_and_distractors():
     features = np.array([[0.0], [1], [2], [3], [4]], np.float32)
     gallery = _set(features, [7, 7, -1, 0, 8], [1, 2, 1, 1, 1])
-    ranking = search(_set(features[:1], [7], [1]), gallery, top=5)
+    ranking = search(_set(features[:1], [7], [1]), gallery, top=5, unit=False)
     assert ranking.order.tolist() == [[0, 1, 2, 3, 4]]
     assert ranking.matches.tolist() == [[True, True, False, False, False]]
     assert ranking.valid.tolist() == [[False, True, False, True, True]]

@@ -12,12 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reposer.errors import UserError
 from reposer.evaluation.reid_comparison import ReidReport
-from reposer.evaluation.reidentification import pairwise_form
 from reposer.files import write_atomic
 from reposer.images import encode_png
 from reposer.metrics.retrieval import QueryScores
 from reposer.reid.quadratic import QuadraticMetric
-from reposer.reid.search import checked, flagged, nearest
+from reposer.reid.search import search
 from reposer.structures import FeatureSet, Ranking
 
 PictureOf = Callable[[str], NDArray[np.uint8]]  # a name of the feature sets -> (H, W, 3) uint8 RGB
@@ -52,24 +51,6 @@ def choose_queries(scores: QueryScores, kind: Kind, count: int) -> NDArray[np.in
         rows, first = rows[first > 1], first[first > 1]
         return rows[np.argsort(-first, kind="stable")][:count]
     return rows[np.argsort(-precision if kind == "best" else precision, kind="stable")][:count]
-
-
-def rank_lists(
-    query: FeatureSet,
-    gallery: FeatureSet,
-    rows: NDArray[np.int64],
-    *,
-    distance: str | QuadraticMetric = "euclidean",
-    top: int = 10,
-) -> Ranking:
-    """The ``top`` nearest images, junk and same-camera ones included, of the queries at ``rows``.
-
-    Raises:
-        UserError: as evaluate_reid.
-    """
-    query, gallery = checked(query, "query"), checked(gallery, "gallery")
-    order, values = nearest(pairwise_form(query.features[rows], gallery.features, distance), top)
-    return flagged(order, values, query.pids[rows], query.camids[rows], gallery)
 
 
 def draw_sheet(
@@ -144,7 +125,7 @@ def write_rank_lists(
         rows = choose_queries(report.results[method].scores, kind, count)
         if not len(rows):
             continue
-        ranking = rank_lists(query, gallery, rows, distance=metric or method, top=top)
+        ranking = search(query, gallery, distance=metric or method, top=top, queries=rows)
         sheet = draw_sheet(query, gallery, rows, ranking, picture, report.results[method].scores)
         path = folder / f"ranklist_{kind}.png"
         write_atomic(path, encode_png(sheet))

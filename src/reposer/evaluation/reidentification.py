@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.errors import UserError
 from reposer.metrics.intervals import LEVELS, REPEATS, bootstrap_weights
 from reposer.metrics.retrieval import (
     DISTRACTOR,
@@ -23,10 +22,10 @@ from reposer.metrics.retrieval import (
     mean_values,
     per_query,
 )
-from reposer.reid.distances import DISTANCES, PairwiseForm, normalize
+from reposer.reid.distances import PairwiseForm, normalize
 from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.rerank import k_reciprocal
-from reposer.reid.search import checked
+from reposer.reid.search import checked, known_distance, pairwise_form
 from reposer.structures import FeatureSet
 
 
@@ -103,15 +102,6 @@ def evaluate_reid(
     return summarize(scores, protocol, no_match=no_match, seed=seed)
 
 
-def pairwise_form(
-    query: NDArray[np.floating], gallery: NDArray[np.floating], distance: str | QuadraticMetric
-) -> PairwiseForm:
-    """The distances of (Q, D) and (G, D) features under a named or a learned distance."""
-    if isinstance(distance, QuadraticMetric):
-        return distance.form(query, gallery)
-    return DISTANCES[_known(distance)](query, gallery)
-
-
 def score_form(form: PairwiseForm, protocol: RetrievalProtocol) -> QueryScores:
     """Distances and scores block by block: the (Q, G) matrix never exists as a whole."""
     return concatenate([protocol.score(block, start) for start, block in form.blocks()])
@@ -166,10 +156,4 @@ def _euclidean_space(features: NDArray[np.float32], distance: str | QuadraticMet
     """Features whose Euclidean distance ranks like ``distance``; re-ranking starts from it."""
     if isinstance(distance, QuadraticMetric):
         return distance.transform(features)
-    return normalize(features) if _known(distance) == "cosine" else features
-
-
-def _known(distance: str) -> str:
-    if distance not in DISTANCES:
-        raise UserError(f"unknown distance {distance!r}", f"choose one of {', '.join(DISTANCES)}")
-    return distance
+    return normalize(features) if known_distance(distance) == "cosine" else features

@@ -14,10 +14,12 @@ it in ``best``; the order of the gallery never decides.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from reposer.errors import UserError
@@ -74,10 +76,7 @@ class RetrievalProtocol:
         self.exclude_same_camera = exclude_same_camera
         self._check()
         self.kept = np.flatnonzero(self.gallery_pids != JUNK)  # columns that count for some query
-        pids = self.gallery_pids[self.kept]
-        self._by_pid = np.argsort(pids, kind="stable")
-        self._sorted_pids = pids[self._by_pid]
-        self._camids = self.gallery_camids[self.kept]
+        self._hits, self._own_camera = self._same_person()
 
     def _check(self) -> None:
         for side in ("query", "gallery"):
@@ -95,15 +94,19 @@ class RetrievalProtocol:
                 "number the people from 1, or take these rows out of the query set",
             )
 
-    def matches_of(self, query: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positions in ``kept`` of a query's valid matches, and of its same-camera images, which are out."""
-        pid = self.query_pids[query]
-        start, stop = np.searchsorted(self._sorted_pids, (pid, pid + 1))
-        same = self._by_pid[start:stop]
-        if not self.exclude_same_camera:
-            return same, same[:0]
-        other_camera = self._camids[same] != self.query_camids[query]
-        return same[other_camera], same[~other_camera]
+    def _same_person(self) -> tuple[_Cells, _Cells]:
+        """Cells (query, position in ``kept``) of valid matches, and of own-camera images, which are out."""
+        pids, camids = self.gallery_pids[self.kept], self.gallery_camids[self.kept]
+        by_pid = np.argsort(pids, kind="stable")
+        start = np.searchsorted(pids, self.query_pids, "left", sorter=by_pid)
+        sizes = np.searchsorted(pids, self.query_pids, "right", sorter=by_pid) - start
+        query = np.repeat(np.arange(len(sizes)), sizes)
+        within = np.arange(len(query)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        column = by_pid[np.repeat(start, sizes) + within]
+        own = camids[column] == self.query_camids[query]
+        out = own if self.exclude_same_camera else np.zeros_like(own)
+        queries = len(self.query_pids)
+        return _cells(query[~out], column[~out], queries), _cells(query[out], column[out], queries)
 
     def score(self, distance: NDArray[np.floating], first_query: int = 0) -> QueryScores:
         """Scores of queries ``first_query`` and on, from their rows of distances, smaller is closer.
@@ -124,45 +127,66 @@ class RetrievalProtocol:
                 f"a distance matrix of shape {distance.shape} for {expected}", "give (Q, G) distances"
             )
         step = max(1, _BLOCK_BYTES // (distance.itemsize * max(columns, 1)))
-        parts = [
-            self._score_block(distance[start : start + step], first_query + start)
-            for start in range(0, rows, step)
-        ]
-        return concatenate(parts)
+        starts = range(0, rows, step)
+
+        def part(start: int) -> QueryScores:
+            return self._score_block(distance[start : start + step], first_query + start)
+
+        if len(starts) < 2:
+            return part(0)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # sorting releases the interpreter's lock
+            return concatenate(list(pool.map(part, starts)))
 
     def _score_block(self, distance: NDArray[np.floating], first_query: int) -> QueryScores:
         whole = len(self.kept) == distance.shape[1]
         work = distance.copy() if whole else distance[:, self.kept]
-        hits: list[NDArray[np.floating]] = []
-        valid = np.empty(len(work), np.int64)
-        for row in range(len(work)):
-            good, out = self.matches_of(first_query + row)
-            hits.append(np.sort(work[row, good]))
-            work[row, out] = np.inf  # sorted behind everything that counts
-            valid[row] = work.shape[1] - len(out)
+        row, column, counts = self._hits.of(first_query, len(work))
+        hits = work[row, column]
+        hits = hits[np.lexsort((hits, row))]
+        out_row, out_column, out_counts = self._own_camera.of(first_query, len(work))
+        work[out_row, out_column] = np.inf  # sorted behind everything that counts
+        valid = work.shape[1] - out_counts
         work.sort(axis=1)
         _refuse_non_finite(work, valid, first_query)
-        counts = np.array([len(h) for h in hits])
-        ranks = [_ranks(row, h) for row, h in zip(work, hits, strict=True)]
-        worst = np.concatenate([r[0] for r in ranks])
-        best = np.concatenate([r[1] for r in ranks])
-        query = np.repeat(np.arange(len(work)), counts)
-        tied = np.bincount(query, worst != best, minlength=len(work)).astype(np.int64)
+        worst, best = _ranks(work, hits, counts)
+        tied = np.bincount(row, worst != best, minlength=len(work)).astype(np.int64)
         return QueryScores(_hit_scores(worst, counts), _hit_scores(best, counts), counts, tied, valid)
 
 
+class _Cells(NamedTuple):
+    """Cells of the (Q, G) matrix, by query."""
+
+    column: NDArray[np.int64]
+    ends: NDArray[np.int64]  # (Q + 1,) query q owns ends[q] to ends[q + 1]
+
+    def of(self, first: int, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Row (from 0) and column of the cells of queries ``first`` and on, and how many each query has."""
+        ends = self.ends[first : first + rows + 1]
+        counts = np.diff(ends)
+        return np.repeat(np.arange(rows), counts), self.column[ends[0] : ends[-1]], counts
+
+
+def _cells(query: NDArray[np.int64], column: NDArray[np.int64], queries: int) -> _Cells:
+    return _Cells(column, np.append(0, np.cumsum(np.bincount(query, minlength=queries))))
+
+
 def _ranks(
-    ordered: NDArray[np.floating], hits: NDArray[np.floating]
+    ordered: NDArray[np.floating], hits: NDArray[np.floating], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ranks from 1 of the sorted ``hits`` among all ``ordered`` values: ties against them, ties for them."""
-    upto = np.searchsorted(ordered, hits, "right")
-    below = np.searchsorted(ordered, hits, "left")
-    if (upto - below == 1).all():  # nothing else at any hit's distance
-        return upto, upto
-    k = np.arange(1, len(hits) + 1)
-    negatives_upto = upto - np.searchsorted(hits, hits, "right")
-    negatives_below = below - np.searchsorted(hits, hits, "left")
-    return negatives_upto + k, negatives_below + k
+    """Ranks from 1 of all hits, ascending within each query: with ties against them, with ties for them."""
+    upto, below = np.empty(len(hits), np.int64), np.empty(len(hits), np.int64)
+    ends = np.cumsum(counts)
+    for values, start, end in zip(ordered, (ends - counts).tolist(), ends.tolist(), strict=True):
+        upto[start:end] = values.searchsorted(hits[start:end], "right")
+        below[start:end] = values.searchsorted(hits[start:end], "left")
+    # Runs of equal hits of one query: how many of its hits are nearer, and how many are as near.
+    query = np.repeat(np.arange(len(counts)), counts)
+    place = np.arange(len(hits)) - (ends - counts)[query]
+    new = np.ones(len(hits), bool)
+    new[1:] = (hits[1:] != hits[:-1]) | (query[1:] != query[:-1])
+    run = np.cumsum(new) - 1
+    nearer, equal = place[new][run], np.bincount(run)[run] if len(run) else run
+    return upto - nearer - equal + place + 1, below - nearer + place + 1
 
 
 def _hit_scores(ranks: NDArray[np.int64], counts: NDArray[np.int64]) -> HitScores:

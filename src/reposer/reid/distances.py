@@ -1,7 +1,8 @@
 """Distances between all queries and all gallery images, in blocks of rows; smaller is closer.
 
-Every distance here is one matrix product and two vectors: ``row_term + column_term - 2 left @ right.T``.
-Blocks are written into one buffer, so that memory does not grow with the number of queries.
+Every distance here is ``row_term + column_term - 2 a @ b.T``. The terms ride in two further columns of the
+factors, so that a block is one matrix product and nothing else has to pass over it; blocks are written into
+one buffer, so that memory does not grow with the number of queries.
 """
 
 from __future__ import annotations
@@ -20,12 +21,10 @@ BLOCK_BYTES = 32 << 20  # of one block of distances
 
 @dataclass(frozen=True, slots=True)
 class PairwiseForm:
-    """``row_term[:, None] + column_term[None] - 2 left @ right.T`` for Q rows and G columns."""
+    """``left @ right.T`` for Q rows and G columns."""
 
-    left: NDArray[np.float32]  # (Q, D)
-    right: NDArray[np.float32]  # (G, D)
-    row_term: NDArray[np.float32]  # (Q,)
-    column_term: NDArray[np.float32]  # (G,)
+    left: NDArray[np.float32]  # (Q, D + 2): -2 a, 1, row term
+    right: NDArray[np.float32]  # (G, D + 2): b, column term, 1
     floor: float = 0.0  # rounding must not pass it; -inf for a form that is not positive
     root: bool = False  # report the square root; the squared values rank alike and tie less
 
@@ -37,14 +36,12 @@ class PairwiseForm:
         """(first row, (q, G) float32) of consecutive rows, never rooted; the next block reuses the array."""
         rows, columns = self.shape
         step = max(1, min(rows, block_bytes // (4 * max(columns, 1))))
+        left, right = torch.from_numpy(self.left), torch.from_numpy(self.right)
         buffer = torch.empty(step, columns)
-        right, column_term = torch.from_numpy(self.right), torch.from_numpy(self.column_term)
         for start in range(0, rows, step):
-            left = torch.from_numpy(self.left[start : start + step])
-            block = buffer[: len(left)]
+            part = left[start : start + step]
             # torch's product, not numpy's: it follows torch.set_num_threads like the rest of a run.
-            torch.addmm(column_term, left, right.T, alpha=-2, out=block)
-            block.add_(torch.from_numpy(self.row_term[start : start + step])[:, None])
+            block = torch.mm(part, right.T, out=buffer[: len(part)])
             if self.floor > -np.inf:
                 block.clamp_(min=self.floor)
             yield start, block.numpy()
@@ -68,8 +65,13 @@ def euclidean(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> Pai
     """
     _same_size(query, gallery)
     mean = gallery.mean(axis=0, dtype=np.float64).astype(np.float32)
-    left, right = np.subtract(query, mean, dtype=np.float32), np.subtract(gallery, mean, dtype=np.float32)
-    return PairwiseForm(left, right, squared_norms(left), squared_norms(right), root=True)
+    left, right = _with_room(query.shape), _with_room(gallery.shape)
+    for side, features in ((left, query), (right, gallery)):
+        np.subtract(features, mean, out=side[:, :-2], casting="same_kind")
+    left[:, -2], left[:, -1] = 1, squared_norms(left[:, :-2])
+    right[:, -2], right[:, -1] = squared_norms(right[:, :-2]), 1
+    left[:, :-2] *= -2
+    return PairwiseForm(left, right, root=True)
 
 
 def cosine(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> PairwiseForm:
@@ -79,10 +81,11 @@ def cosine(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> Pairwi
         UserError: a feature of length zero.
     """
     _same_size(query, gallery)
-    half = np.float32(0.5)
-    left, right = normalize(query, "query"), normalize(gallery, "gallery")
-    left *= half  # 1 - left @ right.T in the common form
-    return PairwiseForm(left, right, np.ones(len(left), np.float32), np.zeros(len(right), np.float32))
+    left, right = _with_room(query.shape), _with_room(gallery.shape)
+    np.negative(normalize(query, "query"), out=left[:, :-2])
+    right[:, :-2] = normalize(gallery, "gallery")
+    left[:, -2:] = right[:, -2:] = 1, 0
+    return PairwiseForm(left, right)
 
 
 def mahalanobis(
@@ -92,15 +95,11 @@ def mahalanobis(
     _same_size(query, gallery)
     mean = gallery.mean(axis=0, dtype=np.float64)
     a, b = query - mean, gallery - mean
-    left = a @ matrix
-    row_term, column_term = np.einsum("nd,nd->n", left, a), np.einsum("nd,nd->n", b @ matrix, b)
-    return PairwiseForm(
-        left=left.astype(np.float32),
-        right=b.astype(np.float32),
-        row_term=row_term.astype(np.float32),
-        column_term=column_term.astype(np.float32),
-        floor=-np.inf,
-    )
+    left, right = _with_room(query.shape), _with_room(gallery.shape)
+    left[:, :-2], right[:, :-2] = -2 * (a @ matrix), b
+    left[:, -2], left[:, -1] = 1, np.einsum("nd,nd->n", a @ matrix, a)
+    right[:, -2], right[:, -1] = np.einsum("nd,nd->n", b @ matrix, b), 1
+    return PairwiseForm(left, right, floor=-np.inf)
 
 
 DISTANCES: dict[str, Distance] = {"euclidean": euclidean, "cosine": cosine}
@@ -109,6 +108,10 @@ DISTANCES: dict[str, Distance] = {"euclidean": euclidean, "cosine": cosine}
 def squared_norms(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """(N,) squared lengths."""
     return np.asarray(np.einsum("nd,nd->n", features, features), np.float32)
+
+
+def _with_room(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.empty((shape[0], shape[1] + 2), np.float32)
 
 
 def normalize(features: NDArray[np.floating], what: str = "features") -> NDArray[np.float32]:

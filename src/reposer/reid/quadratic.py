@@ -9,7 +9,7 @@ embedding whose Euclidean distance is the learned one: search, re-ranking and in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from reposer.errors import UserError
-from reposer.reid.distances import PairwiseForm, check_features, mahalanobis, squared_norms
+from reposer.reid.distances import PairwiseForm, check_features, euclidean, mahalanobis
 from reposer.reid.pair_statistics import PairStatistics, condition_number
 
 RELATIVE_RIDGE = 0.1  # of the mean eigenvalue of S; compared with other values in docs/reid.md
@@ -67,8 +67,7 @@ class QuadraticMetric(BaseEstimator):  # type: ignore[misc]  # scikit-learn has 
         """The learned squared distance of (Q, D) and (G, D) features, to be computed in blocks."""
         if (self.weights_ < 0).any():
             return mahalanobis(self._project(query), self._project(gallery), np.diag(self.weights_))
-        left, right = self.transform(query), self.transform(gallery)
-        return PairwiseForm(left, right, squared_norms(left), squared_norms(right))
+        return replace(euclidean(self.transform(query), self.transform(gallery)), root=False)
 
     def distance(self, query: NDArray[np.floating], gallery: NDArray[np.floating]) -> NDArray[np.float32]:
         """(Q, G) learned squared distances, smaller is closer; below 0 only where ``weights_`` are."""

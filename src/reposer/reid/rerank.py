@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from reposer.errors import UserError
-from reposer.reid.distances import check_features, euclidean
+from reposer.reid.distances import BLOCK_BYTES, check_features, squared_norms
 
 _PAIR_CHUNK = 2_048  # pairs of features gathered at once
 _LISTED = 64  # neighbors whose distances are kept from the search: most members of R* are among them
@@ -70,11 +70,12 @@ def k_reciprocal(
             f"re-ranking with k1={k1}, k2={k2}, weight={weight} of {count} images",
             "choose 1 <= k2 <= k1 < number of images and 0 <= weight <= 1",
         )
-    features = np.concatenate([query, gallery]).astype(np.float32, copy=False)
-    form = euclidean(features, features)
-    neighbors = _search(form.left, form.row_term, len(query), min(count, max(_LISTED, k1 + 1)))
+    features = np.concatenate([query, gallery], dtype=np.float32)
+    features -= features.mean(axis=0, dtype=np.float64).astype(np.float32)  # see distances.euclidean
+    norms = squared_norms(features)
+    neighbors = _search(features, norms, len(query), min(count, max(_LISTED, k1 + 1)))
     members = _reciprocal_sets(neighbors.order, k1)
-    encoding = _encode(members, neighbors, form.left, form.row_term)
+    encoding = _encode(members, neighbors, features, norms)
     if k2 > 1:
         rows = np.repeat(np.arange(count), k2)
         share = np.full(len(rows), 1 / k2, np.float32)
@@ -86,23 +87,24 @@ def k_reciprocal(
 def _search(x: NDArray[np.float32], norms: NDArray[np.float32], queries: int, listed: int) -> _Neighbors:
     """All N^2 distances once, in blocks of rows; kept are ``listed`` of each row and the queries' rows."""
     count = len(x)
-    features, column_term = torch.from_numpy(x), torch.from_numpy(norms)
+    features, terms = torch.from_numpy(x), torch.from_numpy(norms)
     order, distance = torch.empty(count, listed, dtype=torch.int64), torch.empty(count, listed)
     largest, query_rows = torch.empty(count), torch.empty(queries, count - queries)
-    step = max(1, min(count, (32 << 20) // (4 * count)))
+    step = max(1, min(count, BLOCK_BYTES // (4 * count)))
     buffer = torch.empty(step, count)
     for start in range(0, count, step):
         stop = min(start + step, count)
-        block = buffer[: stop - start]
-        torch.addmm(column_term, features[start:stop], features.T, alpha=-2, out=block)
-        block.add_(column_term[start:stop, None]).clamp_(min=0)
+        # D without the row's own term: it is added to the few values that are kept, not to all.
+        block = torch.addmm(terms, features[start:stop], features.T, alpha=-2, out=buffer[: stop - start])
         largest[start:stop] = block.amax(dim=1)
         own = torch.arange(start, stop)
-        block[own - start, own] = -1.0  # before any copy of the same image
+        block[own - start, own] = -torch.inf  # before any copy of the same image
         distance[start:stop], order[start:stop] = block.topk(listed, dim=1, largest=False)
         if start < queries:
             query_rows[start:stop] = block[: queries - start, queries:]
-    distance[:, 0] = 0.0
+    largest.add_(terms)
+    query_rows.add_(terms[:queries, None]).clamp_(min=0)
+    distance.add_(terms[:, None]).clamp_(min=0)
     if float(largest.min()) <= 0:
         raise UserError("all features are equal", "check how they were extracted")
     return _Neighbors(order.numpy(), distance.numpy(), largest.numpy(), query_rows.numpy())

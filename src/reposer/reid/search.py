@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from reposer.errors import UserError
 from reposer.reid.distances import DISTANCES, PairwiseForm, check_features, normalize
+from reposer.reid.quadratic import QuadraticMetric
 from reposer.structures import FeatureSet, Ranking
 
 
@@ -36,19 +37,48 @@ def search(
     query: FeatureSet,
     gallery: FeatureSet,
     *,
-    distance: str = "euclidean",
+    distance: str | QuadraticMetric = "euclidean",
+    unit: bool = True,
     top: int = 50,
-    queries: Sequence[int] | None = None,
+    queries: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> Ranking:
     """The ``top`` nearest gallery images of each query (or of those numbered in ``queries``).
 
     Junk and same-camera images are listed too, with ``valid`` False. Equal distances are listed in gallery
     order; scores are never taken from this order (see reposer.metrics.retrieval).
+
+    Args:
+        distance: a key of DISTANCES, or a fitted KISSME or XQDA.
+        unit: bring every feature to length 1 first.
+
+    Raises:
+        UserError: as :func:`checked`, or an unknown distance.
     """
+    query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
     rows = np.arange(len(query)) if queries is None else np.asarray(queries, np.int64)
-    form = DISTANCES[distance](query.features[rows], gallery.features)
+    form = pairwise_form(query.features[rows], gallery.features, distance)
     order, values = nearest(form, top)
     return flagged(order, values, query.pids[rows], query.camids[rows], gallery)
+
+
+def pairwise_form(
+    query: NDArray[np.floating], gallery: NDArray[np.floating], distance: str | QuadraticMetric
+) -> PairwiseForm:
+    """The distances of (Q, D) and (G, D) features under a named or a learned distance."""
+    if isinstance(distance, QuadraticMetric):
+        return distance.form(query, gallery)
+    return DISTANCES[known_distance(distance)](query, gallery)
+
+
+def known_distance(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        UserError: it is no key of DISTANCES.
+    """
+    if name not in DISTANCES:
+        raise UserError(f"unknown distance {name!r}", f"choose one of {', '.join(DISTANCES)}")
+    return name
 
 
 def nearest(form: PairwiseForm, top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
