@@ -229,8 +229,9 @@ def test_sigterm_saves_and_exits_with_143(prepared, uninterrupted, tmp_path):
         "gan.generator_loss = signalling\n"
     )
     command = [sys.executable, "-c", told + TRAIN, str(tmp_path / "config.json"), str(tmp_path / "run")]
-    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=600)
     assert done.returncode == 143, done.stderr
+    assert "saved step 7" in done.stderr
     assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == 7
     train(tiny_config(prepared), tmp_path / "run", device="cpu")
     assert final_hashes(tmp_path / "run") == final_hashes(uninterrupted)

@@ -27,7 +27,7 @@ def _torchrun(config: GanConfig, run: Path, folder: Path, before: str = "") -> s
     script.write_text(before + TRAIN)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [sys.executable, *launcher, str(script), str(folder / "config.json"), str(run)]
-    return subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=900)
 
 
 def _config(prepared: Path, **changes) -> GanConfig:

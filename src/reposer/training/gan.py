@@ -9,6 +9,7 @@ parts, the generator's parts but the last are judged by the discriminator before
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from reposer.training.gan_losses import GanNetworks, discriminator_loss, generat
 from reposer.training.gan_record import GanRecord, GanSummary
 from reposer.training.gan_state import GanState
 from reposer.training.optimizers import check_finite, gradient_norm, learning_rate, set_learning_rate
+
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -96,6 +99,9 @@ def train(
                 if state.step % every.checkpoint_every == 0 or ends:
                     record.save()
                 if told:
+                    _log.warning(
+                        "told to stop: saved step %d, the same command goes on from here", state.step
+                    )
                     raise SystemExit(stop.exit_code)
                 if late:
                     break
