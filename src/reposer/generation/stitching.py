@@ -26,7 +26,7 @@ DIFFUSION_STEPS = 8  # 3x3 averages inside the hole; they take away the squares 
 def stitch(generated: Tensor, batch: PairBatch, background: str, feather: int | None = None) -> Tensor:
     """Put the generated people on the wanted background.
 
-    Pixels of the target mask are the generated ones, pixels more than ``2 feather`` away from it are the
+    Pixels of the target mask are the generated ones, pixels more than ``feather`` away from it are the
     background's, both exactly. Two cases have no answer and keep the whole generated picture: an empty
     target mask (the result would be the donor's own photograph under the source's name) and a person who
     fills the background image (nothing to paint the hole with).
@@ -35,8 +35,7 @@ def stitch(generated: Tensor, batch: PairBatch, background: str, feather: int | 
         generated: (B, 3, H, W) uint8.
         batch: the pairs, on the same device; images uint8.
         background: "generated" (the picture as it is), "donor" (the target image's) or "source".
-        feather: width of the soft border in pixels, see :func:`feathered`; None: 1 for every 128 rows, at
-            least 1.
+        feather: width of the soft border in pixels; None: 1 for every 128 rows, at least 1.
 
     Returns:
         (B, 3, H, W) uint8.
@@ -73,18 +72,21 @@ def check_background(background: str) -> str:
 
 
 def feathered(mask: Tensor, width: int) -> Tensor:
-    """Opacity of a cut-out: 1 on the mask, a ramp outside it, 0 from ``2 width + 1`` pixels (largest axis)
-    on.
+    """Opacity of a cut-out: 1 on the mask, elsewhere the part of the square around a pixel that is mask.
+
+    Beside a straight edge it is 1/3 (``width`` 1) to 1/2, and 0 beyond ``width`` pixels. A longer ramp would
+    show more of what the generator painted around the person: a halo on another background.
 
     Args:
         mask: (B, H, W) bool.
-        width: half the length of the ramp, in pixels; 0 gives a hard edge.
+        width: half the side of the square, in pixels; 0 gives a hard edge.
 
     Returns:
         (B, 1, H, W) float32.
     """
-    grown = _over_neighbors(torch.maximum, mask[:, None].float(), width)
-    return _over_neighbors(torch.add, grown, width) / _neighbor_count(grown, width)
+    solid = mask[:, None].float()
+    share = _over_neighbors(torch.add, solid, width) / _neighbor_count(solid, width)
+    return torch.maximum(solid, share)
 
 
 def paint_out(image: Tensor, hole: Tensor) -> Tensor:
