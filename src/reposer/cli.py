@@ -144,7 +144,9 @@ def prepare_market(
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Argument(help="san_market, san_deepfashion, san_market_small or san_demo.")],
+    preset: Annotated[
+        str, typer.Argument(help="san_market, san_market_small, san_demo, reid_demo, bot, ...")
+    ],
     data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
     overrides: SetOption = None,
@@ -154,14 +156,14 @@ def train(
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
-    """Train a generator; Ctrl-C and SIGTERM save first. Several GPUs: torchrun -m reposer train ..."""
-    from reposer.config import apply_overrides
-    from reposer.experiments.presets import find_preset
-    from reposer.training.gan import train as train_gan
+    """Train a generator or a Re-ID network; Ctrl-C and SIGTERM save first. Several GPUs: torchrun -m reposer train ..."""
+    from reposer.experiments.trainings import train_preset
 
-    config = find_preset(preset)
-    config = config.changed(data=config.data.changed(folder=data), threads=threads)
-    print(train_gan(apply_overrides(config, overrides or []), out, device=device, max_minutes=max_minutes))
+    print(
+        train_preset(
+            preset, data, out, overrides or [], threads=threads, device=device, max_minutes=max_minutes
+        )
+    )
 
 
 @app.command()

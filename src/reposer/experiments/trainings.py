@@ -1,0 +1,47 @@
+"""A training by the name of its preset, a generator's or a Re-ID network's: what ``reposer train`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reposer.config import apply_overrides
+from reposer.experiments.presets import find_preset
+from reposer.experiments.reid_presets import REID_PRESETS
+from reposer.training.gan import train
+from reposer.training.gan_record import GanSummary
+from reposer.training.reid import train_reid
+from reposer.training.reid_record import ReidSummary
+
+
+def train_preset(
+    name: str,
+    data: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    threads: int | None = None,
+    device: str = "auto",
+    max_minutes: float | None = None,
+) -> GanSummary | ReidSummary:
+    """Train a preset on a prepared folder, or go on with the run in ``out``.
+
+    Args:
+        name: a key of PRESETS or REID_PRESETS.
+        data: written by ``reposer prepare``.
+        out: run folder.
+        overrides: "a.b=c", on top of the preset.
+        threads: of the CPU; default: PyTorch's choice.
+        device: as in ``training.gan.train``.
+        max_minutes: save and stop after so many.
+
+    Raises:
+        UserError: as the trainings, and for an unknown preset or setting, with the nearest name.
+    """
+    if name in REID_PRESETS:
+        recipe = REID_PRESETS[name]()
+        recipe = recipe.changed(data=recipe.data.changed(folder=data), threads=threads)
+        return train_reid(apply_overrides(recipe, overrides), out, device=device, max_minutes=max_minutes)
+    config = find_preset(name)
+    config = config.changed(data=config.data.changed(folder=data), threads=threads)
+    return train(apply_overrides(config, overrides), out, device=device, max_minutes=max_minutes)
