@@ -43,10 +43,12 @@ def read_labeled(
     problems: Problems,
     annotations: Annotations,
     on_progress: Progress | None = None,
+    stem: Callable[[str], str] = lambda name: name.rpartition(".")[0],
 ) -> list[PersonRecord]:
     """Decode every file once, in the given order; good ones become records, the rest is listed.
 
-    Parsing maps and masks are found by the name without its extension, key-points by the name.
+    Parsing maps and masks are found by the stem, so two files of one stem cannot both stand in a data set;
+    key-points are found by the name.
 
     Args:
         root: the data set's folder.
@@ -54,18 +56,19 @@ def read_labeled(
         problems: gets a line for each file that cannot be used, or only by a rule.
         annotations: where maps, masks and key-points are.
         on_progress: called after each image.
+        stem: the part of a name that annotations are called by.
 
     Raises:
         UserError: no usable image.
     """
     by_path = {file.path: file for file in files}
-    kept, collisions = drop_collisions((file.path, file.name.rpartition(".")[0]) for file in files)
+    kept, collisions = drop_collisions((file.path, stem(file.name)) for file in files)
     problems += collisions
     records: list[PersonRecord] = []
-    for done, (path, stem) in enumerate(kept, start=1):
+    for done, (path, key) in enumerate(kept, start=1):
         record = _read_person(root, by_path[path], problems)
         if record is not None:
-            records.append(annotations.attach(record, stem, problems))
+            records.append(annotations.attach(record, key, problems))
         if on_progress is not None:
             on_progress(done, len(kept))
     if not records:
@@ -82,7 +85,7 @@ def hold_out(records: Sequence[PersonRecord], holdout: int) -> list[PersonRecord
     """
     people = sorted({record.pid for record in records if record.split == "train"})
     if holdout < 0 or (holdout and holdout >= len(people)):
-        raise UserError(f"holdout {holdout}: the training part has {len(people)} people", "hold out fewer")
+        raise UserError(f"holdout {holdout}: {len(people)} people to train on", "hold out fewer")
     held = set(people[len(people) - holdout :])
     return [
         replace(record, split="val") if record.split == "train" and record.pid in held else record
@@ -90,13 +93,17 @@ def hold_out(records: Sequence[PersonRecord], holdout: int) -> list[PersonRecord
     ]
 
 
+def left_out(path: str, field: str, error: RefusedFileError) -> AnnotationProblem:
+    """The problem of a file that a rule refuses."""
+    message = f"{error.reason}; left out: {error.advice}" if error.advice else f"{error.reason}; left out"
+    return AnnotationProblem(printable(path), 0, field, message, error.rule)
+
+
 def _read_person(root: Path, file: LabeledFile, problems: Problems) -> PersonRecord | None:
     try:
         picture = read_picture(root / file.path, root)
     except RefusedFileError as error:
-        advice = f": {error.advice}" if error.advice else ""
-        message = f"{error.reason}; left out{advice}"
-        problems.append(AnnotationProblem(printable(file.path), 0, "image", message, error.rule))
+        problems.append(left_out(file.path, "image", error))
         return None
     problems += [
         AnnotationProblem(file.path, 0, "image", f"used by this rule: {ACCEPTED[rule]}", rule)

@@ -11,19 +11,21 @@ folder such as run12_c3 for a label. 24 official names end in .jpg.jpg. Pid -1 i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from reposer.data.annotation_lookup import Annotations
-from reposer.data.folder_scan import drop_collisions, list_names
+from reposer.data.folder_scan import list_names
+from reposer.data.labeled_files import (
+    LabeledFile,
+    Problems,
+    Progress,
+    hold_out,
+    left_out,
+    read_labeled,
+)
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
-from reposer.image_rules import ACCEPTED
-from reposer.images import read_picture
 from reposer.paths import RefusedFileError, printable
 from reposer.structures import PersonRecord
 
@@ -36,8 +38,6 @@ _NAME = re.compile(
     r"(-1|[0-9]{4,6})_c([1-9][0-9]?)s([1-9][0-9]?)_([0-9]{1,8})_([0-9]{1,3})" + _SUFFIXES,
     re.ASCII | re.IGNORECASE,
 )
-
-Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 class MarketName(NamedTuple):
@@ -76,7 +76,7 @@ def read_market1501(
     keypoints: str | Path | None = None,
     holdout: int = 0,
     on_progress: Progress | None = None,
-) -> tuple[list[PersonRecord], list[AnnotationProblem]]:
+) -> tuple[list[PersonRecord], Problems]:
     """Decode every image and read every annotation once; good rows become records, the rest is listed.
 
     Records are sorted by folder and name, whatever order the disk lists them in. A record is kept without an
@@ -96,74 +96,31 @@ def read_market1501(
     root = Path(root)
     annotations = Annotations.find(root, parsing, mask, keypoints)
     files, problems = _list_images(root)
-    records: list[PersonRecord] = []
-    for done, (path, name) in enumerate(files, start=1):
-        record = _read_person(root, path, name, problems)
-        if record is not None:
-            records.append(annotations.attach(record, stem(name), problems))
-        if on_progress is not None:
-            on_progress(done, len(files))
-    if not records:
-        reason = f" ({problems[0]})" if problems else ""
-        raise UserError(f"{printable(root)}: no usable image{reason}", "give the folder of a data set")
-    return _hold_out(annotations.add_keypoints(records, problems), holdout), problems
+    records = read_labeled(root, files, problems, annotations, on_progress, stem)
+    return hold_out(records, holdout), problems
 
 
-def _list_images(root: Path) -> tuple[list[tuple[str, str]], list[AnnotationProblem]]:
-    """(relative path, name) of every file with a Market-1501 name, and a problem for everything else."""
+def _list_images(root: Path) -> tuple[list[LabeledFile], Problems]:
+    """Every file with a Market-1501 name, and a problem for everything else."""
     if not root.is_dir():
         raise UserError(f"{printable(root)}: no such folder", "check the path")
     if not any((root / folder).is_dir() for folder in FOLDERS):
         raise UserError(
             f"{printable(root)}: holds none of {', '.join(FOLDERS)}", "give the folder that holds them"
         )
-    files: list[tuple[str, str]] = []
-    problems: list[AnnotationProblem] = []
+    files: list[LabeledFile] = []
+    problems: Problems = []
     for folder, split in FOLDERS.items():
         for name in list_names(root, folder):
             path = f"{folder}/{name}"
             try:
-                pid = parse_name(name).pid
+                label = parse_name(name)
             except RefusedFileError as error:
-                problems.append(_problem(path, "name", error))
+                problems.append(left_out(path, "name", error))
                 continue
-            if split == "train" and pid in (JUNK, DISTRACTOR):
+            if split == "train" and label.pid in (JUNK, DISTRACTOR):
                 message = "junk and distractors are no people to train on; left out"
                 problems.append(AnnotationProblem(path, 0, "name", message, "no-identity"))
                 continue
-            files.append((path, name))
-    # maps and masks are found by the stem, so two files of one stem cannot both stand in a data set
-    kept, collisions = drop_collisions((path, stem(name)) for path, name in files)
-    return [(path, path.rpartition("/")[2]) for path, _ in kept], problems + collisions
-
-
-def _read_person(root: Path, path: str, name: str, problems: list[AnnotationProblem]) -> PersonRecord | None:
-    try:
-        picture = read_picture(root / path, root)
-    except RefusedFileError as error:
-        problems.append(_problem(path, "image", error))
-        return None
-    problems += [
-        AnnotationProblem(path, 0, "image", f"used by this rule: {ACCEPTED[rule]}", rule)
-        for rule in picture.rules
-    ]
-    label = parse_name(name)
-    height, width = picture.pixels.shape[:2]
-    split = FOLDERS[path.partition("/")[0]]
-    return PersonRecord(name, path, label.pid, label.camid, split, width, height, picture.sha256)
-
-
-def _hold_out(records: list[PersonRecord], holdout: int) -> list[PersonRecord]:
-    people = sorted({record.pid for record in records if record.split == "train"})
-    if holdout < 0 or (holdout and holdout >= len(people)):
-        raise UserError(f"holdout {holdout}: the training folder has {len(people)} people", "hold out fewer")
-    held = np.array(people[len(people) - holdout :], np.int64)
-    return [
-        replace(record, split="val") if record.split == "train" and record.pid in held else record
-        for record in records
-    ]
-
-
-def _problem(path: str, field: str, error: RefusedFileError) -> AnnotationProblem:
-    message = f"{error.reason}; left out: {error.advice}" if error.advice else f"{error.reason}; left out"
-    return AnnotationProblem(printable(path), 0, field, message, error.rule)
+            files.append(LabeledFile(path, name, label.pid, label.camid, split))
+    return files, problems
