@@ -156,7 +156,7 @@ def train(
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
-    """Train a generator or a Re-ID network; Ctrl-C saves first. Several GPUs: torchrun -m reposer train ..."""
+    """Train a generator or a Re-ID network; Ctrl-C saves first. Several GPUs: torchrun -m reposer train."""
     from reposer.experiments.trainings import train_preset
 
     print(
