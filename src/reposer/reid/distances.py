@@ -1,8 +1,7 @@
 """Distances between all queries and all gallery images, in blocks of rows; smaller is closer.
 
-Every distance here is ``row_term + column_term - 2 a @ b.T``. The terms ride in two further columns of the
-factors, so that a block is one matrix product and nothing else has to pass over it; blocks are written into
-one buffer, so that memory does not grow with the number of queries.
+Every distance here is ``row_term + column_term - 2 left @ right.T``: one matrix product and two vectors.
+Blocks are written into one buffer, so that memory does not grow with the number of queries.
 """
 
 from __future__ import annotations
@@ -17,14 +16,17 @@ from numpy.typing import NDArray
 from reposer.errors import UserError
 
 BLOCK_BYTES = 32 << 20  # of one block of distances
+_UNIT_TOLERANCE = 1e-6  # lengths this close to 1 are 1 in float32
 
 
 @dataclass(frozen=True, slots=True)
 class PairwiseForm:
-    """``left @ right.T`` for Q rows and G columns."""
+    """``row_term[:, None] + column_term[None] - 2 left @ right.T`` for Q rows and G columns."""
 
-    left: NDArray[np.float32]  # (Q, D + 2): -2 a, 1, row term
-    right: NDArray[np.float32]  # (G, D + 2): b, column term, 1
+    left: NDArray[np.float32]  # (Q, D)
+    right: NDArray[np.float32]  # (G, D)
+    row_term: NDArray[np.float32]  # (Q,)
+    column_term: NDArray[np.float32]  # (G,)
     floor: float = 0.0  # rounding must not pass it; -inf for a form that is not positive
     root: bool = False  # report the square root; the squared values rank alike and tie less
 
@@ -37,11 +39,13 @@ class PairwiseForm:
         rows, columns = self.shape
         step = max(1, min(rows, block_bytes // (4 * max(columns, 1))))
         left, right = torch.from_numpy(self.left), torch.from_numpy(self.right)
+        row_term, column_term = torch.from_numpy(self.row_term), torch.from_numpy(self.column_term)
         buffer = torch.empty(step, columns)
         for start in range(0, rows, step):
             part = left[start : start + step]
             # torch's product, not numpy's: it follows torch.set_num_threads like the rest of a run.
-            block = torch.mm(part, right.T, out=buffer[: len(part)])
+            block = torch.addmm(column_term, part, right.T, alpha=-2, out=buffer[: len(part)])
+            block.add_(row_term[start : start + step, None])
             if self.floor > -np.inf:
                 block.clamp_(min=self.floor)
             yield start, block.numpy()
@@ -60,18 +64,16 @@ Distance = Callable[[NDArray[np.floating], NDArray[np.floating]], PairwiseForm]
 def euclidean(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> PairwiseForm:
     """Euclidean distance of (Q, D) and (G, D) features.
 
-    The gallery's mean is taken off both sides first: it changes no distance, and without it the expanded form
-    loses digits in float32 (relative error 1e-5 at norm 30).
+    The expanded form loses as many digits as the squared lengths exceed the squared distances (relative error
+    1e-5 at norm 30 in float32). Where half or more of the gallery's squared length is that of its mean, the
+    mean is therefore taken off both sides, which changes no distance.
     """
     _same_size(query, gallery)
-    mean = gallery.mean(axis=0, dtype=np.float64).astype(np.float32)
-    left, right = _with_room(query.shape), _with_room(gallery.shape)
-    for side, features in ((left, query), (right, gallery)):
-        np.subtract(features, mean, out=side[:, :-2], casting="same_kind")
-    left[:, -2], left[:, -1] = 1, squared_norms(left[:, :-2])
-    right[:, -2], right[:, -1] = squared_norms(right[:, :-2]), 1
-    left[:, :-2] *= -2
-    return PairwiseForm(left, right, root=True)
+    left, right = _float32(query), _float32(gallery)
+    mean = right.mean(axis=0, dtype=np.float64)
+    if 2 * (mean @ mean) >= squared_norms(right).mean(dtype=np.float64):
+        left, right = left - mean.astype(np.float32), right - mean.astype(np.float32)
+    return PairwiseForm(left, right, squared_norms(left), squared_norms(right), root=True)
 
 
 def cosine(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> PairwiseForm:
@@ -81,11 +83,8 @@ def cosine(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> Pairwi
         UserError: a feature of length zero.
     """
     _same_size(query, gallery)
-    left, right = _with_room(query.shape), _with_room(gallery.shape)
-    np.negative(normalize(query, "query"), out=left[:, :-2])
-    right[:, :-2] = normalize(gallery, "gallery")
-    left[:, -2:] = right[:, -2:] = 1, 0
-    return PairwiseForm(left, right)
+    left, right = normalize(query, "query") * np.float32(0.5), normalize(gallery, "gallery")
+    return PairwiseForm(left, right, np.ones(len(left), np.float32), np.zeros(len(right), np.float32))
 
 
 def mahalanobis(
@@ -95,11 +94,14 @@ def mahalanobis(
     _same_size(query, gallery)
     mean = gallery.mean(axis=0, dtype=np.float64)
     a, b = query - mean, gallery - mean
-    left, right = _with_room(query.shape), _with_room(gallery.shape)
-    left[:, :-2], right[:, :-2] = -2 * (a @ matrix), b
-    left[:, -2], left[:, -1] = 1, np.einsum("nd,nd->n", a @ matrix, a)
-    right[:, -2], right[:, -1] = np.einsum("nd,nd->n", b @ matrix, b), 1
-    return PairwiseForm(left, right, floor=-np.inf)
+    left = a @ matrix
+    return PairwiseForm(
+        left=_float32(left),
+        right=_float32(b),
+        row_term=_float32(np.einsum("nd,nd->n", left, a)),
+        column_term=_float32(np.einsum("nd,nd->n", b @ matrix, b)),
+        floor=-np.inf,
+    )
 
 
 DISTANCES: dict[str, Distance] = {"euclidean": euclidean, "cosine": cosine}
@@ -110,29 +112,29 @@ def squared_norms(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.einsum("nd,nd->n", features, features), np.float32)
 
 
-def _with_room(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    return np.empty((shape[0], shape[1] + 2), np.float32)
-
-
 def normalize(features: NDArray[np.floating], what: str = "features") -> NDArray[np.float32]:
-    """(N, D) float32 features of length 1.
+    """(N, D) float32 features of length 1; the array itself where they are so already.
 
     Raises:
-        UserError: a row of length zero has no direction.
+        UserError: NaN, infinity, or a row of length zero, which has no direction.
     """
-    squared = np.einsum("nd,nd->n", features, features, dtype=np.float64)  # float32 sums may overflow
-    length = np.sqrt(squared)[:, None].astype(np.float32)
+    length = np.sqrt(check_features(features, what))
     zero = np.flatnonzero(length == 0)
     if len(zero):
         raise UserError(
             f"{what}: row {zero[0]} is all zeros ({len(zero)} such rows), so it has no direction to compare",
             "extract these features again, or take the rows out",
         )
-    return np.asarray(np.divide(features, length, dtype=np.float32), np.float32)
+    if np.abs(length - 1).max() <= _UNIT_TOLERANCE:
+        return _float32(features)
+    return np.asarray(np.divide(features, length[:, None].astype(features.dtype)), np.float32)
 
 
-def check_features(features: NDArray[np.floating], what: str) -> None:
+def check_features(features: NDArray[np.floating], what: str) -> NDArray[np.float64]:
     """Refuse what would be ranked silently: NaN, infinity, no rows, no columns.
+
+    Returns:
+        (N,) squared lengths.
 
     Raises:
         UserError: names the first bad row.
@@ -141,13 +143,19 @@ def check_features(features: NDArray[np.floating], what: str) -> None:
         raise UserError(
             f"{what}: features of shape {features.shape}", "give an (N, D) array with N and D at least 1"
         )
-    finite = np.isfinite(features).all(axis=1)
-    bad = np.flatnonzero(~finite)
+    squared = np.einsum("nd,nd->n", features, features, dtype=np.float64)  # float32 sums may overflow
+    bad = np.flatnonzero(~np.isfinite(squared))
     if len(bad):
         raise UserError(
             f"{what}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)",
             "extract these features again: a distance to them means nothing",
         )
+    return np.asarray(squared)
+
+
+def _float32(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Contiguous and writable, as torch wants it; the array itself where it is so already."""
+    return np.require(values, np.float32, ["C", "W"])
 
 
 def _same_size(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> None:

@@ -72,7 +72,9 @@ def pair_statistics(
         if counts[kind] == 0:
             where = " seen by two cameras" if cross_camera else ""
             raise UserError(f"the {len(x)} training images hold no pair {name}{where}", _NO_PAIR_ADVICE)
-    sums = [_gram(x * np.sqrt(weight)[:, None]) for weight in weights]
+    sums, scaled = [], np.empty_like(x)
+    for weight in weights:
+        sums.append(_gram(np.multiply(x, np.sqrt(weight)[:, None], out=scaled)))
     for codes, *signs in terms:
         group_gram = _gram(_group_sums(x, codes))
         for kind, sign in enumerate(signs):
@@ -103,11 +105,12 @@ def _group_sums(x: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.
 
 
 def _gram(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The upper triangle of x' x: half the work of a matrix product."""
+    """The upper triangle of x' x, zeros below: half the work of a matrix product."""
     return np.asarray(dsyrk(1.0, x.T, trans=0, lower=0))
 
 
 def _mirrored(upper: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The symmetric matrix of an upper triangle."""
-    upper = np.triu(upper)
-    return upper + np.triu(upper, 1).T
+    """The symmetric matrix of an upper triangle over zeros."""
+    full = upper + upper.T
+    np.fill_diagonal(full, np.diag(upper))
+    return full

@@ -169,7 +169,8 @@ def training_rows(
     known = pids > 0
     if not known.any():
         raise UserError("the training set holds only junk (-1) and distractors (0)", "number people from 1")
-    return np.asarray(features[known], np.float64), pids[known], camids[known]
+    rows = features if known.all() else features[known]
+    return np.array(rows, np.float64), pids[known], camids[known]  # a copy: fit centers it in place
 
 
 def span(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
