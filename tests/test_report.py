@@ -74,3 +74,15 @@ def test_missing_picture_and_empty_folder_are_named(run_dir, tmp_path_factory):
         write_report(tmp_path_factory.mktemp("empty"))
     with pytest.raises(UserError, match="no such folder"):
         write_report(run_dir / "nowhere")
+
+
+def test_runs_inside_the_folder_are_shown_too(run_dir):
+    """The demo's training lies in a folder of its own; its curve belongs on the page."""
+    inner = run_dir / "training"
+    inner.mkdir()
+    (inner / "metrics.jsonl").write_text('{"step": 1, "l1": 0.5}\n{"step": 2, "l1": 0.4}\n')
+    (inner / "config.json").write_text('{"seed": 98765}')
+    page = write_report(run_dir).read_text()
+    assert "Training curves: training" in page
+    assert page.count("data:image/svg+xml") == 2
+    assert "98765" in page

@@ -48,11 +48,18 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
 
 
 def _run_sections(run_dir: Path) -> list[Section]:
-    """The parts that follow from a run's own files, in the order in which a reader asks for them."""
+    """The parts that follow from the files of a folder and of the runs in it."""
     qualities = sorted(run_dir.rglob("image_quality.json"))
     parts: list[Section | None] = [_quality_section(path, run_dir) for path in qualities]
-    parts += [_samples_section(run_dir), _curves_section(run_dir), _settings_section(run_dir)]
+    for folder in (run_dir, *sorted(path.parent for path in run_dir.glob("*/metrics.jsonl"))):
+        parts += [_samples_section(folder, run_dir), _curves_section(folder, run_dir)]
+        parts.append(_settings_section(folder, run_dir))
     return [part for part in parts if part is not None]
+
+
+def _titled(title: str, folder: Path, run_dir: Path) -> str:
+    """The title, with the folder's name where it is not the whole page's."""
+    return title if folder == run_dir else f"{title}: {folder.relative_to(run_dir)}"
 
 
 def _quality_section(path: Path, run_dir: Path) -> Section:
@@ -71,9 +78,8 @@ def _quality_section(path: Path, run_dir: Path) -> Section:
         for name, cell in cells.items()
         if cell["note"]
     }
-    where = path.parent.relative_to(run_dir)
     return Section(
-        title="Image metrics" if where == Path() else f"Image metrics: {where}",
+        title=_titled("Image metrics", path.parent, run_dir),
         text=sorted(notes),
         pictures=[
             Picture(caption=grid.stem.replace("_", " "), file=str(grid.relative_to(run_dir)))
@@ -96,13 +102,13 @@ def _cell(result: dict[str, Any] | None) -> str:
     return text if result["low"] is None else f"{text} ({result['low']:.4g} to {result['high']:.4g})"
 
 
-def _samples_section(run_dir: Path) -> Section | None:
-    grids = sorted((run_dir / "samples").glob("*.png"))
+def _samples_section(folder: Path, run_dir: Path) -> Section | None:
+    grids = sorted((folder / "samples").glob("*.png"))
     if not grids:
         return None
     shown = {round(i * (len(grids) - 1) / (SAMPLES_SHOWN - 1)) for i in range(SAMPLES_SHOWN)}
     return Section(
-        title="How the pictures grew",
+        title=_titled("How the pictures grew", folder, run_dir),
         text=["The same fixed pairs at several moments of the training."],
         pictures=[
             Picture(caption=grids[i].stem.replace("_", " "), file=str(grids[i].relative_to(run_dir)))
@@ -111,8 +117,8 @@ def _samples_section(run_dir: Path) -> Section | None:
     )
 
 
-def _curves_section(run_dir: Path) -> Section | None:
-    path = run_dir / "metrics.jsonl"
+def _curves_section(folder: Path, run_dir: Path) -> Section | None:
+    path = folder / "metrics.jsonl"
     if not path.exists():
         return None
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
@@ -123,7 +129,7 @@ def _curves_section(run_dir: Path) -> Section | None:
         return None
     curves = {n: [(line["step"], line[n]) for line in lines if n in line] for n in names}
     return Section(
-        title="Training curves",
+        title=_titled("Training curves", folder, run_dir),
         pictures=[Picture(caption="Every value that was logged, by step.", data=_plot(curves))],
     )
 
@@ -154,13 +160,17 @@ def _plot(curves: dict[str, list[tuple[int, float]]]) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _settings_section(run_dir: Path) -> Section | None:
+def _settings_section(folder: Path, run_dir: Path) -> Section | None:
     folds = [
-        Fold(name.removesuffix(".json"), (run_dir / name).read_text())
+        Fold(name.removesuffix(".json"), (folder / name).read_text())
         for name in ("config.json", "environment.json")
-        if (run_dir / name).exists()
+        if (folder / name).exists()
     ]
-    return Section(title="Configuration and environment", folds=folds) if folds else None
+    return (
+        Section(title=_titled("Configuration and environment", folder, run_dir), folds=folds)
+        if folds
+        else None
+    )
 
 
 def _embed_pictures(section: Section, run_dir: Path) -> Section:

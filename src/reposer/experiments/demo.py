@@ -115,12 +115,11 @@ def _write_pictures(
 ) -> None:
     """Two grids: pairs with their true target, and single people in the poses of others."""
     shown = pairs[:: max(1, len(pairs) // 16)][:16]
-    batch = people.pair_batch(shown[:, 0], shown[:, 1])
     columns = [
         list(people.images[shown[:, 0]]),
         [colorize(labels) for labels in people.parsing[shown[:, 1]]],
         _pictures(shipped, people, shown),
-        list(shipped(batch, "donor").permute(0, 2, 3, 1).numpy()),
+        _pictures(shipped, people, shown, "donor"),
         _pictures(fresh, people, shown),
         list(people.images[shown[:, 1]]),
     ]
@@ -135,12 +134,15 @@ def _write_pictures(
         others = pairs[people.pids[pairs[:, 1]] != people.pids[source], 1]
         donors = others[:: max(1, len(others) // POSES)][:POSES]
         asked = np.stack([np.full_like(donors, source), donors], axis=1)
-        rows.append([people.images[source], *_pictures(shipped, people, asked)])
+        rows.append([people.images[source], *_pictures(shipped, people, asked, "donor")])
     _save(out / "pictures" / "poses.png", draw_grid(rows, ["source"], scale=2))
 
 
-def _pictures(model: PoseTransfer, people: PackedPeople, pairs: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    return list(model(people.pair_batch(pairs[:, 0], pairs[:, 1])).permute(0, 2, 3, 1).numpy())
+def _pictures(
+    model: PoseTransfer, people: PackedPeople, pairs: NDArray[np.int64], background: str = "generated"
+) -> list[NDArray[np.uint8]]:
+    batch = people.pair_batch(pairs[:, 0], pairs[:, 1])
+    return list(model(batch, background).permute(0, 2, 3, 1).numpy())
 
 
 def _save(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -158,14 +160,15 @@ def _story(test_people: int, pairs: int, minutes: float) -> list[Section]:
         f" this machine a moment ago, for {minutes:.1f} minutes."
     )
     poses_text = (
-        "In use there is no true target: another person lends the pose. The garment classes of the donor's"
-        " label map come along (a skirt where the source wears trousers); colors and patterns are the"
-        " source's."
+        "In use there is no true target: another person lends the pose, and here the background too. The"
+        " garment classes of the donor's label map come along (a skirt where the source wears trousers); the"
+        " colors are the source's. Patterns are beyond a generator of this size."
     )
     measured_text = (
-        f"{pairs} pairs of {test_people} rendered test people. Both generators were trained without the"
-        " paper's perceptual term, whose VGG-19 is not part of this package. A metric whose network is not on"
-        " this machine is not measured; no other network takes its place."
+        f"{pairs} pairs of {test_people} rendered test people. The SAN from scratch was trained without the"
+        " paper's perceptual term, whose VGG-19 is not part of this package; how the shipped one was trained"
+        " stands in its model card. A metric whose network is not on this machine is not measured; no other"
+        " network takes its place."
     )
     return [
         Section(
