@@ -34,10 +34,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """(prepared folder, peak resident memory in MB, summary)."""
     out = tmp_path_factory.mktemp("market") / "out"
     code = """if True:
-        import resource, sys
+        import re, sys
         from reposer.data.prepare import prepare_market1501
         print(prepare_market1501(sys.argv[1], sys.argv[2], holdout=100).summary())
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        # VmHWM is this program's own peak; ru_maxrss begins with that of the process which started it
+        print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024)
     """
     run = subprocess.run(
         [sys.executable, "-c", code, MARKET, out], capture_output=True, text=True, check=True
