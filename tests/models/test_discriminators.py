@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reposer.errors import UserError
-from reposer.models.discriminators import ResidualBlock, ResnetDiscriminator
+from reposer.models.discriminators import ResidualBlock, ResnetDiscriminator, build_discriminator
 from reposer.structures import PairBatch
 
 BatchMaker = Callable[..., PairBatch]
@@ -106,3 +106,19 @@ def test_bfloat16_and_compilation(make_batch: BatchMaker) -> None:
 def test_unknown_choices_are_named(option: str) -> None:
     with pytest.raises(UserError, match=option):
         seeded(**{option: "other"})
+
+
+def test_the_second_discriminator_sees_the_pose_and_the_first_the_source(make_batch: BatchMaker) -> None:
+    torch.manual_seed(0)
+    both = build_discriminator(shape=True, ndf=4).eval()
+    batch = make_batch(2, 32, 16)
+    logits = both(batch.source_image, batch.target_image, batch)
+    assert logits.shape == (2, 2, 8, 4)
+    other_pose = replace(batch, target_mask=~batch.target_mask)
+    changed = both(batch.source_image, batch.target_image, other_pose) != logits
+    assert not changed[:, 0].any()
+    assert changed[:, 1].any()
+    changed = both(255 - batch.source_image, batch.target_image, batch) != logits
+    assert changed[:, 0].any()
+    assert not changed[:, 1].any()
+    assert isinstance(build_discriminator(ndf=4), ResnetDiscriminator)

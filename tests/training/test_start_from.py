@@ -7,7 +7,7 @@ from reposer import checkpoint
 from reposer.errors import UserError
 from reposer.training.gan import train
 
-from .conftest import TINY_SAN, tiny_config
+from .conftest import TINY_D, TINY_SAN, tiny_config
 
 
 def test_a_new_run_begins_with_the_other_runs_networks(prepared, tmp_path):
@@ -36,3 +36,11 @@ def test_a_run_without_checkpoint_and_other_sizes_are_named(prepared, tmp_path):
     config = tiny_config(prepared, start_from=tmp_path / "first", generator_args=wide)
     with pytest.raises(UserError, match="weight"):
         train(config, tmp_path / "other", device="cpu")
+
+
+def test_two_discriminators_train_and_resume(prepared, tmp_path):
+    config = tiny_config(prepared, discriminator_args={**TINY_D, "shape": True})
+    train(config, tmp_path / "run", device="cpu", max_minutes=0)
+    assert train(config, tmp_path / "run", device="cpu").finished
+    names = checkpoint.latest(tmp_path / "run" / "checkpoints").groups["discriminator"]
+    assert {name.split(".")[0] for name in names} == {"appearance", "shape"}

@@ -6,6 +6,8 @@ losses work on logits (reposer.losses.adversarial).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -95,3 +97,33 @@ class ResnetDiscriminator(nn.Module):
             pair = torch.cat([to_float(beside), image], dim=1)
         logits: Tensor = self.network(pair.contiguous(memory_format=torch.channels_last))
         return logits
+
+
+class DiscriminatorPair(nn.Module):
+    """PATN's two discriminators side by side: is it the person of the source, and is it in the target's pose?
+
+    Their logits stand in two groups of channels; the losses average over all logits, so both weigh the same.
+    """
+
+    def __init__(self, appearance: ResnetDiscriminator, shape: ResnetDiscriminator) -> None:
+        super().__init__()
+        self.appearance, self.shape = appearance, shape
+
+    def forward(self, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool = False) -> Tensor:
+        """Arguments as of :class:`ResnetDiscriminator`; (B, 2 C, H/4, W/4) for heads of C channels."""
+        judges = (self.appearance, self.shape)
+        return torch.cat([judge(source_image, image, batch, fake) for judge in judges], dim=1)
+
+
+def build_discriminator(shape: bool = False, **args: Any) -> nn.Module:
+    """One discriminator (SAN); with ``shape`` a second one, which sees the target's mask and label map (PATN).
+
+    Args:
+        shape: add the second one, of the same sizes.
+        args: keywords of :class:`ResnetDiscriminator`.
+
+    Raises:
+        UserError: an impossible value.
+    """
+    first = ResnetDiscriminator(**args)
+    return DiscriminatorPair(first, ResnetDiscriminator(**{**args, "pairing": "shape"})) if shape else first

@@ -86,7 +86,7 @@ class GanConfig(Config):
     generator: str = "san"  # a key of models.generators.GENERATORS
     generator_args: dict[str, Any] = Field(default_factory=dict)  # keywords of its constructor
     start_from: Path | None = None  # run folder whose networks a new run begins with; None: random weights
-    discriminator_args: dict[str, Any] = Field(default_factory=dict)  # keywords of ResnetDiscriminator
+    discriminator_args: dict[str, Any] = Field(default_factory=dict)  # keywords of build_discriminator
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     weights: LossWeights = LossWeights()

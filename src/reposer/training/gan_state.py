@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reposer.checkpoint import Checkpoint, Groups
 from reposer.losses.adversarial import ImagePool
-from reposer.models.discriminators import ResnetDiscriminator
+from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator
 from reposer.runtime import Runtime
 from reposer.state import load_into, pack_optimizer, rng_state, set_rng_state, unpack_optimizer
@@ -34,7 +34,7 @@ class GanState:
 
     def __init__(self, config: GanConfig, runtime: Runtime) -> None:
         self.generator = _place(build_generator(config.generator, **config.generator_args), config, runtime)
-        self.discriminator = _place(ResnetDiscriminator(**config.discriminator_args), config, runtime)
+        self.discriminator = _place(build_discriminator(**config.discriminator_args), config, runtime)
         self.ema = build_ema(self.generator, config.ema_decay)
         betas = (config.optimizer.beta1, config.optimizer.beta2)
         self.generator_optimizer = build_adam(self.generator.parameters(), config.optimizer.lr, betas)
