@@ -116,7 +116,7 @@ class DiscriminatorPair(nn.Module):
 
 
 def build_discriminator(shape: bool = False, **args: Any) -> nn.Module:
-    """One discriminator (SAN); with ``shape`` a second one, which sees the target's mask and label map (PATN).
+    """One discriminator (SAN); with ``shape`` a second one that sees the target's mask and label map (PATN).
 
     Args:
         shape: add the second one, of the same sizes.
