@@ -70,9 +70,7 @@ class KISSME(QuadraticMetric):
 
     def fit(self, features: NDArray[np.floating], pids: NDArray[np.int64], camids: NDArray[np.int64]) -> Self:
         """Learn from N labeled images (N, D); junk and distractors are left out. Returns self."""
-        x, pids, camids = training_rows(features, pids, camids)
-        self.mean_ = x.mean(axis=0)
-        x -= self.mean_
+        x, self.mean_, pids, camids = training_rows(features, pids, camids)
         basis = span(x) if self.n_components is None else principal_components(x, self.n_components)
         x = x if basis is None else x @ basis
         self.n_components_ = x.shape[1]

@@ -22,6 +22,7 @@ from scipy.linalg.lapack import dpocon
 
 from reposer.errors import UserError
 
+_BLOCK_ROWS = 1_024
 _NO_PAIR_ADVICE = "give several images of each person, from at least two cameras, or set cross_camera=False"
 
 
@@ -72,9 +73,7 @@ def pair_statistics(
         if counts[kind] == 0:
             where = " seen by two cameras" if cross_camera else ""
             raise UserError(f"the {len(x)} training images hold no pair {name}{where}", _NO_PAIR_ADVICE)
-    sums, scaled = [], np.empty_like(x)
-    for weight in weights:
-        sums.append(_gram(np.multiply(x, np.sqrt(weight)[:, None], out=scaled)))
+    sums = [_weighted_gram(x, weight) for weight in weights]
     for codes, *signs in terms:
         group_gram = _gram(_group_sums(x, codes))
         for kind, sign in enumerate(signs):
@@ -84,12 +83,16 @@ def pair_statistics(
     return PairStatistics(similar, dissimilar, *counts)
 
 
-def condition_number(matrix: NDArray[np.float64]) -> float:
-    """Of a symmetric positive matrix, in the 1-norm (LAPACK's estimate); inf when it is not positive."""
-    try:
-        factor = cholesky(matrix, lower=False, check_finite=False)
-    except np.linalg.LinAlgError:
-        return float("inf")
+def condition_number(matrix: NDArray[np.float64], factor: NDArray[np.float64] | None = None) -> float:
+    """Of a symmetric positive matrix, in the 1-norm (LAPACK's estimate); inf when it is not positive.
+
+    ``factor`` is its upper Cholesky factor where the caller has it.
+    """
+    if factor is None:
+        try:
+            factor = cholesky(matrix, check_finite=False)
+        except np.linalg.LinAlgError:
+            return float("inf")
     reciprocal, _ = dpocon(factor, np.abs(matrix).sum(axis=0).max(), uplo="U")
     return float(1.0 / reciprocal) if reciprocal > 0 else float("inf")
 
@@ -107,6 +110,17 @@ def _group_sums(x: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.
 def _gram(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """The upper triangle of x' x, zeros below: half the work of a matrix product."""
     return np.asarray(dsyrk(1.0, x.T, trans=0, lower=0))
+
+
+def _weighted_gram(x: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The upper triangle of x' diag(weight) x, summed over blocks of rows that stay in the cache."""
+    total = np.zeros((x.shape[1], x.shape[1]), order="F")
+    scaled = np.empty((_BLOCK_ROWS, x.shape[1]))
+    for start in range(0, len(x), _BLOCK_ROWS):
+        part = x[start : start + _BLOCK_ROWS]
+        np.multiply(part, np.sqrt(weight[start : start + len(part)])[:, None], out=scaled[: len(part)])
+        dsyrk(1.0, scaled[: len(part)].T, beta=1.0, c=total, overwrite_c=1)
+    return total
 
 
 def _mirrored(upper: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -59,9 +59,7 @@ class XQDA(QuadraticMetric):
 
     def fit(self, features: NDArray[np.floating], pids: NDArray[np.int64], camids: NDArray[np.int64]) -> Self:
         """Learn from N labeled images (N, D); junk and distractors are left out. Returns self."""
-        x, pids, camids = training_rows(features, pids, camids)
-        self.mean_ = x.mean(axis=0)
-        x -= self.mean_
+        x, self.mean_, pids, camids = training_rows(features, pids, camids)
         if self.reference:
             return self._fit_reference(x, pids, camids)
         basis = span(x)
