@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
@@ -98,7 +99,8 @@ class GanRecord:
             self.close()
             raise
         shown = data.validation_pairs if len(data.validation_pairs) else data.pairs
-        self._sample_batch = data.batch(shown[: config.output.sample_pairs])
+        spread = np.linspace(0, len(shown) - 1, config.output.sample_pairs).astype(np.int64)  # many people
+        self._sample_batch = data.batch(shown[np.unique(spread)])
 
     def _resume(self) -> int:
         """Put the state back; returns the step of the newest good checkpoint, -1 where there is none."""
