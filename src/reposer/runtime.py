@@ -12,6 +12,7 @@ import platform
 import random
 import signal
 import threading
+import time
 import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -68,6 +69,15 @@ class Runtime:
         """
         enabled = self.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def is_past(self, deadline: float | None) -> bool:
+        """Whether ``time.monotonic()`` has passed the deadline on any process; a collective call."""
+        if deadline is None:
+            return False
+        flag = torch.tensor([float(time.monotonic() > deadline)], device=self.device)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(flag)
+        return bool(flag.item() > 0)
 
     def describe(self) -> dict[str, Any]:
         """What the bits of a result depend on, for environment.json."""

@@ -113,6 +113,22 @@ def read_pairs_csv(
     return pairs, problems
 
 
+def load_pairs(path: str | Path, index: Mapping[str, int]) -> Pairs:
+    """(P, 2) positions of a pairs CSV all of whose rows must be usable.
+
+    Args:
+        index: position of each image by name.
+
+    Raises:
+        UserError: the first row that cannot be read, or names an image that is not in ``index``.
+    """
+    named, problems = read_pairs_csv(path)
+    pairs, unknown = index_pairs(path, named, index)
+    for problem in (*problems, *unknown):
+        raise UserError(str(problem), "correct the list or prepare the folder again")
+    return pairs
+
+
 def index_pairs(
     path: str | Path, pairs: Sequence[tuple[str, str]], index: Mapping[str, int]
 ) -> tuple[Pairs, list[AnnotationProblem]]:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import PACKED
-from reposer.errors import UserError
 from reposer.experiments.image_evaluation import read_named_pairs
-from reposer.files import write_atomic
 from reposer.generation.batch import Options, generate
 from reposer.generation.inputs import load_person
-from reposer.generation.outputs import encode_marked
+from reposer.generation.outputs import write_picture
 from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.shards import WriteReport
@@ -40,13 +38,10 @@ def generate_one(
     model: PoseTransfer, source: ImageAndMap, donor: ImageAndMap, out: Path, background: str
 ) -> str:
     """One picture, of the size of the source image; returns what was written where."""
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"--out {out}: one picture is one file", "end it in .png or .jpg")
     who = load_person(source[0], _map_of(*source), _mask_of(source[0]), size=model.size)
     pose = load_person(donor[0], _map_of(*donor), _mask_of(donor[0]), size=model.size)
     picture = model.transfer(who, pose, background, original_size=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, encode_marked(picture, "png" if out.suffix.lower() == ".png" else "jpg"))
+    write_picture(out, picture)
     return f"{out}: {who.name} in the pose of {pose.name}"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.data.packed import PackedPeople
-from reposer.data.pairs import index_pairs, read_pairs_csv
+from reposer.data.pairs import load_pairs
 from reposer.data.parsing import colorize
 from reposer.data.prepare import PACKED, PAIRS
 from reposer.errors import UserError
@@ -91,10 +91,7 @@ def read_named_pairs(path: Path, people: PackedPeople) -> NDArray[np.int64]:
     Raises:
         UserError: the first row that cannot be used, or no row at all.
     """
-    named, problems = read_pairs_csv(path)
-    pairs, unknown = index_pairs(path, named, people.name_index())
-    for problem in (*problems, *unknown):
-        raise UserError(str(problem), "correct the list, or prepare the folder that it belongs to")
+    pairs = load_pairs(path, people.name_index())
     if not len(pairs):
         raise UserError(f"{path}: holds no pairs", "give a list with at least one row below from,to")
     return pairs

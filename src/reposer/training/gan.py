@@ -88,7 +88,7 @@ def train(
                 state.step += 1
 
                 meter.update(state.step)
-                told, late = stop.requested(runtime), _late(deadline, runtime)
+                told, late = stop.requested(runtime), runtime.is_past(deadline)
                 ends = told or late or state.step == total
                 if state.step % every.log_every == 0:
                     record.log(lr, meter.rate)
@@ -180,13 +180,3 @@ def _update(
     check_finite({**parts, f"{name}/gradient": gradient_norm(network)}, state.step, part.names)
     optimizer.step()
     optimizer.zero_grad()
-
-
-def _late(deadline: float | None, runtime: Runtime) -> bool:
-    """Whether the time is over on any process."""
-    if deadline is None:
-        return False
-    flag = torch.tensor([float(time.monotonic() > deadline)], device=runtime.device)
-    if runtime.world_size > 1:
-        torch.distributed.all_reduce(flag)
-    return bool(flag.item() > 0)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reposer.data.packed import PackedPeople
-from reposer.data.pairs import index_pairs, read_pairs_csv
+from reposer.data.pairs import load_pairs
 from reposer.data.samplers import draw_flips, draw_pairs, rank_slice
 from reposer.data.transforms import flip_pairs
 from reposer.errors import UserError
@@ -76,7 +75,7 @@ class GanData:
 
 def _training_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]:
     path = data.folder / data.pairs
-    pairs = _read(path, people)
+    pairs = load_pairs(path, people.name_index())
     if not len(pairs):
         raise UserError(f"{path}: holds no pairs", "check the key-points and prepare the folder again")
     outside = np.flatnonzero(people.splits[pairs.ravel()] != "train")
@@ -93,12 +92,4 @@ def _training_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]
 def _validation_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]:
     if not data.validation_pairs:
         return np.empty((0, 2), np.int64)
-    return _read(data.folder / data.validation_pairs, people)
-
-
-def _read(path: Path, people: PackedPeople) -> NDArray[np.int64]:
-    named, problems = read_pairs_csv(path)
-    pairs, unknown = index_pairs(path, named, people.name_index())
-    for problem in (*problems, *unknown):
-        raise UserError(str(problem), "correct the list or prepare the folder again")
-    return pairs
+    return load_pairs(data.folder / data.validation_pairs, people.name_index())

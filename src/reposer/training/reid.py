@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
@@ -71,7 +70,7 @@ def train_reid(
                 state.step += 1
 
                 meter.update(state.step)
-                told, late = stop.requested(runtime), _late(deadline, runtime)
+                told, late = stop.requested(runtime), runtime.is_past(deadline)
                 ends = told or late or state.step == total
                 if state.step % every.log_every == 0 or state.step == total:
                     record.log(rate, meter.rate)
@@ -106,13 +105,3 @@ def _prepared(config: ReidConfig, state: ReidState, runtime: Runtime) -> nn.Modu
     )
     network: nn.Module = runtime.accelerator.prepare(state.network)
     return network
-
-
-def _late(deadline: float | None, runtime: Runtime) -> bool:
-    """Whether the time is over on any process."""
-    if deadline is None:
-        return False
-    flag = torch.tensor([float(time.monotonic() > deadline)], device=runtime.device)
-    if runtime.world_size > 1:
-        torch.distributed.all_reduce(flag)
-    return bool(flag.item() > 0)
