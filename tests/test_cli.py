@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reposer import cli
+from reposer.cli import main as cli
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def run(monkeypatch, capsys):
 def test_help_names_every_verb_and_loads_no_torch():
     code = (
         "import sys; sys.argv = ['reposer', '--help']\n"
-        "from reposer import cli\n"
+        "from reposer.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "heavy = {'torch', 'numpy', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"

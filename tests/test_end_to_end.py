@@ -6,7 +6,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from reposer import cli
+from reposer.cli import main as cli
 
 
 @pytest.fixture

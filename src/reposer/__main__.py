@@ -1,5 +1,5 @@
 """``python -m reposer``: the same as the command ``reposer``."""
 
-from reposer.cli import main
+from reposer.cli.main import main
 
 main()

@@ -1,0 +1,119 @@
+"""``reposer train``, ``evaluate`` and ``generate``: generators, from training to pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reposer.cli.options import Device, SetOption, Threads, WeightsFolder, parse_names, set_threads
+from reposer.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    preset: Annotated[
+        str, typer.Argument(help="san_market, san_market_small, san_demo, reid_demo, bot, ...")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
+    overrides: SetOption = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Save and stop after so many minutes; the same command goes on.")
+    ] = None,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Train a generator or a Re-ID network; Ctrl-C saves first. Several GPUs: torchrun -m reposer train."""
+    from reposer.experiments.trainings import train_preset
+
+    print(
+        train_preset(
+            preset, data, out, overrides or [], threads=threads, device=device, max_minutes=max_minutes
+        )
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run folder, exported folder, hub id, or `shipped`.")],
+    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    out: Annotated[Path, typer.Option(help="Folder for table, per-image values and grid.")],
+    pairs: Annotated[Path | None, typer.Option(help="CSV from,to; default: the validation pairs.")] = None,
+    metrics: Annotated[str, typer.Option(help="Names, comma-separated; `list` prints them all.")] = "",
+    weights: WeightsFolder = None,
+    backgrounds: Annotated[
+        str, typer.Option(help="generated, donor, source; comma-separated.")
+    ] = "generated",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many pairs.")] = None,
+    reid: Annotated[Path | None, typer.Option(help="Re-ID run: are generated people recognized?")] = None,
+    threads: Threads = None,
+) -> None:
+    """Measure a generator beside the trivial baselines, every number with its protocol and interval."""
+    from reposer.metrics.protocols import METRICS
+
+    if metrics == "list":
+        print("\n".join(f"{name:26} {metric.protocol}" for name, metric in METRICS.items()))
+        return
+    from reposer.evaluation.image_quality import DEFAULT_METRICS
+    from reposer.experiments.image_evaluation import evaluate_model, open_model
+
+    set_threads(threads)
+    generator = open_model(model)
+    report = evaluate_model(
+        generator,
+        data,
+        out,
+        pairs_csv=pairs,
+        metrics=parse_names(metrics) or DEFAULT_METRICS,
+        weights=weights,
+        backgrounds=parse_names(backgrounds),
+        limit=limit,
+    )
+    print(report.to_markdown())
+    if reid:
+        from reposer.experiments.identity import measure_identity
+
+        print(measure_identity(generator, reid, data, out))
+    print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Run folder, exported folder, hub id, or `shipped`.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pictures and their manifest; PNG file for one picture.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Prepared folder, with --pairs.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="CSV from,to: source and donor of each picture.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="An image, or a folder with parsing/ and mask/.")
+    ] = None,
+    source_parsing: Annotated[Path | None, typer.Option(help="LIP-20 map of the source image.")] = None,
+    donor: Annotated[Path | None, typer.Option(help="Image of the person who lends the pose.")] = None,
+    donor_parsing: Annotated[Path | None, typer.Option(help="LIP-20 map of the donor.")] = None,
+    background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
+    batch_size: Annotated[int, typer.Option(help="Pictures of one forward pass.")] = 32,
+    jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG instead of PNG.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Re-pose people: a pair list, a folder, or one image; stopped jobs go on where they were."""
+    from reposer.experiments.generating import generate_from_folder, generate_one, generate_pair_list
+    from reposer.experiments.image_evaluation import open_model
+    from reposer.generation.batch import Options
+
+    set_threads(threads)
+    options = Options(background, "jpg" if jpeg else "png", batch_size)
+    if data and pairs:
+        print(generate_pair_list(open_model(model), data, pairs, out, options))
+    elif source and donor and source.is_dir():
+        print(generate_from_folder(open_model(model), source, donor, donor_parsing, out, options))
+    elif source and donor:
+        print(
+            generate_one(open_model(model), (source, source_parsing), (donor, donor_parsing), out, background)
+        )
+    else:
+        raise UserError("nothing to generate", "give --data and --pairs, or --source and --donor")

@@ -1,0 +1,60 @@
+"""The command line: ``reposer VERB``. Torch and the rooms are imported inside the commands: help is instant.
+
+Exit codes: 0 done, 1 something the user can mend, 2 wrong usage, 130 interrupted, 143 stopped by a scheduler.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from reposer.cli import demo, folders, images, prepare
+from reposer.errors import UserError
+
+app = typer.Typer(
+    name="reposer",
+    help="Re-pose people to train better person re-identification.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+for part in (demo, images, folders):
+    app.add_typer(part.app)
+app.add_typer(prepare.app, name="prepare")
+
+
+def main() -> None:
+    """Run the command line and turn errors into one clear line and an exit code."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv[1:])
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        if debug:
+            raise
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error knows how to print itself
+            error.show()
+            code = error.exit_code
+        else:
+            print(
+                f"error: {type(error).__name__}: {error} (a fault of ours; --debug shows where)",
+                file=sys.stderr,
+            )
+            code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.callback()
+def _common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Options of every verb (``--debug`` is taken out of the line before this is read)."""

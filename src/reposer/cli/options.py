@@ -1,0 +1,44 @@
+"""Options and small parsers that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reposer.errors import UserError
+
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one setting, as optimizer.lr=1e-4; repeatable.")
+]
+WeightsFolder = Annotated[
+    Path | None, typer.Option(help="Folder with .safetensors files of metric networks.")
+]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "128x64" -> (128, 64): height, width.
+
+    Raises:
+        UserError: anything else.
+    """
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise UserError(f"--size {text}: not a size", "write HEIGHTxWIDTH, as 128x64")
+    return int(height), int(width)
+
+
+def parse_names(text: str) -> list[str]:
+    """ "a, b" -> ["a", "b"]."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def set_threads(threads: int | None) -> None:
+    """Of the CPU, for everything PyTorch does from here on; None leaves its choice."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
