@@ -182,3 +182,27 @@ def test_comparisons_by_hand():
     assert compare_pairs(a, b, "abs").tolist() == [[2, 3]]
     with pytest.raises(UserError, match="verification"):
         ReidNetwork(Embedding("small"), classes=5, verification="sum")
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "mobilenet_v2_keras"])
+def test_the_lowest_parts_stay_as_they_are(name):
+    torch.manual_seed(0)
+    network = Embedding(name, frozen=3, neck="none").train()
+    before = {key: value.clone() for key, value in network.backbone.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    network.features(_images()).feature.square().sum().backward()
+    optimizer.step()
+    changed = {
+        key for key, value in network.backbone.state_dict().items() if not torch.equal(value, before[key])
+    }
+    low = {key for part in network.backbone.parts()[:3] for key in _keys_of(network.backbone, part)}
+    assert low
+    assert changed == set(before) - low
+    with pytest.raises(UserError, match="frozen=99"):
+        Embedding(name, frozen=99)
+
+
+def _keys_of(backbone: nn.Module, part: nn.Module) -> set[str]:
+    """State keys of the backbone whose tensors are the part's."""
+    own = {value.data_ptr() for value in part.state_dict().values()}
+    return {key for key, value in backbone.state_dict().items() if value.data_ptr() in own}

@@ -1,6 +1,7 @@
 """Backbones of Re-ID embeddings: convolutional networks from model-float images to feature maps.
 
-Each takes (B, 3, H, W) float in [-1, 1], does its own normalization, and gives (B, ``channels``, h, w).
+Each takes (B, 3, H, W) float in [-1, 1], does its own normalization, and gives (B, ``channels``, h, w);
+``parts`` are its pieces from the image upwards, so that the lowest can be kept as they are.
 ``pretrained`` names what ``reposer.weights`` knows it by; None where no outside weights fit.
 """
 
@@ -38,6 +39,10 @@ class Small(nn.Module):
             *(nn.Sequential(_conv_bn(a, b), _Residual(b)) for a, b in pairwise(widths))
         )
 
+    def parts(self) -> list[nn.Module]:
+        """The stem and the stages."""
+        return [self.stem, *self.stages]
+
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/16, W/16) with three stages."""
         maps: Tensor = self.stages(self.stem(image))
@@ -69,6 +74,11 @@ class ResNet(nn.Module):
         """torchvision's state dict of the whole classifier; strict but for the classifier itself."""
         kept = {name: value for name, value in values.items() if not name.startswith("fc.")}
         self.network.load_state_dict(kept, strict=True)
+
+    def parts(self) -> list[nn.Module]:
+        """The stem and the four stages."""
+        net = self.network
+        return [nn.ModuleList([net.conv1, net.bn1]), net.layer1, net.layer2, net.layer3, net.layer4]
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/32, W/32), or H/16, W/16 with last_stride 1."""
@@ -113,6 +123,10 @@ class MobileNetV2(nn.Module):
         prefix = "features."
         kept = {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
         self.features.load_state_dict(kept, strict=True)
+
+    def parts(self) -> list[nn.Module]:
+        """The stem, 17 inverted residual blocks (the first 7 parts end at 1/8), and the last convolution."""
+        return list(self.features)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1280, H/32, W/32), or H/16, W/16 with last_stride 1."""

@@ -53,6 +53,8 @@ class Embedding(nn.Module):
             all of them are summed (Zheng et al. 2017 at 256x256, trained on crops). 0: one global average.
         mirror: in use, the feature of the mirrored image is added, and the sum normalized again.
         freeze_norm: the backbone's BatchNorms keep their stored statistics during training (IDE 2016).
+        frozen: so many of the backbone's lowest ``parts`` keep their weights and statistics: pretrained edges
+            and textures stay, and training is faster by their backward pass.
 
     Raises:
         UserError: no such backbone or argument, or an impossible value.
@@ -68,6 +70,7 @@ class Embedding(nn.Module):
         window: int = 0,
         mirror: bool = False,
         freeze_norm: bool = False,
+        frozen: int = 0,
     ) -> None:
         super().__init__()
         check_choice("neck", neck, NECKS)
@@ -80,6 +83,12 @@ class Embedding(nn.Module):
         self.size = (size[0], size[1])
         self.stripes, self.window = stripes, window
         self.mirror, self.freeze_norm = mirror, freeze_norm
+        parts = self.backbone.parts()  # type: ignore[operator]
+        if not 0 <= frozen <= len(parts):
+            raise UserError(f"frozen={frozen}: {backbone} has {len(parts)} parts that can be kept")
+        self._frozen: tuple[nn.Module, ...] = tuple(parts[:frozen])  # a tuple: not registered a second time
+        for part in self._frozen:
+            part.requires_grad_(False)
         self.dimension = stripes * int(self.backbone.channels)  # type: ignore[arg-type]
         self.neck = nn.BatchNorm1d(self.dimension) if neck == "bn" else nn.Identity()
         if isinstance(self.neck, nn.BatchNorm1d):
@@ -99,8 +108,10 @@ class Embedding(nn.Module):
         return F.normalize(feature + self._described(image.flip(3)), dim=1) if self.mirror else feature
 
     def train(self, mode: bool = True) -> Embedding:
-        """As of any module; with ``freeze_norm`` the backbone's BatchNorms stay in use."""
+        """As of any module; kept BatchNorms (``freeze_norm``, ``frozen``) stay in use."""
         super().train(mode)
+        for part in self._frozen:
+            part.eval()
         if self.freeze_norm:
             for module in self.backbone.modules():
                 if isinstance(module, nn.BatchNorm2d):

@@ -97,7 +97,9 @@ def _initialize(config: ReidConfig, state: ReidState) -> dict[str, str]:
 
 
 def _prepared(config: ReidConfig, state: ReidState, runtime: Runtime) -> nn.Module:
-    """The network as the loop calls it, wrapped for several processes."""
+    """The network as the loop calls it: compiled, and wrapped for several processes, where asked for."""
+    if config.compile:
+        state.network.compile()
     # As in gan.py: SyncBatchNorm keeps the buffers equal on GPUs, on CPUs the first process's are saved.
     runtime.accelerator.ddp_handler = DistributedDataParallelKwargs(
         broadcast_buffers=False,

@@ -46,6 +46,7 @@ class EmbeddingConfig(Config):
     window: int = Field(default=0, ge=0)
     mirror: bool = False
     freeze_norm: bool = False
+    frozen: int = Field(default=0, ge=0)  # lowest parts of the backbone that do not learn
 
 
 class HeadConfig(Config):
@@ -113,6 +114,7 @@ class ReidConfig(Config):
     initial_path: Path | None = None  # file for "imagenet"; default: the official one, in the weights folders
     batch_size: int = Field(default=64, ge=2)  # images of one optimizer step, over all processes
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False  # torch.compile of the network; about a minute of start-up
     threads: int | None = Field(default=None, ge=1)  # of the CPU; default: PyTorch's own choice
     seed: int = 0
 
