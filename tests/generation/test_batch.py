@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reposer.data.generated_files import find_faults, read_rows
 from reposer.errors import UserError
 from reposer.generation.batch import Options, generate
 from reposer.generation.inputs import load_person
-from reposer.generation.manifest import find_faults, read_rows
 from reposer.generation.outputs import is_marked
 from reposer.generation.pair_sources import FolderPairs, PackedPairs
 from reposer.images import decode

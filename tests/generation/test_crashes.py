@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reposer.data.generated_files import find_faults, read_rows
 from reposer.errors import UserError
 from reposer.files import DiskError
 from reposer.generation import shards
-from reposer.generation.manifest import find_faults, read_rows
 from reposer.generation.shards import Job, OutputFile, WorkUnit, write_job
 
 RUNNER = Path(__file__).with_name("crash_runner.py")

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from reposer import checkpoint
+from reposer.data.generated_files import JOB, find_faults
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import PACKED
 from reposer.errors import UserError
 from reposer.generation.export import load_generator
-from reposer.generation.manifest import JOB, find_faults
 
 
 def verify_folder(folder: Path) -> tuple[str, list[str]]:

@@ -29,9 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reposer.config import differences, read_json
-from reposer.errors import UserError
-from reposer.files import DiskError, remove_temporaries, sha256_bytes, sync_folder, write_atomic
-from reposer.generation.manifest import (
+from reposer.data.generated_files import (
     IMAGES,
     JOB,
     MANIFEST,
@@ -43,6 +41,8 @@ from reposer.generation.manifest import (
     read_part,
     write_part,
 )
+from reposer.errors import UserError
+from reposer.files import DiskError, remove_temporaries, sha256_bytes, sync_folder, write_atomic
 
 STAGING = ".staging"
 _FSYNC_THREADS = 8  # waiting for a disk takes no processor time
