@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reposer.config import load_config, save_config
-from reposer.experiments.reid_presets import REID_PRESETS, bot, ide2016, siamese2017
+from reposer.experiments.reid_presets import REID_PRESETS, bot, ide2016, reid_small, siamese2017
 from reposer.models.embedding import Embedding
 from reposer.training.reid_config import ReidConfig
 from reposer.training.reid_optimizer import scheduled_rate
@@ -34,6 +34,8 @@ def test_bag_of_tricks_warms_up_and_steps_down():
     rates = [scheduled_rate(int(e * epoch), config) for e in (0, 5, 10, 39, 41, 71)]
     assert rates == pytest.approx([3.5e-6, 3.5e-4 * 0.505, 3.5e-4, 3.5e-4, 3.5e-5, 3.5e-6], rel=0.01)
     assert config.people_per_batch == 16
+    assert (config.loss.center, config.loss.center_rate) == (5e-4, 0.5)
+    assert reid_small().loss.center == 0
 
 
 def test_siamese_takes_48_pairs_and_multiplies_rates():

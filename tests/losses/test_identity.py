@@ -6,8 +6,16 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from reposer.losses.identity import identity_loss, pairwise_distance, triplet_loss, verification_loss
+from reposer.losses.identity import (
+    center_loss,
+    center_step,
+    identity_loss,
+    pairwise_distance,
+    triplet_loss,
+    verification_loss,
+)
 
 
 def _slow_triplet(features, labels, weights, margin):
@@ -75,6 +83,27 @@ def test_a_weight_of_zero_takes_the_images_share_away():
     logits, labels = torch.randn(2, 3), torch.tensor([0, 1])
     both = identity_loss(logits, labels, torch.tensor([1.0, 0.0]))
     assert both.item() == pytest.approx(identity_loss(logits[:1], labels[:1], torch.ones(1)).item() / 2)
+
+
+def test_centers_pull_and_move_as_two_optimizers_would():
+    """Bag of Tricks: SGD 0.5 on the centers, their gradient divided by the weight of the loss."""
+    torch.manual_seed(2)
+    features, labels = torch.randn(9, 4, requires_grad=True), torch.tensor([0, 2, 2, 0, 3, 2, 0, 0, 3])
+    centers, image_weights, weight = nn.Parameter(torch.randn(5, 4)), torch.rand(9), 5e-4
+    slow = sum(
+        w * math.dist(f, centers[k].tolist()) ** 2
+        for f, k, w in zip(features.tolist(), labels.tolist(), image_weights.tolist(), strict=True)
+    )
+    loss = center_loss(features, labels, image_weights, centers)
+    assert loss.item() == pytest.approx(slow / 9, rel=1e-5)
+    moved = centers.detach() + 0.5 * center_step(features.detach(), labels, image_weights, centers.detach())
+    (weight * loss).backward()
+    centers.grad /= weight
+    torch.optim.SGD([centers], lr=0.5).step()
+    torch.testing.assert_close(moved, centers.detach())
+    towards = centers.detach()[labels] - features.detach()
+    assert features.grad is not None
+    assert ((features.grad * towards).sum(1) < 0).all()  # the gradient points away from the center
 
 
 def test_verification_by_hand():

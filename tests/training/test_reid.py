@@ -45,7 +45,7 @@ TRAIN = (  # for a process of its own: arguments are the configuration file and 
 RECIPES = {
     "people": {
         "data": {"sampler": "people", "images_per_person": 2},
-        "loss": {"triplet": 1.0, "smoothing": 0.1},
+        "loss": {"triplet": 1.0, "smoothing": 0.1, "center": 0.01},
     },
     "pairs": {
         "data": {"sampler": "pairs"},
@@ -153,6 +153,22 @@ def test_the_embedding_of_a_run_is_the_trained_one(whole):
     for name, value in embedding.state_dict().items():
         assert torch.equal(value, saved[f"embedding.{name}"])
     assert embedding(torch.zeros(1, 3, 32, 16, dtype=torch.uint8)).shape == (1, embedding.dimension)
+
+
+def test_class_centers_move_to_the_features(prepared, tmp_path):
+    """With every image of a class in each batch and a small network, the loss falls by the centers' steps."""
+    still = tiny(prepared, loss={"center": 5e-4, "center_rate": 1e-9}, output={"log_every": 1})
+    moving = tiny(prepared, loss={"center": 5e-4}, output={"log_every": 1})
+    first, last = [], []
+    for name, config in (("still", still), ("moving", moving)):
+        train_reid(config, tmp_path / name, device="cpu")
+        values = [line["reid/center"] for line in read_metrics(tmp_path / name) if "reid/center" in line]
+        first.append(values[0])
+        last.append(values[-1])
+        centers = checkpoint.latest(tmp_path / name / "checkpoints").groups["network"]["centers"]
+        assert centers.shape == (6, 8)
+    assert first[0] == first[1]
+    assert last[1] < 0.5 * last[0]
 
 
 def test_it_learns_who_is_who(prepared, tmp_path):
@@ -264,7 +280,7 @@ def test_validation_counts_the_nearest_of_another_camera():
 @pytest.mark.slow
 def test_two_processes_equal_one(prepared, tmp_path):
     """With frozen norms: BatchNorm on CPUs sees only its own process's part."""
-    config = tiny(prepared, "images", embedding={"neck": "none", "freeze_norm": True})
+    config = tiny(prepared, "images", embedding={"neck": "none", "freeze_norm": True}, loss={"center": 0.01})
     save_config(config, tmp_path / "config.json")
     (tmp_path / "script.py").write_text(TRAIN)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

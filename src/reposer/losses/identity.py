@@ -1,4 +1,4 @@
-"""Losses that teach an embedding who is who: classification, triplets, verification of pairs.
+"""Losses that teach an embedding who is who: classification, triplets, centers, verification of pairs.
 
 Each gives a scalar in float32. ``weight`` (B,) says how much an image counts; the loss is the mean over the
 images divided by B, not by the sum of the weights, so that an image of weight 0 takes its share away.
@@ -49,6 +49,31 @@ def pairwise_distance(features: Tensor) -> Tensor:
     squares = features.square().sum(1)
     squared = squares[:, None] + squares[None, :] - 2 * features @ features.T
     return squared.clamp(min=1e-12).sqrt()
+
+
+def center_loss(features: Tensor, label: Tensor, weight: Tensor, centers: Tensor) -> Tensor:
+    """Squared distance of each image to the center of its class (Wen et al., ECCV 2016).
+
+    Without Wen's factor 1/2, as in Bag of Tricks' code.
+
+    Args:
+        features: (B, D), not normalized.
+        label: (B,).
+        weight: (B,).
+        centers: (K, D); they do not learn by this gradient but by :func:`center_step`.
+    """
+    distance = (features.float() - centers[label]).square().sum(1)
+    return (distance * weight).mean()
+
+
+def center_step(features: Tensor, label: Tensor, weight: Tensor, centers: Tensor) -> Tensor:
+    """(K, D) minus the gradient of :func:`center_loss` with respect to the centers.
+
+    ``centers + rate * center_step(...)`` is the step of Bag of Tricks' second optimizer, SGD without momentum
+    on the loss before it is weighted. Written out, centers need no state but themselves.
+    """
+    gap = 2 * weight[:, None] * (features.float() - centers[label]) / len(label)
+    return torch.zeros_like(centers).index_add_(0, label, gap)
 
 
 def verification_loss(logits: Tensor, same: Tensor, weight: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from reposer.models.embedding import Embedding
@@ -31,6 +32,8 @@ class ReidNetwork(nn.Module):
         verification: what the verification head looks at: "square" (a - b)^2, the Square layer of Zheng et
             al. (arXiv 1611.05666); "product" a b, its author's later code; "abs" |a - b|; None: no such head.
             Features are those before the neck, not normalized.
+        centers: keep a center (D,) of each class's features before the neck, from N(0, 1) on, for a center
+            loss; a buffer, since it moves by a rule of its own and not by the optimizer.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class ReidNetwork(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         verification: str | None = None,
+        centers: bool = False,
     ) -> None:
         super().__init__()
         check_choice("verification", verification, (*COMPARISONS, None))
@@ -51,6 +55,8 @@ class ReidNetwork(nn.Module):
             nn.init.zeros_(self.classifier.bias)
         self.verification = verification
         self.verifier = nn.Linear(embedding.dimension, 2) if verification else None
+        self.centers: Tensor | None  # (K, D)
+        self.register_buffer("centers", torch.randn(classes, embedding.dimension) if centers else None)
 
     def forward(self, image: Tensor) -> ReidOutput:
         """(B, 3, H, W) uint8 or model float, used at its size; with a verification head two halves, pairs."""

@@ -60,12 +60,13 @@ def train_reid(
                 batch = batch.to(runtime.device, non_blocking=True)
                 with runtime.autocast():
                     output = network(batch.image)
-                loss, parts = reid_loss(output, batch, config.loss)
+                loss, parts = reid_loss(output, batch, config.loss, state.network.centers)
                 accelerator.backward(loss)
                 state.means.add(parts)
                 guarded = {**parts, "reid/gradient": gradient_norm(state.network)}
                 check_finite(guarded, state.step, names)
                 state.optimizer.step()
+                state.move_centers(output.pooled, batch, config.loss.center_rate, accelerator)
                 state.optimizer.zero_grad()
                 state.step += 1
 

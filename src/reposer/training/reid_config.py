@@ -87,6 +87,8 @@ class ReidLossConfig(Config):
     smoothing: float = Field(default=0.0, ge=0, lt=1)  # of the labels
     triplet: float = Field(default=0.0, ge=0)
     margin: float = Field(default=0.3, gt=0)
+    center: float = Field(default=0.0, ge=0)
+    center_rate: float = Field(default=0.5, gt=0)  # of the centers' own SGD; not scheduled
     verification: float = Field(default=0.0, ge=0)
 
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from reposer.checkpoint import Checkpoint, Groups
+from reposer.losses.identity import center_step
 from reposer.models.embedding import Embedding
 from reposer.models.reid_network import ReidNetwork
 from reposer.runtime import Runtime
 from reposer.state import load_into, pack_optimizer, rng_state, set_rng_state, unpack_optimizer
+from reposer.structures import ReidBatch
 from reposer.training.process_state import below, differences, gather, match_layout
 from reposer.training.reid_config import ReidConfig
 from reposer.training.reid_optimizer import build_optimizer
@@ -35,7 +37,9 @@ class ReidState:
         embedding = Embedding(**config.embedding.model_dump())
         head = config.head
         verification = head.verification if config.loss.verification else None
-        network: nn.Module = ReidNetwork(embedding, classes, head.dropout, head.bias, verification)
+        network: nn.Module = ReidNetwork(
+            *(embedding, classes, head.dropout, head.bias, verification), centers=config.loss.center > 0
+        )
         if runtime.world_size > 1 and runtime.device.type == "cuda":  # there is none for CPUs
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         assert isinstance(network, ReidNetwork)
@@ -44,6 +48,13 @@ class ReidState:
         self.means = RunningMeans()
         self.step = 0  # optimizer steps done
         torch.manual_seed(config.seed + runtime.rank)  # processes draw different dropout masks
+
+    def move_centers(self, pooled: Tensor, batch: ReidBatch, rate: float, accelerator: Accelerator) -> None:
+        """A step of the class centers, where there are some, by the features (B, D) that their loss saw."""
+        centers = self.network.centers
+        if centers is not None:
+            step = center_step(pooled.detach(), batch.label, batch.weight, centers)
+            centers.add_(accelerator.reduce(step, "mean"), alpha=rate)
 
     def pack(self, accelerator: Accelerator) -> tuple[Groups, dict[str, Any]]:
         """Tensors by group, and JSON values. A collective call: every process must make it."""
