@@ -11,10 +11,11 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import average_precision_score
 
 from reposer.errors import UserError
-from reposer.evaluation.ranklists import COLORS, HEADER, choose_queries, write_rank_lists
-from reposer.evaluation.reid_comparison import LEARNERS, compare_methods
+from reposer.evaluation.cmc_plot import draw_cmc
+from reposer.evaluation.ranklists import COLORS, HEADER, choose_queries, rank_list, write_rank_lists
+from reposer.evaluation.reid_comparison import LEARNERS, compare_methods, row_names
 from reposer.evaluation.reidentification import Rerank, evaluate_reid
-from reposer.images import decode
+from reposer.images import decode, decode_bytes
 from reposer.metrics.intervals import mean_interval
 from reposer.reid.search import search
 from reposer.reid.xqda import XQDA
@@ -237,3 +238,51 @@ def test_a_perfect_method_has_no_failed_sheet(tmp_path):
     assert len(write_rank_lists(tmp_path, QUERY, gallery, report, _picture)) == 2
     with pytest.raises(UserError, match="no method 'xqda'"):
         write_rank_lists(tmp_path, QUERY, gallery, report, _picture, method="xqda")
+
+
+def test_re_ranked_results_keep_the_lists_that_their_scores_come_from():
+    """The kept order, read as a rank list, gives rank-1 and (short gallery) average precision again."""
+    near = _rows(GALLERY, np.arange(45))  # fewer than are kept: the lists are whole
+    result = evaluate_reid(QUERY, near, rerank=Rerank(10, 3))
+    listed = result.ranking
+    assert listed.order.shape == (60, (near.pids != -1).sum())
+    assert (near.pids[listed.order] != -1).all()
+    assert (np.diff(listed.distance, axis=1) >= 0).all()
+    for q in np.flatnonzero(result.scores.hits > 0):
+        valid = listed.valid[q]
+        expected = average_precision_score(listed.matches[q][valid], -listed.distance[q][valid])
+        assert result.scores.worst.ap_step[q] == pytest.approx(expected, abs=1e-6)
+
+
+def test_sheets_of_learned_and_re_ranked_rows_show_their_own_lists(tmp_path):
+    report = compare_methods(QUERY, GALLERY, TRAIN, methods=("euclidean", "xqda"), rerank=Rerank(10, 3))
+    assert list(report.results) == row_names(("euclidean", "xqda"), True)
+    rows, lists = np.arange(60), {}
+    for method, result in report.results.items():
+        lists[method] = rank_list(QUERY, GALLERY, report, method, rows, 10)
+        nearest = [
+            m[v][0] for m, v in zip(lists[method].matches, lists[method].valid, strict=True) if v.any()
+        ]
+        matched = result.scores.hits > 0
+        assert np.mean(np.array(nearest)[matched]) == pytest.approx(result.values.rank1)
+        assert write_rank_lists(tmp_path / method, QUERY, GALLERY, report, _picture, method=method)
+    assert len({lists[method].order.tobytes() for method in lists}) == 4
+
+
+def test_a_sheet_of_an_earlier_report_does_not_stay(tmp_path):
+    report = compare_methods(QUERY, GALLERY, methods=("euclidean",))
+    write_rank_lists(tmp_path, QUERY, GALLERY, report, _picture)
+    gallery = replace(_rows(QUERY, range(60)), camids=QUERY.camids + 10)
+    perfect = compare_methods(QUERY, gallery, methods=("euclidean",))
+    write_rank_lists(tmp_path, QUERY, gallery, perfect, _picture)
+    assert not (tmp_path / "ranklist_failed.png").exists()
+
+
+def test_the_cmc_plot_draws_every_row_and_the_same_bytes_twice():
+    report = compare_methods(QUERY, GALLERY, TRAIN, rerank=Rerank(10, 3))
+    picture = draw_cmc(report)
+    assert picture == draw_cmc(report)
+    pixels = decode_bytes(picture, "cmc.png").reshape(-1, 3)
+    for color in ("#0b6e4f", "#c8553d", "#2f5d9b"):  # three methods; re-ranked twins share their color
+        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(pixels.astype(int) - wanted).max(1) < 8).sum() > 100

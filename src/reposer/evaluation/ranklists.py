@@ -15,7 +15,6 @@ from reposer.evaluation.reid_comparison import ReidReport
 from reposer.files import write_atomic
 from reposer.images import encode_png
 from reposer.metrics.retrieval import QueryScores
-from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.search import search
 from reposer.structures import FeatureSet, Ranking
 
@@ -103,18 +102,21 @@ def write_rank_lists(
     picture: PictureOf,
     *,
     method: str = "euclidean",
-    metric: QuadraticMetric | None = None,
     count: int = 8,
     top: int = 10,
     kinds: Sequence[Kind] = KINDS,
 ) -> list[Path]:
-    """Write ranklist_best.png, ranklist_worst.png and ranklist_failed.png of one method of a report.
+    """Write ranklist_best.png, ranklist_worst.png and ranklist_failed.png of one row of a report.
 
-    A kind without queries (nothing failed) writes no file. ``metric`` is the fitted metric of a learned
-    method.
+    A kind without queries (nothing failed) has no file; one of an earlier report is removed.
+
+    Args:
+        method: a row of the report: a distance, a learned method, either one re-ranked.
+        count: queries on a sheet.
+        top: gallery images of each.
 
     Raises:
-        UserError: the report has no such method.
+        UserError: the report has no such row.
     """
     if method not in report.results:
         raise UserError(f"the report has no method {method!r}", f"choose one of {', '.join(report.results)}")
@@ -122,15 +124,30 @@ def write_rank_lists(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for kind in kinds:
+        path = folder / f"ranklist_{kind}.png"
         rows = choose_queries(report.results[method].scores, kind, count)
         if not len(rows):
+            path.unlink(missing_ok=True)
             continue
-        ranking = search(query, gallery, distance=metric or method, top=top, queries=rows)
+        ranking = rank_list(query, gallery, report, method, rows, top)
         sheet = draw_sheet(query, gallery, rows, ranking, picture, report.results[method].scores)
-        path = folder / f"ranklist_{kind}.png"
         write_atomic(path, encode_png(sheet))
         written.append(path)
     return written
+
+
+def rank_list(
+    query: FeatureSet, gallery: FeatureSet, report: ReidReport, method: str, rows: NDArray[np.int64], top: int
+) -> Ranking:
+    """The ``top`` nearest gallery images of the queries ``rows`` (n,) under a row of the report.
+
+    A re-ranked row lists what it kept (no junk, at most ``reidentification.LISTED``); others are searched.
+    """
+    kept = report.results[method].ranking
+    if kept is None:
+        return search(query, gallery, distance=report.metrics.get(method, method), top=top, queries=rows)
+    part = rows[:, None], np.arange(min(top, kept.order.shape[1]))
+    return Ranking(kept.order[part], kept.distance[part], kept.matches[part], kept.valid[part])
 
 
 def _flag(ranking: Ranking, line: int, column: int, pid: int) -> str:

@@ -48,9 +48,10 @@ class ReidReport:
     protocol: str
     notes: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, QuadraticMetric] = field(default_factory=dict)  # learned method -> what was fitted
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the per-query values, in JSON's types."""
+        """Everything but the per-query values and the metrics themselves, in JSON's types."""
         return {
             "schema_version": SCHEMA_VERSION,
             "methods": {name: result.to_json() for name, result in self.results.items()},
@@ -147,7 +148,13 @@ def compare_methods(
         protocol=_protocol(no_match, exclude_same_camera),
         notes=tuple(_notes(next(iter(results.values())), results, missing, learned, rerank)),
         settings=settings,
+        metrics=learned,
     )
+
+
+def row_names(methods: Sequence[str], reranked: bool) -> list[str]:
+    """The rows that :func:`compare_methods` makes of methods, in their order."""
+    return [name + step for name in methods for step in (("", RERANKED) if reranked else ("",))]
 
 
 def _training_set(train: FeatureSet | None, query: FeatureSet, gallery: FeatureSet) -> FeatureSet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,10 @@ from reposer.metrics.retrieval import (
 from reposer.reid.distances import PairwiseForm, normalize
 from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.rerank import k_reciprocal
-from reposer.reid.search import checked, known_distance, pairwise_form
-from reposer.structures import FeatureSet
+from reposer.reid.search import checked, flagged, known_distance, nearest_columns, pairwise_form
+from reposer.structures import FeatureSet, Ranking
+
+LISTED = 50  # gallery images of each query that a re-ranked result keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,9 @@ class ReidResult:
     cmc: NDArray[np.float64]  # (50,)
     counts: dict[str, int]
     scores: QueryScores  # per query
+    ranking: Ranking | None = (
+        None  # (Q, LISTED) of a re-ranked result, which cannot be searched again by query
+    )
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers for a JSON file; intervals as [low, high], or null for a single identity."""
@@ -96,10 +101,12 @@ def evaluate_reid(
     counted = gallery.features if len(protocol.kept) == len(gallery) else gallery.features[protocol.kept]
     if rerank is None:
         scores = score_form(pairwise_form(query.features, counted, distance), protocol)
-    else:
-        left, right = (_euclidean_space(x, distance) for x in (query.features, counted))
-        scores = protocol.score(k_reciprocal(left, right, **asdict(rerank)))
-    return summarize(scores, protocol, no_match=no_match, seed=seed)
+        return summarize(scores, protocol, no_match=no_match, seed=seed)
+    left, right = (_euclidean_space(x, distance) for x in (query.features, counted))
+    reranked = k_reciprocal(left, right, **asdict(rerank))
+    result = summarize(protocol.score(reranked), protocol, no_match=no_match, seed=seed)
+    order, values = nearest_columns(reranked, LISTED)
+    return replace(result, ranking=flagged(protocol.kept[order], values, query.pids, query.camids, gallery))
 
 
 def score_form(form: PairwiseForm, protocol: RetrievalProtocol) -> QueryScores:

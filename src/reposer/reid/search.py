@@ -83,18 +83,20 @@ def known_distance(name: str) -> str:
 
 def nearest(form: PairwiseForm, top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(Q, K) column numbers and distances, nearest first, equal distances by column; K = min(top, G)."""
-    rows, columns = form.shape
-    top = min(top, columns)
-    order, values = np.empty((rows, top), np.int64), np.empty((rows, top), np.float32)
-    for start, block in form.blocks():
-        reach = np.partition(block, top - 1, axis=1)[:, top - 1]
-        for i, row in enumerate(block, start):
-            near = np.flatnonzero(
-                row <= reach[i - start]
-            )  # in column order; more than K with ties at the end
-            order[i] = near[np.argsort(row[near], kind="stable")[:top]]
-            values[i] = row[order[i]]
+    parts = [nearest_columns(block, top) for _, block in form.blocks()]
+    order, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     return order, np.sqrt(values) if form.root else values
+
+
+def nearest_columns(distance: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """As :func:`nearest`, of a matrix (Q, G) that is at hand."""
+    top = min(top, distance.shape[1])
+    order = np.empty((len(distance), top), np.int64)
+    for i, row in enumerate(distance):
+        reach = np.partition(row, top - 1)[top - 1]
+        near = np.flatnonzero(row <= reach)  # in column order; more than K with ties at the end
+        order[i] = near[np.argsort(row[near], kind="stable")[:top]]
+    return order, np.take_along_axis(distance, order, axis=1)
 
 
 def flagged(
