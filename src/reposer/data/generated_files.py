@@ -30,7 +30,7 @@ def read_rows(folder: str | Path) -> pa.Table:
     Raises:
         UserError: there is none, it is not finished, or a part is damaged.
     """
-    return pa.concat_tables([read_part(path) for path in _parts(Path(folder))])
+    return pa.concat_tables([read_part(path) for path in list_parts(Path(folder))])
 
 
 def find_faults(folder: str | Path) -> list[str]:
@@ -41,7 +41,7 @@ def find_faults(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     faults, listed = [], set()
-    parts = _parts(folder)
+    parts = list_parts(folder)
     for path in parts:
         try:
             rows = read_part(path)
@@ -50,7 +50,7 @@ def find_faults(folder: str | Path) -> list[str]:
             continue
         listed |= set(rows["file"].to_pylist())
         faults += [f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)]
-    expected = {path.name for path in parts} | {_seal(path).name for path in parts}
+    expected = {path.name for path in parts} | {seal_path(path).name for path in parts}
     foreign = sorted({path.name for path in (folder / MANIFEST).iterdir()} - expected)
     faults += [f"{MANIFEST}/{name} does not belong to the manifest" for name in foreign]
     extra = sorted({path.name for path in (folder / IMAGES).iterdir()} - listed)
@@ -64,21 +64,21 @@ def part_path(folder: Path, number: int) -> Path:
 
 def is_sealed(path: Path) -> bool:
     """Whether a part was written to its end."""
-    return _seal(path).is_file()
+    return seal_path(path).is_file()
 
 
-def write_part(path: Path, rows: list[dict[str, Any]], columns: Columns) -> None:
+def write_part(path: Path, rows: list[dict[str, Any]], columns: Columns, *, synthetic: bool = True) -> None:
     """Write rows, then their seal: a file with the part's sha256, as ``sha256sum`` prints it.
 
     The same rows give the same bytes. Parquet readers pass over the seal, whose name begins with "_".
     """
-    metadata = {"reposer": json.dumps({"schema_version": SCHEMA_VERSION, "synthetic": True})}
+    metadata = {"reposer": json.dumps({"schema_version": SCHEMA_VERSION, "synthetic": synthetic})}
     table = pa.Table.from_pylist(rows, pa.schema([*FILE_COLUMNS, *columns], metadata))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = bytes(sink.getvalue())
     write_atomic(path, data)
-    write_atomic(_seal(path), f"{sha256_bytes(data)}  {path.name}\n".encode())
+    write_atomic(seal_path(path), f"{sha256_bytes(data)}  {path.name}\n".encode())
 
 
 def read_part(path: Path) -> pa.Table:
@@ -88,13 +88,13 @@ def read_part(path: Path) -> pa.Table:
         UserError: it, or its seal, is missing, cut or changed.
     """
     try:
-        data, seal = path.read_bytes(), _seal(path).read_text(encoding="ascii").split()
+        data, seal = path.read_bytes(), seal_path(path).read_text(encoding="ascii").split()
         if seal[:1] != [sha256_bytes(data)]:
             raise ValueError("differs from its sha256")
         return pq.read_table(pa.BufferReader(data))
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: is damaged: {reason}", "run generate again to mend it") from error
+        raise UserError(f"{path}: is damaged: {reason}", "run the same command again to mend it") from error
 
 
 def file_faults(folder: Path, rows: pa.Table) -> Iterator[tuple[str, str]]:
@@ -107,19 +107,21 @@ def file_faults(folder: Path, rows: pa.Table) -> Iterator[tuple[str, str]]:
             yield name, "differs from its sha256"
 
 
-def _parts(folder: Path) -> list[Path]:
+def list_parts(folder: Path) -> list[Path]:
     """Every part that the job must have."""
     job = read_json(folder / JOB)
     if not isinstance(job.get("items"), int) or not isinstance(job.get("shard_items"), int):
-        raise UserError(f"{folder / JOB}: is no job of generate", "choose a folder that generate has written")
+        raise UserError(
+            f"{folder / JOB}: is no job of reposer", "choose a folder that generate or augment has written"
+        )
     parts = [part_path(folder, n) for n in range(-(-job["items"] // job["shard_items"]))]
     missing = sum(not is_sealed(part) for part in parts)
     if missing:
         raise UserError(
-            f"{folder}: {missing} of {len(parts)} shards are not there", "run generate again to go on"
+            f"{folder}: {missing} of {len(parts)} shards are not there", "run the same command again to go on"
         )
     return parts
 
 
-def _seal(path: Path) -> Path:
+def seal_path(path: Path) -> Path:
     return path.with_name(f"_{path.stem}.sha256")

@@ -35,7 +35,7 @@ JUNK, DISTRACTOR = -1, 0  # pids
 
 _SUFFIXES = r"((?:\.(?:jpe?g|png|webp|bmp))+)"
 _NAME = re.compile(
-    r"(-1|[0-9]{4,6})_c([1-9][0-9]?)s([1-9][0-9]?)_([0-9]{1,8})_([0-9]{1,3})" + _SUFFIXES,
+    r"(-1|[0-9]{4,6})_c([1-9][0-9]?)s([1-9][0-9]?)_([0-9]{1,8})_([0-9]{1,3})(?:_g[0-9]{2,3})?" + _SUFFIXES,
     re.ASCII | re.IGNORECASE,
 )
 

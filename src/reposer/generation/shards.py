@@ -15,36 +15,20 @@ Imports no torch.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reposer.config import differences, read_json
-from reposer.data.generated_files import (
-    IMAGES,
-    JOB,
-    MANIFEST,
-    SCHEMA_VERSION,
-    Columns,
-    file_faults,
-    is_sealed,
-    part_path,
-    read_part,
-    write_part,
-)
-from reposer.errors import UserError
-from reposer.files import DiskError, remove_temporaries, sha256_bytes, sync_folder, write_atomic
+from reposer.data.generated_files import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, Columns, part_path, write_part
+from reposer.files import DiskError, sha256_bytes, sync_folder
+from reposer.generation.job_folder import STAGING, locked, open_job, share, unfinished
 
-STAGING = ".staging"
 _FSYNC_THREADS = 8  # waiting for a disk takes no processor time
 
 
@@ -79,6 +63,15 @@ class Job:
         starts = range(0, self.items, self.shard_items)
         return [range(start, min(start + self.shard_items, self.items)) for start in starts]
 
+    def document(self) -> dict[str, Any]:
+        """What job.json says of it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "items": self.items,
+            "shard_items": self.shard_items,
+            "settings": dict(self.settings),
+        }
+
 
 @dataclass(slots=True)
 class WriteReport:
@@ -99,8 +92,19 @@ class WriteReport:
         return "\n".join(lines)
 
 
+Progress = Callable[[int, int], None] | None  # (items done, items in all)
+ShardWriter = Callable[[Path, Job, list[tuple[int, range]], int, WriteReport, Progress], None]
+
+
 def write_job(
-    folder: str | Path, job: Job, *, threads: int = 2, on_progress: Callable[[int, int], None] | None = None
+    folder: str | Path,
+    job: Job,
+    *,
+    threads: int = 2,
+    on_progress: Progress = None,
+    writer: ShardWriter | None = None,
+    before: Callable[[WriteReport], None] | None = None,
+    after: Callable[[WriteReport], None] | None = None,
 ) -> WriteReport:
     """Do the job, or what is left of it.
 
@@ -108,6 +112,9 @@ def write_job(
         folder: new, empty, or one where the same job was started.
         threads: encoding threads; the bytes do not depend on them.
         on_progress: called in this thread with (items done, items in all).
+        writer: who makes the shards; default: this process (:func:`write_shards`).
+        before: called when the folder is open and locked, before the first shard.
+        after: called when every shard is done, still under the lock.
 
     Raises:
         UserError: the folder holds something else, or another process is writing there.
@@ -117,19 +124,24 @@ def write_job(
     started, report = time.monotonic(), WriteReport(folder, job.items)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            report.notes += _open_job(folder, job)
-            todo = _unfinished(folder, job, report.notes)
+        with locked(folder) as lock:
+            report.notes += open_job(folder, job.document(), job.environment)
+            if before is not None:
+                before(report)
+            todo = unfinished(folder, job.shards(), report.notes)
+            share(folder, lock)
             report.kept = job.items - sum(len(shard) for _, shard in todo)
             if on_progress is not None:
                 on_progress(report.kept, job.items)
             (folder / STAGING).mkdir()
             try:
-                _write_shards(folder, job, todo, threads, report, on_progress)
+                (writer or write_shards)(folder, job, todo, threads, report, on_progress)
                 (folder / STAGING).rmdir()
             except BaseException:
                 shutil.rmtree(folder / STAGING, ignore_errors=True)  # the room may be wanted
                 raise
+            if after is not None:
+                after(report)
     except (OSError, DiskError) as error:
         cause = error.__cause__ if isinstance(error, DiskError) else error
         reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error)
@@ -142,69 +154,10 @@ def write_job(
     return report
 
 
-# ---- the steps of a job
+# ---- the steps of a shard
 
 
-def _open_job(folder: Path, job: Job) -> list[str]:
-    """Start the job or recognize it; returns notes."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "items": job.items,
-        "shard_items": job.shard_items,
-        "settings": dict(job.settings),
-    }
-    path = folder / JOB
-    if not path.exists():
-        names = (entry.name for entry in folder.iterdir())
-        foreign = sorted(name for name in names if not name.startswith(f".{JOB}.tmp-"))  # a killed start
-        if foreign:
-            raise UserError(f"{folder}: is not empty (holds {foreign[0]})", "choose a new folder")
-        whole = json.dumps({**document, "environment": dict(job.environment)}, indent=2, sort_keys=True)
-        write_atomic(path, (whole + "\n").encode())
-    earlier = read_json(path)
-    environment = earlier.pop("environment", {})
-    changed = differences(earlier, document)
-    if changed:
-        raise UserError(
-            f"{folder}: holds another job, these differ: {'; '.join(changed)}",
-            "choose another folder, or the settings the job was started with",
-        )
-    remove_temporaries(folder)
-    for name in (IMAGES, MANIFEST):
-        (folder / name).mkdir(exist_ok=True)
-    remove_temporaries(folder / MANIFEST)
-    if (folder / STAGING).exists():
-        shutil.rmtree(folder / STAGING)  # of a killed writer
-    other = differences(environment, job.environment)
-    return [f"started in another environment, pictures may differ by 1/255: {'; '.join(other)}"] * bool(other)
-
-
-def _unfinished(folder: Path, job: Job, notes: list[str]) -> list[tuple[int, range]]:
-    """Number and range of the shards that are not done."""
-    todo = []
-    for number, shard in enumerate(job.shards()):
-        path = part_path(folder, number)
-        if is_sealed(path):
-            fault = _shard_fault(folder, path, len(shard))
-            if not fault:
-                continue
-            notes.append(f"shard {number} is made again: {fault}")
-        todo.append((number, shard))
-    return todo
-
-
-def _shard_fault(folder: Path, path: Path, items: int) -> str:
-    """What is wrong with a shard whose part is there; empty when it is done."""
-    try:
-        rows = read_part(path)
-    except UserError as error:
-        return str(error)
-    if rows.num_rows != items:
-        return f"{path.name} has {rows.num_rows} rows, not {items}"
-    return next((f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)), "")
-
-
-def _write_shards(
+def write_shards(
     folder: Path,
     job: Job,
     todo: list[tuple[int, range]],
@@ -212,7 +165,10 @@ def _write_shards(
     report: WriteReport,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Encode in ``threads`` threads and commit in one more, while this thread produces the next units."""
+    """Encode in ``threads`` threads and commit in one more, while this thread produces the next units.
+
+    The default :data:`ShardWriter`; for a process that holds the folder's lock. Counts in ``report``.
+    """
     done = report.kept
     commits: deque[Future[int]] = deque()
     with ThreadPoolExecutor(threads) as encoders, ThreadPoolExecutor(1) as committer:
@@ -258,24 +214,6 @@ def _commit(
     write_part(part_path(folder, number), rows, job.columns)
     os.rmdir(staging)
     return len(rows)
-
-
-# ---- disk and lock
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder alone; the kernel lets it go with its process, however that ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            problem = f"{folder}: another process is writing there"
-            raise UserError(problem, "wait for it or stop it") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,121 @@
+"""The folder of a job: who may write in it, is it the same job, which shards are done. Imports no torch.
+
+The lock is the kernel's: exclusive while the folder is opened and looked through, then shared by the
+processes that write shards, so that a second start is refused until the last of them has ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reposer.config import differences, read_json
+from reposer.data.generated_files import IMAGES, JOB, MANIFEST, file_faults, is_sealed, part_path, read_part
+from reposer.errors import UserError
+from reposer.files import remove_temporaries, write_atomic
+
+STAGING = ".staging"
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[int]:
+    """Hold the folder, alone or with other writers of the same job; the kernel lets it go with its process.
+
+    Yields:
+        The descriptor, for :func:`share`.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(folder, descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def share(folder: Path, descriptor: int) -> None:
+    """Let other writers of the same job in.
+
+    Raises:
+        UserError: another start slipped in between (the kernel's change of a lock has a gap).
+    """
+    _lock(folder, descriptor, fcntl.LOCK_SH)
+
+
+def _lock(folder: Path, descriptor: int, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another process is writing there", "wait for it or stop it") from error
+
+
+def open_job(folder: Path, document: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
+    """Start the job or recognize it, and clear away what a killed writer left; for who holds the lock alone.
+
+    Args:
+        document: what job.json says of the job.
+        environment: versions, threads, device; a change is reported, not refused.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        UserError: the folder holds another job, or something else.
+    """
+    path = folder / JOB
+    if not path.exists():
+        names = (entry.name for entry in folder.iterdir())
+        foreign = sorted(name for name in names if not name.startswith(f".{JOB}.tmp-"))  # a killed start
+        if foreign:
+            raise UserError(f"{folder}: is not empty (holds {foreign[0]})", "choose a new folder")
+        whole = json.dumps({**document, "environment": dict(environment)}, indent=2, sort_keys=True)
+        write_atomic(path, (whole + "\n").encode())
+    earlier = read_json(path)
+    before = earlier.pop("environment", {})
+    changed = differences(earlier, document)
+    if changed:
+        raise UserError(
+            f"{folder}: holds another job, these differ: {'; '.join(changed)}",
+            "choose another folder, or the settings the job was started with",
+        )
+    remove_temporaries(folder)
+    for name in (IMAGES, MANIFEST):
+        (folder / name).mkdir(exist_ok=True)
+    remove_temporaries(folder / MANIFEST)
+    if (folder / STAGING).exists():
+        shutil.rmtree(folder / STAGING)  # of a killed writer
+    other = differences(before, environment)
+    return [f"started in another environment, pictures may differ by 1/255: {'; '.join(other)}"] * bool(other)
+
+
+def unfinished(folder: Path, shards: Sequence[range], notes: list[str]) -> list[tuple[int, range]]:
+    """Number and range of the shards that are not done; adds a note for each that has to be made again."""
+    todo = []
+    for number, shard in enumerate(shards):
+        path = part_path(folder, number)
+        if is_sealed(path):
+            fault = _shard_fault(folder, path, len(shard))
+            if not fault:
+                continue
+            notes.append(f"shard {number} is made again: {fault}")
+        todo.append((number, shard))
+    return todo
+
+
+def _shard_fault(folder: Path, path: Path, items: int) -> str:
+    """What is wrong with a shard whose part is there; empty when it is done."""
+    try:
+        rows = read_part(path)
+    except UserError as error:
+        return str(error)
+    if rows.num_rows != items:
+        return f"{path.name} has {rows.num_rows} rows, not {items}"
+    return next((f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)), "")
