@@ -54,6 +54,7 @@ class PackedPeople:
         self.pids: NDArray[np.int64] = rows["pid"].to_numpy()
         self.camids: NDArray[np.int64] = rows["camid"].to_numpy()
         self.splits: NDArray[np.str_] = np.array(rows["split"].to_pylist(), np.str_)
+        self.sha256: tuple[str, ...] = tuple(rows["sha256"].to_pylist())  # of the original image files
         flat = rows["keypoints"].combine_chunks().values.to_numpy(zero_copy_only=False)
         self.keypoints: Pose = flat.astype(np.float32).reshape(
             count, NUM_JOINTS, 2
@@ -83,9 +84,9 @@ class PackedPeople:
         """Image name -> position, of all images."""
         return dict(self._index)
 
-    def identity_hash(self, split: str) -> str:
-        """sha256 over the sorted pids of a split: equal when two data sets hold the same people."""
-        pids = np.unique(self.pids[self.splits == split])
+    def identity_hash(self, *splits: str) -> str:
+        """sha256 over the sorted pids of some splits: equal when two data sets hold the same people there."""
+        pids = np.unique(self.pids[np.isin(self.splits, splits)])
         return hashlib.sha256("\n".join(str(pid) for pid in pids).encode()).hexdigest()
 
     def pair_batch(self, source_indices: NDArray[np.int64], target_indices: NDArray[np.int64]) -> PairBatch:
