@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from reposer.errors import UserError
 from reposer.models.embedding import Embedding
-from reposer.models.embedding_files import CONFIG, WEIGHTS, EmbeddingInfo, load_embedding, save_embedding
+from reposer.models.pretrained import CONFIG, WEIGHTS
 
 ARGUMENTS = {"backbone": "small", "backbone_args": {"widths": [8, 12, 16]}, "size": [32, 16], "stripes": 2}
 
@@ -18,16 +19,17 @@ ARGUMENTS = {"backbone": "small", "backbone_args": {"widths": [8, 12, 16]}, "siz
 def folder(tmp_path):
     torch.manual_seed(0)
     embedding = Embedding(**ARGUMENTS)
-    save_embedding(tmp_path / "e", embedding, EmbeddingInfo(embedding=ARGUMENTS, trained_on="x", step=7))
+    embedding.info = embedding.info.changed(trained_on="x", step=7)
+    embedding.save_pretrained(tmp_path / "e")
     return tmp_path / "e"
 
 
 def test_the_same_embedding_comes_back(folder):
     torch.manual_seed(0)
     embedding = Embedding(**ARGUMENTS).eval()
-    loaded, info = load_embedding(folder)
+    loaded = Embedding.from_pretrained(folder)
     assert not loaded.training
-    assert (info.step, info.trained_on) == (7, "x")
+    assert (loaded.info.step, loaded.info.trained_on) == (7, "x")
     images = torch.randint(0, 256, (2, 3, 40, 20), dtype=torch.uint8)
     assert torch.equal(loaded(images), embedding(images))
     assert "32x16" in (folder / "README.md").read_text()
@@ -38,10 +40,10 @@ def test_damage_is_refused(folder):
     data[-1] ^= 1
     (folder / WEIGHTS).write_bytes(data)
     with pytest.raises(UserError, match="differs from the sha256"):
-        load_embedding(folder)
+        Embedding.from_pretrained(folder)
     (folder / WEIGHTS).unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        load_embedding(folder)
+        Embedding.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_weights_of_another_network_are_refused(folder, change, message):
     config["embedding"] |= change
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
-        load_embedding(folder)
+        Embedding.from_pretrained(folder)
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path):
@@ -67,5 +69,21 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path):
     with torch.no_grad():
         embedding.neck.weight[0] = torch.nan
     with pytest.raises(UserError, match=r"neck\.weight"):
-        save_embedding(tmp_path / "e", embedding, EmbeddingInfo(embedding=ARGUMENTS))
+        embedding.save_pretrained(tmp_path / "e")
     assert not (tmp_path / "e").exists()
+
+
+def test_every_constructor_argument_is_saved():
+    """One that were not would come back as its default, in silence."""
+    arguments = inspect.signature(Embedding).parameters
+    assert Embedding(**ARGUMENTS).info.embedding.keys() == arguments.keys()
+    embedding = Embedding(
+        "small", size=(32, 16), neck="none", window=2, mirror=True, freeze_norm=True, frozen=1
+    )
+    again = Embedding(**json.loads(json.dumps(embedding.info.embedding)))
+    assert again.info == embedding.info
+
+
+def test_a_folder_that_is_not_here_is_named_and_no_hub_asked():
+    with pytest.raises(UserError, match="some/other/place: no such folder: check the path"):
+        Embedding.from_pretrained("some/other/place")

@@ -20,7 +20,8 @@ from reposer.errors import UserError
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
 from reposer.files import write_atomic
 from reposer.generation.pose_transfer import PoseTransfer
-from reposer.models.embedding_files import EmbeddingInfo, embedding_from_run
+from reposer.models.embedding_files import embedding_from_run
+from reposer.models.pretrained import EmbeddingInfo
 from reposer.reid.features import embed_images, extract_features
 from reposer.structures import FeatureSet
 

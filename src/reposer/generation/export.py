@@ -7,13 +7,11 @@ key, shape and value are checked before a weight is used, and no code ever comes
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from huggingface_hub import snapshot_download
 from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -23,9 +21,8 @@ from reposer.errors import UserError
 from reposer.files import sha256_bytes, write_atomic
 from reposer.models.generators import build_generator
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
 MAX_WEIGHTS_BYTES = 4_000_000_000
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
 class GeneratorConfig(Config):
@@ -116,29 +113,6 @@ def build_with_weights(name: str, args: dict[str, Any], tensors: dict[str, Tenso
     generator = build_generator(name, **args)
     generator.load_state_dict(tensors, strict=True)
     return generator.eval()
-
-
-def fetch(name: str | Path) -> Path:
-    """The folder of that name; a hub id (owner/name) is fetched through huggingface_hub and its cache.
-
-    An existing folder never touches the network.
-
-    Raises:
-        UserError: no such folder, and no hub id or the hub cannot be reached.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if not _HUB_ID.match(str(name)):
-        raise UserError(f"{name}: no such folder", "check the path, or give a hub id such as owner/name")
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG, CARD]))
-    except Exception as error:  # requests, httpx and hub errors, by version
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{name}: no such folder here, and the hub does not give it: {reason}",
-            "check the name and the network, or copy the folder here and name it",
-        ) from error
 
 
 def weights_hash(generator: nn.Module) -> str:

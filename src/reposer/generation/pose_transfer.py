@@ -16,15 +16,16 @@ from reposer import checkpoint
 from reposer.config import read_json
 from reposer.errors import UserError
 from reposer.generation.export import (
+    FILES,
     GeneratorConfig,
     build_with_weights,
-    fetch,
     load_generator,
     save_generator,
     weights_hash,
 )
 from reposer.generation.inputs import Person, people_batch, resize
 from reposer.generation.stitching import stitch
+from reposer.hub import fetch_folder
 from reposer.images import to_uint8
 from reposer.runtime import Runtime, setup
 from reposer.structures import PairBatch
@@ -83,7 +84,7 @@ class PoseTransfer:
         Raises:
             UserError: no such folder, the hub cannot be reached, or the folder is damaged.
         """
-        return cls(*load_generator(fetch(name)), runtime)
+        return cls(*load_generator(fetch_folder(name, FILES)), runtime)
 
     @classmethod
     def shipped(cls, runtime: Runtime | None = None) -> Self:

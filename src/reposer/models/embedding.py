@@ -21,6 +21,7 @@ from reposer.errors import UserError
 from reposer.images import resize, to_float
 from reposer.models.backbones import MobileNetV2, ResNet, Small
 from reposer.models.layers import check_choice
+from reposer.models.pretrained import EmbeddingInfo, Pretrained
 from reposer.weights import find_weights, load_state_dict_file
 
 EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
@@ -40,8 +41,10 @@ class Features(NamedTuple):
     feature: Tensor  # (B, D) after it: what the classifier and the user see
 
 
-class Embedding(nn.Module):
+class Embedding(Pretrained):
     """An embedding; ``forward`` is its use, ``features`` its training.
+
+    ``save_pretrained`` and ``from_pretrained`` keep it in a folder of the hub's layout.
 
     Args:
         backbone: a key of EMBEDDINGS.
@@ -79,6 +82,14 @@ class Embedding(nn.Module):
                 f"size={size}, stripes={stripes}, window={window}, neck={neck}: impossible together",
                 "sizes and stripes are positive, and a window wants stripes=1 and neck=none",
             )
+        arguments: dict[str, Any] = {
+            "backbone": backbone,
+            "backbone_args": backbone_args or {},
+            "size": list(size),
+        }
+        arguments |= {"stripes": stripes, "neck": neck, "window": window, "mirror": mirror}
+        arguments |= {"freeze_norm": freeze_norm, "frozen": frozen}
+        self.info = EmbeddingInfo(embedding=arguments)
         self.backbone = build_backbone(backbone, **(backbone_args or {}))
         self.size = (size[0], size[1])
         self.stripes, self.window = stripes, window
