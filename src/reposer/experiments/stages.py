@@ -1,0 +1,176 @@
+"""Stages of a study: each is made once, kept under the hash of all it depends on, by any number of processes.
+
+A stage's key is the sha256 of its kind, its inputs (settings and content hashes, never names) and the keys of
+the stages it needs; so arms of a study, and studies in one folder, share what is the same. Its folder
+``stages/<kind>-<key>/`` is complete once ``done.json`` is there, which holds the sha256 of the files that
+others read. A stage that was killed is made again in the folder it left: makers go on from what they find.
+
+Who makes a stage holds a lock of the kernel on its folder, which is gone with the process however that ends:
+there are no stale locks to judge. Other processes take the next stage that is ready, or wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from reposer.config import canonical_json, read_json
+from reposer.errors import UserError
+from reposer.files import sha256_bytes, sha256_file, write_atomic
+
+STAGES, DONE, _INPUTS, _LOCK = "stages", "done.json", "inputs.json", ".lock"
+_WAIT = 0.5  # seconds between two looks for a stage that is ready
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A piece of work and everything that its result depends on."""
+
+    kind: str  # first part of the folder's name
+    title: str  # for people; no part of the key
+    inputs: Mapping[str, Any]  # JSON
+    make: Callable[[Path], Sequence[str]] = field(compare=False)  # works in a folder; names the files to seal
+    needs: tuple[Stage, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """Hexadecimal sha256."""
+        needs = [stage.key for stage in self.needs]
+        return sha256_bytes(canonical_json({"kind": self.kind, "inputs": self.inputs, "needs": needs}))
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.kind}-{self.key[:20]}"
+
+
+def in_order(targets: Sequence[Stage]) -> list[Stage]:
+    """Every stage that the targets rest on, each once, what is needed before what needs it."""
+    found: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.key not in found:
+            for need in stage.needs:
+                visit(need)
+            found[stage.key] = stage
+
+    for target in targets:
+        visit(target)
+    return list(found.values())
+
+
+class StageCache:
+    """The stages of a folder.
+
+    Args:
+        root: ``stages/`` is made in it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / STAGES
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._done: set[str] = set()
+
+    def folder(self, stage: Stage) -> Path:
+        """Where a stage lies, or will lie."""
+        return self.root / stage.name
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether a stage is complete."""
+        if stage.key not in self._done and (self.folder(stage) / DONE).is_file():
+            self._done.add(stage.key)
+        return stage.key in self._done
+
+    def file(self, stage: Stage, name: str) -> Path:
+        """A sealed file of a complete stage.
+
+        Raises:
+            UserError: the stage is not complete, or the file is not as it was written.
+        """
+        folder = self.folder(stage)
+        sealed = read_json(folder / DONE)["files"].get(name)
+        path = folder / name
+        if sealed is None or not path.is_file() or sha256_file(path) != sealed:
+            raise UserError(f"{path}: differs from its sha256", f"delete {folder} and run the study again")
+        return path
+
+    def seconds(self, stage: Stage) -> float:
+        """What the last attempt at a complete stage took."""
+        return float(read_json(self.folder(stage) / DONE)["seconds"])
+
+    def make(self, stage: Stage, on_start: Callable[[Stage], None] = lambda stage: None) -> bool:
+        """Make a stage whose needs are complete; False where another process is at it or has done it."""
+        folder = self.folder(stage)
+        folder.mkdir(exist_ok=True)
+        with _lock(folder) as mine:
+            if not mine or (folder / DONE).is_file():
+                return False
+            inputs = {"kind": stage.kind, "title": stage.title, "inputs": dict(stage.inputs)}
+            inputs["needs"] = [need.name for need in stage.needs]
+            write_atomic(folder / _INPUTS, (json.dumps(inputs, indent=1) + "\n").encode())
+            on_start(stage)
+            started = time.monotonic()
+            files = {name: sha256_file(folder / name) for name in stage.make(folder)}
+            record = {"seconds": round(time.monotonic() - started, 3), "files": files}
+            write_atomic(folder / DONE, (json.dumps(record, indent=1) + "\n").encode())
+        return True
+
+
+def work(
+    cache: StageCache,
+    stages: Sequence[Stage],
+    *,
+    on_start: Callable[[Stage], None] = lambda stage: None,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Make stages until all are complete, next to any other process that does the same in this folder.
+
+    Args:
+        stages: as :func:`in_order` gives them.
+        on_start: called with each stage that this process begins.
+        goes_on: asked between two stages; False returns early.
+    """
+    while goes_on():
+        left = [stage for stage in stages if not cache.is_done(stage)]
+        if not left:
+            return
+        ready = (stage for stage in left if all(cache.is_done(need) for need in stage.needs))
+        if not any(cache.make(stage, on_start) for stage in ready):
+            time.sleep(_WAIT)
+
+
+def seconds_left(cache: StageCache, stages: Sequence[Stage], workers: int) -> float | None:
+    """Estimate from the mean time of the complete stages of each kind; None before the first one is."""
+    times: dict[str, list[float]] = {}
+    for stage in stages:
+        if cache.is_done(stage):
+            times.setdefault(stage.kind, []).append(cache.seconds(stage))
+    every = [value for values in times.values() for value in values]
+    if not every:
+        return None
+    left = [stage for stage in stages if not cache.is_done(stage)]
+    means = (times.get(stage.kind, every) for stage in left)
+    return sum(sum(values) / len(values) for values in means) / max(1, workers)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock, or say that another process does."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(descriptor)
