@@ -12,31 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from reposer.images import to_float
-from reposer.models.layers import ConvNormAct, Padding, check_choice, conv, init_weights, make_norm
+from reposer.models.layers import ConvNormAct, Padding, ResidualBlock, check_choice, conv, init_weights
 from reposer.models.san_blocks import join_planes
 from reposer.structures import NUM_LABELS, PairBatch
 
 PAIRINGS = ("source", "as_printed", "shape", "none")
 HEADS = ("patch", "none")
-
-
-class ResidualBlock(nn.Module):
-    """x + conv-norm-LeakyReLU-conv-norm(x), (B, C, H, W) -> the same."""
-
-    def __init__(
-        self, channels: int, dropout: float, norm: str, lrelu_slope: float, padding: Padding
-    ) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(
-            ConvNormAct(channels, channels, norm=norm, lrelu_slope=lrelu_slope, padding=padding),
-            nn.Dropout(dropout) if dropout else nn.Identity(),
-            conv(channels, channels, padding=padding),
-            make_norm(norm, channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch: Tensor = self.branch(x)
-        return branch.add_(x)  # in place: a norm's backward pass does not read its output
 
 
 class ResnetDiscriminator(nn.Module):

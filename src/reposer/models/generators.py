@@ -14,10 +14,12 @@ from torch import nn
 
 from reposer.errors import UserError
 from reposer.models.layers import check_choice
+from reposer.models.rsa_gan import RSAGAN
 from reposer.models.san import SAN
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "san": SAN,
+    "rsa_gan": RSAGAN,
 }
 
 

@@ -69,6 +69,30 @@ class ConvNormAct(nn.Sequential):
         )
 
 
+class ResidualBlock(nn.Module):
+    """x + conv-norm-LeakyReLU-conv-norm(x), (B, C, H, W) -> the same."""
+
+    def __init__(
+        self,
+        channels: int,
+        dropout: float = 0.0,
+        norm: str = "batch",
+        lrelu_slope: float = 0.2,
+        padding: Padding = "reflect",
+    ) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            ConvNormAct(channels, channels, norm=norm, lrelu_slope=lrelu_slope, padding=padding),
+            nn.Dropout(dropout) if dropout else nn.Identity(),
+            conv(channels, channels, padding=padding),
+            make_norm(norm, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.branch(x)
+        return branch.add_(x)  # in place: a norm's backward pass does not read its output
+
+
 class UpNormAct(nn.Sequential):
     """(B, in, H, W) -> (B, out, 2H, 2W), by a 4x4 transposed convolution or by resizing and a 3x3."""
 

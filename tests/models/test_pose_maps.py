@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from reposer.data.pose_maps import gaussian_maps
+from reposer.models.pose_maps import gaussian_maps
 
 
 def test_maps_follow_the_formula_and_missing_joints_are_zero() -> None:
