@@ -26,6 +26,13 @@ from reposer.paths import printable, require_regular
 _TORCHVISION = "https://download.pytorch.org/models/"
 _GITHUB_HOSTS = ("objects.githubusercontent.com", "release-assets.githubusercontent.com")
 _IMAGENET = "BSD-3-Clause code; trained on ImageNet, whose terms are for research"
+_COCO = "BSD-3-Clause code; trained on COCO: annotations CC BY 4.0, the photos under their owners' terms"
+_SCHP = "code MIT; projects that pass these weights on put them under CC BY-NC-SA 4.0; data for research"
+_SPACES = "https://huggingface.co/spaces/yisol/IDM-VTON/resolve/906d38c8a74e7c1cd0bf714a363fe2e939fa28b8/"
+_HUB_HOSTS = (
+    *("cdn-lfs.huggingface.co", "cdn-lfs-us-1.huggingface.co", "cdn-lfs.hf.co", "cdn-lfs-us-1.hf.co"),
+    *("cas-bridge.xethub.hf.co", "us.aws.cdn.hf.co"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +46,16 @@ class WeightFile:
     licence: str
     other_names: tuple[str, ...] = ()  # under which other programs store the same bytes
     redirect_hosts: tuple[str, ...] = ()
+    non_commercial: bool = False  # whether the licence forbids commercial use
 
 
-def _torchvision(file: str, sha256: str, mebibytes: float) -> WeightFile:
-    return WeightFile(file, _TORCHVISION + file, sha256, mebibytes, _IMAGENET)
+def _torchvision(file: str, sha256: str, mebibytes: float, licence: str = _IMAGENET) -> WeightFile:
+    return WeightFile(file, _TORCHVISION + file, sha256, mebibytes, licence)
+
+
+def _schp(file: str, sha256: str) -> WeightFile:
+    url = f"{_SPACES}ckpt/humanparsing/{file}"
+    return WeightFile(file, url, sha256, 254.6, _SCHP, redirect_hosts=_HUB_HOSTS, non_commercial=True)
 
 
 KNOWN: dict[str, WeightFile] = {
@@ -75,6 +88,16 @@ KNOWN: dict[str, WeightFile] = {
         other_names=("weights-inception-2015-12-05-6726825d.pth",),  # torch-fidelity's
         redirect_hosts=_GITHUB_HOSTS,
     ),
+    "maskrcnn_v2": _torchvision("maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", "73cbd019", 177.219, _COCO),
+    "maskrcnn": _torchvision("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "bf2d0c1e", 169.84, _COCO),
+    "keypointrcnn": _torchvision(
+        "keypointrcnn_resnet50_fpn_coco-fc266e95.pth",
+        "fc266e953d2b302cdcbb9ae66f71f6b0d4649928bf02dc573961e361e4918926",
+        226.054,
+        _COCO,
+    ),
+    "schp_lip": _schp("parsing_lip.onnx", "8436e1dae96e2601c373d1ace29c8f0978b16357d9038c17a8ba756cca376dbc"),
+    "schp_atr": _schp("parsing_atr.onnx", "04c7d1d070d0e0ae943d86b18cb5aaaea9e278d97462e9cfb270cbbe4cd977f4"),
 }
 
 

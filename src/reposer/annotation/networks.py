@@ -1,0 +1,209 @@
+"""Segmentation networks as callables: an ONNX file in onnxruntime, a folder of transformers.
+
+No code ever comes from a file: ONNX files pass onnx_checks.py first; of a transformers folder only
+config.json and model.safetensors are read, both by this program, and the class is one of a short list here.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from reposer.annotation.onnx_checks import read_onnx
+from reposer.annotation.segmentation_model import SegmentationModel
+from reposer.config import read_json
+from reposer.errors import UserError
+from reposer.paths import RefusedFileError, printable, read_regular
+from reposer.weights import load_state_dict_file
+
+_INSTALL = "pip install reposer[annotate]"
+_CONFIG_BYTES = 1_000_000
+# model_type in config.json -> (configuration, network); all give ``logits`` (B, L, h, w) or ``heatmaps``
+SEGMENTERS = {
+    "segformer": ("SegformerConfig", "SegformerForSemanticSegmentation"),
+    "mobilevit": ("MobileViTConfig", "MobileViTForSemanticSegmentation"),
+    "beit": ("BeitConfig", "BeitForSemanticSegmentation"),
+}
+# What would make transformers load other files, other code or other number formats than the ones checked.
+_REFUSED_KEYS = (
+    "auto_map",
+    "quantization_config",
+    "backbone",
+    "use_timm_backbone",
+    "use_pretrained_backbone",
+)
+
+
+class Network(Protocol):
+    """A network as a parser calls it."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) float32 -> the output that its description names."""
+        ...
+
+
+class OnnxNetwork:
+    """An ONNX file in onnxruntime, on the CPU unless a GPU provider is installed and asked for.
+
+    Args:
+        path: the file.
+        description: its input size and the number of the output to use.
+        device: "cpu" or "cuda".
+
+    Raises:
+        RefusedFileError: as ``read_onnx``, or rules ``unusable`` (onnxruntime cannot build it), ``inputs``
+            and ``outputs`` (they do not fit the description).
+        UserError: a package or the device is missing.
+    """
+
+    def __init__(self, path: str | Path, description: SegmentationModel, device: str = "cpu") -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise UserError("ONNX models need onnxruntime, not installed here", _INSTALL) from error
+        data = read_onnx(path)
+        providers = ["CPUExecutionProvider"]
+        if device.startswith("cuda"):
+            if "CUDAExecutionProvider" not in ort.get_available_providers():
+                raise UserError(
+                    f"device {device}: onnxruntime has no CUDA here", "pip install onnxruntime-gpu"
+                )
+            providers.insert(0, "CUDAExecutionProvider")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # what goes wrong is raised
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        try:
+            self._session = ort.InferenceSession(data, options, providers=providers)
+        except Exception as error:  # onnxruntime has a class for each of its status codes
+            reason = str(error).splitlines()[0][:200]
+            raise RefusedFileError(path, "unusable", f"onnxruntime refuses it: {reason}") from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        shape = list(inputs[0].shape) if inputs else []
+        wanted = [None, 3, *description.size]
+        fixed = zip(shape, wanted, strict=False)
+        if (
+            len(inputs) != 1
+            or inputs[0].type != "tensor(float)"
+            or len(shape) != 4
+            or any(isinstance(a, int) and b is not None and a != b for a, b in fixed)
+        ):
+            told = ", ".join(f"{i.type} {i.shape}" for i in inputs)[:120]
+            problem = f"takes {told}, its description says one float (B, 3, {wanted[2]}, {wanted[3]})"
+            raise RefusedFileError(path, "inputs", problem, "correct the description")
+        if description.output >= len(outputs):
+            problem = f"has {len(outputs)} outputs, its description wants number {description.output}"
+            raise RefusedFileError(path, "outputs", problem, "correct the description")
+        self._path = path
+        self._input, self._output = inputs[0].name, outputs[description.output].name
+        self._batch = shape[0] if isinstance(shape[0], int) else None  # the only batch size it takes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._batch is None:
+            return self._run(x)
+        full = -len(x) % self._batch
+        padded = torch.cat([x, x[-1:].expand(full, -1, -1, -1)]) if full else x
+        return torch.cat([self._run(part) for part in torch.split(padded, self._batch)])[: len(x)]
+
+    def _run(self, x: Tensor) -> Tensor:
+        try:
+            (values,) = self._session.run([self._output], {self._input: x.cpu().contiguous().numpy()})
+        except Exception as error:
+            reason = str(error).splitlines()[0][:200]
+            raise RefusedFileError(self._path, "unusable", f"onnxruntime cannot run it: {reason}") from error
+        return torch.from_numpy(values)
+
+
+class TransformersNetwork:
+    """A folder with config.json and model.safetensors as transformers' ``save_pretrained`` writes them.
+
+    Args:
+        folder: the folder.
+        device: where it runs.
+
+    Raises:
+        UserError: as :func:`load_transformers`.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
+        self._network = load_transformers(folder, SEGMENTERS).to(device)
+        self._device = device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = self._network(pixel_values=x.to(self._device)).logits
+        return logits
+
+
+def load_transformers(folder: str | Path, classes: dict[str, tuple[str, str]]) -> nn.Module:
+    """The network of a folder, in eval mode; every tensor of the file must have its place, and vice versa.
+
+    Args:
+        folder: holds config.json and model.safetensors.
+        classes: the model types that are allowed here.
+
+    Raises:
+        RefusedFileError: rules ``model-type``, ``config-key``, ``config``, ``absurd-size``,
+            ``wrong-weights``.
+        UserError: transformers is missing; as ``load_state_dict_file``.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("this model needs transformers, not installed here", _INSTALL) from error
+    folder = Path(folder)
+    place, weights = folder / "config.json", folder / "model.safetensors"
+    read_regular(place, max_bytes=_CONFIG_BYTES)  # a look at its kind and size
+    settings = read_json(place)
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in classes:
+        known = ", ".join(classes)
+        raise RefusedFileError(place, "model-type", f"model_type {str(kind)[:60]!r}: not one of {known}")
+    bad = next((key for key in _REFUSED_KEYS if settings.get(key)), None)
+    if bad:
+        raise RefusedFileError(
+            place, "config-key", f"{bad} is set: only plain weights of a known class are used"
+        )
+    tensors = load_state_dict_file(weights)
+    config_class, network_class = (getattr(transformers, name) for name in classes[kind])
+    room = 2 * weights.stat().st_size + 1_000_000
+    try:
+        config = config_class.from_dict(settings)
+        with torch.device("meta"):
+            shell = network_class(config)
+        needed = sum(p.numel() * p.element_size() for p in shell.parameters())
+    except Exception as error:  # whatever a hostile configuration provokes
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise RefusedFileError(place, "config", f"no network can be built: {reason}") from error
+    if needed > room:
+        problem = f"asks for {needed:,} bytes of weights, {weights.name} has {weights.stat().st_size:,}"
+        raise RefusedFileError(place, "absurd-size", problem, "use the configuration of these weights")
+    return _filled(network_class, config, tensors, weights)
+
+
+def _filled(network_class: Any, config: Any, tensors: dict[str, Tensor], weights: Path) -> nn.Module:
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # its report of missing tensors; they are an error here
+    try:
+        network, told = network_class.from_pretrained(
+            None, config=config, state_dict=tensors, output_loading_info=True, dtype=torch.float32
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise RefusedFileError(weights, "wrong-weights", f"do not fit config.json: {reason}") from error
+    finally:
+        logger.setLevel(level)
+    wrong = [
+        str(entry) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for entry in told[kind]
+    ]
+    if wrong:
+        problem = f"{len(wrong)} tensors do not belong to config.json: {wrong[0][:100]}"
+        raise RefusedFileError(weights, "wrong-weights", problem, f"get {printable(weights.parent)} again")
+    network.eval()
+    assert isinstance(network, nn.Module)
+    return network

@@ -1,0 +1,184 @@
+"""Parsers: a segmentation network and its description, from uint8 images to LIP-20 maps.
+
+The steps are those of the model's own recipe: fit, round to whole gray levels, normalize; afterwards the
+scores are carried back to the image's size, and only then does each pixel take its best class.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reposer.annotation.fitting import into_model, onto_image, resample
+from reposer.annotation.interfaces import AnnotatorInfo
+from reposer.annotation.networks import Network, OnnxNetwork, TransformersNetwork
+from reposer.annotation.segmentation_model import MODELS, SegmentationModel
+from reposer.annotation.sides import resolve_sides
+from reposer.config import load_config
+from reposer.errors import UserError
+from reposer.files import sha256_file
+from reposer.licences import licensed_weights, require_licence
+from reposer.paths import RefusedFileError
+from reposer.structures import NUM_JOINTS
+from reposer.weights import KNOWN
+
+DESCRIPTION = "parser.json"  # in a folder that transformers wrote
+_WEIGHTS = "model.safetensors"
+
+
+class SegmentationParser:
+    """A network with its description.
+
+    Args:
+        network: from (B, 3, h, w) float32 to what the description says.
+        description: of the network.
+        info: what to write beside its maps.
+    """
+
+    def __init__(self, network: Network, description: SegmentationModel, info: AnnotatorInfo) -> None:
+        self.info = info
+        self.description = description
+        self.needs_keypoints = description.needs_keypoints
+        self._network = network
+        self._lookup = torch.from_numpy(description.lookup())
+        self._mean = torch.tensor(description.mean).view(3, 1, 1)
+        self._std = torch.tensor(description.std).view(3, 1, 1)
+
+    def __call__(self, images: Tensor, keypoints: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> (B, H, W) uint8 LIP-20, on the CPU.
+
+        Args:
+            images: of one size.
+            keypoints: (B, 18, 2) pixels, NaN for a missing joint; they tell left from right where the model
+                cannot. None counts as all missing (sides.py says what happens then).
+
+        Raises:
+            RefusedFileError: rule ``outputs``: the network's answer is not what its description says.
+        """
+        size = (int(images.shape[2]), int(images.shape[3]))
+        scores = self.scores(images)
+        model = self.description
+        matrices = onto_image(
+            model.fit, (scores.shape[2], scores.shape[3]), model.size, size, model.align_corners
+        )
+        best = resample(scores.float(), matrices).argmax(1)
+        parsing = self._lookup[best.cpu()]
+        if not self.needs_keypoints:
+            return parsing
+        poses = np.full((len(parsing), NUM_JOINTS, 2), np.nan, np.float32)
+        if keypoints is not None:
+            poses = keypoints.cpu().numpy()
+        maps = [resolve_sides(m, pose) for m, pose in zip(parsing.numpy(), poses, strict=True)]
+        return torch.from_numpy(np.stack(maps))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> (B, 3, h, w) float32, what the network sees."""
+        model = self.description
+        matrices = into_model(model.fit, (int(images.shape[2]), int(images.shape[3])), model.size)
+        pixels = resample(images.float(), matrices).round_().clamp_(0, 255)
+        if model.color == "bgr":
+            pixels = pixels.flip(1)
+        mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        return pixels.div_(255).sub_(mean).div_(std)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> (B, L, h', w') scores, at the network's own resolution."""
+        output = self._network(self.prepare(images))
+        classes = len(self._lookup)
+        if self.description.layout == "labels":
+            labels = output.squeeze(1) if output.dim() == 4 else output
+            if labels.dim() == 3 and (labels >= 0).all() and (labels < classes).all():
+                return torch.nn.functional.one_hot(labels.long(), classes).permute(0, 3, 1, 2).float()
+        elif output.dim() == 4:
+            scores = output.permute(0, 3, 1, 2) if self.description.layout == "nhwc" else output
+            if scores.shape[:2] == (len(images), classes):
+                return scores
+        told = f"{tuple(output.shape)} {output.dtype}"
+        problem = f"answers {told}, its description says {classes} classes as {self.description.layout}"
+        raise RefusedFileError(self.info.name, "outputs", problem, "correct the description")
+
+
+def open_parser(
+    model: str | Path,
+    weights: str | Path | None = None,
+    *,
+    accept_licence: bool = False,
+    may_download: bool = False,
+    device: str = "cpu",
+) -> SegmentationParser:
+    """A parser by name, or from a file or folder of the user's.
+
+    Args:
+        model: a key of MODELS; or ``x.onnx`` with its description ``x.json`` beside it; or a folder of
+            transformers with the description ``parser.json`` in it.
+        weights: for a name: the file (.onnx) or folder (transformers) to use instead of the official one.
+        accept_licence: the user has accepted the terms of the weights.
+        may_download: get official weights that are not on this machine.
+        device: "cpu" or "cuda".
+
+    Raises:
+        LicenceError: the terms are not accepted yet; shows them.
+        MissingWeightsError: they are not here; says what to put where.
+        RefusedFileError: a file is not what it should be; its ``rule`` says why.
+        UserError: unknown name, missing package or description.
+    """
+    name = str(model)
+    if name in MODELS:
+        return _open_known(name, weights, accept_licence, may_download, device)
+    path = Path(model)
+    if path.is_dir():
+        place = path / DESCRIPTION
+    elif path.suffix.lower() == ".onnx":
+        place = path.with_suffix(".json")
+    else:
+        known = ", ".join(MODELS)
+        raise UserError(f"parser {name}: unknown", f"use one of {known}, an .onnx file, or a folder")
+    if path.exists() and not place.exists():
+        raise UserError(
+            f"{place}: missing, it must describe {path.name}",
+            'write for example {"size": [512, 512], "labels": "atr18"} (docs/data.md lists all fields)',
+        )
+    if not path.exists():
+        raise UserError(f"{path}: no such file", "check the path")
+    return _build(path.stem, path, load_config(SegmentationModel, place), accept_licence, device)
+
+
+def _open_known(
+    name: str, weights: str | Path | None, accept_licence: bool, may_download: bool, device: str
+) -> SegmentationParser:
+    description = MODELS[name]
+    if name in KNOWN:
+        known = KNOWN[name]
+        description = description.changed(licence=known.licence, non_commercial=known.non_commercial)
+    if weights is None:
+        require_licence(
+            name,
+            description.licence,
+            non_commercial=description.non_commercial,
+            accept=accept_licence,
+        )
+        if name not in KNOWN:
+            raise UserError(
+                f"{name}: has no pinned file to download",
+                f"save it with transformers (config.json, {_WEIGHTS}) and give that folder as its weights",
+            )
+        weights = licensed_weights(name, may_download=may_download)
+    return _build(name, Path(weights), description, accept_licence, device)
+
+
+def _build(
+    name: str, path: Path, description: SegmentationModel, accept_licence: bool, device: str
+) -> SegmentationParser:
+    require_licence(
+        name, description.licence, non_commercial=description.non_commercial, accept=accept_licence
+    )
+    network: Network
+    if path.is_dir():
+        network, file = TransformersNetwork(path, device), path / _WEIGHTS
+    else:
+        network, file = OnnxNetwork(path, description, device), path
+    info = AnnotatorInfo(name, sha256_file(file), description.licence, description.non_commercial)
+    return SegmentationParser(network, description, info)
