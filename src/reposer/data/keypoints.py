@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.files import write_atomic
+from reposer.paths import check_relative
 from reposer.structures import NUM_JOINTS
 
 # OpenPose-COCO-18; left and right are the person's. PATN's own list of names calls the last four Leye, Reye,
@@ -195,7 +196,11 @@ def _parse_row(line: bytes) -> tuple[str, Pose]:
     if len(parts) != 3:
         _bad("row", f"has {len(parts)} fields separated by ':'; expected 3 ({HEADER})")
     name = parts[0].strip()
-    if not name or "/" in name or "\\" in name or not name.isprintable():
+    try:
+        check_relative(name)
+    except ValueError as error:
+        _bad("name", f"{name[:60]!r} is not a file name: {error}")
+    if not name.isprintable():
         _bad("name", f"{name[:60]!r} is not a file name")
     y = _parse_numbers(parts[1], "keypoints_y")
     x = _parse_numbers(parts[2], "keypoints_x")

@@ -15,6 +15,8 @@ from reposer.data.problems import AnnotationError
 from reposer.images import MAX_FILE_BYTES, decode_indices, decode_mask
 from reposer.paths import read_regular
 
+SOFT_HALF = 128  # a soft mask's 0 to 255 stands for 0 to 1
+
 
 def read_labels(path: str | Path, root: Path | None = None) -> NDArray[np.uint8]:
     """(H, W) uint8 values of a palette, gray or 1-bit image, or of an integer ``.npy``.
@@ -31,20 +33,27 @@ def read_labels(path: str | Path, root: Path | None = None) -> NDArray[np.uint8]
 
 
 def read_mask(
-    path: str | Path, size: tuple[int, int] | None = None, root: Path | None = None
+    path: str | Path, size: tuple[int, int] | None = None, root: Path | None = None, *, soft: bool = False
 ) -> NDArray[np.bool_]:
     """(H, W) bool, True on the person; the file holds 0 and one other value.
 
     Args:
         size: (H, W) that the mask must have; None accepts any.
         root: where given, a link that leads outside it is refused.
+        soft: a mask of more than two values is no fault but a soft one (0 to 255) and is cut at its half: 128
+            and above is the person.
 
     Raises:
         RefusedFileError: as ``read_labels``, or more than two values.
         AnnotationError: as ``read_labels``, or another size.
     """
     path = Path(path)
-    mask = _read_array(path, root) > 0 if path.suffix.lower() == ".npy" else decode_mask(path, root)
+    if soft:
+        values = read_labels(path, root)
+        two = bool(((values == 0) | (values == values.max())).all())
+        mask = values > 0 if two else values >= SOFT_HALF
+    else:
+        mask = _read_array(path, root) > 0 if path.suffix.lower() == ".npy" else decode_mask(path, root)
     if size is not None:
         check_size(path, mask.shape, size)
     return np.asarray(mask)

@@ -17,6 +17,7 @@ from reposer.paths import RefusedFileError, printable
 from reposer.structures import PersonRecord
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+NO_CAMERA = 0  # camid where nobody knows the camera; data sets count theirs from 1
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 Problems = list[AnnotationProblem]
@@ -30,6 +31,9 @@ class LabeledFile(NamedTuple):
     pid: int
     camid: int
     split: str  # "train", "val", "query" or "gallery"
+
+
+Listing = tuple[list[LabeledFile], Problems]
 
 
 def labeled(path: str, pid: int, camid: int, split: str) -> LabeledFile:

@@ -18,25 +18,28 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from reposer.data.array_writer import ArrayWriter
-from reposer.data.keypoints import Pose, scale_keypoints
+from reposer.data.keypoints import Pose
 from reposer.data.label_files import read_mask
 from reposer.data.packed import ARRAYS, HEADER, ROWS, SCHEMA_VERSION
 from reposer.data.parsing import read_parsing
+from reposer.data.placement import Fit, Placement
 from reposer.data.problems import AnnotationError, AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import atomic_folder, remove_tree, require_space, sha256_file
 from reposer.images import decode
 from reposer.paths import RefusedFileError
 from reposer.structures import MISSING_LABEL, NUM_JOINTS, PersonRecord
+
+MaskSource = Literal["mask", "parsing", "union"]
+MASK_SOURCES: tuple[MaskSource, ...] = ("mask", "parsing", "union")
 
 _CHUNK = 128  # people decoded ahead of the writer; bounds memory
 _ROWS_SCHEMA = pa.schema(
@@ -51,7 +54,7 @@ _ROWS_SCHEMA = pa.schema(
             pa.list_(pa.float32(), NUM_JOINTS * 2),
         ),  # x, y of each joint, pixels of the packed size, NaN missing
         ("has_parsing", pa.bool_()),
-        ("mask_source", pa.string()),  # "mask", "parsing" (its labels other than background) or "ones"
+        ("mask_source", pa.string()),  # "mask", "parsing" (its labels other than background), "union", "ones"
     ]
 )
 
@@ -62,10 +65,20 @@ class PackReport:
 
     count: int  # people packed
     missing_parsing: int  # of them, without a usable parsing map: filled with MISSING_LABEL
-    mask_sources: dict[str, int]  # people by "mask", "parsing", "ones"
+    mask_sources: dict[str, int]  # people by "mask", "parsing", "union", "ones"
     problems: list[
         AnnotationProblem
     ]  # unreadable images (left out), unusable maps and masks (treated as missing)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How pictures and annotations become arrays of one size."""
+
+    size: tuple[int, int]  # (H, W)
+    fit: Fit = "resize"  # see placement.py
+    mask_source: MaskSource = "mask"  # the files first, the parsing alone, or both together
+    soft_masks: bool = False  # masks of more than two values are cut at half instead of refused
 
 
 @dataclass(slots=True)
@@ -86,20 +99,20 @@ def pack(
     records: Sequence[PersonRecord],
     root: str | Path,
     out: str | Path,
-    size: tuple[int, int],
+    size: tuple[int, int] | Packing,
     *,
     threads: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PackReport:
     """Write the packed folder ``out`` in the order of ``records``; ``PackedPeople.open`` reads it.
 
-    Images of another size are resized (bilinear with antialiasing), maps and masks by nearest neighbor,
+    Images of another size are fitted (bilinear with antialiasing), maps and masks by nearest neighbor,
     key-points by the same mapping. A person without a mask gets the parsing's labels other than background,
-    else all ones.
+    else all ones (docs/method.md, 33).
 
     Args:
         root: folder that the records' paths are relative to; it is only read.
-        size: (H, W) of the packed arrays.
+        size: (H, W) of the packed arrays, or more about how they are made.
         threads: decoding threads; the result does not depend on them.
         on_progress: called with (people done, people in all).
 
@@ -107,6 +120,7 @@ def pack(
         UserError: no records, a name twice, no readable image, or the disk is full.
     """
     out = Path(out)
+    how = size if isinstance(size, Packing) else Packing(size)
     repeated = [name for name, times in Counter(record.name for record in records).items() if times > 1]
     if repeated:
         raise UserError(
@@ -116,17 +130,17 @@ def pack(
         raise UserError(f"{root}: the data set is empty", "check the folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_remains(out)
-    height, width = size
+    height, width = how.size
     require_space(out.parent, len(records) * height * width * 5)
     with atomic_folder(out) as folder, claimed(folder):
-        with ArrayWriter(folder, size) as writer:
+        with ArrayWriter(folder, how.size) as writer:
             rows, report = _write_people(
-                _read_people(records, Path(root), size, threads), writer, len(records), on_progress
+                _read_people(records, Path(root), how, threads), writer, len(records), on_progress
             )
         if not report.count:
             raise UserError(f"{root}: none of {len(records)} images can be read", str(report.problems[0]))
         pq.write_table(pa.Table.from_pylist(rows, schema=_ROWS_SCHEMA), folder / ROWS)
-        _write_header(folder, size, report)
+        _write_header(folder, how, report)
     return report
 
 
@@ -161,15 +175,15 @@ def _row(person: _Person) -> dict[str, Any]:
 
 
 def _read_people(
-    records: Sequence[PersonRecord], root: Path, size: tuple[int, int], threads: int
+    records: Sequence[PersonRecord], root: Path, how: Packing, threads: int
 ) -> Iterator[_Person]:
     """People in the order of the records, ``_CHUNK`` decoded ahead (Pillow decodes outside the GIL)."""
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(records), _CHUNK):
-            yield from pool.map(partial(_read_person, root=root, size=size), records[start : start + _CHUNK])
+            yield from pool.map(partial(_read_person, root=root, how=how), records[start : start + _CHUNK])
 
 
-def _read_person(record: PersonRecord, root: Path, size: tuple[int, int]) -> _Person:
+def _read_person(record: PersonRecord, root: Path, how: Packing) -> _Person:
     problems: list[AnnotationProblem] = []
     image = parsing = mask = None
     with _listed(problems, record.path, "image", "the person is left out"):
@@ -178,26 +192,38 @@ def _read_person(record: PersonRecord, root: Path, size: tuple[int, int]) -> _Pe
     if image is not None and record.parsing is not None:
         with _listed(problems, record.parsing, "parsing", "treated as missing"):
             parsing = read_parsing(root / record.parsing, original, root=root)
-    if image is not None and record.mask is not None:
+    if image is not None and record.mask is not None and how.mask_source != "parsing":
         with _listed(problems, record.mask, "mask", "treated as missing"):
-            mask = read_mask(root / record.mask, original, root)
-    mask_source = "mask"
-    if mask is None and parsing is not None and parsing.any():
-        mask, mask_source = parsing != 0, "parsing"
-    elif mask is None:
-        mask, mask_source = np.ones(original, np.bool_), "ones"
+            mask = read_mask(root / record.mask, original, root, soft=how.soft_masks)
+    person, mask_source = _person_mask(mask, parsing, original, how.mask_source)
     labels = np.full(original, MISSING_LABEL, np.uint8) if parsing is None else parsing
     keypoints = np.full((NUM_JOINTS, 2), np.nan, np.float32) if record.keypoints is None else record.keypoints
+    place = Placement.of(original, how.size, how.fit)
     return _Person(
         record=record,
-        image=None if image is None else _resize(image, size, Image.Resampling.BILINEAR),
-        parsing=_resize(labels, size, Image.Resampling.NEAREST),
-        mask=_resize(mask.astype(np.uint8), size, Image.Resampling.NEAREST).astype(np.bool_),
-        keypoints=keypoints if original == size else scale_keypoints(keypoints, original, size),
+        image=None if image is None else place.picture(image),
+        parsing=place.labels(labels, outside=MISSING_LABEL if parsing is None else 0),
+        mask=place.labels(person.astype(np.uint8)).astype(np.bool_),
+        keypoints=place.keypoints(keypoints),
         has_parsing=parsing is not None,
         mask_source=mask_source,
         problems=problems,
     )
+
+
+def _person_mask(
+    mask: NDArray[np.bool_] | None,
+    parsing: NDArray[np.uint8] | None,
+    size: tuple[int, int],
+    source: MaskSource,
+) -> tuple[NDArray[np.bool_], str]:
+    """(H, W) True on the person, and what it was made of."""
+    parsed = parsing != 0 if parsing is not None and parsing.any() else None
+    if mask is not None and parsed is not None and source == "union":
+        return mask | parsed, "union"
+    if mask is not None:
+        return mask, "mask"
+    return (np.ones(size, np.bool_), "ones") if parsed is None else (parsed, "parsing")
 
 
 @contextmanager
@@ -214,19 +240,12 @@ def _listed(problems: list[AnnotationProblem], file: str, what: str, consequence
         problems.append(AnnotationProblem(file, 0, what, f"{reason}; {consequence}"))
 
 
-def _resize(array: NDArray[np.uint8], size: tuple[int, int], filter_: Image.Resampling) -> NDArray[np.uint8]:
-    if array.shape[:2] == size:
-        return array
-    return np.asarray(
-        Image.fromarray(array).resize((size[1], size[0]), filter_)
-    )  # Pillow's bilinear antialiases
-
-
-def _write_header(folder: Path, size: tuple[int, int], report: PackReport) -> None:
+def _write_header(folder: Path, how: Packing, report: PackReport) -> None:
     hashes = {name: sha256_file(folder / name) for name in (*(f"{array}.npy" for array in ARRAYS), ROWS)}
     header = {
         "schema_version": SCHEMA_VERSION,
-        "size": list(size),
+        "size": list(how.size),
+        "fit": how.fit,
         "count": report.count,
         "labels": "lip20",
         "missing_parsing": report.missing_parsing,

@@ -12,8 +12,8 @@ import numpy as np
 import scipy.io
 
 from reposer.data.folder_scan import list_names
-from reposer.data.labeled_files import LabeledFile, Problems, labeled
-from reposer.data.reid_layouts import Listing, bad_name
+from reposer.data.labeled_files import LabeledFile, Listing, Problems, labeled
+from reposer.data.reid_layouts import bad_name
 from reposer.errors import UserError
 from reposer.paths import printable, read_regular
 

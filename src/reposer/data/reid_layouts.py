@@ -6,28 +6,23 @@ and problems. Identities are from 1: data sets that count from 0 are shifted, be
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 
 from reposer.data.folder_scan import list_names
-from reposer.data.labeled_files import IMAGE_SUFFIXES, LabeledFile, Problems, labeled
+from reposer.data.labeled_files import LabeledFile, Listing, Problems, labeled
 from reposer.data.problems import AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.paths import printable
 
-ANNOTATION_FOLDERS = ("parsing", "mask", "lists")  # beside the people's, see market1501.py
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 MSMT17_TRAINING_PEOPLE = 1041
 _DUKE = re.compile(r"(?P<pid>[0-9]{4})_c(?P<camid>[1-8])_f[0-9]+\.(?:jpg|png)", re.ASCII)
 _CUHK03_NP = re.compile(r"(?P<pid>[0-9]{4})_c(?P<camid>[12])_[0-9]+\.(?:jpg|png)", re.ASCII)
 _VIPER = re.compile(r"([0-9]{3})_[0-9]{1,3}\.(?:bmp|png|jpg)", re.ASCII)
 _MSMT17 = re.compile(r"[0-9]{4}/[0-9]{4}_[0-9]{3}_(?P<camid>[0-9]{2})_.+\.jpg", re.ASCII)
-_CAMERA_IN_NAME = re.compile(r"_c([0-9]{1,3})", re.ASCII)
-
-Listing = tuple[list[LabeledFile], Problems]
 
 
 def list_dukemtmc(root: Path) -> Listing:
@@ -93,37 +88,6 @@ def list_viper(root: Path, split: int = 0) -> Listing:
     return [labeled(path, pid, c, "train" if pid in train else tests[c]) for path, pid, c in found], problems
 
 
-def list_folders(root: Path, camera: str = _CAMERA_IN_NAME.pattern) -> Listing:
-    """One folder per identity: ROOT/PERSON/*.jpg, or ROOT/{train,val,query,gallery}/PERSON/*.jpg.
-
-    A person folder that is a number is the identity (-1 junk, 0 distractors); if any is not, people are
-    numbered from 1 in the order of their names. The camera is the first group of the regular expression
-    ``camera`` in the file name; where it does not match the camera is 0, which is listed.
-    """
-    pattern = _compiled(camera)
-    parents = {s: s for s in ("train", "val", "query", "gallery") if (root / s).is_dir()} or {"": "train"}
-    problems: Problems = []
-    found: list[tuple[str, str, str]] = []  # path, person, split
-    for parent, split in parents.items():
-        for person in sorted(os.listdir(root / parent)):
-            folder = f"{parent}/{person}" if parent else person
-            if person not in ANNOTATION_FOLDERS and (root / folder).is_dir():
-                names = [n for n in list_names(root, folder) if n.lower().endswith(IMAGE_SUFFIXES)]
-                found += [(f"{folder}/{name}", person, split) for name in names]
-    people = sorted({person for _, person, _ in found})
-    numbers = {person: number for number, person in enumerate(people, start=1)}
-    if all(re.fullmatch("-1|[0-9]{1,9}", person, re.ASCII) for person in people):
-        numbers = {person: int(person) for person in people}
-    files = []
-    for path, person, split in found:
-        match = pattern.search(path.rpartition("/")[2])
-        if match is None:
-            message = f"names no camera ({camera}); camera 0 is taken"
-            problems.append(AnnotationProblem(printable(path), 0, "camera", message, "no-camera"))
-        files.append(labeled(path, numbers[person], int(match[1]) if match else 0, split))
-    return files, problems
-
-
 def bad_name(path: str, example: str) -> AnnotationProblem:
     """The problem of a file whose name is not of the layout."""
     message = f"not a name of this data set; left out: rename it like {example}"
@@ -150,13 +114,3 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> str:
     if found is None:
         raise UserError(f"{printable(root)}: holds no folder {' or '.join(names)}", "check the path")
     return found
-
-
-def _compiled(camera: str) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(camera, re.ASCII)
-    except re.error as error:
-        raise UserError(f"camera {camera!r}: no regular expression ({error})", "correct it") from error
-    if pattern.groups < 1:
-        raise UserError(f"camera {camera!r}: has no group", "put the camera's digits in parentheses")
-    return pattern

@@ -7,17 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from reposer.data.annotation_lookup import Annotations
-from reposer.data.labeled_files import Problems, Progress, hold_out, read_labeled
+from reposer.data.identity_folders import list_folders
+from reposer.data.labeled_files import Listing, Problems, Progress, hold_out, read_labeled
 from reposer.data.problems import AnnotationProblem
 from reposer.data.reid_cuhk03 import list_cuhk03
-from reposer.data.reid_layouts import (
-    Listing,
-    list_cuhk03_np,
-    list_dukemtmc,
-    list_folders,
-    list_msmt17,
-    list_viper,
-)
+from reposer.data.reid_layouts import list_cuhk03_np, list_dukemtmc, list_msmt17, list_viper
 from reposer.data.reid_table import list_table
 from reposer.errors import UserError
 from reposer.paths import printable

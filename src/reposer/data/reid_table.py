@@ -11,10 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reposer.data.labeled_files import LabeledFile, Problems, labeled
+from reposer.data.labeled_files import LabeledFile, Listing, Problems, labeled
 from reposer.data.problems import AnnotationProblem
 from reposer.data.records import SPLITS
-from reposer.data.reid_layouts import Listing
 from reposer.errors import UserError
 from reposer.paths import check_relative, printable, read_regular
 
@@ -35,25 +34,12 @@ def list_table(root: Path, table: str | Path) -> Listing:
         UserError: another kind of file, damaged, or a column is missing.
     """
     table = Path(table)
-    data = read_regular(table, max_bytes=_MAX_FILE_BYTES)
-    if table.suffix.lower() == ".csv":
-        rows, first = _csv_rows(table, data), 2
-    elif table.suffix.lower() == ".parquet":
-        rows, first = _parquet_rows(table, data), 1
-    else:
-        raise UserError(f"{printable(table)}: unknown kind of table", "give a .csv or .parquet file")
     problems: Problems = []
     files: list[LabeledFile] = []
     seen: dict[str, int] = {}
+    first, rows = read_rows(table, COLUMNS)
     for number, row in enumerate(rows, start=first):
-        wrong = _problem(row)
-        if not wrong and row["path"] in seen:
-            wrong = (
-                "path",
-                f"{printable(row['path'])} stands in row {seen[row['path']]} already",
-                "repeated-path",
-            )
-        if wrong:
+        if wrong := row_problem(row, seen):
             field, message, rule = wrong
             problems.append(AnnotationProblem(table.name, number, field, f"{message}; left out", rule))
             continue
@@ -62,8 +48,28 @@ def list_table(root: Path, table: str | Path) -> Listing:
     return files, problems
 
 
-def _problem(row: dict[str, str]) -> tuple[str, str, str] | None:
-    """Field, message and rule of the first thing wrong with a row."""
+def read_rows(
+    table: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> tuple[int, Iterator[dict[str, str]]]:
+    """The number of the first row of a CSV or Parquet file, and its rows as text; no value is "".
+
+    Args:
+        required: columns that the table must have, once each.
+        optional: columns that it may have; "" where it has not.
+
+    Raises:
+        UserError: another kind of file, damaged, no column of a required name or more than one.
+    """
+    data = read_regular(table, max_bytes=_MAX_FILE_BYTES)
+    if table.suffix.lower() == ".csv":
+        return 2, _csv_rows(table, data, required, optional)
+    if table.suffix.lower() == ".parquet":
+        return 1, _parquet_rows(table, data, required, optional)
+    raise UserError(f"{printable(table)}: unknown kind of table", "give a .csv or .parquet file")
+
+
+def row_problem(row: dict[str, str], seen: dict[str, int]) -> tuple[str, str, str] | None:
+    """Field, message and rule of the first thing wrong with a row; ``seen``: rows of earlier paths."""
     try:
         check_relative(row["path"])
     except ValueError as error:
@@ -73,10 +79,15 @@ def _problem(row: dict[str, str]) -> tuple[str, str, str] | None:
             return field, f"{printable(row[field][:80])!r} is no {field}", "bad-label"
     if row["split"] not in SPLITS:
         return "split", f"{printable(row['split'][:80])!r} is none of {', '.join(SPLITS)}", "bad-label"
+    if row["path"] in seen:
+        message = f"{printable(row['path'])} stands in row {seen[row['path']]} already"
+        return "path", message, "repeated-path"
     return None
 
 
-def _csv_rows(table: Path, data: bytes) -> Iterator[dict[str, str]]:
+def _csv_rows(
+    table: Path, data: bytes, required: tuple[str, ...], optional: tuple[str, ...]
+) -> Iterator[dict[str, str]]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -84,34 +95,40 @@ def _csv_rows(table: Path, data: bytes) -> Iterator[dict[str, str]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = [name.strip() for name in next(reader, [])]
-        places = [_place(table, header, name) for name in COLUMNS]
+        found = _found_columns(table, header, required, optional)
         rows = list(reader)
     except csv.Error as error:
         raise UserError(f"{printable(table)}, row {reader.line_num}: {error}", "correct the row") from error
+    places = {name: header.index(name) for name in found}
     for cells in rows:
         padded = [*cells, *[""] * len(header)]
-        yield {name: padded[place].strip() for name, place in zip(COLUMNS, places, strict=True)}
+        yield dict.fromkeys(optional, "") | {name: padded[place].strip() for name, place in places.items()}
 
 
-def _parquet_rows(table: Path, data: bytes) -> Iterator[dict[str, str]]:
+def _parquet_rows(
+    table: Path, data: bytes, required: tuple[str, ...], optional: tuple[str, ...]
+) -> Iterator[dict[str, str]]:
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
         if not 0 <= sum(groups) <= _MAX_DECODED_BYTES:
             raise UserError(f"{printable(table)}: says that it unpacks to {sum(groups):,} bytes")
-        for name in COLUMNS:
-            _place(table, file.schema_arrow.names, name)
-        content = file.read(columns=list(COLUMNS)).to_pylist()
+        found = _found_columns(table, file.schema_arrow.names, required, optional)
+        content = file.read(columns=found).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{printable(table)}: damaged, or no Parquet file ({error})") from error
     for row in content:
-        yield {name: "" if row[name] is None else str(row[name]) for name in COLUMNS}
+        yield dict.fromkeys(optional, "") | {n: "" if row[n] is None else str(row[n]) for n in found}
 
 
-def _place(table: Path, header: list[str], name: str) -> int:
-    if header.count(name) != 1:
-        raise UserError(
-            f"{printable(table)}: {'no' if name not in header else 'more than one'} column {name}",
-            f"the columns {', '.join(COLUMNS)} are wanted",
-        )
-    return header.index(name)
+def _found_columns(
+    table: Path, header: list[str], required: tuple[str, ...], optional: tuple[str, ...]
+) -> list[str]:
+    """The required columns and those optional ones that are there."""
+    for name in (*required, *optional):
+        if header.count(name) > 1 or (name in required and name not in header):
+            raise UserError(
+                f"{printable(table)}: {'no' if name not in header else 'more than one'} column {name}",
+                f"the columns {', '.join(required)} are wanted",
+            )
+    return [name for name in (*required, *optional) if name in header]
