@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli import demo, folders, images, prepare
+from reposer.cli import augment, demo, folders, images, prepare, reid
 from reposer.errors import UserError
 
 app = typer.Typer(
@@ -21,9 +21,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for part in (demo, images, folders):
+for part in (demo, images, augment, folders):
     app.add_typer(part.app)
 app.add_typer(prepare.app, name="prepare")
+app.add_typer(reid.app, name="reid")
 
 
 def main() -> None:

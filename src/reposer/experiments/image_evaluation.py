@@ -20,19 +20,20 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.grids import draw_grid
 from reposer.images import encode_png
 from reposer.metrics.protocols import weights_in
+from reposer.runtime import Runtime
 from reposer.structures import PairBatch
 
 GRID_PEOPLE = 64  # pairs in the picture, evenly spread over the list
 GRID_TITLES = ("source", "target map", "generated", "true target")
 
 
-def open_model(name: str) -> PoseTransfer:
+def open_model(name: str, runtime: Runtime | None = None) -> PoseTransfer:
     """A generator by what a user calls it: "shipped", a run folder, an exported folder, or a hub id."""
     if name == "shipped":
-        return PoseTransfer.shipped()
+        return PoseTransfer.shipped(runtime)
     if (Path(name) / "checkpoints").is_dir():
-        return PoseTransfer.from_run(name)
-    return PoseTransfer.from_pretrained(name)
+        return PoseTransfer.from_run(name, runtime)
+    return PoseTransfer.from_pretrained(name, runtime)
 
 
 def evaluate_model(

@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from reposer import checkpoint
+from reposer.config import read_json
 from reposer.data.generated_files import JOB, find_faults
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import PACKED
 from reposer.errors import UserError
+from reposer.generation.augmented_rows import KIND
 from reposer.generation.export import load_generator
+from reposer.generation.lineage import set_faults
 
 
 def verify_folder(folder: Path) -> tuple[str, list[str]]:
@@ -23,6 +26,8 @@ def verify_folder(folder: Path) -> tuple[str, list[str]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder", "give a folder that reposer wrote")
     if (folder / JOB).is_file():
+        if read_json(folder / JOB).get("settings", {}).get("kind") == KIND:
+            return "augmented set, every file, row and link", set_faults(folder)
         return "generated images, every file's sha256", find_faults(folder)
     if (folder / "checkpoints").is_dir():
         return "training run, every checkpoint's sha256", _checkpoint_faults(folder)

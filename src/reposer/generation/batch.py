@@ -91,7 +91,7 @@ def generate(
     with ThreadPoolExecutor(1) as reader:
         job = Job(
             settings=_settings(pose_transfer, pairs, options),
-            environment=_environment(pose_transfer),
+            environment=environment(pose_transfer),
             items=len(names),
             columns=COLUMNS,
             produce=partial(_produce, pose_transfer, pairs, options, names, reader),
@@ -117,7 +117,8 @@ def _settings(pose_transfer: PoseTransfer, pairs: PairSource, options: Options) 
     }
 
 
-def _environment(pose_transfer: PoseTransfer) -> dict[str, Any]:
+def environment(pose_transfer: PoseTransfer) -> dict[str, Any]:
+    """What the low bits of a picture depend on besides the job."""
     found = pose_transfer.runtime.describe()
     return {key: found[key] for key in ("torch", "device", "gpu", "threads")}
 
@@ -141,10 +142,10 @@ def _produce(
         pictures = pose_transfer(people, options.background)
         rows = [row | same for row in pairs.rows(batch)]
         files = [names[i] for i in batch]
-        yield WorkUnit(len(batch), partial(_encode, pictures, files, rows, options.file_format))
+        yield WorkUnit(len(batch), partial(encode_batch, pictures, files, rows, options.file_format))
 
 
-def _encode(
+def encode_batch(
     pictures: Tensor, names: list[str], rows: list[dict[str, Any]], file_format: str
 ) -> list[OutputFile]:
     """pictures (B, 3, H, W) uint8 -> their files."""

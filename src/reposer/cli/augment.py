@@ -1,0 +1,77 @@
+"""``reposer augment``, ``forget`` and ``export-set``: larger training sets, and what is done with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reposer.cli.options import Device, Threads
+
+app = typer.Typer()
+
+
+@app.command()
+def augment(
+    model: Annotated[str, typer.Argument(help="Run folder, exported folder, hub id, or `shipped`.")],
+    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the set; an unfinished one of the same job goes on.")],
+    factor: Annotated[int, typer.Option(help="Images afterwards per real one: 1 real + the rest.")] = 2,
+    donors: Annotated[
+        str,
+        typer.Option(
+            help="any, same_camera, other_camera, compatible, same_identity, coverage or canonical."
+        ),
+    ] = "any",
+    background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
+    seed: Annotated[int, typer.Option(help="Of the choice of donors.")] = 0,
+    budget: Annotated[float, typer.Option(help="Share of each person's real images that is used.")] = 1.0,
+    budget_seed: Annotated[int, typer.Option(help="Of that choice.")] = 0,
+    real: Annotated[str, typer.Option(help="Real images in the set: link, copy or none.")] = "link",
+    png: Annotated[bool, typer.Option("--png", help="PNG instead of JPEG.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Pictures of one forward pass.")] = 32,
+    processes: Annotated[int, typer.Option(help="Side by side; --threads is for each.")] = 1,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Enlarge a Re-ID training set by pictures of its people in other poses; the same command goes on."""
+    from reposer.experiments.augmenting import augment_prepared
+    from reposer.generation.augmentation import AugmentOptions
+
+    options = AugmentOptions(
+        factor=factor,
+        policy=donors,
+        seed=seed,
+        background=background,
+        batch_size=batch_size,
+        file_format="png" if png else "jpg",
+        real=real,
+        budget=budget,
+        budget_seed=budget_seed,
+    )
+    print(augment_prepared(model, data, out, options, processes=processes, threads=threads, device=device))
+
+
+@app.command()
+def forget(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
+    pid: Annotated[int, typer.Option(help="Number of the person.")],
+) -> None:
+    """Remove a person from an augmented set: pictures of them or in their pose, and their real images."""
+    from reposer.generation.forgetting import forget as forget_person
+
+    print(forget_person(folder, pid))
+
+
+@app.command("export-set")
+def export_set(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    layout: Annotated[str, typer.Option(help="market, folders or list.")] = "market",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of linking them.")] = False,
+) -> None:
+    """Write an augmented set as other Re-ID programs read it; pictures that a filter dropped stay out."""
+    from reposer.generation.set_exports import export_set as export
+
+    print(export(folder, out, layout, copy=copy))

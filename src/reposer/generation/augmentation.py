@@ -1,0 +1,309 @@
+"""Enlarge a Re-ID training set: for each real image, factor - 1 pictures of its person in donors' poses.
+
+The result is a plain folder (docs/data.md, "Augmented sets"):
+
+    job.json                      settings: everything that the bytes depend on
+    images/<source stem>_gNN.jpg  generated pictures, marked as such
+    manifest/part-*.parquet       a row for each: whose, in whose pose, by which weights, scores, kept or not
+    real/<name>, real.parquet     links to the real images, and their list
+    summary.json                  counts
+
+Written by the rules of :mod:`reposer.generation.shards`: kill -9 at any moment, any number of processes, the
+same bytes. Only people of the split "train" are sources or donors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from reposer.config import canonical_json
+from reposer.data.budgets import budget_rows
+from reposer.data.generated_checks import RealSet
+from reposer.data.generated_names import check_names, generated_name, is_generated
+from reposer.data.packed import PackedPeople
+from reposer.data.prepare import PACKED
+from reposer.errors import UserError
+from reposer.files import sha256_bytes
+from reposer.generation.augmented_rows import COLUMNS, KIND, SCORES, write_summary
+from reposer.generation.batch import encode_batch, environment
+from reposer.generation.donors import DonorPlan, choose_donors
+from reposer.generation.export import GeneratorConfig
+from reposer.generation.forgetting import refuse_removed
+from reposer.generation.outputs import JPEG_QUALITY, check_format
+from reposer.generation.pair_sources import PackedPairs
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.processes import help_ranks, write_in_processes, write_with_ranks
+from reposer.generation.real_images import PLACEMENTS, RealImages
+from reposer.generation.shards import Job, Progress, ShardWriter, WorkUnit, WriteReport, write_job
+from reposer.generation.stitching import check_background
+from reposer.runtime import setup
+from reposer.structures import PairBatch
+
+SPLIT = "train"  # the only people that are sources or donors
+_STORAGE = {"weights_dtype", "weights_sha256"}  # of a file; the weights themselves are "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentOptions:
+    """How a training set is enlarged."""
+
+    factor: int = 2  # images afterwards per real one (the paper's alpha): 1 real + factor - 1 generated
+    policy: str = "any"  # a key of donors.POLICIES
+    seed: int = 0  # of the donors
+    background: str = "generated"  # one of stitching.BACKGROUNDS
+    batch_size: int = 32  # pairs in one forward pass; part of the job, since it may change low bits
+    file_format: str = "jpg"  # one of outputs.FORMATS; other Re-ID programs look for *.jpg only
+    real: str = "link"  # one of real_images.PLACEMENTS
+    budget: float = 1.0  # share of the real images that may be used, in (0, 1]
+    budget_seed: int = 0
+    shard_items: int = 512  # pictures made durable at once, rounded down to whole batches
+    encoders: int = 2  # threads; the bytes do not depend on them
+
+
+def augment(
+    pose_transfer: PoseTransfer,
+    prepared: str | Path,
+    out: str | Path,
+    options: AugmentOptions,
+    *,
+    processes: int = 1,
+    on_progress: Progress = None,
+) -> WriteReport:
+    """Write the augmented set of a prepared folder's training people.
+
+    Under torchrun every process calls this with the same arguments, and each writes whole shards.
+
+    Args:
+        pose_transfer: a generator trained on nobody whom the prepared folder holds out.
+        prepared: of ``reposer prepare``, at the generator's size.
+        out: new, empty, or the folder of the same job, which then goes on where it stopped.
+        options: what to make.
+        processes: that generate side by side, each with the threads of ``pose_transfer.runtime``.
+        on_progress: called with (pictures done, pictures in all).
+
+    Returns:
+        A summary to print.
+
+    Raises:
+        UserError: an option out of range, another size, a generator that was trained on held-out people, no
+            donor, a real image that is gone or changed, or ``out`` holds something else.
+        DiskError: the disk is full or faulty; a later call goes on.
+    """
+    prepared, out, runtime = Path(prepared), Path(out), pose_transfer.runtime
+    _check(options, processes)
+    people = PackedPeople.open(prepared / PACKED)
+    notes = _check_generator(pose_transfer, people)
+    rows = budget_rows(people, options.budget, options.budget_seed, (SPLIT,))
+    _refuse_generated(people, rows)
+    plan = choose_donors(people, options.policy, options.factor, seed=options.seed, rows=rows)
+    work = _Work(pose_transfer, people, rows, options, plan)
+    job = work.job()
+    if runtime.rank:
+        return help_ranks(out, job, runtime, options.encoders)
+    real = RealImages.of(prepared, people, rows.tolist())
+
+    def before(report: WriteReport) -> None:
+        refuse_removed(out)
+        report.notes += [*notes, *plan.notes, *real.place(out, options.real)]
+
+    def after(report: WriteReport) -> None:
+        report.notes.append(_told(write_summary(out)))
+
+    return write_job(
+        out,
+        job,
+        threads=options.encoders,
+        on_progress=on_progress,
+        writer=_writer(pose_transfer, prepared, rows, options, plan, processes),
+        before=before,
+        after=after,
+    )
+
+
+class _Work:
+    """The pictures of a plan, as the items of a job."""
+
+    def __init__(
+        self,
+        pose_transfer: PoseTransfer,
+        people: PackedPeople,
+        rows: NDArray[np.int64],
+        options: AugmentOptions,
+        plan: DonorPlan,
+    ) -> None:
+        self._model, self._people, self._rows = pose_transfer, people, rows
+        self._options, self._plan = options, plan
+        self._pairs = PackedPairs(people, np.stack([plan.source, plan.donor], axis=1))
+        if self._pairs.problems:
+            raise UserError(f"{self._pairs.problems[0]}", "choose donors among images with a parsing map")
+        self._names = [
+            generated_name(people.names[source], number, options.file_format)
+            for source, number in zip(plan.source.tolist(), plan.copy.tolist(), strict=True)
+        ]
+        check_names(self._names)
+
+    def job(self) -> Job:
+        """What :mod:`reposer.generation.shards` writes."""
+        options = self._options
+        return Job(
+            settings=self._settings(),
+            environment=environment(self._model),
+            items=len(self._names),
+            columns=COLUMNS,
+            produce=self._produce,
+            shard_items=max(1, options.shard_items // options.batch_size) * options.batch_size,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """Everything that the bytes of the job depend on, apart from versions and machine."""
+        model, people, options, plan = self._model, self._people, self._options, self._plan
+        arrays = (plan.source, plan.donor, plan.copy)
+        own = {"factor", "policy", "seed", "background", "batch_size", "real", "budget", "budget_seed"}
+        return {
+            "kind": KIND,
+            "generator": model.config.model_dump(mode="json", exclude=_STORAGE),
+            "checkpoint": model.weights_hash,
+            "precision": model.runtime.precision,
+            "trained_on": model.config.identity_hash,
+            "training_people": people.identity_hash(SPLIT),
+            "prepared": people.header["content_hash"],
+            "plan": sha256_bytes(canonical_json([array.tolist() for array in arrays])),
+            "format": f"jpg {JPEG_QUALITY}" if options.file_format == "jpg" else options.file_format,
+            **{key: value for key, value in asdict(options).items() if key in own},
+        }
+
+    def _produce(self, items: range) -> Iterator[WorkUnit]:
+        """The batches of a shard, always cut at the same places; the next is read while the model works."""
+        size = self._options.batch_size
+        batches = [items[i : i + size] for i in range(0, len(items), size)]
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._pairs.read, batches[0])
+            for number, batch in enumerate(batches):
+                people = ahead.result()
+                if number + 1 < len(batches):
+                    ahead = reader.submit(self._pairs.read, batches[number + 1])
+                pictures = self._model(people, self._options.background)
+                rows = self._manifest_rows(batch, self._judge(pictures, people, batch))
+                files = [self._names[i] for i in batch]
+                unit = partial(encode_batch, pictures, files, rows, self._options.file_format)
+                yield WorkUnit(len(batch), unit)
+
+    def _judge(self, pictures: Tensor, people: PairBatch, items: range) -> list[dict[str, Any]]:
+        """The columns kept to sharpness of a batch."""
+        return [{"kept": True, "dropped_because": None, **dict.fromkeys(SCORES)} for _ in items]
+
+    def _manifest_rows(self, items: range, verdicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        options = self._options
+        same = {
+            "policy": options.policy,
+            "background": options.background,
+            "checkpoint": self._model.weights_hash,
+            "trained_on": self._model.config.identity_hash,
+            "seed": options.seed,
+            "synthetic": True,
+        }
+        return [
+            pair
+            | {"pid": pair["source_pid"], "camid": pair["source_camid"], "copy": int(self._plan.copy[item])}
+            | same
+            | verdict
+            for item, pair, verdict in zip(items, self._pairs.rows(items), verdicts, strict=True)
+        ]
+
+
+# ---- several processes
+
+
+def _writer(
+    pose_transfer: PoseTransfer,
+    prepared: Path,
+    rows: NDArray[np.int64],
+    options: AugmentOptions,
+    plan: DonorPlan,
+    processes: int,
+) -> ShardWriter | None:
+    """Who makes the shards; None: this process."""
+    runtime = pose_transfer.runtime
+    if runtime.world_size > 1:
+        return partial(write_with_ranks, runtime)
+    if processes == 1:
+        return None
+    generator = copy.deepcopy(pose_transfer.generator).cpu()
+    where = (runtime.device.type, runtime.precision, runtime.threads, runtime.seed)
+    make = partial(_job_in_process, generator, pose_transfer.config, where, prepared, rows, options, plan)
+    return partial(write_in_processes, make, processes)
+
+
+def _job_in_process(
+    generator: nn.Module,
+    config: GeneratorConfig,
+    where: tuple[str, str, int, int],
+    prepared: Path,
+    rows: NDArray[np.int64],
+    options: AugmentOptions,
+    plan: DonorPlan,
+) -> Job:
+    """The same job in a new process."""
+    pose_transfer = PoseTransfer(generator, config, setup(*where))
+    return _Work(pose_transfer, PackedPeople.open(prepared / PACKED), rows, options, plan).job()
+
+
+# ---- refusals
+
+
+def _check(options: AugmentOptions, processes: int) -> None:
+    check_background(options.background)
+    check_format(options.file_format)
+    if options.real not in PLACEMENTS:
+        raise UserError(f"real {options.real}: unknown", f"choose from {', '.join(PLACEMENTS)}")
+    for name, value in (("processes", processes), ("batch size", options.batch_size)):
+        if value < 1:
+            raise UserError(f"{name} {value}: at least 1 is wanted")
+
+
+def _check_generator(pose_transfer: PoseTransfer, people: PackedPeople) -> list[str]:
+    """Refuse a generator of another size or one that has seen held-out people; returns notes."""
+    if people.size != pose_transfer.size:
+        wanted = "x".join(map(str, pose_transfer.size))
+        raise UserError(
+            f"the people are of size {people.size}, the model {pose_transfer.size}", f"prepare at {wanted}"
+        )
+    seen = pose_transfer.config.identity_hash
+    leak = RealSet(people, (SPLIT,)).trainings_with_test_people().get(seen)
+    if leak is not None:
+        raise UserError(
+            f"the generator was trained on people that this data set holds out ({leak})",
+            "train it on this prepared folder, or use one trained on another data set",
+        )
+    if not seen:
+        return ["whom the generator was trained on is not recorded"]
+    if seen != people.identity_hash(SPLIT):
+        return ["the generator was trained on other people than this set's training people"]
+    return []
+
+
+def _refuse_generated(people: PackedPeople, rows: NDArray[np.int64]) -> None:
+    generated = [people.names[row] for row in rows.tolist() if is_generated(people.names[row])]
+    if generated:
+        raise UserError(
+            f"{people.folder}: {len(generated)} images are generated themselves, first {generated[0]}",
+            "augment the real data set",
+        )
+
+
+def _told(summary: dict[str, Any]) -> str:
+    fell = "; ".join(f"{count:,} {reason}" for reason, count in summary["dropped"].items())
+    return (
+        f"{summary['real']:,} real and {summary['generated']:,} generated images of {summary['people']:,}"
+        f" people; {summary['kept']:,} generated ones are kept" + (f", dropped: {fell}" if fell else "")
+    )

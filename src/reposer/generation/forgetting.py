@@ -1,0 +1,164 @@
+"""Forget a person: remove every picture made of or by them from an augmented set. Imports no torch.
+
+A picture derives from two people, its source and its donor; both count. First a note of what is going on is
+written, then each part of the manifest and its pictures, then the real images, and the note goes last: after
+a kill at any moment the same command finishes, and until then the set is refused. What stays says that people
+were removed, and how many pictures, not whom.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reposer.config import read_json
+from reposer.data.generated_files import IMAGES, JOB, MANIFEST, list_parts, read_part, write_part
+from reposer.errors import UserError
+from reposer.files import disk_faults, remove_temporaries, sync_folder, write_atomic
+from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
+from reposer.generation.job_folder import locked
+from reposer.generation.real_images import COLUMNS as REAL_COLUMNS
+from reposer.generation.real_images import REAL, REAL_ROWS
+
+FORGETTING = "forgetting.json"  # the note; names the person, since it is there only while they are
+REMOVED = "removed.json"  # counts of people, pictures and real images removed so far
+CACHES = "packed_*"  # decoded pictures, kept by trainings; made again when needed
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetReport:
+    """What went."""
+
+    folder: Path
+    pictures: int  # generated
+    real: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: {self.pictures:,} generated pictures and {self.real:,} real images removed\n"
+            "not touched: the data set itself, its prepared folder, exports of this set, and every network"
+            " trained on them (the generator too)"
+        )
+
+
+def removed_counts(folder: Path) -> dict[str, int]:
+    """How many people, pictures and real images were removed from a set so far."""
+    if not (folder / REMOVED).exists():
+        return {"people": 0, "pictures": 0, "real": 0}
+    counts = read_json(folder / REMOVED)
+    return {name: int(counts[name]) for name in ("people", "pictures", "real")}
+
+
+def refuse_removed(folder: Path) -> None:
+    """Refuse to go on with a set that people were removed from: they would come back.
+
+    Raises:
+        UserError: somebody was removed, or is being removed.
+    """
+    if (folder / FORGETTING).exists() or (folder / REMOVED).exists():
+        raise UserError(
+            f"{folder}: people were removed from this set; going on would make their pictures again",
+            "use it as it is, or write a new set of a data set without them",
+        )
+
+
+def forget(folder: str | Path, pid: int) -> ForgetReport:
+    """Remove all that derives from a person, as source or as donor, from a finished set.
+
+    Raises:
+        UserError: no augmented set, an unfinished or damaged one, nobody of that number in it, another
+            process writes there, or another person's removal is not finished.
+        DiskError: the disk refuses; the same call goes on.
+    """
+    folder = Path(folder)
+    if read_json(folder / JOB).get("settings", {}).get("kind") != KIND:
+        raise UserError(f"{folder}: is no augmented set", "give a folder that augment has written")
+    with locked(folder), disk_faults(folder):
+        parts = list_parts(folder)
+        remove_temporaries(folder)
+        remove_temporaries(folder / MANIFEST)
+        note = _begin(folder, parts, pid)
+        for path in parts:
+            _clean_part(folder, path, pid)
+        _clean_real(folder, pid)
+        for cache in folder.glob(CACHES):
+            shutil.rmtree(cache)
+        summary = write_summary(folder)
+        before, job = note["removed_before"], read_json(folder / JOB)
+        counts = {
+            "people": before["people"] + 1,
+            "pictures": job["items"] - summary["generated"],
+            "real": before["real"] + note["real"],
+        }
+        _write_json(folder / REMOVED, counts)
+        (folder / FORGETTING).unlink()
+        sync_folder(folder)
+    return ForgetReport(folder, counts["pictures"] - before["pictures"], note["real"])
+
+
+def _begin(folder: Path, parts: list[Path], pid: int) -> dict[str, Any]:
+    """The note of this removal, written or found."""
+    path = folder / FORGETTING
+    if path.exists():
+        note = read_json(path)
+        if note["pid"] != pid:
+            raise UserError(
+                f"{folder}: the removal of person {note['pid']} was interrupted", "finish that one first"
+            )
+        return note
+    real = read_part(folder / REAL_ROWS)
+    listed = int(pc.sum(_of(real, "pid", pid)).as_py() or 0)
+    derived = sum(int(pc.sum(_derived(read_part(part), pid)).as_py() or 0) for part in parts)
+    if not listed and not derived:
+        raise UserError(f"{folder}: nobody of pid {pid} is in this set", "check the number")
+    note = {"pid": pid, "real": listed, "removed_before": removed_counts(folder)}
+    _write_json(path, note)
+    return note
+
+
+def _clean_part(folder: Path, path: Path, pid: int) -> None:
+    """Remove the pictures, then their rows: a row may lack its picture for a moment, never the reverse."""
+    rows = _read_unsealed(path)
+    gone = _derived(rows, pid)
+    for name in rows.filter(gone)["file"].to_pylist():
+        (folder / IMAGES / name).unlink(missing_ok=True)
+    sync_folder(folder / IMAGES)
+    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), COLUMNS)
+
+
+def _clean_real(folder: Path, pid: int) -> None:
+    path = folder / REAL_ROWS
+    rows = _read_unsealed(path)
+    gone = _of(rows, "pid", pid)
+    if (folder / REAL).is_dir():
+        for name in rows.filter(gone)["file"].to_pylist():
+            (folder / REAL / name).unlink(missing_ok=True)
+        sync_folder(folder / REAL)
+    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), REAL_COLUMNS, synthetic=False)
+
+
+def _read_unsealed(path: Path) -> pa.Table:
+    """A part whose seal may be older: an interrupted removal comes between the two renames."""
+    try:
+        return pq.read_table(pa.BufferReader(path.read_bytes()))
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: is damaged: {str(error).splitlines()[0]}", "write the set again") from error
+
+
+def _derived(rows: pa.Table, pid: int) -> pa.ChunkedArray:
+    return pc.or_(_of(rows, "source_pid", pid), _of(rows, "donor_pid", pid))
+
+
+def _of(rows: pa.Table, column: str, pid: int) -> pa.ChunkedArray:
+    return pc.fill_null(pc.equal(rows[column], pid), False)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())

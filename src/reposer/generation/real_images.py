@@ -1,0 +1,145 @@
+"""The real images beside the generated ones: links or copies in ``real/`` and their list ``real.parquet``.
+
+The list stands there even when the images do not: it says who was trained on, so that every generated row
+can be held against it without the data set.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from reposer.config import read_json
+from reposer.data.generated_files import is_sealed, read_part, write_part
+from reposer.data.generated_names import collisions
+from reposer.data.packed import PackedPeople
+from reposer.data.prepare import MANIFEST, REPORT
+from reposer.data.records import read_manifest
+from reposer.errors import UserError
+from reposer.files import disk_faults, sha256_file, sync_folder, write_atomic
+from reposer.images import MAX_FILE_BYTES
+from reposer.paths import contained, read_regular, require_regular
+
+REAL, REAL_ROWS = "real", "real.parquet"
+COLUMNS = (("pid", pa.int64()), ("camid", pa.int64()))  # after file and sha256
+PLACEMENTS = ("link", "copy", "none")
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)  # another disk, or one without links
+
+
+@dataclass(frozen=True, slots=True)
+class RealImages:
+    """The real images that are enlarged, in the order of the prepared folder."""
+
+    root: Path  # of the data set
+    paths: tuple[str, ...]  # relative to ``root``
+    rows: tuple[dict[str, Any], ...]  # file (the image's name), sha256, pid, camid
+
+    @classmethod
+    def of(cls, prepared: Path, people: PackedPeople, rows: Sequence[int]) -> RealImages:
+        """Of the chosen rows of the packed people of a prepared folder.
+
+        Raises:
+            UserError: the prepared folder does not say where its images are, or two share a name.
+        """
+        root = read_json(prepared / REPORT).get("config", {}).get("data_set")
+        if not isinstance(root, str):
+            raise UserError(f"{prepared / REPORT}: does not name the data set", "prepare it again")
+        paths = {record.name: record.path for record in read_manifest(prepared / MANIFEST)}
+        names = [people.names[row] for row in rows]
+        same = collisions(names)
+        if same:
+            raise UserError(f"{same[0]}: two real images have this name", "rename one and prepare again")
+        listed = (
+            {
+                "file": people.names[row],
+                "sha256": people.sha256[row],
+                "pid": int(people.pids[row]),
+                "camid": int(people.camids[row]),
+            }
+            for row in rows
+        )
+        return cls(Path(root), tuple(paths[name] for name in names), tuple(listed))
+
+    def place(self, out: Path, how: str) -> list[str]:
+        """Put them into ``out/real`` and list them; what is there already and right stays. For who holds the
+        folder's lock.
+
+        Args:
+            how: "link" (hard links; copies where the disk has none), "copy", or "none": only list them.
+
+        Returns:
+            Notes for the user.
+
+        Raises:
+            UserError: an image is missing or changed since it was prepared.
+            DiskError: the disk refuses.
+        """
+        if is_sealed(out / REAL_ROWS) and not real_faults(out, how):
+            return []
+        put, notes = (_copy if how == "copy" else _link), []
+        if how != "none":
+            (out / REAL).mkdir(exist_ok=True)
+            for path, row in zip(self.paths, self.rows, strict=True):
+                source = contained(self.root, path)
+                require_regular(source, self.root)
+                if sha256_file(source) != row["sha256"]:
+                    raise UserError(f"{source}: changed since it was prepared", "prepare the data set again")
+                put = _place(source, out / REAL / row["file"], row["sha256"], put, notes)
+            sync_folder(out / REAL)
+        write_part(out / REAL_ROWS, list(self.rows), COLUMNS, synthetic=False)
+        return notes
+
+
+def _place(
+    source: Path, target: Path, digest: str, put: Callable[[Path, Path], None], notes: list[str]
+) -> Callable[[Path, Path], None]:
+    """One image; returns how to put the next one: links that the disk refuses become copies."""
+    if target.is_file() and sha256_file(target) == digest:
+        return put
+    target.unlink(missing_ok=True)
+    try:
+        put(source, target)
+    except OSError as error:
+        if put is not _link or error.errno not in _NO_LINKS:
+            raise
+        notes.append(f"{REAL}/ holds copies: no hard links from {source.parent} ({error.strerror})")
+        put = _copy
+        put(source, target)
+    return put
+
+
+def _link(source: Path, target: Path) -> None:
+    os.link(os.path.realpath(source), target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with disk_faults(target):
+        write_atomic(target, read_regular(source, max_bytes=MAX_FILE_BYTES))
+
+
+def real_faults(out: Path, how: str) -> list[str]:
+    """Everything in ``real/`` and its list that is not as it was written, a line each."""
+    try:
+        rows = read_part(out / REAL_ROWS)
+    except UserError as error:
+        return [str(error)]
+    if rows.schema.names != ["file", "sha256", *(name for name, _ in COLUMNS)]:
+        return [f"{REAL_ROWS}: its columns are not those of a list of real images"]
+    names = rows["file"].to_pylist()
+    faults = [f"{REAL_ROWS}: {name} is listed twice" for name in collisions(names)]
+    found = {entry.name for entry in os.scandir(out / REAL)} if (out / REAL).is_dir() else set()
+    if how == "none":
+        return faults + [f"{REAL}/{name} does not belong to the set" for name in sorted(found)]
+    for name, digest in zip(names, rows["sha256"].to_pylist(), strict=True):
+        place = out / REAL / name
+        if "/" in name or name not in found or not place.is_file():
+            faults.append(f"{REAL}/{name} is missing")
+        elif sha256_file(place) != digest:
+            faults.append(f"{REAL}/{name} differs from its sha256")
+    return faults + [f"{REAL}/{name} is in no list" for name in sorted(found - set(names))]
