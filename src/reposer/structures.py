@@ -76,6 +76,8 @@ class ReidBatch(_Batch):
     label: Tensor  # (B,) int64 contiguous class index
     camid: Tensor  # (B,) int64
     weight: Tensor  # (B,) float32 weight in the loss, 1 for a real image
+    generated: Tensor  # (B,) bool
+    known: Tensor  # (B,) bool, False where the label does not say whom the image shows
 
     def __len__(self) -> int:
         return self.image.shape[0]

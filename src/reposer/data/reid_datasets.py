@@ -21,13 +21,21 @@ class ReidDataset(Dataset[ReidBatch]):
     Args:
         people: the packed people.
         splits: which of them.
+        rows: of ``people``; only these are taken. None: all.
 
     Raises:
         UserError: fewer than two people are left: there is nothing to tell apart.
     """
 
-    def __init__(self, people: PackedPeople, splits: tuple[str, ...] = ("train",)) -> None:
+    def __init__(
+        self,
+        people: PackedPeople,
+        splits: tuple[str, ...] = ("train",),
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
         chosen = np.flatnonzero(np.isin(people.splits, splits) & (people.pids > 0))
+        if rows is not None:
+            chosen = np.intersect1d(chosen, rows)
         self.people = people
         self.indices: NDArray[np.int64] = chosen  # (N,) into people
         self.pids, labels = np.unique(people.pids[chosen], return_inverse=True)  # (K,) pid of each class
@@ -54,6 +62,8 @@ class ReidDataset(Dataset[ReidBatch]):
             label=torch.from_numpy(self.labels[rows]),
             camid=torch.from_numpy(self.people.camids[chosen]),
             weight=torch.from_numpy(self.weights[rows]),
+            generated=torch.zeros(len(rows), dtype=torch.bool),
+            known=torch.ones(len(rows), dtype=torch.bool),
         )
 
     def names(self, rows: NDArray[np.int64]) -> tuple[str, ...]:

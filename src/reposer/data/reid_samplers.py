@@ -20,15 +20,15 @@ Indices = NDArray[np.int64]
 class Groups:
     """Images by class: class k holds ``members[starts[k] : starts[k + 1]]``."""
 
-    labels: Indices  # (N,) class index of each image, 0 .. K - 1, every class occurs
+    labels: Indices  # (N,) class index of each image, 0 .. K - 1
     members: Indices  # (N,) image indices sorted by class
     starts: Indices  # (K + 1,)
 
     @classmethod
-    def of(cls, labels: Indices) -> Self:
-        """Group (N,) contiguous class indices."""
-        counts = np.bincount(labels)
-        if not len(labels) or not counts.all():
+    def of(cls, labels: Indices, classes: int = 0) -> Self:
+        """Group (N,) class indices: contiguous ones, or any of so many ``classes``, some without an image."""
+        counts = np.bincount(labels, minlength=classes)
+        if not len(labels) or not (classes or counts.all()):
             raise ValueError("every class needs an image")
         starts = np.concatenate([[0], np.cumsum(counts)])
         return cls(np.asarray(labels, np.int64), np.argsort(labels, kind="stable"), starts)
@@ -45,7 +45,7 @@ class Groups:
 
 def draw_images(n: int, batch_size: int, seed: int, step: int) -> Indices:
     """(batch_size,) indices: the next ones of an endless row of shuffles of all ``n`` images."""
-    return _endless(_IMAGES, n, batch_size, seed, step)
+    return endless(_IMAGES, n, batch_size, seed, step)
 
 
 def draw_people(groups: Groups, people: int, images: int, seed: int, step: int) -> Indices:
@@ -57,8 +57,8 @@ def draw_people(groups: Groups, people: int, images: int, seed: int, step: int) 
     """
     rng = np.random.default_rng([seed, _MEMBERS, step])
     chosen = [
-        _some(groups.of_class(k), images, rng)
-        for k in _endless(_PEOPLE, groups.classes, people, seed, step).tolist()
+        some_of(groups.of_class(k), images, rng)
+        for k in endless(_PEOPLE, groups.classes, people, seed, step).tolist()
     ]
     return np.concatenate(chosen)
 
@@ -88,15 +88,16 @@ def draw_image_pairs(groups: Groups, pairs: int, positive: float, seed: int, ste
     return np.stack([first, second], axis=1)
 
 
-def _some(members: Indices, count: int, rng: np.random.Generator) -> Indices:
+def some_of(members: Indices, count: int, rng: np.random.Generator) -> Indices:
+    """(count,) of the members in random order, distinct where there are enough; else all, and some again."""
     order = rng.permutation(members)
     if len(order) >= count:
         return order[:count]
     return np.concatenate([order, rng.choice(members, count - len(order))])
 
 
-def _endless(stream: int, n: int, count: int, seed: int, step: int) -> Indices:
-    """Positions step * count ... of shuffles of range(n) laid end to end."""
+def endless(stream: int, n: int, count: int, seed: int, step: int) -> Indices:
+    """(count,): positions step * count ... of shuffles of range(n) laid end to end; a stream for each use."""
     positions = np.arange(step * count, (step + 1) * count)
     rounds = positions // n
     result = np.empty(count, np.int64)

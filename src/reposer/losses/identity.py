@@ -21,7 +21,28 @@ def identity_loss(logits: Tensor, label: Tensor, weight: Tensor, smoothing: floa
     return (values * weight).mean()
 
 
-def triplet_loss(features: Tensor, label: Tensor, weight: Tensor, margin: float = 0.3) -> Tensor:
+def uniform_loss(logits: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy of (B, K) logits with 1 / K for every class: label smoothing for outliers, LSRO.
+
+    Zheng et al. (ICCV 2017), eq. 5 with Z = 1: an image that belongs to nobody should look like nobody.
+    """
+    return -(F.log_softmax(logits.float(), 1).mean(1) * weight).mean()
+
+
+def teacher_loss(logits: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the softmax of (B, K) logits from that of a ``teacher`` (B, K).
+
+    Sum over classes of q (log q - log p), as DG-Net's primary loss (Zheng et al., CVPR 2019); 0 where both
+    agree. The teacher gets no gradient.
+    """
+    log_q = F.log_softmax(teacher.detach().float(), 1)
+    values = (log_q.exp() * (log_q - F.log_softmax(logits.float(), 1))).sum(1)
+    return (values * weight).mean()
+
+
+def triplet_loss(
+    features: Tensor, label: Tensor, weight: Tensor, margin: float = 0.3, known: Tensor | None = None
+) -> Tensor:
     """Batch-hard triplet loss on Euclidean distances (Hermans et al., arXiv 1703.07737).
 
     For each image: max(0, farthest image of its person - nearest image of another + margin); images that
@@ -32,12 +53,17 @@ def triplet_loss(features: Tensor, label: Tensor, weight: Tensor, margin: float 
         label: (B,).
         weight: (B,) of the anchors.
         margin: in units of the features.
+        known: (B,) bool, False for images that are no anchor, no positive and no negative; they count 0.
     """
     distance = pairwise_distance(features.float())
     same = label[:, None] == label[None, :]
     itself = torch.eye(len(label), dtype=torch.bool, device=label.device)
+    stranger = ~same
+    if known is not None:
+        pair = known[:, None] & known[None, :]
+        same, stranger = same & pair, stranger & pair
     farthest = distance.masked_fill(~same | itself, -torch.inf).amax(1)
-    nearest = distance.masked_fill(same, torch.inf).amin(1)
+    nearest = distance.masked_fill(~stranger, torch.inf).amin(1)
     complete = torch.isfinite(farthest) & torch.isfinite(nearest)
     # where() before the arithmetic: the gradient of inf - inf would be NaN
     gap = torch.where(complete, farthest, 0.0) - torch.where(complete, nearest, 0.0)

@@ -24,6 +24,7 @@ from reposer.training.reid_losses import reid_loss
 from reposer.training.reid_optimizer import scheduled_rate, set_rate
 from reposer.training.reid_record import ReidRecord, ReidSummary
 from reposer.training.reid_state import ReidState
+from reposer.training.reid_teacher import Teacher
 
 
 def train_reid(
@@ -45,11 +46,14 @@ def train_reid(
     runtime = setup(device, config.precision, config.threads, config.seed)
     accelerator, total, every = runtime.accelerator, config.total_steps, config.output
     data = ReidData(config, runtime.rank, runtime.world_size)
-    state = ReidState(config, runtime, len(data.training.pids))
-    notes = _initialize(config, state)
+    state = ReidState(config, runtime, len(data.pids))
+    notes = _initialize(config, state) | data.notes()
+    taught_by = config.generated.teacher
+    teacher = None if taught_by is None else Teacher(taught_by, data.pids, runtime)
     network = _prepared(config, state, runtime)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-    record = ReidRecord(config, Path(run_dir), runtime, state, data, notes)
+    inputs = data.inputs() | ({} if teacher is None else {"teacher": teacher.content_hash})
+    record = ReidRecord(config, Path(run_dir), runtime, state, data, notes, inputs)
     try:
         with StopSignal() as stop, progress(total, state.step, "images", per_step=config.batch_size) as meter:
             network.train()
@@ -60,7 +64,9 @@ def train_reid(
                 batch = batch.to(runtime.device, non_blocking=True)
                 with runtime.autocast():
                     output = network(batch.image)
-                loss, parts = reid_loss(output, batch, config.loss, state.network.centers)
+                    opinion = None if teacher is None else teacher.logits(batch)
+                centers = state.network.centers
+                loss, parts = reid_loss(output, batch, config.loss, centers, config.generated, opinion)
                 accelerator.backward(loss)
                 state.means.add(parts)
                 guarded = {**parts, "reid/gradient": gradient_norm(state.network)}
@@ -89,7 +95,7 @@ def train_reid(
     return record.summary()
 
 
-def _initialize(config: ReidConfig, state: ReidState) -> dict[str, str]:
+def _initialize(config: ReidConfig, state: ReidState) -> dict[str, object]:
     """ImageNet weights where asked for; returns what a reader of the run must know, for environment.json."""
     if config.initial == "random":
         return {"initial": "random weights"}

@@ -23,6 +23,37 @@ class ReidDataConfig(Config):
         default=1.01, ge=1
     )  # of the pairs per positive one (itself included), an epoch
     images_per_epoch: int = Field(default=12_936, ge=1)  # draws that are called an epoch (a pair counts two)
+    budget: float = Field(default=1.0, gt=0, le=1)  # share of each person's images, see data/budgets.py
+    budget_seed: int = 0
+
+
+class GeneratedConfig(Config):
+    """Generated images in training: which, under which label, how many, from when to when."""
+
+    folder: Path | None = None  # written by `reposer augment`; None: real images only
+    label: Literal["source", "smoothed", "uniform", "teacher", "extra_class"] = "source"
+    smoothing: float = Field(default=0.1, gt=0, lt=1)  # of label=smoothed (CamStyle's)
+    weight: float = Field(default=1.0, gt=0)  # of a generated image in the losses
+    real_share: float | None = Field(default=None, gt=0, lt=1)  # of every batch; None: drawn from one pool
+    start_epoch: float = Field(default=0.0, ge=0)  # real images only before
+    stop_epoch: float | None = Field(default=None, gt=0)  # and after; None: to the end
+    teacher: Path | None = None  # Re-ID run of the same people, for label=teacher
+    use_dropped: bool = False  # take the pictures that a filter dropped too
+
+    @property
+    def known(self) -> bool:
+        """Whether the label says whom a generated image shows, so that pairs and triplets are made of it."""
+        return self.label in ("source", "smoothed")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if (self.label == "teacher") != (self.teacher is not None):
+            raise ValueError("label=teacher and teacher=RUN belong together")
+        if self.stop_epoch is not None and self.stop_epoch <= self.start_epoch:
+            raise ValueError("stop_epoch must be greater than start_epoch")
+        if self.folder is None and self.model_dump(exclude_defaults=True):
+            raise ValueError("settings are given but no folder, so nothing would read them")
+        return self
 
 
 class AugmentConfig(Config):
@@ -111,6 +142,7 @@ class ReidConfig(Config):
     optimizer: ReidOptimizerConfig = ReidOptimizerConfig()
     schedule: ReidScheduleConfig = ReidScheduleConfig()
     loss: ReidLossConfig = ReidLossConfig()
+    generated: GeneratedConfig = GeneratedConfig()
     output: ReidOutputConfig = ReidOutputConfig()
     initial: Literal["random", "imagenet"] = "random"  # weights of the backbone before the first step
     initial_path: Path | None = None  # file for "imagenet"; default: the official one, in the weights folders
@@ -128,6 +160,13 @@ class ReidConfig(Config):
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps of so many epochs, at least 1 where ``epochs`` > 0."""
         return -int(-epochs * self.data.images_per_epoch // self.batch_size)
+
+    def mixes(self, step: int) -> bool:
+        """Whether the batch after ``step`` completed steps may hold generated images."""
+        generated = self.generated
+        if generated.folder is None or step < self.steps_of(generated.start_epoch):
+            return False
+        return generated.stop_epoch is None or step < self.steps_of(generated.stop_epoch)
 
     @property
     def people_per_batch(self) -> int:
@@ -149,6 +188,18 @@ class ReidConfig(Config):
             raise ValueError("loss.triplet needs data.sampler=people")
         if not (self.loss.identity or self.loss.triplet or self.loss.verification):
             raise ValueError("every loss has weight 0")
+        if self.generated.folder is not None and not (self.generated.known or self.loss.identity):
+            raise ValueError(f"generated.label={self.generated.label} needs loss.identity above 0")
+        self._check_real_share()
         if self.initial_path is not None and self.initial == "random":
             raise ValueError("initial_path is given but initial=random would not read it")
         return self
+
+    def _check_real_share(self) -> None:
+        share, sampler = self.generated.real_share, self.data.sampler
+        if share is None:
+            return
+        pairs, images = self.batch_size // 2, self.data.images_per_person
+        whole = {"images": self.batch_size, "people": images, "pairs": pairs}[sampler]
+        if not 1 <= int(whole * share + 0.5) < whole:
+            raise ValueError(f"generated.real_share={share:g} of {whole} leaves none of one kind")

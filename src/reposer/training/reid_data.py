@@ -7,6 +7,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer.data.budgets import budget_rows
+from reposer.data.generated import GeneratedPeople
+from reposer.data.mixed_datasets import MixedDataset
+from reposer.data.mixed_samplers import (
+    Mixture,
+    draw_mixed_images,
+    draw_mixed_pairs,
+    draw_mixed_people,
+    real_count,
+)
 from reposer.data.packed import PackedPeople
 from reposer.data.reid_datasets import ReidDataset
 from reposer.data.reid_samplers import Groups, draw_image_pairs, draw_images, draw_people
@@ -35,10 +45,13 @@ class ReidData:
 
     def __init__(self, config: ReidConfig, rank: int = 0, world_size: int = 1) -> None:
         self.people = PackedPeople.open(config.data.folder / "packed")
-        self.training = ReidDataset(self.people, config.data.splits)
+        self.real = _real(config, self.people)
+        self.mixed = _mixed(config, self.real)
+        self.pids = self.real.pids  # (K,) of each class
         held_out = np.flatnonzero((self.people.splits == "val") & (self.people.pids > 0))
         self.validation: Rows = held_out if "val" not in config.data.splits else held_out[:0]
-        self._groups = Groups.of(self.training.labels)
+        self._groups = Groups.of(self.real.labels)
+        self._mixture = None if self.mixed is None else Mixture.of(self.real.labels, self.mixed.people)
         self._config = config
         sampler = config.data.sampler
         unit = {"images": 1, "people": config.data.images_per_person, "pairs": 2}[sampler]
@@ -60,19 +73,37 @@ class ReidData:
 
         Pairs come as two halves: all first images, then all second ones.
         """
+        data, mixture = self._config.data, self._mixture if self._config.mixes(step) else None
+        units = self._real_units(step) if mixture is None else self._mixed_units(mixture, step)
+        places = np.arange(self._config.batch_size).reshape(units.shape)
+        rows, places = units[self._part], places[self._part]
+        if data.sampler == "pairs":
+            rows, places = rows.T, places.T
+        return rows.ravel(), places.ravel()
+
+    def _real_units(self, step: int) -> Rows:
+        """The real images of a global batch: (B,), (P, K) people or (B / 2, 2) pairs."""
         data, size, seed = self._config.data, self._config.batch_size, self._config.seed
-        places = np.arange(size)
         if data.sampler == "images":
-            rows = draw_images(len(self.training), size, seed, step)
-            return rows[self._part], places[self._part]
+            return draw_images(len(self.real), size, seed, step)
         if data.sampler == "people":
-            rows = draw_people(
-                self._groups, size // data.images_per_person, data.images_per_person, seed, step
-            )
-            shape = (-1, data.images_per_person)
-            return rows.reshape(shape)[self._part].ravel(), places.reshape(shape)[self._part].ravel()
-        pairs = draw_image_pairs(self._groups, size // 2, self.positive_share(step), seed, step)
-        return pairs[self._part].T.ravel(), places.reshape(-1, 2)[self._part].T.ravel()
+            images = data.images_per_person
+            return draw_people(self._groups, size // images, images, seed, step).reshape(-1, images)
+        return draw_image_pairs(self._groups, size // 2, self.positive_share(step), seed, step)
+
+    def _mixed_units(self, mixture: Mixture, step: int) -> Rows:
+        """The same with generated images among them."""
+        data, size, seed = self._config.data, self._config.batch_size, self._config.seed
+        share = self._config.generated.real_share
+        if data.sampler == "images":
+            if share is None:
+                return draw_images(len(mixture.both.labels), size, seed, step)
+            return draw_mixed_images(mixture, size, real_count(size, share), seed, step)
+        if data.sampler == "people":
+            images = data.images_per_person
+            real = None if share is None else real_count(images, share)
+            return draw_mixed_people(mixture, size // images, images, real, seed, step).reshape(-1, images)
+        return draw_mixed_pairs(mixture, size // 2, self.positive_share(step), share, seed, step)
 
     def positive_share(self, step: int) -> float:
         """Share of positive pairs: 1 / (1 + negatives), Zheng et al.'s 1 / min(5, 2 * 1.01^epoch)."""
@@ -94,9 +125,41 @@ class ReidData:
     def batch(self, step: int) -> tuple[ReidBatch, tuple[str, ...]]:
         """The augmented batch of this process on the CPU, and the names of its images."""
         rows, places = self.rows(step)
-        batch = self.training.batch(rows)
+        training = self.mixed or self.real
+        batch = training.batch(rows)
         augment = self._config.augment
         image = transform(
             resize(batch.image, augment.resize), self.draws(step)[places], augment.crop, augment.pad
         )
-        return replace(batch, image=image), self.training.names(rows)
+        return replace(batch, image=image), training.names(rows)
+
+    def inputs(self) -> dict[str, str]:
+        """Hash of what the configuration names only by its place and a resumed run must find unchanged."""
+        return {} if self.mixed is None else {"generated": self.mixed.generated.content_hash}
+
+    def notes(self) -> dict[str, object]:
+        """What a reader of the run should know about its images, for environment.json."""
+        if self.mixed is None:
+            return {"real_images": len(self.real)}
+        generated = {"images": len(self.mixed.indices), "notes": list(self.mixed.generated.notes)}
+        return {"real_images": len(self.real), "generated": generated}
+
+
+def _real(config: ReidConfig, people: PackedPeople) -> ReidDataset:
+    data = config.data
+    budget = None if data.budget == 1 else budget_rows(people, data.budget, data.budget_seed, data.splits)
+    return ReidDataset(people, data.splits, budget)
+
+
+def _mixed(config: ReidConfig, real: ReidDataset) -> MixedDataset | None:
+    generated = config.generated
+    if generated.folder is None:
+        return None
+    return MixedDataset(
+        real,
+        GeneratedPeople.open(generated.folder, real.people, config.data.splits),
+        weight=generated.weight,
+        extra_class=generated.label == "extra_class",
+        known=generated.known,
+        use_dropped=generated.use_dropped,
+    )

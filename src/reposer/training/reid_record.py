@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reposer import checkpoint
 from reposer.config import config_hash
+from reposer.errors import UserError
 from reposer.losses.identity import pairwise_distance
 from reposer.runs import Run
 from reposer.runtime import Runtime
@@ -77,10 +78,11 @@ class ReidRecord:
         state: is put back to the newest good checkpoint of the folder.
         data: training batches and validation images.
         notes: facts for environment.json.
+        inputs: hashes of what the configuration names only by its place.
 
     Raises:
         UserError: the folder holds a run of another configuration, foreign files, or only damaged
-            checkpoints.
+            checkpoints; a generated set or teacher is not that of the run.
     """
 
     def __init__(
@@ -91,9 +93,11 @@ class ReidRecord:
         state: ReidState,
         data: ReidData,
         notes: dict[str, Any],
+        inputs: dict[str, str],
     ) -> None:
         self.folder, self.last = folder, dict[str, float]()
         self._config, self._runtime, self._state, self._data = config, runtime, state, data
+        self._inputs = inputs
         self._started = time.monotonic()
         self._run: Run | None = None
         self._tracker: TensorBoardTracker | None = None
@@ -116,6 +120,13 @@ class ReidRecord:
         found = checkpoint.latest(self.folder / "checkpoints")
         if found is None:
             return -1
+        before = found.meta.get("inputs", {})
+        changed = sorted(k for k in before | self._inputs if before.get(k) != self._inputs.get(k))
+        if changed:
+            raise UserError(
+                f"{self.folder}: {' and '.join(changed)} changed since the run was started",
+                "put back what it was started with, or choose another folder for a new run",
+            )
         differences = self._state.restore(found, self._runtime)
         if differences and self._runtime.is_main:
             _log.warning("resumed run will not be bit-identical: %s", "; ".join(differences))
@@ -155,8 +166,8 @@ class ReidRecord:
         if self._run is not None:
             splits = self._config.data.splits
             meta["config_hash"] = config_hash(self._config)
-            meta |= {"pids": self._data.training.pids.tolist(), "splits": list(splits)}
-            meta |= {"identity_hash": self._data.people.identity_hash(splits[0])}
+            meta |= {"pids": self._data.pids.tolist(), "splits": list(splits)}
+            meta |= {"identity_hash": self._data.people.identity_hash(*splits), "inputs": self._inputs}
             checkpoint.save(self._run.checkpoints, self._state.step, groups, meta)
             checkpoint.prune(self._run.checkpoints, self._config.output.keep_last)
         self._saved_step = self._state.step

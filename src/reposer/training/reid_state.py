@@ -21,6 +21,16 @@ from reposer.training.reid_optimizer import build_optimizer
 from reposer.training.running_means import RunningMeans
 
 
+def build_network(config: ReidConfig, people: int) -> ReidNetwork:
+    """The network of a training on so many people, with new weights."""
+    embedding, head = Embedding(**config.embedding.model_dump()), config.head
+    verification = head.verification if config.loss.verification else None
+    classes = people + (config.generated.label == "extra_class")
+    return ReidNetwork(
+        *(embedding, classes, head.dropout, head.bias, verification), centers=config.loss.center > 0
+    )
+
+
 class ReidState:
     """Network, optimizer, unlogged means, random generators, and the step.
 
@@ -30,16 +40,11 @@ class ReidState:
     Args:
         config: sizes, seeds, learning rates.
         runtime: device and process group.
-        classes: number of training people.
+        people: number of training people.
     """
 
-    def __init__(self, config: ReidConfig, runtime: Runtime, classes: int) -> None:
-        embedding = Embedding(**config.embedding.model_dump())
-        head = config.head
-        verification = head.verification if config.loss.verification else None
-        network: nn.Module = ReidNetwork(
-            *(embedding, classes, head.dropout, head.bias, verification), centers=config.loss.center > 0
-        )
+    def __init__(self, config: ReidConfig, runtime: Runtime, people: int) -> None:
+        network: nn.Module = build_network(config, people)
         if runtime.world_size > 1 and runtime.device.type == "cuda":  # there is none for CPUs
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         assert isinstance(network, ReidNetwork)
@@ -53,7 +58,7 @@ class ReidState:
         """A step of the class centers, where there are some, by the features (B, D) that their loss saw."""
         centers = self.network.centers
         if centers is not None:
-            step = center_step(pooled.detach(), batch.label, batch.weight, centers)
+            step = center_step(pooled.detach(), batch.label, batch.weight * batch.known, centers)
             centers.add_(accelerator.reduce(step, "mean"), alpha=rate)
 
     def pack(self, accelerator: Accelerator) -> tuple[Groups, dict[str, Any]]:
