@@ -156,10 +156,14 @@ def perceptual_loss(
         target: (B, 3, H, W) model float.
         norm: l2, the mean square (eq. 6), or l1, the mean absolute difference (PATN's default).
     """
-    if norm not in NORMS:
-        raise UserError(f"norm={norm!r} is not known", f"use one of {', '.join(NORMS)}")
     with torch.no_grad():
         wanted = network(target)
+    return torch.stack(layer_differences(network(generated), wanted, norm)).sum()
+
+
+def layer_differences(maps: Sequence[Tensor], wanted: Sequence[Tensor], norm: str = "l2") -> list[Tensor]:
+    """Mean square (l2) or mean absolute (l1) difference of each pair of maps, in float32; scalars."""
+    if norm not in NORMS:
+        raise UserError(f"norm={norm!r} is not known", f"use one of {', '.join(NORMS)}")
     distance = F.mse_loss if norm == "l2" else F.l1_loss
-    terms = [distance(a.float(), b.float()) for a, b in zip(network(generated), wanted, strict=True)]
-    return torch.stack(terms).sum()
+    return [distance(a.float(), b.float()) for a, b in zip(maps, wanted, strict=True)]

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.layers import ConvNormAct, Padding, ResidualBlock, check_choice, conv, init_weights
+from reposer.models.pose_maps import gaussian_maps
 from reposer.models.san_blocks import join_planes
-from reposer.structures import NUM_LABELS, PairBatch
+from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
-PAIRINGS = ("source", "as_printed", "shape", "none")
+PAIRINGS = ("source", "as_printed", "shape", "pose", "none")
 HEADS = ("patch", "none")
 
 
@@ -25,7 +27,7 @@ class ResnetDiscriminator(nn.Module):
 
     def __init__(
         self,
-        pairing: str = "source",  # beside the image: source I_s | as_printed eq. 4 | shape S_t, M_t | none
+        pairing: str = "source",  # with: source I_s | as_printed eq. 4 | shape S_t, M_t | pose P_t | none
         head: str = "patch",  # patch: 3x3 to one logit per position | none: the 4 ndf maps themselves (PATN)
         ndf: int = 64,  # channels of the first layer
         halvings: int = 2,  # stride-2 convolutions
@@ -41,7 +43,8 @@ class ResnetDiscriminator(nn.Module):
         check_choice("head", head, HEADS)
         self.pairing = pairing
         self.labels = labels
-        channels = 3 + {"source": 3, "as_printed": 3, "shape": 1 + labels, "none": 0}[pairing]
+        beside = {"source": 3, "as_printed": 3, "shape": 1 + labels, "pose": NUM_JOINTS, "none": 0}
+        channels = 3 + beside[pairing]
         steps: list[nn.Module] = []
         for i in range(halvings + 1):
             width = ndf * 2**i
@@ -61,7 +64,7 @@ class ResnetDiscriminator(nn.Module):
         Args:
             source_image: (B, 3, H, W) I_s; read by the pairings source and as_printed.
             image: (B, 3, H, W) the image to judge.
-            batch: the rows that the images belong to; read by the pairings as_printed and shape.
+            batch: the rows that the images belong to; read by the pairings as_printed, shape and pose.
             fake: whether ``image`` is generated; read by as_printed alone: eq. 4 pairs a real image with I_s
                 but a generated one with I_t.
 
@@ -71,6 +74,8 @@ class ResnetDiscriminator(nn.Module):
         image = to_float(image)
         if self.pairing == "shape":
             pair = join_planes([image, batch.target_mask.unsqueeze(1)], batch.target_parsing, self.labels)
+        elif self.pairing == "pose":
+            pair = torch.cat([image, gaussian_maps(batch.target_keypoints, *image.shape[2:])], dim=1)
         elif self.pairing == "none":
             pair = image
         else:
@@ -88,7 +93,7 @@ class DiscriminatorPair(nn.Module):
 
     def __init__(self, appearance: ResnetDiscriminator, shape: ResnetDiscriminator) -> None:
         super().__init__()
-        self.appearance, self.shape = appearance, shape
+        self.appearance, self.shape = appearance, shape  # the second may look at shape or pose
 
     def forward(self, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool = False) -> Tensor:
         """Arguments as of :class:`ResnetDiscriminator`; (B, 2 C, H/4, W/4) for heads of C channels."""
@@ -96,15 +101,21 @@ class DiscriminatorPair(nn.Module):
         return torch.cat([judge(source_image, image, batch, fake) for judge in judges], dim=1)
 
 
-def build_discriminator(shape: bool = False, **args: Any) -> nn.Module:
-    """One discriminator (SAN); with ``shape`` a second one that sees the target's mask and label map (PATN).
+def build_discriminator(shape: bool = False, pose: bool = False, **args: Any) -> nn.Module:
+    """One discriminator (SAN), or two: the second sees what the target shall look like.
 
     Args:
-        shape: add the second one, of the same sizes.
+        shape: the second one sees the target's mask and label map.
+        pose: the second one sees the target's key-point maps (PATN).
         args: keywords of :class:`ResnetDiscriminator`.
 
     Raises:
-        UserError: an impossible value.
+        UserError: an impossible value, or both.
     """
+    if shape and pose:
+        raise UserError("shape and pose each ask for a second discriminator", "choose one of them")
     first = ResnetDiscriminator(**args)
-    return DiscriminatorPair(first, ResnetDiscriminator(**{**args, "pairing": "shape"})) if shape else first
+    if not (shape or pose):
+        return first
+    second = ResnetDiscriminator(**{**args, "pairing": "shape" if shape else "pose"})
+    return DiscriminatorPair(first, second)

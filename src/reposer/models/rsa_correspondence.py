@@ -85,9 +85,9 @@ class StyleInjection(nn.Module):
 def warp(query: Tensor, key: Tensor, values: Tensor, temperature: float) -> Tensor:
     """Every target place takes the values of the source places that it resembles.
 
-    softmax_j(<n(query_i), n(key_j)> / temperature), n centers over the channels and makes the length 1. All
-    in float32, whatever autocast says. The hw x hw correlation is held in parts of at most 2^25 elements, which
-    are computed again in the backward pass where there are several.
+    softmax_j(<n(query_i), n(key_j)> / temperature); n centers over the channels and makes the length 1. It is
+    float32 whatever autocast says. The hw x hw correlation is held in parts of 2^25 elements or less; several
+    of them are computed again in the backward pass.
 
     Args:
         query: (B, d, h, w) of the target.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from reposer.runtime import Runtime, StopSignal, setup
 from reposer.structures import PairBatch
 from reposer.training.gan_config import GanConfig
 from reposer.training.gan_data import GanData, Part
-from reposer.training.gan_losses import GanNetworks, discriminator_loss, generator_loss
+from reposer.training.gan_losses import GanNetworks, discriminator_loss, generate, generator_loss
 from reposer.training.gan_record import GanRecord, GanSummary
 from reposer.training.gan_state import GanState
 from reposer.training.optimizers import check_finite, gradient_norm, learning_rate, set_learning_rate
@@ -68,7 +69,7 @@ def train(
                     batch = _prepared(part, state.generator, runtime)
                     with accelerator.accumulate(nets.generator, nets.discriminator):
                         with runtime.autocast():
-                            generated = nets.generator(batch)
+                            generated, auxiliary = generate(nets, batch, config.weights)
 
                         with runtime.autocast():
                             loss, parts = discriminator_loss(
@@ -80,7 +81,7 @@ def train(
                         with runtime.autocast(), _frozen(state.discriminator) as critic:
                             against = replace(nets, discriminator=critic)
                             loss, parts = generator_loss(
-                                against, batch, generated, config.gan, config.weights
+                                *(against, batch, generated, config.gan, config.weights, auxiliary)
                             )
                             accelerator.backward(loss)
                         _update(accelerator, state, "generator", parts, part)
@@ -122,22 +123,23 @@ def _networks(config: GanConfig, runtime: Runtime, state: GanState) -> GanNetwor
         state.generator.compile()
         state.discriminator.compile()
     generator, discriminator = accelerator.prepare(state.generator, state.discriminator)
-    perceptual = None
-    if config.weights.perceptual:
-        network = config.perceptual
-        perceptual = PerceptualNetwork(network.network, network.layers, network.path).to(runtime.device)
+    perceptual, layers = None, config.feature_layers
+    if layers:
+        network, names = config.perceptual, list(dict.fromkeys(chain.from_iterable(layers.values())))
+        perceptual = PerceptualNetwork(network.network, names, network.path).to(runtime.device)
         if config.channels_last:
             perceptual = perceptual.to(memory_format=torch.channels_last)
-    return GanNetworks(generator, discriminator, perceptual, config.perceptual.norm)
+    return GanNetworks(generator, discriminator, perceptual, config.perceptual.norm, layers)
 
 
 def _notes(config: GanConfig) -> dict[str, str]:
     """What a reader of the run must know, for environment.json."""
-    network = config.perceptual
-    if not config.weights.perceptual:
+    network, layers = config.perceptual, config.feature_layers
+    if not layers:
         return {"perceptual": "none: trained without the perceptual term"}
     origin = f"weights {network.path.name}" if network.path else "torchvision's weights"
-    return {"perceptual": f"{network.network} {', '.join(network.layers)}, {network.norm}, {origin}"}
+    told = "; ".join(f"{term}: {', '.join(names)}" for term, names in layers.items())
+    return {"perceptual": f"{network.network} {told}, {network.norm}, {origin}"}
 
 
 def _set_learning_rates(config: GanConfig, state: GanState) -> float:

@@ -42,19 +42,32 @@ class ScheduleConfig(Config):
 
 
 class LossWeights(Config):
-    """Alpha, beta and gamma of eq. 7."""
+    """Alpha, beta and gamma of eq. 7, and further terms; a term of weight 0 is not computed."""
 
     adversarial: float = Field(default=10.0, ge=0)
     l1: float = Field(default=15.0, ge=0)
-    perceptual: float = Field(default=5.0, ge=0)  # 0: no perceptual network is loaded
+    perceptual: float = Field(default=5.0, ge=0)
+    # Terms of RSA-GAN and its relatives; with these and ``perceptual`` at 0 no perceptual network is loaded.
+    content: float = Field(default=0.0, ge=0)  # feature maps of perceptual.style_layers
+    style: float = Field(default=0.0, ge=0)  # their Gram matrices
+    contextual: float = Field(default=0.0, ge=0)  # of perceptual.contextual_layers
+    correspondence: float = Field(
+        default=0.0, ge=0
+    )  # the source image warped by the generator's correspondence
+    parsing: float = Field(default=0.0, ge=0)  # cross-entropy of the generator's parsing head
 
 
 class PerceptualConfig(Config):
-    """The network phi of eq. 6; its outside weights must be on this machine or be named by ``path``."""
+    """The network phi of eq. 6; its outside weights must be on this machine or be named by ``path``.
+
+    A file that ends early (VGG-16 to relu3_3) wants the layers named that it has.
+    """
 
     network: str = "vgg19"
     layers: tuple[str, ...] = ("relu1_2",)  # (28)
     norm: Literal["l1", "l2"] = "l2"  # squared error as in eq. 6, or the absolute one of the prose (27)
+    style_layers: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+    contextual_layers: tuple[str, ...] = ("relu3_2", "relu4_2")
     path: Path | None = None  # weight file; default: where torchvision keeps it
 
 
@@ -116,6 +129,29 @@ class GanConfig(Config):
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps of so many epochs, at least 1 where ``epochs`` > 0."""
         return -int(-epochs * self.data.pairs_per_epoch // self.batch_size)
+
+    @property
+    def feature_layers(self) -> dict[str, tuple[str, ...]]:
+        """Layers of the perceptual network by loss term, of the terms in use."""
+        phi, weights = self.perceptual, self.weights
+        layers = {
+            "perceptual": (weights.perceptual, phi.layers),
+            "content": (weights.content, phi.style_layers),
+            "style": (weights.style, phi.style_layers),
+            "contextual": (weights.contextual, phi.contextual_layers),
+        }
+        return {term: names for term, (weight, names) in layers.items() if weight}
+
+    @model_validator(mode="after")
+    def _terms_have_a_generator(self) -> Self:
+        args = self.generator_args
+        for term, option, default in (
+            ("correspondence", "correspondence", True),
+            ("parsing", "parsing_head", False),
+        ):
+            if getattr(self.weights, term) and (self.generator != "rsa_gan" or not args.get(option, default)):
+                raise ValueError(f"weights.{term} needs generator=rsa_gan with {option}=true")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

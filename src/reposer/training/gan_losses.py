@@ -6,15 +6,19 @@ its BatchNorm statistics move once a step. Nothing else changes: the generator i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer.losses import adversarial
 from reposer.losses.adversarial import ImagePool
-from reposer.losses.perceptual import PerceptualNetwork, perceptual_loss
+from reposer.losses.perceptual import PerceptualNetwork, layer_differences
 from reposer.losses.reconstruction import l1_loss
+from reposer.losses.style import content_loss, contextual_loss, style_loss
 from reposer.structures import PairBatch
 from reposer.training.gan_config import AdversarialConfig, LossWeights
 
@@ -27,8 +31,11 @@ class GanNetworks:
 
     generator: nn.Module  # PairBatch -> (B, 3, H, W) in [-1, 1]
     discriminator: nn.Module  # (source image, image, PairBatch, fake) -> logits
-    perceptual: PerceptualNetwork | None  # None where the perceptual weight is 0
+    perceptual: PerceptualNetwork | None  # None where every term that needs it has weight 0
     perceptual_norm: str = "l2"
+    feature_layers: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # loss term -> its layers; empty: perceptual, all
 
 
 def discriminator_loss(
@@ -62,33 +69,91 @@ def discriminator_loss(
     return loss, {f"discriminator/{name}": part.detach() for name, part in parts.items()}
 
 
+def generate(nets: GanNetworks, batch: PairBatch, weights: LossWeights) -> tuple[Tensor, Any]:
+    """The images (B, 3, H, W), and what the auxiliary terms look at where one of them has a weight."""
+    if weights.correspondence or weights.parsing:
+        generated, parts = nets.generator(batch, parts=True)
+        return generated, parts
+    return nets.generator(batch), None
+
+
 def generator_loss(
-    nets: GanNetworks, batch: PairBatch, generated: Tensor, options: AdversarialConfig, weights: LossWeights
+    nets: GanNetworks,
+    batch: PairBatch,
+    generated: Tensor,
+    options: AdversarialConfig,
+    weights: LossWeights,
+    auxiliary: Any = None,
 ) -> tuple[Tensor, Parts]:
-    """What the generator minimizes, eq. 7: alpha adversarial + beta L1 + gamma perceptual.
+    """What the generator minimizes: eq. 7, alpha adversarial + beta L1 + gamma perceptual, and further terms.
 
     Args:
         nets: the networks; the discriminator's weights should not require gradients here.
         batch: B pairs; target_image is what the generator shall make, in [-1, 1].
         generated: (B, 3, H, W) in [-1, 1], with its graph.
         options: mode of the adversarial term (the non-saturating one).
-        weights: alpha, beta, gamma; a term of weight 0 is neither computed nor logged.
+        weights: of the terms; a term of weight 0 is neither computed nor logged.
+        auxiliary: second result of ``generate``, for the terms correspondence and parsing.
 
     Returns:
         the loss, a scalar, and its unweighted terms.
     """
-    adversarial_term = l1_term = perceptual_term = zero = generated.new_zeros(())
+    terms: Parts = {}
     if weights.adversarial:
         logits = nets.discriminator(batch.source_image, generated, batch, fake=True)
-        adversarial_term = adversarial.generator_adversarial_loss(logits, options.mode)
+        terms["adversarial"] = adversarial.generator_adversarial_loss(logits, options.mode)
     if weights.l1:
-        l1_term = l1_loss(generated, batch.target_image)
+        terms["l1"] = l1_loss(generated, batch.target_image)
     if nets.perceptual is not None:
-        perceptual_term = perceptual_loss(
-            nets.perceptual, generated, batch.target_image, nets.perceptual_norm
-        )
-    total = (
-        weights.adversarial * adversarial_term + weights.l1 * l1_term + weights.perceptual * perceptual_term
-    )
-    parts = {"loss": total, "adversarial": adversarial_term, "l1": l1_term, "perceptual": perceptual_term}
-    return total, {f"generator/{name}": part.detach() for name, part in parts.items() if part is not zero}
+        terms |= _feature_terms(nets, nets.perceptual, generated, batch.target_image)
+    if weights.correspondence:
+        terms["correspondence"] = correspondence_loss(auxiliary.warped_source, batch)
+    if weights.parsing:
+        terms["parsing"] = parsing_loss(auxiliary.parsing_logits, batch.target_parsing)
+    total = sum((getattr(weights, name) * term for name, term in terms.items()), generated.new_zeros(()))
+    parts = {"loss": total, **terms}
+    return total, {f"generator/{name}": part.detach() for name, part in parts.items()}
+
+
+def correspondence_loss(warped: Tensor, batch: PairBatch) -> Tensor:
+    """Mean absolute difference of the warped small source image and the small target, on the target's mask.
+
+    Args:
+        warped: (B, 3, h, w) in [-1, 1]. batch: its target_image is model float. An empty mask counts as full.
+    """
+    size = warped.shape[2:]
+    target = F.adaptive_avg_pool2d(batch.target_image.float(), size)
+    weight = F.adaptive_avg_pool2d(batch.target_mask.unsqueeze(1).float(), size)
+    weight = torch.where(weight.sum((1, 2, 3), keepdim=True) > 0, weight, 1.0)
+    return ((warped.float() - target).abs() * weight).sum() / (3 * weight.sum())
+
+
+def parsing_loss(logits: Tensor, parsing: Tensor) -> Tensor:
+    """Cross-entropy of (B, 20, h, w) logits with the (B, H, W) label map, taken at the nearest pixel.
+
+    Pixels without a label (MISSING_LABEL) are left out; 0 where there is none with one.
+    """
+    small = F.interpolate(parsing.unsqueeze(1).float(), logits.shape[2:], mode="nearest").squeeze(1).long()
+    known = small < logits.shape[1]
+    losses = F.cross_entropy(logits.float(), torch.where(known, small, 0), reduction="none")
+    return (losses * known).sum() / known.sum().clamp_min(1)
+
+
+def _feature_terms(
+    nets: GanNetworks, network: PerceptualNetwork, generated: Tensor, target: Tensor
+) -> dict[str, Tensor]:
+    """Terms on the maps of the perceptual network: one pass for each of the two images."""
+    with torch.no_grad():
+        wanted = dict(zip(network.layers, network(target), strict=True))
+    maps = dict(zip(network.layers, network(generated), strict=True))
+    terms = {}
+    for term, layers in (nets.feature_layers or {"perceptual": network.layers}).items():
+        ours, theirs = [maps[name] for name in layers], [wanted[name] for name in layers]
+        if term == "perceptual":
+            terms[term] = torch.stack(layer_differences(ours, theirs, nets.perceptual_norm)).sum()
+        else:
+            terms[term] = FEATURE_LOSSES[term](ours, theirs)
+    return terms
+
+
+FEATURE_LOSSES = {"content": content_loss, "style": style_loss, "contextual": contextual_loss}
