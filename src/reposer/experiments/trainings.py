@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reposer.config import apply_overrides
+from reposer.experiments.parsing_presets import PARSING_PRESETS
 from reposer.experiments.presets import find_preset
 from reposer.experiments.reid_presets import REID_PRESETS
 from reposer.training.gan import train
 from reposer.training.gan_record import GanSummary
+from reposer.training.parsing import train_parser
 from reposer.training.reid import train_reid
 from reposer.training.reid_record import ReidSummary
 
@@ -27,7 +29,7 @@ def train_preset(
     """Train a preset on a prepared folder, or go on with the run in ``out``.
 
     Args:
-        name: a key of PRESETS or REID_PRESETS.
+        name: a key of PRESETS, REID_PRESETS or PARSING_PRESETS.
         data: written by ``reposer prepare``.
         out: run folder.
         overrides: "a.b=c", on top of the preset.
@@ -42,6 +44,10 @@ def train_preset(
         recipe = REID_PRESETS[name]()
         recipe = recipe.changed(data=recipe.data.changed(folder=data), threads=threads)
         return train_reid(apply_overrides(recipe, overrides), out, device=device, max_minutes=max_minutes)
+    if name in PARSING_PRESETS:
+        parser = PARSING_PRESETS[name]()
+        parser = parser.changed(data=parser.data.changed(folder=data), threads=threads)
+        return train_parser(apply_overrides(parser, overrides), out, device=device, max_minutes=max_minutes)
     config = find_preset(name)
     config = config.changed(data=config.data.changed(folder=data), threads=threads)
     return train(apply_overrides(config, overrides), out, device=device, max_minutes=max_minutes)

@@ -130,7 +130,12 @@ class MobileNetV2(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1280, H/32, W/32), or H/16, W/16 with last_stride 1."""
-        maps: Tensor = self.features(image if self.keras else imagenet_normalize(image))
+        return self.blocks(image, 0, len(self.features))
+
+    def blocks(self, x: Tensor, start: int, end: int) -> Tensor:
+        """Parts ``start`` to ``end`` alone; start 0 takes the image, any other the maps before it."""
+        x = imagenet_normalize(x) if start == 0 and not self.keras else x
+        maps: Tensor = self.features[start:end](x)
         return maps
 
 

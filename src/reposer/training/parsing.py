@@ -1,0 +1,90 @@
+"""Training of a parser: fetch, forward, loss, update; now and then log, validate, save.
+
+A run that is stopped and started again gives the same bits as one that was not (on a CPU; one torch version,
+thread count and number of processes). With several processes, the Dice loss and BatchNorm statistics on CPUs
+are those of each process's own images.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from accelerate.utils import DistributedDataParallelKwargs
+
+from reposer.losses.segmentation import parsing_loss
+from reposer.models.parsing_network import load_imagenet
+from reposer.progress import progress
+from reposer.runtime import StopSignal, setup
+from reposer.training.optimizers import check_finite, gradient_norm
+from reposer.training.parsing_config import ParsingConfig
+from reposer.training.parsing_data import ParsingData
+from reposer.training.parsing_record import ParsingRecord
+from reposer.training.parsing_state import ParsingState
+from reposer.training.reid_record import ReidSummary
+
+
+def train_parser(
+    config: ParsingConfig, run_dir: str | Path, *, device: str = "auto", max_minutes: float | None = None
+) -> ReidSummary:
+    """Train from the start, or go on with the run in ``run_dir``, until the schedule is done.
+
+    Args:
+        config: everything that the result depends on.
+        run_dir: new, empty, or a run of the same configuration.
+        device: "auto", "cpu", "cuda" or "mps".
+        max_minutes: save and return after so many minutes; a later call goes on.
+
+    Raises:
+        UserError: data, weights, configuration or run folder are not in order; names what.
+        NonFiniteError: a loss or gradient is NaN or infinite; nothing was updated.
+        SystemExit: 143 after SIGTERM or SIGUSR1, 130 after Ctrl-C, once the step is finished and saved.
+    """
+    runtime = setup(device, config.precision, config.threads, config.seed)
+    accelerator, every = runtime.accelerator, config.output
+    data = ParsingData(config, runtime.rank, runtime.world_size)
+    total = data.total_steps
+    state = ParsingState(config, runtime)
+    notes = {"initial": "random weights"}
+    if config.initial == "imagenet":
+        notes = {"initial": f"ImageNet weights {load_imagenet(state.network, config.initial_path).name}"}
+    # As in gan.py: SyncBatchNorm keeps the buffers equal on GPUs, on CPUs the first process's are saved.
+    accelerator.ddp_handler = DistributedDataParallelKwargs(broadcast_buffers=False)
+    network = accelerator.prepare(state.network)
+    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    record = ParsingRecord(config, Path(run_dir), runtime, state, data, notes)
+    try:
+        with StopSignal() as stop, progress(total, state.step, "images", per_step=config.batch_size) as meter:
+            network.train()
+            while state.step < total:
+                rate = config.rate(state.step, total)
+                state.set_rate(rate)
+                images, maps, names = data.batch(state.step)
+                with runtime.autocast():
+                    scores = network(images.to(runtime.device))
+                maps = maps.to(runtime.device)
+                loss, parts = parsing_loss(scores, maps, config.loss.cross_entropy, config.loss.dice)
+                accelerator.backward(loss)
+                state.means.add(parts)
+                check_finite({**parts, "parsing/gradient": gradient_norm(state.network)}, state.step, names)
+                state.optimizer.step()
+                state.optimizer.zero_grad()
+                state.step += 1
+
+                meter.update(state.step)
+                told, late = stop.requested(runtime), runtime.is_past(deadline)
+                ends = told or late or state.step == total
+                if state.step % every.log_every == 0 or state.step == total:
+                    record.log(rate, meter.rate)
+                if state.step % every.validate_every == 0 or state.step == total:
+                    record.validate()
+                if state.step % every.checkpoint_every == 0 or ends:
+                    record.save()
+                if told:
+                    raise SystemExit(stop.exit_code)
+                if late:
+                    break
+    finally:
+        record.close()
+        accelerator.free_memory()
+    return record.summary()
