@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from reposer.data.problems import AnnotationProblem
 from reposer.structures import PersonRecord
 
-_TRAINING = ("train", "val")  # splits made of the training folder
+TRAINING = ("train", "val")  # splits made of the training folder
 
 
-def find_leaks(records: Sequence[PersonRecord]) -> list[AnnotationProblem]:
+def find_leaks(
+    records: Sequence[PersonRecord], training: tuple[str, ...] = TRAINING
+) -> list[AnnotationProblem]:
     """Warnings about files of the same bytes, and about people of both the training and the test folders.
 
     Rules: ``copy`` (same bytes, same person), ``copy-other-person`` (same bytes under two pids: one label is
     wrong), ``copy-train-test`` (same bytes in the training folder and in query or gallery),
     ``person-train-test`` (a pid in both; junk and distractors aside). A file that breaks two rules is listed
     twice.
+
+    Args:
+        training: the splits that are no test; of DeepFashion, whose test images are "val", only "train".
     """
     first: dict[str, PersonRecord] = {}
     problems: list[AnnotationProblem] = []
@@ -27,20 +32,22 @@ def find_leaks(records: Sequence[PersonRecord]) -> list[AnnotationProblem]:
                 AnnotationProblem(
                     record.path, 0, "content", f"has the same bytes as {other.path}; {text}", rule
                 )
-                for rule, text in _copy_rules(record, other)
+                for rule, text in _copy_rules(record, other, training)
             ]
-    trained = {record.pid for record in records if record.split in _TRAINING}
-    tested = {record.pid for record in records if record.split not in _TRAINING and record.pid > 0}
+    trained = {record.pid for record in records if record.split in training}
+    tested = {record.pid for record in records if record.split not in training and record.pid > 0}
     for pid in sorted(trained & tested):
-        path = next(r.path for r in records if r.pid == pid and r.split not in _TRAINING)
+        path = next(r.path for r in records if r.pid == pid and r.split not in training)
         message = f"person {pid} is in the training folder too; test people must not be trained on"
         problems.append(AnnotationProblem(path, 0, "pid", message, "person-train-test"))
     return problems
 
 
-def _copy_rules(record: PersonRecord, other: PersonRecord) -> list[tuple[str, str]]:
+def _copy_rules(
+    record: PersonRecord, other: PersonRecord, training: tuple[str, ...]
+) -> list[tuple[str, str]]:
     rules = []
-    if (record.split in _TRAINING) != (other.split in _TRAINING):
+    if (record.split in training) != (other.split in training):
         rules.append(("copy-train-test", "a test image must not be trained on"))
     if record.pid != other.pid:
         rules.append(("copy-other-person", f"pids {record.pid} and {other.pid} cannot both be right"))

@@ -76,6 +76,8 @@ def read_market1501(
     keypoints: str | Path | None = None,
     holdout: int = 0,
     on_progress: Progress | None = None,
+    *,
+    soft_masks: bool = False,
 ) -> tuple[list[PersonRecord], Problems]:
     """Decode every image and read every annotation once; good rows become records, the rest is listed.
 
@@ -89,12 +91,14 @@ def read_market1501(
         mask: folder of masks inside ``root``; None: root/mask where there is one.
         keypoints: CSV; None: root/keypoints.csv or root/lists/keypoints.csv where there is one.
         holdout: the training people with this many highest pids get the split "val".
+        on_progress: called after each image.
+        soft_masks: see ``label_files.read_mask``.
 
     Raises:
         UserError: no such folder, no usable image, an unusable key-point file, a holdout of everybody.
     """
     root = Path(root)
-    annotations = Annotations.find(root, parsing, mask, keypoints)
+    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks)
     files, problems = _list_images(root)
     records = read_labeled(root, files, problems, annotations, on_progress, stem)
     return hold_out(records, holdout), problems

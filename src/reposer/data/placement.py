@@ -60,8 +60,8 @@ class Placement:
         if self.scaled == self.size:
             return np.asarray(moved, np.float32)
         limit = np.array([self.size[1], self.size[0]], np.float32) - 0.5
-        inside = ((moved >= -0.5) & (moved < limit)).all(axis=-1)
-        return np.where(inside[:, None], moved, np.nan).astype(np.float32)
+        outside = ((moved < -0.5) | (moved >= limit)).any(axis=-1, keepdims=True)  # NaN is never outside
+        return np.where(outside, np.float32(np.nan), moved).astype(np.float32)
 
     def _placed(self, array: NDArray[np.uint8], how: Image.Resampling, outside: int) -> NDArray[np.uint8]:
         if array.shape[:2] != self.scaled:

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal, TypedDict, Unpack
 
 from reposer.data.leaks import find_leaks
-from reposer.data.market1501 import read_market1501
-from reposer.data.packing import claimed, pack, remove_remains
-from reposer.data.pairs import Pairs, development_pairs, official_train_pairs, write_pairs_csv
+from reposer.data.packing import MASK_SOURCES, MaskSource, Packing, claimed, pack, remove_remains
+from reposer.data.pairs import write_pairs_csv
+from reposer.data.placement import Fit, known_fit
+from reposer.data.prepare_layouts import MARKET1501, Found, PairRule, read_layout
 from reposer.data.prepare_report import PrepareReport, count_annotations, count_problems, count_splits
-from reposer.data.problems import AnnotationProblem, problems_csv
+from reposer.data.problems import problems_csv
 from reposer.data.records import write_manifest
-from reposer.data.reid_readers import read_people
 from reposer.errors import UserError
 from reposer.files import atomic_folder, replaced_name, sha256_file, write_new
 from reposer.paths import printable
-from reposer.structures import NUM_JOINTS, PersonRecord
 
 REPORT, MANIFEST, PROBLEMS, PACKED = "report.json", "manifest.parquet", "problems.csv", "packed"
 PAIRS = {"train": "pairs_train.csv", "val": "pairs_val.csv"}
@@ -33,44 +30,44 @@ PAIRS = {"train": "pairs_train.csv", "val": "pairs_val.csv"}
 Progress = Callable[[str, int, int], None]  # ("checking" or "packing", images done, images in all)
 
 
+class PrepareArguments(TypedDict, total=False):
+    """What every layout can be told; the defaults are in DEFAULTS."""
+
+    holdout: int  # people of the training split to hold out for validation, those with the highest pids
+    size: tuple[int, int]  # (H, W) of the packed images
+    fit: Fit  # how pictures of another size get there, see placement.py
+    pairs: PairRule  # who makes a pair, see prepare_layouts.py
+    parsing: str | Path | None  # folder of label maps, inside the root
+    mask: str | Path | None  # folder of masks, inside the root
+    keypoints: str | Path | None  # colon CSV of joints
+    mask_source: MaskSource  # what the packed masks are made of, see packing.py
+    soft_masks: bool  # masks of more than two values are cut at half instead of refused
+
+
+DEFAULTS: PrepareArguments = {
+    "holdout": 0,
+    "size": (128, 64),
+    "fit": "resize",
+    "pairs": "torso",
+    "parsing": None,
+    "mask": None,
+    "keypoints": None,
+    "mask_source": "mask",
+    "soft_masks": False,
+}
+_PLACES: tuple[Literal["parsing"], Literal["mask"], Literal["keypoints"]] = ("parsing", "mask", "keypoints")
+_LATER = ("fit", "pairs", "mask_source", "soft_masks")  # written where they differ from the default
+
+
 def prepare_market1501(
     root: str | Path,
     out: str | Path,
     *,
-    holdout: int = 0,
-    size: tuple[int, int] = (128, 64),
-    parsing: str | Path | None = None,
-    mask: str | Path | None = None,
-    keypoints: str | Path | None = None,
     on_progress: Progress | None = None,
+    **arguments: Unpack[PrepareArguments],
 ) -> PrepareReport:
-    """Read a data set in Market-1501's layout (see market1501.py) and write the prepared folder ``out``.
-
-    Good rows are kept; everything else is a line of problems.csv: file, row, field, rule, message.
-
-    Args:
-        root: the data set's folder.
-        out: folder to write; replaced when it was prepared with the same arguments, else refused.
-        holdout: people of the training folder to hold out for validation, those with the highest pids.
-        size: (H, W) of the packed images.
-        parsing: folder of label maps, inside ``root``.
-        mask: folder of masks, inside ``root``.
-        keypoints: colon CSV of joints.
-        on_progress: called after each image.
-
-    Raises:
-        UserError: an unusable data set or argument, an ``out`` of another configuration, a full disk. Nothing
-            is written then.
-    """
-    root, out = Path(root), Path(os.path.abspath(out))
-    config = _config(root, holdout, size, parsing, mask, keypoints)
-    return _prepare(
-        root,
-        out,
-        config,
-        lambda: read_market1501(root, parsing, mask, keypoints, holdout, _stage(on_progress, "checking")),
-        on_progress,
-    )
+    """:func:`prepare_people` for a data set in Market-1501's layout and names (see market1501.py)."""
+    return prepare_people(MARKET1501, root, out, on_progress=on_progress, **arguments)
 
 
 def prepare_people(
@@ -79,76 +76,103 @@ def prepare_people(
     out: str | Path,
     *,
     options: dict[str, Any] | None = None,
-    holdout: int = 0,
-    size: tuple[int, int] = (128, 64),
-    parsing: str | Path | None = None,
-    mask: str | Path | None = None,
-    keypoints: str | Path | None = None,
     on_progress: Progress | None = None,
+    **arguments: Unpack[PrepareArguments],
 ) -> PrepareReport:
-    """As :func:`prepare_market1501`, for the other layouts (see reid_readers.py).
+    """Read a data set and write the prepared folder ``out``.
+
+    Good rows are kept; everything else is a line of problems.csv: file, row, field, rule, message.
 
     Args:
-        layout: a key of ``reid_readers.LAYOUTS``.
-        options: keywords of that layout, JSON values.
-        root, out, holdout, size, parsing, mask, keypoints, on_progress: as there.
+        layout: "market1501", "deepfashion" or a key of ``reid_readers.LAYOUTS``.
+        root: the data set's folder.
+        out: folder to write; replaced when it was prepared with the same arguments, else refused.
+        options: keywords of the layout, JSON values.
+        on_progress: called after each image.
+        arguments: see PrepareArguments.
 
     Raises:
-        UserError: as there; an unknown layout or option.
+        UserError: an unusable data set, layout, option or argument, an ``out`` of another configuration, a
+            full disk. Nothing is written then.
     """
     root, out = Path(root), Path(os.path.abspath(out))
-    config = _config(root, holdout, size, parsing, mask, keypoints)
-    config |= {"layout": layout, "options": options or {}}
-    return _prepare(
+    chosen: PrepareArguments = {**DEFAULTS, **arguments}
+    if unknown := chosen.keys() - DEFAULTS.keys():
+        raise TypeError(f"prepare_people() got an unexpected keyword argument {min(unknown)!r}")
+    how = _packing(chosen)
+    config = _config(layout, root, options or {}, chosen)
+    _check_out(root, out, config)
+    found = read_layout(
+        layout,
         root,
-        out,
-        config,
-        lambda: read_people(
-            layout,
-            root,
-            options=options,
-            parsing=parsing,
-            mask=mask,
-            keypoints=keypoints,
-            holdout=holdout,
-            on_progress=_stage(on_progress, "checking"),
-        ),
-        on_progress,
+        options or {},
+        pairs=chosen["pairs"],
+        holdout=chosen["holdout"],
+        places=(chosen["parsing"], chosen["mask"], chosen["keypoints"]),
+        soft_masks=how.soft_masks,
+        on_progress=_stage(on_progress, "checking"),
     )
+    found.problems.extend(find_leaks(found.records, found.training))
+    return _write(root, out, config, found, how, on_progress)
 
 
-def _prepare(
+def _write(
     root: Path,
     out: Path,
     config: dict[str, Any],
-    read: Callable[[], tuple[list[PersonRecord], list[AnnotationProblem]]],
+    found: Found,
+    how: Packing,
     on_progress: Progress | None,
 ) -> PrepareReport:
-    """Read, check for leaks, write; ``config`` is what decides the result."""
-    _check_out(root, out, config)
-    records, problems = read()
-    problems += find_leaks(records)
-    size = (config["size"][0], config["size"][1])
     remove_remains(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as folder, claimed(folder):
-        write_manifest(folder / MANIFEST, records)
-        pairs = {split: _write_pairs(records, split, folder / PAIRS[split]) for split in PAIRS}
-        write_new(folder / PROBLEMS, problems_csv(problems))
-        report = _report(root, out, config, records, problems, pairs, sha256_file(folder / MANIFEST))
-        packed = pack(records, root, folder / PACKED, size, on_progress=_stage(on_progress, "packing"))
+        write_manifest(folder / MANIFEST, found.records)
+        for split, name in PAIRS.items():
+            write_pairs_csv(folder / name, found.pairs[split])
+        write_new(folder / PROBLEMS, problems_csv(found.problems))
+        counts, examples = count_problems(found.problems)
+        report = PrepareReport(
+            root=printable(root),
+            out=printable(out),
+            config=config,
+            splits=count_splits(found.records),
+            annotations=count_annotations(found.records),
+            pairs={split: len(found.pairs[split]) for split in PAIRS},
+            problems=counts,
+            examples=examples,
+            manifest_sha256=sha256_file(folder / MANIFEST),
+            notes=found.notes,
+        )
+        progress = _stage(on_progress, "packing")
+        packed = pack(found.records, root, folder / PACKED, how, on_progress=progress)
         if packed.problems:
             raise UserError(f"{packed.problems[0]}", "the data set changed while it was read; prepare again")
         write_new(folder / REPORT, report.to_json())
     return report
 
 
-def _config(
-    root: Path, holdout: int, size: tuple[int, int], *annotations: str | Path | None
-) -> dict[str, Any]:
-    places = [None if place is None else os.path.abspath(place) for place in annotations]
-    config = {"data_set": os.path.abspath(root), "holdout": holdout, "size": list(size)}
-    return {**config, **dict(zip(("parsing", "mask", "keypoints"), places, strict=True))}
+def _packing(chosen: PrepareArguments) -> Packing:
+    source = chosen["mask_source"]
+    if source not in MASK_SOURCES:
+        raise UserError(f"mask source {source}: unknown", f"use one of {', '.join(MASK_SOURCES)}")
+    return Packing(chosen["size"], known_fit(chosen["fit"]), source, chosen["soft_masks"])
+
+
+def _config(layout: str, root: Path, options: dict[str, Any], chosen: PrepareArguments) -> dict[str, Any]:
+    """What decides the result, as JSON; arguments that came later are there only where they are used."""
+    config: dict[str, Any] = {
+        "data_set": os.path.abspath(root),
+        "holdout": chosen["holdout"],
+        "size": list(chosen["size"]),
+    }
+    for name in _PLACES:
+        place = chosen[name]
+        config[name] = None if place is None else os.path.abspath(place)
+    given: dict[str, Any] = {**chosen}
+    defaults: dict[str, Any] = {**DEFAULTS}
+    config |= {name: given[name] for name in _LATER if given[name] != defaults[name]}
+    return config if layout == MARKET1501 else config | {"layout": layout, "options": options}
 
 
 def _check_out(root: Path, out: Path, config: dict[str, Any]) -> None:
@@ -172,41 +196,6 @@ def _check_out(root: Path, out: Path, config: dict[str, Any]) -> None:
         values = ", ".join(f"{key} {before.get(key)} (now {config.get(key)})" for key in changed)
         advice = "give another folder, or delete this one"
         raise UserError(f"{printable(out)}: was prepared with other arguments: {values}", advice)
-
-
-def _write_pairs(records: Sequence[PersonRecord], split: str, path: Path) -> int:
-    """The official rule for training; for validation the fixed sample on which results are compared."""
-    chosen = [record for record in records if record.split == split]
-    names = [record.name for record in chosen]
-    missing = np.full((NUM_JOINTS, 2), np.nan, np.float32)
-    poses = [missing if record.keypoints is None else record.keypoints for record in chosen]
-    keypoints = np.stack(poses) if poses else np.empty((0, NUM_JOINTS, 2), np.float32)
-    pairs: Pairs = (official_train_pairs if split == "train" else development_pairs)(names, keypoints)
-    write_pairs_csv(path, ((names[source], names[target]) for source, target in pairs.tolist()))
-    return len(pairs)
-
-
-def _report(
-    root: Path,
-    out: Path,
-    config: dict[str, Any],
-    records: Sequence[PersonRecord],
-    problems: Sequence[AnnotationProblem],
-    pairs: dict[str, int],
-    manifest_sha256: str,
-) -> PrepareReport:
-    counts, examples = count_problems(problems)
-    return PrepareReport(
-        root=printable(root),
-        out=printable(out),
-        config=config,
-        splits=count_splits(records),
-        annotations=count_annotations(records),
-        pairs=pairs,
-        problems=counts,
-        examples=examples,
-        manifest_sha256=manifest_sha256,
-    )
 
 
 def _stage(on_progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:

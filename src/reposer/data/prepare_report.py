@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 _TITLES = {"train": "training", "val": "held out", "query": "query", "gallery": "gallery"}
 _WARNINGS = (
     *("copy", "copy-other-person", "copy-train-test", "person-train-test"),
-    *("official-count", "no-camera"),
+    *("official-count", "no-camera", "item-train-test", "missing-list", "joint-outside"),
 )
 _ANNOTATIONS = (
     *("bad-parsing", "bad-mask", "bad-keypoints", "unknown-image"),
@@ -47,6 +47,7 @@ class PrepareReport:
     problems: dict[str, int]  # rule -> count; every one is a line of problems.csv
     examples: dict[str, str]  # rule -> its first line
     manifest_sha256: str
+    notes: list[str] = field(default_factory=list)  # what follows from the labels, for people
 
     def to_json(self) -> bytes:
         """All fields and the schema version, as UTF-8 JSON."""
@@ -68,8 +69,12 @@ class PrepareReport:
         lines.append(
             f"  {'pairs':<14}{self.pairs['train']:,} for training, {self.pairs['val']:,} for validation"
         )
-        if not self.annotations["posed"]:
-            lines.append("  without key-points no pairs can be made: add keypoints.csv and prepare again")
+        lines += [f"  {note}" for note in self.notes]
+        if not self.pairs["train"] and not self.annotations["posed"] and self.config.get("pairs") is None:
+            lines.append(
+                "  without key-points no pairs can be made: add keypoints.csv, or take --pairs parsing where"
+                " there are parsing maps, and prepare again"
+            )
         return "\n".join([*lines, *self._problem_lines()])
 
     def _official(self) -> str:

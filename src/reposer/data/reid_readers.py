@@ -45,6 +45,7 @@ def read_people(
     parsing: str | Path | None = None,
     mask: str | Path | None = None,
     keypoints: str | Path | None = None,
+    soft_masks: bool = False,
     holdout: int = 0,
     on_progress: Progress | None = None,
 ) -> tuple[list[PersonRecord], Problems]:
@@ -57,10 +58,11 @@ def read_people(
         layout: a key of LAYOUTS.
         root: the data set's folder; only read.
         options: keywords of the layout's function: ``split`` of VIPeR; ``kind``, ``protocol`` and ``split``
-            of CUHK03; ``camera`` of folders; ``table`` of a table.
+            of CUHK03; ``camera``, ``identity``, ``labels``, ``anonymous`` of folders; ``table`` of a table.
         parsing: folder of label maps inside ``root``; None: root/parsing where there is one.
         mask: folder of masks inside ``root``; None: root/mask where there is one.
         keypoints: CSV; None: root/keypoints.csv or root/lists/keypoints.csv where there is one.
+        soft_masks: see ``label_files.read_mask``.
         holdout: the training people with this many highest pids get the split "val".
         on_progress: called after each image.
 
@@ -72,7 +74,7 @@ def read_people(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)}: no such folder", "check the path")
-    annotations = Annotations.find(root, parsing, mask, keypoints)
+    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks)
     try:
         files, problems = LAYOUTS[layout](root, **(options or {}))
     except TypeError as error:
