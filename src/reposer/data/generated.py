@@ -30,6 +30,7 @@ class GeneratedPeople:
     donors: tuple[str, ...]
     kept: NDArray[np.bool_]  # (M,) False: dropped by a filter
     content_hash: str  # of the pictures and what is said about them here
+    factor: int | None  # images afterwards per real one, where the set says so
     notes: tuple[str, ...]  # what a reader of the result should know
 
     @classmethod
@@ -63,19 +64,14 @@ class GeneratedPeople:
             donors=tuple(table["donor"].to_pylist()),
             kept=kept,
             content_hash=files_hash([f"{n} {s}" for n, s in zip(names, said, strict=True)], digests),
-            notes=(*notes, *_factor_note(folder, table.num_rows, people, splits)),
+            factor=_factor(folder),
+            notes=tuple(notes),
         )
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def _factor_note(folder: Path, count: int, people: PackedPeople, splits: tuple[str, ...]) -> list[str]:
-    """A line where a set that claims a factor has another number of pictures than that."""
+def _factor(folder: Path) -> int | None:
     factor = read_json(folder / JOB).get("settings", {}).get("factor")
-    real = int(RealSet(people, splits).trained.sum())
-    if not isinstance(factor, int) or count == (factor - 1) * real:
-        return []
-    return [
-        f"{count} generated pictures for {real} real ones: factor {factor} would be {(factor - 1) * real}"
-    ]
+    return factor if isinstance(factor, int) else None

@@ -1,13 +1,20 @@
-"""Finds what spoils an experiment though every file is sound: copies, people on both sides of the split."""
+"""Finds what spoils an experiment though every file is sound: copies, people on both sides of the split,
+generated pictures among the test images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from reposer.data.problems import AnnotationProblem
+from reposer.errors import UserError
+from reposer.images import MAX_FILE_BYTES
+from reposer.paths import printable, read_regular
 from reposer.structures import PersonRecord
 
 TRAINING = ("train", "val")  # splits made of the training folder
+_MARK = b"trainedAlgorithmicMedia"  # IPTC digital source type of a generated picture, in its XMP packet
 
 
 def find_leaks(
@@ -41,6 +48,30 @@ def find_leaks(
         message = f"person {pid} is in the training folder too; test people must not be trained on"
         problems.append(AnnotationProblem(path, 0, "pid", message, "person-train-test"))
     return problems
+
+
+def refuse_synthetic(root: Path, records: Sequence[PersonRecord]) -> None:
+    """Refuse generated pictures in query, gallery or val: scores on them would say nothing about people.
+
+    A generated picture says what it is in its metadata (generation/outputs.py marks every one, and so do
+    other tools that follow IPTC's Photo Metadata Standard).
+
+    Raises:
+        UserError: names the first such file and their number.
+    """
+    marked = [
+        record
+        for record in records
+        if record.split != "train"
+        and _MARK in read_regular(root / record.path, max_bytes=MAX_FILE_BYTES, root=root)
+    ]
+    if marked:
+        place, more = printable(root / marked[0].path), len(marked) - 1
+        others = f" (and {more} files more)" if more else ""
+        raise UserError(
+            f"{place}: is a generated picture among the {marked[0].split} images{others}",
+            "move generated pictures out of the test folders and, with held-out people, of the training folder",
+        )
 
 
 def _copy_rules(

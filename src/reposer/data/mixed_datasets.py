@@ -47,6 +47,23 @@ class MixedDataset:
         self._labels = np.full_like(self.people, len(self.pids)) if extra_class else self.people
         self._weight, self._known = weight, known
 
+    def notes(self) -> list[str]:
+        """What a reader of the result should know: about the set, and how it fits the real images."""
+        generated, real = self.generated, set(self.real.names(np.arange(len(self.real))))
+        notes = list(generated.notes)
+        if generated.factor is not None:
+            expected = (generated.factor - 1) * len(real)
+            if len(generated) != expected:
+                notes.append(
+                    f"{len(generated)} generated pictures for {len(real)} real ones:"
+                    f" factor {generated.factor} would be {expected}"
+                )
+        for side, names in (("source", generated.sources), ("donor", generated.donors)):
+            other = sum(name not in real for name in names)
+            if other:
+                notes.append(f"{other} generated pictures have a {side} outside the real images trained on")
+        return notes
+
     def __len__(self) -> int:
         return len(self.real) + len(self.indices)
 

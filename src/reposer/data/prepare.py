@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
-from reposer.data.leaks import find_leaks
+from reposer.data.leaks import find_leaks, refuse_synthetic
 from reposer.data.packing import MASK_SOURCES, MaskSource, Packing, claimed, pack, remove_remains
 from reposer.data.pairs import write_pairs_csv
 from reposer.data.placement import Fit, known_fit
@@ -112,6 +112,7 @@ def prepare_people(
         soft_masks=how.soft_masks,
         on_progress=_stage(on_progress, "checking"),
     )
+    refuse_synthetic(root, found.records)
     found.problems.extend(find_leaks(found.records, found.training))
     return _write(root, out, config, found, how, on_progress)
 

@@ -141,7 +141,7 @@ class ReidData:
         """What a reader of the run should know about its images, for environment.json."""
         if self.mixed is None:
             return {"real_images": len(self.real)}
-        generated = {"images": len(self.mixed.indices), "notes": list(self.mixed.generated.notes)}
+        generated = {"images": len(self.mixed.indices), "notes": self.mixed.notes()}
         return {"real_images": len(self.real), "generated": generated}
 
 
