@@ -70,7 +70,7 @@ def refuse_synthetic(root: Path, records: Sequence[PersonRecord]) -> None:
         others = f" (and {more} files more)" if more else ""
         raise UserError(
             f"{place}: is a generated picture among the {marked[0].split} images{others}",
-            "move generated pictures out of the test folders and, with held-out people, of the training folder",
+            "keep them out of the test folders, and of the training folder where people are held out",
         )
 
 
