@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"up": "resize", "padding": "zeros"},
     {"norm": "instance", "dropout": 0.5},
     {"use_mask": False, "lrelu_slope": 0.01},
+    {"pose": "keypoints"},
+    {"pose": "both"},
 ]
 
 
@@ -58,6 +61,8 @@ def test_every_parameter_of_every_variant_learns(args: dict[str, Any], make_batc
         ({"padding": "circular"}, "padding"),
         ({"schema": "coco"}, "schema"),
         ({"mask_mode": "none"}, "mask_mode"),
+        ({"pose": "skeleton"}, "pose"),
+        ({"pose": "keypoints", "mask_mode": "multiply_both"}, "mask_mode"),
         ({"share_conv": True, "mask_channels": 1}, "share_conv"),
         ({"use_mask": False, "mask_mode": "multiply_both"}, "use_mask"),
         ({"enc_strides": (1, 2)}, "enc_strides"),
@@ -86,3 +91,22 @@ def test_generators_by_name() -> None:
 def test_changing_what_san_size_returns_changes_nothing_else() -> None:
     san_size("small")["ngf"] = 1
     assert san_size("small")["ngf"] == 24
+
+
+@pytest.mark.parametrize(
+    ("pose", "reads"),
+    [("maps", {"parsing", "mask"}), ("keypoints", {"keypoints"}), ("both", {"parsing", "mask", "keypoints"})],
+)
+def test_the_pose_is_read_from_what_the_option_names_and_from_nothing_else(pose, reads, make_batch):
+    torch.manual_seed(0)
+    net, batch = SAN(**TINY, pose=pose).eval(), make_batch(1, 64, 64)
+    changed = {
+        "parsing": {"target_parsing": (batch.target_parsing + 1) % 20},
+        "mask": {"target_mask": ~batch.target_mask},
+        "keypoints": {"target_keypoints": batch.target_keypoints.nan_to_num(0.0) + 9},
+    }
+    with torch.inference_mode():
+        before = net(batch)
+        for name, fields in changed.items():
+            same = torch.equal(net(replace(batch, **fields)), before)
+            assert same == (name not in reads), name

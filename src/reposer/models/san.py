@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.layers import Padding, check_choice, conv, crop_to, init_weights, pad_to_multiple
+from reposer.models.pose_maps import gaussian_maps
 from reposer.models.san_blocks import Decoder, DeepEncoder, Encoder, SemanticAttentionBlock, join_planes
-from reposer.structures import PairBatch
+from reposer.structures import NUM_JOINTS, PairBatch
 
 SCHEMA_LABELS = {"lip20": 20, "atr18": 18, "cihp20": 20, "pascal7": 7, "merged8": 8}
+POSES = ("maps", "keypoints", "both")
 MASK_MODES = ("concat", "multiply_source", "multiply_both")
 
 _SIZES: dict[str, dict[str, Any]] = {
@@ -78,24 +80,28 @@ class SAN(nn.Module):
         lrelu_slope: float = 0.2,  # slope of every LeakyReLU below zero
         dropout: float = 0.0,  # inside the blocks, after each activation
         padding: Padding = "reflect",  # reflect | zeros, of every convolution but the transposed ones
+        pose: str = "maps",  # what tells the poses: maps (mask and parsing) | keypoints (18 Gaussians) | both
         use_mask: bool = True,  # False: the paper's ablation without masks
         mask_mode: str = "concat",  # concat | multiply_source (background 0, gray) | multiply_both
         schema: str = "lip20",  # label set of the parsing maps
     ) -> None:
         super().__init__()
         check_choice("schema", schema, SCHEMA_LABELS)
+        check_choice("pose", pose, POSES)
         check_choice("mask_mode", mask_mode, MASK_MODES)
         _check_numbers(ngf, enc_strides, blocks, deep_channels, deep_convs)
         if not 0 <= dropout < 1:
             raise UserError(
                 f"dropout={dropout} is not a probability below 1", "use 0 or more and less than 1"
             )
-        if not use_mask and mask_mode != "concat":
+        if not (use_mask and pose != "keypoints") and mask_mode != "concat":
             raise UserError(
-                f"mask_mode={mask_mode} uses the mask that use_mask=false leaves out", "set one of them"
+                f"mask_mode={mask_mode} uses the mask that use_mask=false or pose=keypoints leaves out",
+                "set one of them",
             )
-        self.labels = SCHEMA_LABELS[schema]
-        self.use_mask = use_mask
+        self.labels = SCHEMA_LABELS[schema] if pose != "keypoints" else 0
+        self.use_mask = use_mask and pose != "keypoints"
+        self.use_keypoints = pose != "maps"
         self.mask_mode = mask_mode
         self.skip_body = skip_body
         halved = list(accumulate(int(stride == 2) for stride in enc_strides))  # after each encoder stage
@@ -104,8 +110,9 @@ class SAN(nn.Module):
 
         layer: dict[str, Any] = {"norm": norm, "lrelu_slope": lrelu_slope, "padding": padding}
         code = 4 * ngf
-        self.appearance_encoder = Encoder(3 + use_mask + self.labels, ngf, enc_strides, **layer)
-        self.semantic_encoder = Encoder(use_mask + self.labels, ngf, enc_strides, **layer)
+        shape = self.use_mask + self.labels + NUM_JOINTS * self.use_keypoints  # planes that tell a pose
+        self.appearance_encoder = Encoder(3 + shape, ngf, enc_strides, **layer)
+        self.semantic_encoder = Encoder(shape, ngf, enc_strides, **layer)
         self.blocks = nn.ModuleList(
             SemanticAttentionBlock(
                 code, n_convs, mask_channels, share_conv, gate_source, dropout=dropout, **layer
@@ -127,17 +134,24 @@ class SAN(nn.Module):
         self.apply(init_weights)
 
     def network_inputs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """X_a (B, 4 + L, H, W): source image, mask, parsing; X_t (B, 1 + L, H, W): target mask, parsing."""
+        """X_a (B, 3 + K, H, W): source image and pose; X_t (B, K, H, W): target pose.
+
+        K planes tell a pose: mask and one-hot parsing (1 + L), or 18 key-point maps, or both.
+        """
         image = to_float(batch.source_image)
-        source_mask, target_mask = batch.source_mask.unsqueeze(1), batch.target_mask.unsqueeze(1)
         if self.mask_mode != "concat":
-            image = image * source_mask
-        source = [image, source_mask] if self.use_mask else [image]
-        target = [target_mask] if self.use_mask else []
+            image = image * batch.source_mask.unsqueeze(1)
+        source = self._pose_planes(batch.source_mask, batch.source_keypoints)
+        target = self._pose_planes(batch.target_mask, batch.target_keypoints)
         return (
-            join_planes(source, batch.source_parsing, self.labels),
+            join_planes([image, *source], batch.source_parsing, self.labels),
             join_planes(target, batch.target_parsing, self.labels),
         )
+
+    def _pose_planes(self, mask: Tensor, keypoints: Tensor) -> list[Tensor]:
+        """Everything that tells a pose but the parsing."""
+        planes = [mask.unsqueeze(1)] if self.use_mask else []
+        return planes + ([gaussian_maps(keypoints, *mask.shape[1:])] if self.use_keypoints else [])
 
     def training_target(self, batch: PairBatch) -> Tensor:
         """What the losses compare the output with: the target image (B, 3, H, W) in [-1, 1].
