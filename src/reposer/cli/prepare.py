@@ -1,45 +1,199 @@
-"""``reposer prepare LAYOUT``: index, check and pack a data set."""
+"""``reposer prepare LAYOUT``: index, check and pack a data set. A layout is one function below."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from reposer.cli.options import parse_size
 
 app = typer.Typer(
-    help="Index, check and pack a data set; the originals are never touched.", no_args_is_help=True
+    help="Index, check and pack a data set; the originals are never touched.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
+Chosen = tuple[str, dict[str, Any]]  # layout and its keywords, see reposer.data.reid_readers and deepfashion
 
-@app.command("market1501")
-def prepare_market(
-    root: Annotated[
-        Path, typer.Argument(help="Folder that holds bounding_box_train/ (and query/, bounding_box_test/).")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    holdout: Annotated[
-        int, typer.Option(help="Hold out this many people with the highest pids, for validation.")
-    ] = 0,
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the packed images.")] = "128x64",
-    parsing: Annotated[Path | None, typer.Option(help="Parsing maps; default ROOT/parsing.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Person masks; default ROOT/mask.")] = None,
-    keypoints: Annotated[Path | None, typer.Option(help="Key-point CSV; default ROOT/keypoints.csv.")] = None,
+
+def _root(
+    root: Annotated[Path, typer.Argument(help="Folder of the extracted data set; it is only read.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: manifest, problems, pairs, packed images.")],
 ) -> None:
-    """Market-1501 or any data set in its layout and names."""
-    from reposer.data.prepare import prepare_market1501
+    """The parameters before a layout's own."""
+
+
+def _people(
+    holdout: Annotated[
+        int, typer.Option(help="Hold out this many training people with the highest numbers, for validation.")
+    ] = 0,
+    pairs: Annotated[
+        str, typer.Option(help="Who makes a pair: torso (shoulders and hips seen) or parsing (has a map).")
+    ] = "torso",
+) -> None:
+    """The parameters of every layout that has no split and no pairs of its own."""
+
+
+def _pictures(
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the packed images.")] = "128x64",
+    fit: Annotated[str, typer.Option(help="How pictures get that size: resize, pad or crop.")] = "resize",
+    parsing: Annotated[
+        Path | None, typer.Option(help="Folder of LIP-20 maps inside ROOT; default ROOT/parsing.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Folder of person masks inside ROOT; default ROOT/mask.")
+    ] = None,
+    keypoints: Annotated[Path | None, typer.Option(help="Key-point CSV; default ROOT/keypoints.csv.")] = None,
+    mask_source: Annotated[
+        str, typer.Option(help="mask (files, else parsing), parsing (only), or union of both.")
+    ] = "mask",
+    soft_masks: Annotated[
+        bool, typer.Option("--soft-masks", help="Cut gray masks at half instead of refusing them.")
+    ] = False,
+) -> None:
+    """The parameters of every layout."""
+
+
+def _command(
+    name: str, *, people: bool = True, size: str = "128x64"
+) -> Callable[[Callable[..., Chosen]], None]:
+    """Make a command of a function that turns a layout's own parameters into what ``prepare_people`` takes.
+
+    Args:
+        name: of the command.
+        people: whether ``--holdout`` and ``--pairs`` are offered.
+        size: default of ``--size``.
+    """
+
+    def register(own: Callable[..., Chosen]) -> None:
+        parts: list[Callable[..., Any]] = [_root, own, *([_people] if people else []), _pictures]
+        shared = {n for part in parts if part is not own for n in inspect.signature(part).parameters}
+
+        def command(**values: Any) -> None:
+            layout, options = own(**{n: value for n, value in values.items() if n not in shared})
+            _prepare(layout, options, {n: value for n, value in values.items() if n in shared})
+
+        parameters = [p for part in parts for p in inspect.signature(part, eval_str=True).parameters.values()]
+        parameters = [p.replace(default=size) if p.name == "size" else p for p in parameters]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name, help=inspect.getdoc(own))(command)
+
+    return register
+
+
+def _prepare(layout: str, options: dict[str, Any], shared: dict[str, Any]) -> None:
+    from reposer.data.prepare import prepare_people
     from reposer.progress import Stages
 
-    report = prepare_market1501(
-        root,
-        out,
-        holdout=holdout,
-        size=parse_size(size),
-        parsing=parsing,
-        mask=mask,
-        keypoints=keypoints,
-        on_progress=Stages(),
-    )
+    shared["size"] = parse_size(shared["size"])
+    report = prepare_people(layout, options=options, on_progress=Stages(), **shared)
     print(report.summary())
+
+
+@_command("market1501")
+def _market1501() -> Chosen:
+    """Market-1501 or any data set in its layout: bounding_box_train/, query/, bounding_box_test/."""
+    return "market1501", {}
+
+
+@_command("dukemtmc")
+def _dukemtmc() -> Chosen:
+    """DukeMTMC-reID and sets in its names, 0001_c2_f0046182.jpg in Market-1501's folders."""
+    return "dukemtmc", {}
+
+
+@_command("cuhk03")
+def _cuhk03(
+    protocol: Annotated[
+        str, typer.Option(help="new (767/700 people), classic (100 test people), folders (new, as folders).")
+    ] = "new",
+    boxes: Annotated[str, typer.Option(help="detected or labeled.")] = "detected",
+    split: Annotated[int, typer.Option(help="Number of the classic split, 0 to 19.")] = 0,
+) -> Chosen:
+    """CUHK03 from images_detected/ or images_labeled/ and its list of the protocol.
+
+    new: cuhk03_new_protocol_config_{detected,labeled}.mat. classic: splits_classic_{detected,labeled}.json.
+    folders: bounding_box_train/, query/, bounding_box_test/ with 0003_c1_21.png; no list is needed.
+    """
+    if protocol == "folders":
+        return "cuhk03_np", {}
+    return "cuhk03", {"protocol": protocol, "kind": boxes, "split": split}
+
+
+@_command("msmt17")
+def _msmt17() -> Chosen:
+    """MSMT17, both versions: list_{train,val,query,gallery}.txt beside train/ and test/, or mask_*_v2/."""
+    return "msmt17", {}
+
+
+@_command("viper")
+def _viper(
+    split: Annotated[int, typer.Option(help="Number of the random half; results are means over ten.")] = 0,
+) -> Chosen:
+    """VIPeR: cam_a/ and cam_b/ with 000_45.bmp; a random half of the people trains, the other is tested."""
+    return "viper", {"split": split}
+
+
+@_command("folder")
+def _folder(
+    identity: Annotated[
+        str | None, typer.Option(help="Regular expression on the file name; its first group is the person.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet with columns path, pid and perhaps camid, split.")
+    ] = None,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Nobody is known: every image is a person of its own.")
+    ] = False,
+    camera: Annotated[
+        str, typer.Option(help="Regular expression on the file name; its first group is the camera number.")
+    ] = "_c([0-9]{1,3})",
+) -> Chosen:
+    """Any folder of crops of people. Who they are: ROOT/PERSON/*.jpg, or --identity, --labels, --anonymous.
+
+    ROOT/{train,val,query,gallery}/ are the splits where there are such folders; else all people train.
+    Maps, masks and key-points (as `reposer annotate` writes them) are found in ROOT/parsing/, ROOT/mask/ and
+    ROOT/keypoints.csv by the image's path: a/b.jpg has parsing/a/b.png or parsing/a_b.png.
+    Without cameras every image has camera 0, and Re-ID is scored without the same-camera rule.
+    """
+    table = None if labels is None else str(labels.absolute())
+    options = {"camera": camera, "identity": identity, "labels": table, "anonymous": anonymous}
+    return "folders", options
+
+
+@_command("table")
+def _table(
+    table: Annotated[Path, typer.Option(help="CSV (UTF-8, with a header) or Parquet.")],
+) -> Chosen:
+    """A table with the columns path (relative to ROOT), pid, camid and split (train, val, query, gallery).
+
+    pid -1 is junk, 0 a distractor; other columns are ignored. Bad rows are listed and left out.
+    """
+    return "table", {"table": str(table.absolute())}
+
+
+@_command("deepfashion", people=False, size="256x256")
+def _deepfashion(
+    images: Annotated[
+        str | None, typer.Option(help="Folder of the images inside ROOT; default img, img_highres, ROOT.")
+    ] = None,
+    lists: Annotated[
+        Path | None, typer.Option(help="Folder of train.lst, test.lst, key-point and pair lists.")
+    ] = None,
+    frame: Annotated[
+        str, typer.Option(help="Of the key-points: auto (by file name), image, 256x176 or HEIGHTxWIDTH.")
+    ] = "auto",
+) -> Chosen:
+    """DeepFashion In-shop, as downloaded (img/WOMEN/...) or renamed (fashionWOMEN....jpg), both mixed too.
+
+    train.lst and test.lst say which image is which. Identities are garments (item and variant); what the two
+    lists share is reported. Test pairs are the 8,570 published ones, made from the key-points where the list
+    is not there.
+    """
+    place = None if lists is None else str(lists.absolute())
+    return "deepfashion", {"images": images, "lists": place, "frame": frame}

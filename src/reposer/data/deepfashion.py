@@ -89,7 +89,6 @@ def read_deepfashion(
     where = _list_folder(root, lists)
     names = _read_lists(where, problems)
     overlap = split_overlap(names["train"], names["test"])
-    problems += _overlap_problems(overlap, names["test"])
     files = [
         LabeledFile(_image(root, images, name, kind), name.flat, name.pid, NO_CAMERA, split)
         for kind, split in SPLITS.items()
@@ -100,6 +99,7 @@ def read_deepfashion(
     sources = [path for path in published if path is not None and keypoints is None]
     if not sources and annotations.keypoints is not None:
         sources = [annotations.keypoints]
+    problems += _overlap_problems(overlap, names["test"])
     records, order = add_keypoints(records, [(path, frame_of(path, frame)) for path in sources], problems)
     place = {name: number for number, name in enumerate(order)}
     records.sort(key=lambda record: place.get(record.name, len(place)))  # stable: else as listed
