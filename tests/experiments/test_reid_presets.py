@@ -17,7 +17,7 @@ def test_a_preset_survives_its_file_and_builds_its_network(name, tmp_path):
     save_config(config, tmp_path / "config.json")
     assert load_config(ReidConfig, tmp_path / "config.json") == config
     embedding = Embedding(**config.embedding.model_dump())
-    dimensions = {"resnet50": 2048, "mobilenet_v2": 1280, "small": 512}
+    dimensions = {"resnet50": 2048, "mobilenet_v2": 1280, "mobilenet_v2_keras": 1280, "small": 512}
     assert embedding.dimension == dimensions[config.embedding.backbone]
 
 

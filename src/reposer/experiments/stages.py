@@ -129,19 +129,14 @@ def work(
     stages: Sequence[Stage],
     *,
     on_start: Callable[[Stage], None] = lambda stage: None,
-    goes_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Make stages until all are complete, next to any other process that does the same in this folder.
 
     Args:
         stages: as :func:`in_order` gives them.
         on_start: called with each stage that this process begins.
-        goes_on: asked between two stages; False returns early.
     """
-    while goes_on():
-        left = [stage for stage in stages if not cache.is_done(stage)]
-        if not left:
-            return
+    while left := [stage for stage in stages if not cache.is_done(stage)]:
         ready = (stage for stage in left if all(cache.is_done(need) for need in stage.needs))
         if not any(cache.make(stage, on_start) for stage in ready):
             time.sleep(_WAIT)

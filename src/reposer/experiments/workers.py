@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def make_all(root: Path, plan: Plan, *, workers: int = 1, threads: int | None = 
     context = multiprocessing.get_context("spawn")
     with _environment(threads):
         running = [
-            context.Process(target=_worker, args=(root, plan, n, threads, os.getpid()), name=f"worker {n}")
+            context.Process(target=_worker, args=(root, plan, n, threads), name=f"worker {n}")
             for n in range(workers)
         ]
         for process in running:
@@ -101,8 +102,9 @@ def _watch(root: Path, cache: StageCache, stages: Sequence[Stage], running: list
         )
 
 
-def _worker(root: Path, plan: Plan, number: int, threads: int | None, parent: int) -> None:
+def _worker(root: Path, plan: Plan, number: int, threads: int | None) -> None:
     """A process of its own: everything it says goes to its log."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     log = os.open(root / LOGS / f"{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -112,10 +114,18 @@ def _worker(root: Path, plan: Plan, number: int, threads: int | None, parent: in
         print(f"{time.strftime('%H:%M:%S')} {stage.name}: {stage.title}", flush=True)
 
     try:
-        work(StageCache(root), plan(root), on_start=tell, goes_on=lambda: os.getppid() == parent)
+        work(StageCache(root), plan(root), on_start=tell)
     except UserError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """However the parent ends, a training saves and stops; any other stage just stops."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _use_threads(threads: int | None) -> None:

@@ -1,0 +1,43 @@
+"""``reposer study``: does it help, by how much, and is that luck?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reposer.cli.options import SetOption, parse_names
+
+app = typer.Typer()
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="augmentation, market_dev, san_table or ablations.")],
+    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same command goes on.")],
+    generator: Annotated[
+        str, typer.Option(help="Run folder, exported folder, hub id, or `shipped`; not for ablations.")
+    ] = "shipped",
+    arms: Annotated[str, typer.Option(help="Only these arms (rows), comma-separated.")] = "",
+    overrides: SetOption = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes side by side, each with --set threads=N of its own.")
+    ] = 1,
+) -> None:
+    """Compare ways to train, with controls, seeds and p-values; every finished stage is kept and shared."""
+    from reposer.report import write_report
+
+    chosen = parse_names(arms)
+    if name == "ablations":
+        from reposer.experiments.ablations import ablations, run_ablations
+
+        run_ablations(ablations(data, chosen, overrides or []), out, workers=workers)
+    else:
+        from reposer.experiments.studies import configure, run_study
+
+        run_study(configure(name, data, generator, chosen, overrides or []), out, workers=workers)
+    print((out / "table.md").read_text())
+    lead = "Every number on this page was measured by `reposer study`; its files lie in the same folder."
+    print(f"report: {write_report(out, title=f'Reposer study: {name}', lead=lead)}")
