@@ -73,7 +73,7 @@ class Pool:
         if unknown or odd:
             self.notes.append(
                 f"{unknown:,} images are no donors: too few key-points or no orientation; "
-                f"{odd:,} are none: an unusual pose, mostly of badly placed key-points"
+                f"{odd:,} are none: an unusual pose or badly placed key-points"
             )
         return np.flatnonzero(usable)
 

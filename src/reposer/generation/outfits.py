@@ -65,7 +65,8 @@ def outfits(parsing: NDArray[np.uint8], rows: NDArray[np.int64]) -> Outfits:
 def _areas(maps: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(n, H, W) -> (n, S) pixels of each label."""
     count = len(LIP_LABELS)
-    flat = np.where(maps == MISSING_LABEL, count, maps).reshape(len(maps), -1).astype(np.int64)
+    pixels = maps.shape[1] * maps.shape[2]
+    flat = np.where(maps == MISSING_LABEL, count, maps).reshape(len(maps), pixels).astype(np.int64)
     flat += (count + 1) * np.arange(len(maps))[:, None]
     counts = np.bincount(flat.ravel(), minlength=(count + 1) * len(maps))
     return counts.reshape(len(maps), count + 1)[:, :count].astype(np.float64)

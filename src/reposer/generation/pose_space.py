@@ -20,6 +20,9 @@ from reposer.data.keypoints import MIN_COMMON_JOINTS, Pose, normalize_pose
 from reposer.data.orientation import ORIENTATIONS, UNKNOWN, face_share, orientation
 from reposer.data.packed import PackedPeople
 
+# Share of poses that are typical. On Market-1501, donors by farthest-first at 0.95, 0.8 and 0.65 leave a mean
+# gap of 0.276, 0.262 and 0.256 torso lengths, at the same orientations; the rest are cyclists and mistakes.
+TYPICAL = 0.8
 FAR = np.float32(np.inf)  # of two poses that cannot be compared
 
 
@@ -84,7 +87,7 @@ class PoseSpace:
         return PoseSpace(joints[None], often[None].astype(np.float32), turns, np.array([commonest]))
 
     def typical(
-        self, rng: np.random.Generator, share: float = 0.95, landmarks: int = 1024
+        self, rng: np.random.Generator, share: float = TYPICAL, landmarks: int = 1024
     ) -> NDArray[np.bool_]:
         """(N,) whether a pose has others like it: its distance to the nearest of a random set of landmarks
         lies in the lower ``share``. Farthest-first alone would collect the key-point detector's mistakes.
