@@ -1,0 +1,127 @@
+"""Person masks: from Mask R-CNN, from a parsing map, or from a folder of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from reposer.annotation.detectors import detect, load_detector, main_person
+from reposer.annotation.interfaces import AnnotatorInfo, Masks, MaskSource
+from reposer.data.label_files import read_mask
+from reposer.errors import UserError
+from reposer.structures import MISSING_LABEL
+
+MASK_THRESHOLD = 0.5
+_SUFFIXES = (".png", ".npy")
+
+
+class DetectorMasker:
+    """Mask R-CNN's main person; else parsing != 0; else the whole image (``Masks.source`` tells which).
+
+    Score and mask threshold are 0.5; of several people detectors.main_person chooses, with the area and the
+    center of gravity of their masks.
+
+    Args:
+        network: a torchvision Mask R-CNN in eval mode.
+        info: what to write beside its masks.
+    """
+
+    def __init__(self, network: nn.Module, info: AnnotatorInfo) -> None:
+        self.info = info
+        self._network = network
+
+    def __call__(self, images: Tensor, parsing: Tensor | None = None) -> Masks:
+        """(B, 3, H, W) uint8 and, for images in which nobody is found, (B, H, W) LIP-20 -> masks."""
+        fallback = ParsingMasker()(images, parsing)
+        mask, source, people = fallback.mask, list(fallback.source), []
+        for i, found in enumerate(detect(self._network, images)):
+            chosen = _main_mask(found["masks"][:, 0].numpy() >= MASK_THRESHOLD, found["scores"].numpy())
+            people.append(len(found["scores"]))
+            if chosen is not None:
+                mask[i], source[i] = chosen, "detector"
+        return Masks(mask, tuple(source), np.array(people, np.int64))
+
+
+class ParsingMasker:
+    """What a parsing map does not call background; the whole image where it calls everything so."""
+
+    info = AnnotatorInfo("parsing")
+
+    def __call__(self, images: Tensor, parsing: Tensor | None = None) -> Masks:
+        """(B, 3, H, W) uint8 and (B, H, W) LIP-20, MISSING_LABEL where there is no map -> masks."""
+        count, _, height, width = images.shape
+        mask = np.zeros((count, height, width), np.bool_)
+        if parsing is not None:
+            if parsing.shape != (count, height, width):
+                raise ValueError(f"maps {tuple(parsing.shape)} for images {tuple(images.shape)}")
+            mask = ((parsing != 0) & (parsing != MISSING_LABEL)).cpu().numpy()
+        found = mask.reshape(count, -1).any(axis=1).tolist()
+        mask[[not one for one in found]] = True
+        sources: list[MaskSource] = ["parsing" if one else "everything" for one in found]
+        return Masks(mask, tuple(sources), np.full(count, -1, np.int64))
+
+
+class FolderMasks:
+    """Masks that the user has: ``<stem>.png`` or ``<stem>.npy``, 0 and one other value.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        UserError: no such folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.info = AnnotatorInfo("folder")
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: no such folder", "give the folder that holds the masks")
+
+    def find(self, stem: str, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+        """(H, W) bool of the image ``stem``; None where the folder has no file for it.
+
+        Raises:
+            RefusedFileError: unreadable, or more than two values.
+            AnnotationError: another size.
+        """
+        for suffix in _SUFFIXES:
+            path = self.folder / f"{stem}{suffix}"
+            if path.is_file():
+                return read_mask(path, size, self.folder)
+        return None
+
+
+def open_detector_masker(
+    name: str = "maskrcnn_v2",
+    weights: str | Path | None = None,
+    *,
+    accept_licence: bool = False,
+    may_download: bool = False,
+    device: str = "cpu",
+) -> DetectorMasker:
+    """A masker around "maskrcnn_v2" or "maskrcnn".
+
+    Raises:
+        UserError: as ``detectors.load_detector``, or a detector without masks.
+    """
+    if not name.startswith("maskrcnn"):
+        raise UserError(f"detector {name!r}: makes no masks", "use maskrcnn_v2 or maskrcnn")
+    network, info = load_detector(
+        name, weights, accept_licence=accept_licence, may_download=may_download, device=device
+    )
+    return DetectorMasker(network, info)
+
+
+def _main_mask(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    """The mask (H, W) of the main person of (N, H, W); None where all are empty."""
+    areas = masks.sum(axis=(1, 2)).astype(np.float64)
+    if not areas.any():
+        return None
+    height, width = masks.shape[1:]
+    x = (masks.sum(axis=1) @ np.arange(width)) / np.maximum(areas, 1)
+    y = (masks.sum(axis=2) @ np.arange(height)) / np.maximum(areas, 1)
+    chosen = main_person(scores, areas, np.stack([x, y], axis=1), (height, width))
+    return np.asarray(masks[chosen])

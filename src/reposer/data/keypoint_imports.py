@@ -1,0 +1,199 @@
+"""Key-points from other programs' files: OpenPose and VITON JSON, the comma CSV, PIDM's text files.
+
+Every reader gives OpenPose-18 poses by image name, and the problems of bad rows or files; good ones are kept.
+The colon CSV is this project's own format (keypoints.py). Coordinates below 0 count as missing, as -1 does.
+
+* openpose, viton: one JSON for each image, ``<stem>_keypoints.json`` or ``<stem>.json``, with
+  ``people[].pose_keypoints_2d`` (or ``pose_keypoints``): x, y, confidence of 18 (COCO) or 25 (BODY_25)
+  joints. Confidence 0 is a missing joint. Of several people the one with the largest sum is taken.
+* comma: one CSV, header ``file_id,img_h,img_w,p0_x,p0_y,...`` with 18 joints, x first, -1 missing.
+* pidm: one text file for each image, ``<stem>.txt``, 18 rows "x y"; PIDM's own files are shifted by -40 in x
+  (a 176-wide crop of a 256-wide image): give ``shift_x=40`` to undo it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reposer.data.keypoint_sets import BODY25_JOINTS, body25_to_openpose
+from reposer.data.keypoints import Pose, read_keypoints_csv
+from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
+from reposer.errors import UserError
+from reposer.paths import RefusedFileError, printable, read_regular
+from reposer.structures import NUM_JOINTS
+
+Poses = dict[str, Pose]
+Problems = list[AnnotationProblem]
+FORMATS = ("colon", "comma", "openpose", "viton", "pidm")
+_MAX_JSON, _MAX_TEXT = 5_000_000, 100_000  # bytes of one image's file
+_MAX_COORDINATE = 1e6
+_COMMA_HEADER = ["file_id", "img_h", "img_w"] + [f"p{j}_{axis}" for j in range(NUM_JOINTS) for axis in "xy"]
+
+
+class _BadError(ValueError):
+    """Ends the reading of one image's key-points."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def import_keypoints(
+    path: str | Path, kind: str, names: Iterable[str], *, shift_x: float = 0.0
+) -> tuple[Poses, Problems]:
+    """Poses (18, 2) by image name, and what was wrong.
+
+    Args:
+        path: the CSV, or the folder of JSON or text files.
+        kind: one of FORMATS.
+        names: file names of the images; files are looked for by their stems. CSV rows of other names are kept.
+        shift_x: added to every x.
+
+    Raises:
+        UserError: unknown kind, a path of the wrong kind, or a CSV with another header.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"key-points of kind {kind!r}: unknown", f"use one of {', '.join(FORMATS)}")
+    path = Path(path)
+    if kind in ("colon", "comma"):
+        poses, problems = read_keypoints_csv(path) if kind == "colon" else _read_comma(path)
+    else:
+        if not path.is_dir():
+            raise UserError(
+                f"{printable(path)}: no folder", f"give the folder that holds the {kind} key-points"
+            )
+        read = _read_pidm if kind == "pidm" else _read_openpose
+        suffixes = (".txt",) if kind == "pidm" else ("_keypoints.json", ".json")
+        poses, problems = _from_folder(path, names, suffixes, read)
+    if shift_x:
+        poses = {name: pose + np.array([shift_x, 0], np.float32) for name, pose in poses.items()}
+    return poses, problems
+
+
+def _from_folder(
+    folder: Path, names: Iterable[str], suffixes: tuple[str, ...], read: Callable[[Path, Path], Pose]
+) -> tuple[Poses, Problems]:
+    poses: Poses = {}
+    problems: Problems = []
+    for name in names:
+        stem = name.rpartition(".")[0] or name
+        places = [folder / f"{stem}{suffix}" for suffix in suffixes]
+        place = next((p for p in places if p.exists()), None)
+        if place is None:
+            message = f"no {places[0].name} for {printable(name)}"
+            problems.append(AnnotationProblem(printable(folder), 0, "name", message, "missing-keypoints"))
+            continue
+        try:
+            poses[name] = read(place, folder)
+        except _BadError as error:
+            problems.append(AnnotationProblem(printable(place), 0, error.field, str(error), "bad-keypoints"))
+        except RefusedFileError as error:
+            problems.append(AnnotationProblem(printable(place), 0, "file", error.reason, "bad-keypoints"))
+    return poses, problems
+
+
+def _read_openpose(path: Path, root: Path) -> Pose:
+    try:
+        data = json.loads(read_regular(path, max_bytes=_MAX_JSON, root=root))
+    except (ValueError, RecursionError) as error:
+        raise _BadError("file", f"is no JSON ({str(error)[:80]})") from error
+    people = data.get("people") if isinstance(data, dict) else None
+    if not isinstance(people, list) or not all(isinstance(one, dict) for one in people):
+        raise _BadError("people", "is no list of people")
+    if not people:
+        return np.full((NUM_JOINTS, 2), np.nan, np.float32)
+    joints = [_person(one) for one in people[:1000]]
+    return _pose(max(joints, key=lambda one: float(one[:, 2].sum())))
+
+
+def _person(person: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(18, 3) x, y, confidence."""
+    field = "pose_keypoints_2d" if "pose_keypoints_2d" in person else "pose_keypoints"
+    values = person.get(field)
+    if not isinstance(values, list) or len(values) not in (3 * NUM_JOINTS, 3 * BODY25_JOINTS):
+        told = f"{len(values)} values" if isinstance(values, list) else "no list"
+        raise _BadError(field, f"{told}; expected x, y, confidence of 18 or 25 joints")
+    joints = np.array([_number(value, field) for value in values]).reshape(-1, 3)
+    joints = joints if len(joints) == NUM_JOINTS else body25_to_openpose(joints)
+    joints[joints[:, 2] <= 0, :2] = -1
+    return np.asarray(joints, np.float64)
+
+
+def _read_pidm(path: Path, root: Path) -> Pose:
+    text = read_regular(path, max_bytes=_MAX_TEXT, root=root).decode("utf-8", "replace")
+    rows = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
+    if len(rows) != NUM_JOINTS or any(len(row) != 2 for row in rows):
+        raise _BadError("rows", f"{len(rows)} rows; expected {NUM_JOINTS} of x and y")
+    return _pose(np.array([[_parsed(value, f"row {i + 1}") for value in row] for i, row in enumerate(rows)]))
+
+
+def _read_comma(path: Path) -> tuple[Poses, Problems]:
+    lines = text_lines(path)
+    header = lines[0].decode("utf-8", "replace").strip()
+    if [name.strip() for name in header.split(",")] != _COMMA_HEADER:
+        advice = f"the first line must be {','.join(_COMMA_HEADER[:5])},... with {NUM_JOINTS} joints"
+        raise AnnotationError(path, "header", f"is {header[:60]!r}", advice, row=1)
+    poses: Poses = {}
+    problems: Problems = []
+    for row, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        try:
+            name, pose = _comma_row(line)
+            if name in poses:
+                raise _BadError("file_id", f"{name[:60]} occurs twice; the first row is kept")
+            poses[name] = pose
+        except _BadError as error:
+            problems.append(AnnotationProblem(printable(path), row, error.field, str(error), "bad-keypoints"))
+    return poses, problems
+
+
+def _comma_row(line: bytes) -> tuple[str, Pose]:
+    try:
+        (fields,) = csv.reader([line[:10_000].decode("utf-8")], strict=True)
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise _BadError("row", f"is no CSV row ({str(error)[:60]})") from error
+    if len(fields) != len(_COMMA_HEADER):
+        raise _BadError("row", f"has {len(fields)} fields; expected {len(_COMMA_HEADER)}")
+    name = fields[0].strip()
+    if not name or "/" in name or "\\" in name or not name.isprintable():
+        raise _BadError("file_id", f"{name[:60]!r} is not a file name")
+    values = [_parsed(text, column) for text, column in zip(fields[1:], _COMMA_HEADER[1:], strict=True)]
+    height, width = values[:2]
+    points = np.array(values[2:]).reshape(NUM_JOINTS, 2)
+    outside = (points[:, 0] >= width) | (points[:, 1] >= height)
+    if outside.any():
+        joint = int(np.flatnonzero(outside)[0])
+        raise _BadError(f"p{joint}_x", f"joint {joint} lies outside the image ({width:g} x {height:g})")
+    return name, _pose(points)
+
+
+def _pose(points: np.ndarray[Any, np.dtype[np.float64]]) -> Pose:
+    """(18, 2 or more) -> (18, 2); a joint with a coordinate below 0 is missing."""
+    pose = np.asarray(points[:, :2], np.float32).copy()
+    pose[(pose < 0).any(axis=1)] = np.nan
+    return pose
+
+
+def _parsed(text: str, field: str) -> float:
+    try:
+        return _number(float(text), field)
+    except ValueError as error:
+        if isinstance(error, _BadError):
+            raise
+        raise _BadError(field, f"{text.strip()[:40]!r} is not a number") from error
+
+
+def _number(value: Any, field: str) -> float:
+    if type(value) not in (int, float):  # bool is an int to isinstance
+        raise _BadError(field, f"{str(value)[:40]!r} is not a number")
+    if not (abs(value) < _MAX_COORDINATE and math.isfinite(value)):
+        raise _BadError(field, f"{str(value)[:40]} is no coordinate")
+    return float(value)
