@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from reposer.data.keypoints import MIN_COMMON_JOINTS, Pose, normalize_pose
 from reposer.data.orientation import ORIENTATIONS, UNKNOWN, face_share, orientation
 from reposer.data.packed import PackedPeople
+from reposer.structures import NUM_JOINTS
 
 # Share of poses that are typical. On Market-1501, donors by farthest-first at 0.95, 0.8 and 0.65 leave a mean
 # gap of 0.276, 0.262 and 0.256 torso lengths, at the same orientations; the rest are cyclists and mistakes.
@@ -38,7 +39,7 @@ class PoseSpace:
     @classmethod
     def of(cls, keypoints: Pose, orientations: NDArray[np.integer]) -> Self:
         """Of key-points (N, J, 2) in pixels and their orientations (N,)."""
-        poses = normalize_pose(keypoints).reshape(len(keypoints), -1)
+        poses = normalize_pose(keypoints).reshape(len(keypoints), 2 * NUM_JOINTS)
         known = ~np.isnan(poses)
         facing = np.asarray(orientations, np.int64)
         angle = facing * (2 * np.pi / len(ORIENTATIONS))
