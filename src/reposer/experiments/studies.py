@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reposer.config import apply_overrides, differences, load_config, save_config
-from reposer.errors import UserError
-from reposer.experiments.study_config import STUDY_FILE, StudyConfig
+from reposer.config import apply_overrides
+from reposer.experiments.study_config import StudyConfig, save_study
 from reposer.experiments.study_plan import StudyPlan, plan_stages, read_scores
 from reposer.experiments.study_presets import EXTRA_ARMS, find_study
 from reposer.experiments.study_report import study_notes, write_report_parts
@@ -31,7 +30,7 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     StudyPlan(study, out)  # refuses what cannot be run before anything is written
-    _save(study, out)
+    save_study(study, out)
     make_all(out, plan_stages, workers=workers, threads=study.threads)
     plan = StudyPlan(study, out)
     results, notes = collect(plan), study_notes(plan)
@@ -75,17 +74,3 @@ def collect(plan: StudyPlan) -> dict[Block, list[ArmResult]]:
                 block = Block(recipe.preset, budget.share, method)
                 results[block] = summarize_block(block, scores, study.controls)
     return results
-
-
-def _save(study: StudyConfig, out: Path) -> None:
-    """Keep the configuration; a running study of another one would be led astray by a change."""
-    path = out / STUDY_FILE
-    if path.exists():
-        changed = differences(load_config(StudyConfig, path), study)
-        if changed:
-            raise UserError(
-                f"{out}: holds another study: {'; '.join(changed)}",
-                f"choose another folder; or delete {path} to use its finished stages for this study",
-            )
-        return
-    save_config(study, path)

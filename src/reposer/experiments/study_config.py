@@ -11,7 +11,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from reposer.config import Config, apply_overrides
+from reposer.config import Config, apply_overrides, differences, read_json, save_config
 from reposer.errors import UserError
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.experiments.reid_presets import REID_PRESETS
@@ -145,6 +145,22 @@ class StudyConfig(Config):
             problem = "--arms: a filter judges by the network of an arm on real images alone"
             raise UserError(problem, f"take {real} too")
         return self.changed(arms=arms, controls=tuple(name for name in self.controls if name in names))
+
+
+def save_study(study: Config, out: Path) -> None:
+    """Keep the configuration as ``out``/study.json.
+
+    Raises:
+        UserError: the folder holds another study, whose running workers a change would lead astray.
+    """
+    path = out / STUDY_FILE
+    if not path.exists():
+        save_config(study, path)
+        return
+    changed = differences(read_json(path), study)
+    if changed:
+        advice = f"choose another folder; or delete {path} to use its finished stages for this study"
+        raise UserError(f"{out}: holds another study: {'; '.join(changed)}", advice)
 
 
 def training_config(

@@ -86,12 +86,12 @@ def to_latex(results: Results) -> str:
         blocks = list(group)
         columns = "l" + "rr" * len(blocks)
         heads = " & ".join(
-            rf"\multicolumn{{2}}{{c}}{{{_tex(block.recipe)}, {_tex(block.method)}}}" for block in blocks
+            rf"\multicolumn{{2}}{{c}}{{{tex(block.recipe)}, {tex(block.method)}}}" for block in blocks
         )
         lines = [rf"% {100 * budget:g} % of the images", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
         lines += [rf" & {heads} \\", "arm" + " & rank-1 & mAP" * len(blocks) + r" \\", r"\hline"]
         for number, first in enumerate(results[blocks[0]]):
-            cells = [_tex(first.arm)]
+            cells = [tex(first.arm)]
             for block in blocks:
                 arm = results[block][number]
                 cells += [_tex_mean(arm, metric) for metric in SHOWN[:2]]
@@ -139,12 +139,11 @@ def _mean(arm: ArmResult, metric: str) -> str:
 def _compared(comparison: Comparison) -> str:
     d = comparison.difference
     interval = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-    return (
-        f"{100 * d.value:+.1f} {interval}, p {_p(d.p)} (Holm {_p(comparison.p_holm)}, seeds {_p(d.p_seeds)})"
-    )
+    return f"{100 * d.value:+.1f} {interval}, p {p_text(d.p)} (Holm {p_text(comparison.p_holm)}, seeds {p_text(d.p_seeds)})"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """Three digits; 10,000 draws give no more."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -154,7 +153,8 @@ def _tex_mean(arm: ArmResult, metric: str) -> str:
     return text + ("$^*$" if comparisons and comparisons[0].p_holm < _ALPHA else "")
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Signs that mean something to LaTeX, as themselves."""
     for sign in "_%&#":
         text = text.replace(sign, "\\" + sign)
     return text
