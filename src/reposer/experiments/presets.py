@@ -108,11 +108,10 @@ def rsa_market() -> GanConfig:
 
 
 def rsa_market_small() -> GanConfig:
-    """RSA-GAN (reconstruction from the abstract) at a fourth of the width, trained as ``san_market_small``: the same terms of eq. 7
-    with the same weights, optimizer, schedule, average and batch, plus the correspondence term.
+    """RSA-GAN (reconstruction from the abstract) at a fourth of the width, trained as ``san_market_small``.
 
-    So a difference to the small SAN is one of the generators; ``weights.style`` and the others are there to
-    be raised.
+    The same terms of eq. 7 with the same weights, optimizer, schedule, average and batch, plus the term of
+    the correspondence and the discriminator of the pose: what differs from the small SAN is the generator.
     """
     market, small = rsa_market(), san_market_small()
     return small.changed(

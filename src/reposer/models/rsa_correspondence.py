@@ -45,10 +45,13 @@ class StyleInjection(nn.Module):
         self.refine = ResidualBlock(channels, 0.0, norm, lrelu_slope, padding)
 
     def align_keys(self) -> None:
-        """Compare equal with equal to begin with: the pose part of the keys gets the queries' weights."""
+        """Compare equal with equal to begin with: keys of the pose as queries, of anything else 0."""
         if self.warps:
             with torch.no_grad():
-                self.key.weight[:, : self.query.in_channels].copy_(self.query.weight)
+                self.key.weight.zero_()[:, : self.query.in_channels].copy_(self.query.weight)
+                for layer in (self.key, self.query):
+                    assert layer.bias is not None
+                    layer.bias.zero_()
 
     def forward(
         self,
