@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reposer.errors import UserError
-from reposer.models import embedding_onnx
+from reposer.models import onnx_export
 from reposer.models.embedding import Embedding
 from reposer.models.embedding_onnx import export_onnx
 
@@ -29,7 +29,8 @@ def test_onnxruntime_agrees(arguments, tmp_path):
     torch.manual_seed(0)
     embedding = Embedding(**arguments).train()
     embedding.features(torch.randint(0, 256, (8, 3, 64, 32), dtype=torch.uint8))  # moves the statistics
-    path = export_onnx(embedding, tmp_path / "new" / "embedding.onnx")
+    path = tmp_path / "new" / "embedding.onnx"
+    assert export_onnx(embedding, path) < 1e-4
     assert embedding.training
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -45,8 +46,16 @@ def test_onnxruntime_agrees(arguments, tmp_path):
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        embedding_onnx.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name)
+        onnx_export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name)
     )
     with pytest.raises(UserError, match="onnxscript, not installed"):
+        export_onnx(Embedding("small"), tmp_path / "e.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_computes_something_else_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedding_onnx, "_exported", lambda *_: b"")
+    monkeypatch.setattr(embedding_onnx, "_difference", lambda *_: float("nan"))
+    with pytest.raises(UserError, match=r"e\.onnx: not written: .* differ"):
         export_onnx(Embedding("small"), tmp_path / "e.onnx")
     assert not list(tmp_path.iterdir())

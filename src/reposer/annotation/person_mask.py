@@ -58,7 +58,7 @@ class ParsingMasker:
             if parsing.shape != (count, height, width):
                 raise ValueError(f"maps {tuple(parsing.shape)} for images {tuple(images.shape)}")
             mask = ((parsing != 0) & (parsing != MISSING_LABEL)).cpu().numpy()
-        found = mask.reshape(count, -1).any(axis=1).tolist()
+        found = [bool(one.any()) for one in mask]
         mask[[not one for one in found]] = True
         sources: list[MaskSource] = ["parsing" if one else "everything" for one in found]
         return Masks(mask, tuple(sources), np.full(count, -1, np.int64))

@@ -1,7 +1,7 @@
 """Key-points from other programs' files: OpenPose and VITON JSON, the comma CSV, PIDM's text files.
 
 Every reader gives OpenPose-18 poses by image name, and the problems of bad rows or files; good ones are kept.
-The colon CSV is this project's own format (keypoints.py). Coordinates below 0 count as missing, as -1 does.
+The colon CSV is this project's own format (keypoints.py). Coordinates below 0 count as missing.
 
 * openpose, viton: one JSON for each image, ``<stem>_keypoints.json`` or ``<stem>.json``, with
   ``people[].pose_keypoints_2d`` (or ``pose_keypoints``): x, y, confidence of 18 (COCO) or 25 (BODY_25)
@@ -53,7 +53,7 @@ def import_keypoints(
     Args:
         path: the CSV, or the folder of JSON or text files.
         kind: one of FORMATS.
-        names: file names of the images; files are looked for by their stems. CSV rows of other names are kept.
+        names: file names of the images; files are looked for by their stems. Every row of a CSV is kept.
         shift_x: added to every x.
 
     Raises:
@@ -72,9 +72,8 @@ def import_keypoints(
         read = _read_pidm if kind == "pidm" else _read_openpose
         suffixes = (".txt",) if kind == "pidm" else ("_keypoints.json", ".json")
         poses, problems = _from_folder(path, names, suffixes, read)
-    if shift_x:
-        poses = {name: pose + np.array([shift_x, 0], np.float32) for name, pose in poses.items()}
-    return poses, problems
+    moved = {name: pose + np.array([shift_x, 0], np.float32) for name, pose in poses.items()}
+    return {name: _without_negative(pose) for name, pose in moved.items()}, problems
 
 
 def _from_folder(
@@ -176,10 +175,15 @@ def _comma_row(line: bytes) -> tuple[str, Pose]:
 
 
 def _pose(points: np.ndarray[Any, np.dtype[np.float64]]) -> Pose:
-    """(18, 2 or more) -> (18, 2); a joint with a coordinate below 0 is missing."""
+    """(18, 2 or more) -> (18, 2); -1, -1 is a missing joint."""
     pose = np.asarray(points[:, :2], np.float32).copy()
-    pose[(pose < 0).any(axis=1)] = np.nan
+    pose[(pose == -1).all(axis=1)] = np.nan
     return pose
+
+
+def _without_negative(pose: Pose) -> Pose:
+    """A joint with a coordinate below 0 lies outside every image: missing."""
+    return np.where((pose < 0).any(axis=1, keepdims=True), np.float32(np.nan), pose)
 
 
 def _parsed(text: str, field: str) -> float:
