@@ -1,0 +1,218 @@
+"""Any folder of people: identities from folders, names, a table or nowhere; annotations by path; masks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reposer.data.keypoints import write_keypoints_csv
+from reposer.data.label_files import read_mask
+from reposer.data.packed import PackedPeople
+from reposer.data.prepare import prepare_people
+from reposer.data.reid_readers import read_people
+from reposer.errors import UserError
+from reposer.images import ImageError, encode_png
+
+RNG = np.random.default_rng(0)
+
+
+def write(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(encode_png(RNG.integers(0, 256, (16, 8, 3), np.uint8)))
+
+
+def labels(root: Path, **options) -> tuple[dict[str, tuple[int, int, str]], Counter]:
+    records, problems = read_people("folders", root, options=options)
+    return {r.path: (r.pid, r.camid, r.split) for r in records}, Counter(p.rule for p in problems)
+
+
+def test_identities_in_names(tmp_path: Path):
+    write(tmp_path, "anna-cam1-1.png", "trip/anna-cam2-1.png", "bert-cam1-1.png", "stray.png", ".hidden.png")
+    write(tmp_path, "parsing/anna-cam1-1.png", "trip/.git/anna-cam1-1.png")
+    found, rules = labels(tmp_path, identity="^([a-z]+)-", camera=r"cam(\d)")
+    assert found == {
+        **{"anna-cam1-1.png": (1, 1, "train"), "trip/anna-cam2-1.png": (1, 2, "train")},
+        **{"bert-cam1-1.png": (2, 1, "train")},
+    }
+    assert rules["bad-name"] == 1
+
+
+def test_numbers_in_names_stay_numbers(tmp_path: Path):
+    write(tmp_path, "train/p007_1.png", "train/p012_1.png", "query/p30_1.png", "gallery/-1_1.png")
+    found, _ = labels(tmp_path, identity="^p?(-?[0-9]+)_")
+    assert {path: value[0] for path, value in found.items()} == {
+        **{"train/p007_1.png": 7, "train/p012_1.png": 12, "query/p30_1.png": 30, "gallery/-1_1.png": -1}
+    }
+    assert [found[p][2] for p in ("query/p30_1.png", "gallery/-1_1.png")] == ["query", "gallery"]
+
+
+def test_identities_in_a_table(tmp_path: Path):
+    write(tmp_path, "a.png", "b/b.png", "c_c4.png", "d.png")
+    table = tmp_path / "who.csv"
+    rows = ["pid,path,camid,note", "Anna,a.png,2,x", "Bert,b/b.png,,", "Anna,c_c4.png", "Eve,nowhere.png,1"]
+    rows += ["Anna,a.png,2", ",d.png,2", "Eve,d.png,two", "Eve,../d.png,1"]
+    table.write_text("\n".join(rows) + "\n")
+    records, problems = read_people("folders", tmp_path, options={"labels": str(table)})
+    assert {r.path: (r.pid, r.camid) for r in records} == {
+        "a.png": (1, 2),
+        "b/b.png": (2, 0),
+        "c_c4.png": (1, 4),
+    }
+    found = sorted((p.row, p.field, p.rule) for p in problems if p.file == "who.csv")
+    assert found == [
+        *((6, "path", "repeated-path"), (7, "pid", "bad-label")),
+        *((8, "camid", "bad-label"), (9, "path", "bad-path")),
+    ]
+    assert {"unlabeled", "missing", "no-camera"} <= {p.rule for p in problems}
+
+
+def test_anonymous_people(tmp_path: Path):
+    root = tmp_path / "root"
+    write(root, "b.png", "deep/er/a.png")
+    report = prepare_people("folders", root, tmp_path / "out", options={"anonymous": True}, size=(16, 8))
+    assert report.splits["train"] == {"images": 2, "people": 2, "cameras": 1, "junk": 0, "distractors": 0}
+    assert report.pairs["train"] == 0
+    summary = report.summary()
+    assert "identities    unknown" in summary
+    assert "cameras       unknown: every image has camera 0" in summary
+    assert report.problems == {"no-camera": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"identity": "("}, r"identity '\(': no regular expression"),
+        ({"identity": "p[0-9]+"}, "identity 'p.*has no group"),
+        ({"identity": "(a)", "anonymous": True}, "identity and anonymous: two sources"),
+        ({"identity": "(zebra)"}, "no usable image.*finds no identity"),
+        ({"camera": "cam"}, "camera 'cam': has no group"),
+        ({}, "lie in no folder of a person.*--anonymous"),
+        ({"labels": "LATIN"}, "is not UTF-8"),
+        ({"labels": "COLUMNS"}, "no column path.*path, pid are wanted"),
+        ({"labels": "TWICE"}, "more than one column pid"),
+        ({"labels": "who.txt"}, r"who\.txt: no such file"),
+        ({"labels": "EMPTY"}, "no column path"),
+        ({"giraffe": 1}, "giraffe"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path: Path, options: dict, words: str):
+    write(tmp_path, "a.png", "b.png")
+    tables = {"LATIN": b"path,pid\na.png,Ren\xe9\n", "COLUMNS": b"path;pid\na.png;1\n", "EMPTY": b""}
+    tables["TWICE"] = b"path,pid,pid\na.png,1,2\n"
+    for name, content in tables.items():
+        (tmp_path / f"{name}.csv").write_bytes(content)
+    if options.get("labels") in tables:
+        options = {"labels": str(tmp_path / f"{options['labels']}.csv")}
+    elif "labels" in options:
+        options = {"labels": str(tmp_path / options["labels"])}
+    with pytest.raises(UserError, match=words) as error:
+        read_people("folders", tmp_path, options=options)
+    assert "\n" not in str(error.value)
+
+
+def test_images_that_belong_to_no_folder_are_listed(tmp_path: Path):
+    write(tmp_path, "1/a_c1.png", "1/deep/b_c1.png", "loose_c1.png")
+    found, rules = labels(tmp_path)
+    assert list(found) == ["1/a_c1.png"]
+    assert rules == {"no-folder": 2}
+
+
+def test_annotations_beside_the_images_are_found_by_path(tmp_path: Path):
+    """As a tool that knows no identities writes them: mirrored, flattened, or under the data set's name."""
+    root = tmp_path / "root"
+    write(root, "anna/a.png", "anna/b.png", "bert/a.png", "bert/b.png")
+    places = {"anna/a": 1, "anna_b": 2, "0002_c0_bert_a": 3, "bert/b": 4}
+    for place, label in places.items():
+        (root / "parsing" / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / "parsing" / f"{place}.png").write_bytes(encode_png(np.full((16, 8), label, np.uint8)))
+    names = ("anna/a.png", "anna_b.png", "0002_c0_bert_a.png", "bert/b.png")
+    poses = {name: np.full((18, 2), n, np.float32) for n, name in enumerate(names, start=1)}
+    write_keypoints_csv(root / "keypoints.csv", poses)
+    report = prepare_people("folders", root, tmp_path / "out", size=(16, 8))
+    assert report.annotations == {"parsing": 4, "mask": 0, "keypoints": 4, "posed": 4}
+    assert report.pairs["train"] == 4
+    people = PackedPeople.open(tmp_path / "out" / "packed")
+    assert people.parsing.reshape(4, -1).mean(axis=1).tolist() == [1, 2, 3, 4]
+    assert people.keypoints[:, 0, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_two_rows_for_one_image(tmp_path: Path):
+    write(tmp_path, "anna/a.png")
+    poses = {name: np.full((18, 2), 1, np.float32) for name in ("anna/a.png", "anna_a.png", "x/y.png")}
+    write_keypoints_csv(tmp_path / "keypoints.csv", poses)
+    records, problems = read_people("folders", tmp_path)
+    assert records[0].keypoints is not None
+    found = Counter(p.rule for p in problems)
+    assert found == {"no-camera": 1, "bad-keypoints": 1, "unknown-image": 1}
+
+
+def test_pairs_of_images_that_have_maps(tmp_path: Path):
+    root = tmp_path / "root"
+    write(root, "1/a_c1.png", "1/b_c1.png", "1/c_c1.png", "2/a_c1.png")
+    for name in ("1_a_c1", "1_b_c1", "2_a_c1"):
+        (root / "parsing").mkdir(exist_ok=True)
+        (root / "parsing" / f"{name}.png").write_bytes(encode_png(np.full((16, 8), 5, np.uint8)))
+    assert prepare_people("folders", root, tmp_path / "a", size=(16, 8)).pairs["train"] == 0
+    report = prepare_people("folders", root, tmp_path / "b", size=(16, 8), pairs="parsing")
+    assert report.pairs["train"] == 2
+    with pytest.raises(UserError, match="torso, parsing"):
+        prepare_people("folders", root, tmp_path / "c", pairs="none")
+
+
+def masks(tmp_path: Path, **arguments) -> tuple[PackedPeople, dict[str, int]]:
+    """Three people: mask and map, map only, neither; the mask is the left half, the map the upper half."""
+    root = tmp_path / "root"
+    if not root.is_dir():
+        write(root, "1/a_c1.png", "1/b_c1.png", "2/a_c1.png")
+        upper, left = np.zeros((16, 8), np.uint8), np.zeros((16, 8), bool)
+        upper[:8], left[:, :4] = 5, True
+        for folder, name, array in (
+            *(("parsing", "1_a_c1", upper), ("parsing", "1_b_c1", upper)),
+            *(("mask", "1_a_c1", left),),
+        ):
+            (root / folder).mkdir(exist_ok=True)
+            (root / folder / f"{name}.png").write_bytes(encode_png(array))
+    out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    prepare_people("folders", root, out, size=(16, 8), **arguments)
+    people = PackedPeople.open(out / "packed")
+    return people, people.header["mask_sources"]
+
+
+def test_what_a_mask_is_made_of(tmp_path: Path):
+    people, sources = masks(tmp_path)
+    assert sources == {"mask": 1, "ones": 1, "parsing": 1}
+    assert people.mask.reshape(3, -1).mean(axis=1).tolist() == [0.5, 0.5, 1]
+    people, sources = masks(tmp_path, mask_source="parsing")
+    assert sources == {"ones": 1, "parsing": 2}
+    assert people.mask[0, :8].all()
+    assert not people.mask[0, 8:].any()
+    people, sources = masks(tmp_path, mask_source="union")
+    assert sources == {"ones": 1, "parsing": 1, "union": 1}
+    assert people.mask[0].mean() == 0.75
+    with pytest.raises(UserError, match="mask, parsing, union"):
+        masks(tmp_path, mask_source="guess")
+
+
+def test_soft_masks_are_cut_at_half(tmp_path: Path):
+    soft = np.array([[0, 127, 128, 255]], np.uint8).repeat(4, 0)
+    (tmp_path / "soft.png").write_bytes(encode_png(soft))
+    np.save(tmp_path / "soft.npy", soft)
+    (tmp_path / "two.png").write_bytes(encode_png(soft // 128))  # 0 and 1 stay what they are
+    with pytest.raises(ImageError, match="more than two values"):
+        read_mask(tmp_path / "soft.png")
+    for name in ("soft.png", "soft.npy", "two.png"):
+        assert read_mask(tmp_path / name, soft=True)[0].tolist() == [False, False, True, True]
+
+
+def test_a_folder_with_soft_masks(tmp_path: Path):
+    root = tmp_path / "root"
+    write(root, "1/a_c1.png")
+    (root / "mask").mkdir()
+    (root / "mask" / "1_a_c1.png").write_bytes(encode_png(np.arange(128, dtype=np.uint8).reshape(16, 8) * 2))
+    assert prepare_people("folders", root, tmp_path / "a", size=(16, 8)).problems == {"bad-mask": 1}
+    assert prepare_people("folders", root, tmp_path / "b", size=(16, 8), soft_masks=True).problems == {}
+    assert PackedPeople.open(tmp_path / "b" / "packed").mask.mean() == 0.5
