@@ -1,11 +1,10 @@
 """Exact covariances of feature differences over all pairs of images, from sums per person and camera.
 
 For any grouping g, ``P(g) = sum_k (n_k sum_{i in k} x x' - s_k s_k')`` is the sum of (a - b)(a - b)' over all
-unordered pairs inside the groups (n_k members, s_k their sum). Inclusion and exclusion over the groupings by
-person, by camera and by both then give the pairs that metric learning wants, every one of them, without
-listing any: similar = P(person) - P(person and camera), dissimilar = P(all) - P(person) - P(camera) +
-P(person and camera). Time O(N D^2) instead of O(pairs D^2); nothing is sampled. Differences have mean zero by
-symmetry, so these are covariances.
+unordered pairs inside the groups (n_k members, s_k their sum). Differences of such sums give the pairs that
+metric learning wants, every one of them, without listing any: similar = P(person) - P(person and camera),
+dissimilar = P(all) - P(camera) - similar. Time O(N D^2) instead of O(pairs D^2); nothing is sampled.
+Differences have mean zero by symmetry, so these are covariances.
 """
 
 from __future__ import annotations
@@ -55,32 +54,23 @@ def pair_statistics(
         UserError: there is no similar pair, or no dissimilar one.
     """
     x = np.ascontiguousarray(features, np.float64)
-    person, camera = _codes(pids), _codes(camids)
-    ones = np.zeros(len(x), np.int64)
-    both = _codes(person * (camera.max(initial=0) + 1) + camera)
-    # (grouping, its sign in the similar sum, its sign in the dissimilar sum)
-    terms = [(person, 1, -1), (ones, 0, 1)]
+    person, everybody = _codes(pids), np.zeros(len(x), np.int64)
+    camera = both = np.arange(len(x))  # every image by itself: all pairs count
     if cross_camera:
-        terms += [(both, -1, 1), (camera, 0, -1)]
-    weights = np.zeros((2, len(x)))  # of x x', one row a sum
-    counts = [0, 0]
-    for codes, *signs in terms:
-        sizes = np.bincount(codes)
-        for kind, sign in enumerate(signs):
-            weights[kind] += sign * sizes[codes]
-            counts[kind] += sign * int((sizes * (sizes - 1) // 2).sum())
-    for kind, name in enumerate(("of one person", "of two persons")):
-        if counts[kind] == 0:
+        camera = _codes(camids)
+        both = _codes(person * (camera.max(initial=0) + 1) + camera)
+    similar_pairs = _pairs_apart(person, both)
+    dissimilar_pairs = _pairs_apart(everybody, camera) - similar_pairs
+    for count, name in ((similar_pairs, "of one person"), (dissimilar_pairs, "of two persons")):
+        if count == 0:
             where = " seen by two cameras" if cross_camera else ""
             raise UserError(f"the {len(x)} training images hold no pair {name}{where}", _NO_PAIR_ADVICE)
-    sums = [_weighted_gram(x, weight) for weight in weights]
-    for codes, *signs in terms:
-        group_gram = _gram(_group_sums(x, codes))
-        for kind, sign in enumerate(signs):
-            if sign:
-                sums[kind] -= sign * group_gram
-    similar, dissimilar = (_mirrored(total) / count for total, count in zip(sums, counts, strict=True))
-    return PairStatistics(similar, dissimilar, *counts)
+    similar = _sum_apart(x, person, both)
+    dissimilar = _sum_apart(x, everybody, camera)
+    dissimilar -= similar
+    similar /= similar_pairs
+    dissimilar /= dissimilar_pairs
+    return PairStatistics(_mirrored(similar), _mirrored(dissimilar), similar_pairs, dissimilar_pairs)
 
 
 def condition_number(matrix: NDArray[np.float64], factor: NDArray[np.float64] | None = None) -> float:
@@ -101,26 +91,45 @@ def _codes(labels: NDArray[Any]) -> NDArray[np.int64]:
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
-def _group_sums(x: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(K, D) sum of the rows of each group."""
-    members = sparse.csr_array((np.ones(len(x)), (codes, np.arange(len(x)))))
-    return np.asarray(members @ x)
+def _pairs_apart(outer: NDArray[np.int64], inner: NDArray[np.int64]) -> int:
+    """Unordered pairs in one outer group and two inner ones."""
+    within = [int((sizes * (sizes - 1) // 2).sum()) for sizes in map(np.bincount, (outer, inner))]
+    return within[0] - within[1]
 
 
-def _gram(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The upper triangle of x' x, zeros below: half the work of a matrix product."""
-    return np.asarray(dsyrk(1.0, x.T, trans=0, lower=0))
+def _sum_apart(
+    x: NDArray[np.float64], outer: NDArray[np.int64], inner: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """P(outer) - P(inner) of groups inside groups: the upper triangle over zeros.
 
+    One inner group of n rows x with sum t, in an outer one of m rows, adds (m - n) sum x x' + t t'. That is
+    the Gram matrix of its rows sqrt(m - n) x + t / (sqrt(m) + sqrt(m - n)), so that all inner groups together
+    cost one pass over the data; what remains is the sums of the outer groups.
 
-def _weighted_gram(x: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The upper triangle of x' diag(weight) x, summed over blocks of rows that stay in the cache."""
+    Args:
+        x: (N, D).
+        outer: (N,) codes.
+        inner: (N,) codes; rows of one code have one outer code.
+    """
+    members = np.bincount(outer)[outer]
+    apart = np.sqrt(members - np.bincount(inner)[inner])
+    sums = _group_sums(x, inner, 1 / (np.sqrt(members) + apart))
     total = np.zeros((x.shape[1], x.shape[1]), order="F")
-    scaled = np.empty((_BLOCK_ROWS, x.shape[1]))
     for start in range(0, len(x), _BLOCK_ROWS):
-        part = x[start : start + _BLOCK_ROWS]
-        np.multiply(part, np.sqrt(weight[start : start + len(part)])[:, None], out=scaled[: len(part)])
-        dsyrk(1.0, scaled[: len(part)].T, beta=1.0, c=total, overwrite_c=1)
+        part = slice(start, start + _BLOCK_ROWS)
+        rows = sums[inner[part]]
+        rows += x[part] * apart[part, None]
+        dsyrk(1.0, rows.T, beta=1.0, c=total, overwrite_c=1)
+    dsyrk(-1.0, _group_sums(x, outer).T, beta=1.0, c=total, overwrite_c=1)
     return total
+
+
+def _group_sums(
+    x: NDArray[np.float64], codes: NDArray[np.int64], weight: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """(K, D) sum of the rows of each group, times ``weight`` (N,)."""
+    values = np.ones(len(x)) if weight is None else weight
+    return np.asarray(sparse.csr_array((values, (codes, np.arange(len(x))))) @ x)
 
 
 def _mirrored(upper: NDArray[np.float64]) -> NDArray[np.float64]:
