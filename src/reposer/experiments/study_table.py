@@ -139,7 +139,8 @@ def _mean(arm: ArmResult, metric: str) -> str:
 def _compared(comparison: Comparison) -> str:
     d = comparison.difference
     interval = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-    return f"{100 * d.value:+.1f} {interval}, p {p_text(d.p)} (Holm {p_text(comparison.p_holm)}, seeds {p_text(d.p_seeds)})"
+    adjusted = f"Holm {p_text(comparison.p_holm)}, seeds {p_text(d.p_seeds)}"
+    return f"{100 * d.value:+.1f} {interval}, p {p_text(d.p)} ({adjusted})"
 
 
 def p_text(value: float) -> str:
