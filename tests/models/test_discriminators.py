@@ -122,3 +122,18 @@ def test_the_second_discriminator_sees_the_pose_and_the_first_the_source(make_ba
     assert changed[:, 0].any()
     assert not changed[:, 1].any()
     assert isinstance(build_discriminator(ndf=4), ResnetDiscriminator)
+
+
+def test_the_second_discriminator_may_see_key_points(make_batch: BatchMaker) -> None:
+    torch.manual_seed(0)
+    both = build_discriminator(pose=True, ndf=4).eval()
+    batch = make_batch(2, 32, 16)
+    logits = both(batch.source_image, batch.target_image, batch)
+    other_pose = replace(batch, target_keypoints=batch.target_keypoints / 2)
+    changed = both(batch.source_image, batch.target_image, other_pose) != logits
+    assert not changed[:, 0].any()
+    assert changed[:, 1].any()
+    other_maps = replace(batch, target_mask=~batch.target_mask)
+    assert torch.equal(both(batch.source_image, batch.target_image, other_maps), logits)
+    with pytest.raises(UserError, match="shape and pose"):
+        build_discriminator(shape=True, pose=True)
