@@ -62,8 +62,9 @@ class RealSet:
         """Identity hash -> splits, of every union of splits that holds a held-out person."""
         test = np.unique(self.people.pids[self.held_out & (self.people.pids > 0)])
         found = {}
-        for count in range(1, len(SPLITS) + 1):
-            for splits in combinations(SPLITS, count):
+        present = [split for split in SPLITS if split in self.people.splits]
+        for count in range(1, len(present) + 1):
+            for splits in combinations(present, count):
                 if np.isin(self.people.pids[np.isin(self.people.splits, splits)], test).any():
                     found[self.people.identity_hash(*splits)] = " + ".join(splits)
         return found
