@@ -54,8 +54,8 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
 
 
 def test_a_file_that_computes_something_else_is_not_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(embedding_onnx, "_exported", lambda *_: b"")
-    monkeypatch.setattr(embedding_onnx, "_difference", lambda *_: float("nan"))
+    monkeypatch.setattr(onnx_export, "_exported", lambda *_: b"")
+    monkeypatch.setattr(onnx_export, "_difference", lambda *_: float("nan"))
     with pytest.raises(UserError, match=r"e\.onnx: not written: .* differ"):
         export_onnx(Embedding("small"), tmp_path / "e.onnx")
     assert not list(tmp_path.iterdir())

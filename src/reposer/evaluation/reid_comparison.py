@@ -49,6 +49,7 @@ class ReidReport:
     notes: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, QuadraticMetric] = field(default_factory=dict)  # learned method -> what was fitted
+    pictures: dict[str, str] = field(default_factory=dict)  # file beside the report -> its caption
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the per-query values and the metrics themselves, in JSON's types."""
@@ -60,6 +61,7 @@ class ReidReport:
             "protocol": self.protocol,
             "notes": list(self.notes),
             "settings": self.settings,
+            "pictures": self.pictures,
         }
 
     def to_markdown(self) -> str:

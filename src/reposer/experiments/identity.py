@@ -16,8 +16,8 @@ from torch import nn
 
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import PACKED
-from reposer.errors import UserError
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
+from reposer.experiments.reid_rows import tested_rows
 from reposer.files import write_atomic
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.models.embedding_files import embedding_from_run
@@ -50,7 +50,7 @@ def identity_kept(
     Raises:
         UserError: nobody to test on.
     """
-    query, gallery = _test_rows(people)
+    query, gallery = tested_rows(people)
     against = extract_features(embedding, people, gallery)
     real = extract_features(embedding, people, query)
     results = {REAL: evaluate_reid(real, against)}
@@ -63,14 +63,16 @@ def identity_kept(
     return results
 
 
-def measure_identity(model: PoseTransfer, reid_run: Path, prepared: Path, out: Path) -> str:
+def measure_identity(
+    model: PoseTransfer, reid_run: Path, prepared: Path, out: Path, *, background: str = "generated"
+) -> str:
     """Measure under the network of a Re-ID run on a prepared folder; writes ``out``/identity.json.
 
     Returns:
         the table, as Markdown.
     """
     embedding, info = embedding_from_run(reid_run)
-    results = identity_kept(model, embedding, PackedPeople.open(prepared / PACKED))
+    results = identity_kept(model, embedding, PackedPeople.open(prepared / PACKED), background=background)
     return write_identity(out, results, info)
 
 
@@ -93,20 +95,6 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "identity.json", json.dumps(document, indent=1).encode())
     return "\n".join(lines)
-
-
-def _test_rows(people: PackedPeople) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of query and gallery images."""
-    query = np.flatnonzero(people.splits == "query")
-    if len(query):
-        return query, np.flatnonzero(people.splits == "gallery")
-    held_out = np.flatnonzero(people.splits == "val")
-    if not len(held_out):
-        raise UserError("there is nobody to test on", "prepare with query and gallery, or with --holdout N")
-    order = held_out[np.argsort(np.array(people.names)[held_out], kind="stable")]
-    keys = np.stack([people.pids[order], people.camids[order]], axis=1)
-    first = np.unique(keys, axis=0, return_index=True)[1]
-    return np.sort(order[first]), np.sort(np.delete(order, first))
 
 
 def _donors(

@@ -30,6 +30,7 @@ def embedding_from_run(run_dir: str | Path) -> tuple[Embedding, EmbeddingInfo]:
         embedding=settings["embedding"],
         trained_on=Path(settings["data"]["folder"]).name,
         identity_hash=found.meta["identity_hash"],
+        splits=tuple(settings["data"]["splits"]),
         step=found.step,
     )
     return Embedding.with_weights(info, values, str(found.path)), info

@@ -31,6 +31,7 @@ class EmbeddingInfo(Config):
     embedding: dict[str, Any] = Field(default_factory=dict)  # keywords of models.embedding.Embedding
     trained_on: str = ""  # the training data in words
     identity_hash: str = ""  # PackedPeople.identity_hash of the training people; empty: not recorded
+    splits: tuple[str, ...] = ("train",)  # of the prepared folder, that it was trained on
     step: int = 0  # optimizer steps
     weights_sha256: str = ""  # of model.safetensors; empty only while nothing is saved
 

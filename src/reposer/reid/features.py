@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from reposer.structures import FeatureSet
+
+Progress = Callable[[int], None]  # images done
 
 
 class LabeledImages(Protocol):
@@ -30,7 +32,10 @@ class LabeledImages(Protocol):
 
 
 def embed_images(
-    embedding: nn.Module, images: NDArray[np.uint8], batch_size: int = 64
+    embedding: nn.Module,
+    images: NDArray[np.uint8],
+    batch_size: int = 64,
+    on_progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """(N, H, W, 3) uint8 RGB -> (N, D) float32 of length 1, in the embedding's device and precision.
 
@@ -38,6 +43,7 @@ def embed_images(
         embedding: (B, 3, H, W) uint8 -> (B, D) of length 1; put into eval mode for the call.
         images: an array, or a memory map that is read batch by batch.
         batch_size: B; the last batch may be smaller.
+        on_progress: called after every batch.
     """
     device = next(embedding.parameters()).device
     training = embedding.training
@@ -49,6 +55,8 @@ def embed_images(
                 batch = torch.from_numpy(np.array(images[start : start + batch_size]))  # maps are read-only
                 batch = batch.permute(0, 3, 1, 2).to(device)  # channels_last as it is stored
                 chunks.append(embedding(batch).float().cpu())
+                if on_progress:
+                    on_progress(min(start + batch_size, len(images)))
     finally:
         embedding.train(training)
     return np.asarray(torch.cat(chunks).numpy()) if chunks else np.empty((0, 0), np.float32)
@@ -59,13 +67,15 @@ def extract_features(
     people: LabeledImages,
     indices: NDArray[np.int64] | None = None,
     batch_size: int = 64,
+    on_progress: Progress | None = None,
 ) -> FeatureSet:
     """Features and labels of the images at ``indices`` (N,) of ``people``, None for all of them.
 
     Args as of :func:`embed_images`.
     """
     chosen = np.arange(len(people.images)) if indices is None else np.asarray(indices, np.int64)
-    features = embed_images(embedding, _Rows(people.images, chosen), batch_size)  # type: ignore[arg-type]
+    rows: Any = _Rows(people.images, chosen)
+    features = embed_images(embedding, rows, batch_size, on_progress)
     names = tuple(people.names[i] for i in chosen.tolist())
     return FeatureSet(features, people.pids[chosen], people.camids[chosen], names)
 

@@ -1,0 +1,175 @@
+"""``reposer reid VERB``: Re-ID networks and features, from training to rank lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reposer.cli.options import Device, SetOption, Threads, parse_names, set_threads
+from reposer.errors import UserError
+
+if TYPE_CHECKING:
+    from reposer.experiments.reid_evaluation import ReidOptions
+
+app = typer.Typer(
+    help="Train, evaluate, score and export person re-identification networks.", no_args_is_help=True
+)
+
+Methods = Annotated[
+    str,
+    typer.Option(
+        help="euclidean, cosine, xqda, kissme, xqda_reference, kissme_reference; comma-separated. Default:"
+        " euclidean, and with training people xqda and kissme.",
+    ),
+]
+Reranked = Annotated[bool, typer.Option("--rerank", help="Every method once more, k-reciprocally re-ranked.")]
+K1 = Annotated[int, typer.Option("--k1", help="Re-ranking: size of the reciprocal neighborhoods.")]
+K2 = Annotated[int, typer.Option("--k2", help="Re-ranking: neighbors that are averaged.")]
+Lambda = Annotated[float, typer.Option("--lambda", help="Re-ranking: weight of the original distance.")]
+MultiQuery = Annotated[str, typer.Option(help="mean or max over all crops of a query's person and camera.")]
+RankLists = Annotated[
+    str, typer.Option(help="Row whose rank lists are drawn, as 'xqda + re-ranking'. Default: the first.")
+]
+Map = Annotated[
+    str, typer.Option("--map", help="Draw the features in the plane: tsne, or umap (extra `maps`).")
+]
+Seed = Annotated[int, typer.Option(help="Of the bootstrap, of sampled pairs and of the map.")]
+
+
+@app.command("train")
+def reid_train(
+    preset: Annotated[str, typer.Argument(help="ide2016, siamese2017, bot, reid_small, reid_demo, ...")],
+    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
+    overrides: SetOption = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Save and stop after so many minutes; the same command goes on.")
+    ] = None,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Train a Re-ID network; Ctrl-C saves first. The same as `reposer train`, for Re-ID presets only."""
+    from reposer.experiments.reid_presets import find_reid_preset
+    from reposer.experiments.trainings import train_preset
+
+    find_reid_preset(preset)
+    print(
+        train_preset(
+            preset, data, out, overrides or [], threads=threads, device=device, max_minutes=max_minutes
+        )
+    )
+
+
+@app.command("evaluate")
+def reid_evaluate(
+    model: Annotated[str, typer.Argument(help="Run folder, exported folder or hub id.")],
+    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    out: Annotated[Path, typer.Option(help="Folder for table, curves, rank lists and kept features.")],
+    query_list: Annotated[Path | None, typer.Option(help="Text file of query names, one a line.")] = None,
+    gallery_list: Annotated[Path | None, typer.Option(help="Text file of gallery names.")] = None,
+    methods: Methods = "",
+    rerank: Reranked = False,
+    k1: K1 = 20,
+    k2: K2 = 6,
+    weight: Lambda = 0.3,
+    multi_query: MultiQuery = "",
+    crops: Annotated[Path | None, typer.Option(help="Folder of multi-query crops, as gt_bbox.")] = None,
+    rank_lists: RankLists = "",
+    feature_map: Map = "",
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Score a network on held-out people: CMC, both mAPs, mINP, with intervals; learned and re-ranked too.
+
+    Features are extracted once and kept in --out; the next call with other methods starts from them.
+    """
+    from reposer.experiments.reid_evaluation import evaluate_network
+
+    report = evaluate_network(
+        model,
+        data,
+        out,
+        _options(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed),
+        query_list=query_list,
+        gallery_list=gallery_list,
+        crops=crops,
+        device=device,
+        threads=threads,
+    )
+    print(report.to_markdown())
+    print(
+        f"{out}: reidentification.json, .md, .parquet (per query), features.npz, {', '.join(report.pictures)}"
+    )
+
+
+@app.command("score")
+def reid_score(
+    features: Annotated[
+        list[Path],
+        typer.Argument(help=".npz or .parquet: features, pid, camid, split, name; see docs/reid.md."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for table, curves and rank lists.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the named images, for rank lists.")] = None,
+    methods: Methods = "",
+    rerank: Reranked = False,
+    k1: K1 = 20,
+    k2: K2 = 6,
+    weight: Lambda = 0.3,
+    multi_query: MultiQuery = "",
+    rank_lists: RankLists = "",
+    feature_map: Map = "",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Score features of any tool: splits query, gallery, train (for learned methods), multi_query (crops)."""
+    from reposer.experiments.reid_evaluation import score_files
+
+    set_threads(threads)
+    options = _options(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed)
+    report = score_files(features, out, options, images=images)
+    print(report.to_markdown())
+    if out is not None:
+        print(f"{out}: reidentification.json, .md, .parquet (per query), {', '.join(report.pictures)}")
+
+
+@app.command("export")
+def reid_export(
+    model: Annotated[str, typer.Argument(help="Run folder, or an exported folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: model.safetensors, config.json, README.md.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also embedding.onnx, checked against PyTorch.")
+    ] = False,
+) -> None:
+    """Export a network for others: Embedding.from_pretrained reads the folder, onnxruntime the ONNX file."""
+    from reposer.experiments.reid_export import export_embedding
+
+    print(export_embedding(model, out, onnx=onnx))
+
+
+def _options(
+    methods: str,
+    rerank: bool,
+    k1: int,
+    k2: int,
+    weight: float,
+    multi_query: str,
+    rank_lists: str,
+    feature_map: str,
+    seed: int,
+) -> ReidOptions:
+    from reposer.evaluation.reidentification import Rerank
+    from reposer.experiments.reid_evaluation import ReidOptions
+
+    if multi_query not in ("", "mean", "max"):
+        raise UserError(f"--multi-query {multi_query}: no way to pool crops", "choose mean or max")
+    return ReidOptions(
+        methods=tuple(parse_names(methods)),
+        rerank=Rerank(k1, k2, weight) if rerank else None,
+        multi_query=multi_query or None,  # type: ignore[arg-type]  # one of the two
+        rank_lists=rank_lists,
+        feature_map=feature_map,
+        seed=seed,
+    )

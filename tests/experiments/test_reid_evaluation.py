@@ -1,0 +1,225 @@
+"""``reposer reid`` from a prepared folder to the files it writes: rows, kept features, leaks, multi-query."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from reposer.data.packed import PackedPeople
+from reposer.data.prepare import PACKED, prepare_market1501
+from reposer.data.rendered.dataset import write_rendered_dataset
+from reposer.errors import UserError
+from reposer.evaluation.feature_map import draw_map, map_points
+from reposer.evaluation.reid_comparison import compare_methods
+from reposer.evaluation.reidentification import Rerank
+from reposer.experiments import reid_features
+from reposer.experiments.reid_evaluation import ReidOptions, evaluate_network, score_files
+from reposer.experiments.reid_export import export_embedding
+from reposer.experiments.reid_rows import chosen_rows, listed_rows, training_note
+from reposer.images import decode
+from reposer.models.embedding import Embedding
+from reposer.models.pretrained import EmbeddingInfo
+from reposer.reid.feature_files import read_features, write_features
+from reposer.reid.features import embed_images
+from reposer.structures import FeatureSet
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """Rendered people, prepared, and an untrained network in an exported folder."""
+    root = tmp_path_factory.mktemp("reid")
+    write_rendered_dataset(
+        root / "people", identities=5, test_identities=4, images_per_identity=6, size=(64, 32), seed=3
+    )
+    prepare_market1501(root / "people", root / "prepared", size=(64, 32))
+    torch.manual_seed(0)
+    embedding = Embedding("small", {"widths": [8, 8, 16]}, size=(64, 32), stripes=2)
+    embedding.save_pretrained(root / "network")
+    people = PackedPeople.open(root / "prepared" / PACKED)
+    return SimpleNamespace(root=root, people=people, prepared=root / "prepared", network=root / "network")
+
+
+def _evaluate(house, out, *methods, **options):
+    lists = {key: options.pop(key) for key in ("query_list", "gallery_list", "crops") if key in options}
+    chosen = ReidOptions(methods=methods, **options)
+    return evaluate_network(str(house.network), house.prepared, out, chosen, device="cpu", **lists)
+
+
+def _feature_set(house, rows):
+    people = house.people
+    features = embed_images(Embedding.from_pretrained(house.network), people.images[rows], 7)
+    return FeatureSet(features, people.pids[rows], people.camids[rows], tuple(people.names[i] for i in rows))
+
+
+def test_the_report_is_that_of_the_features_of_the_splits(house, tmp_path):
+    rerank = Rerank(5, 2)
+    report = _evaluate(house, tmp_path, "euclidean", "xqda", rerank=rerank, rank_lists="xqda + re-ranking")
+    sets = [
+        _feature_set(house, np.flatnonzero(house.people.splits == s)) for s in ("query", "gallery", "train")
+    ]
+    expected = compare_methods(*sets, methods=("euclidean", "xqda"), rerank=rerank)
+    for name, result in expected.results.items():
+        assert report.results[name].values.mAP_step == pytest.approx(result.values.mAP_step, abs=1e-5)
+    saved = json.loads((tmp_path / "reidentification.json").read_text())
+    assert saved["settings"]["network"]["embedding"]["backbone"] == "small"
+    assert saved["pictures"].keys() >= {"cmc.png", "ranklist_best.png", "ranklist_worst.png"}
+    assert all(decode(tmp_path / name).std() > 1 for name in saved["pictures"])
+    rows = pq.read_table(tmp_path / "reidentification.parquet").to_pandas()
+    for name, result in report.results.items():
+        mine = rows[rows.method == name]
+        assert len(mine) == len(sets[0])
+        assert mine.ap_step.mean() == pytest.approx(result.values.mAP_step)
+        assert (mine.first_hit == 1).mean() == pytest.approx(result.values.rank1)
+
+
+def test_features_are_extracted_once_and_again_for_another_network(house, tmp_path, monkeypatch):
+    extracted = []
+    real = reid_features._extract
+    monkeypatch.setattr(
+        reid_features, "_extract", lambda e, p, rows, name: extracted.append(name) or real(e, p, rows, name)
+    )
+    first = _evaluate(house, tmp_path, "euclidean")
+    assert extracted == ["query", "gallery"]
+    second = _evaluate(house, tmp_path, "euclidean", "kissme")
+    assert extracted == ["query", "gallery", "train"]
+    assert second.results["euclidean"].values == first.results["euclidean"].values
+    assert read_features(tmp_path / "features.npz").keys() == {"query", "gallery", "train"}
+
+    data = bytearray((tmp_path / "features.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "features.npz").write_bytes(data)
+    _evaluate(house, tmp_path, "euclidean")
+    assert extracted[3:] == ["query", "gallery"]  # a damaged file is not believed
+
+    other = Embedding.from_pretrained(house.network)
+    with torch.no_grad():
+        other.neck.weight.mul_(torch.linspace(0.5, 2, 32))
+    other.save_pretrained(tmp_path / "other")
+    options = ReidOptions(methods=("euclidean",))
+    evaluate_network(str(tmp_path / "other"), house.prepared, tmp_path, options, device="cpu")
+    assert extracted[5:] == ["query", "gallery"]
+
+
+def test_kept_features_are_a_feature_file_with_the_same_scores(house, tmp_path):
+    report = _evaluate(house, tmp_path / "a", "euclidean", "kissme")
+    out = tmp_path / "b"
+    again = score_files([tmp_path / "a" / "features.npz"], out, ReidOptions(methods=("euclidean", "kissme")))
+    for name, result in report.results.items():
+        assert again.results[name].values == result.values
+    assert not (out / "ranklist_best.png").exists()  # no pictures were given
+    with pytest.raises(UserError, match=r"\.jpg"):  # the first picture that is not there
+        score_files([tmp_path / "a" / "features.npz"], out, ReidOptions(methods=("euclidean",)), images=out)
+
+
+def test_name_lists_choose_query_and_gallery(house, tmp_path):
+    tested = np.flatnonzero(np.isin(house.people.splits, ["query", "gallery"]))[::-1]
+    for name, rows in (("q", tested[::2]), ("g", tested[1::2])):
+        (tmp_path / name).write_text("\n".join(house.people.names[i] for i in rows) + "\n\n")
+    rows = chosen_rows(house.people, tmp_path / "q", tmp_path / "g")
+    np.testing.assert_array_equal(rows["query"], tested[::2])
+    np.testing.assert_array_equal(rows["gallery"], tested[1::2])
+    with pytest.raises(UserError, match="--query-list and --gallery-list"):
+        chosen_rows(house.people, tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "names no image"), ("nobody.jpg", ":1: nobody.jpg: the prepared"), ("{0}\n{0}", ":2: .* line 1")],
+)
+def test_bad_lists_are_named_by_line(house, tmp_path, text, message):
+    (tmp_path / "list").write_text(text.format(house.people.names[0]))
+    with pytest.raises(UserError, match=message):
+        listed_rows(house.people, tmp_path / "list")
+
+
+def test_people_the_network_has_seen_are_refused(house):
+    people = house.people
+    rows = {name: np.flatnonzero(people.splits == name) for name in ("query", "gallery")}
+    info = EmbeddingInfo(identity_hash=people.identity_hash("train"), trained_on="x")
+    assert "nobody of it is tested" in training_note(info, people, rows)
+    unknown = info.changed(identity_hash="0" * 64)
+    assert "not known" in training_note(unknown, people, rows)
+    with pytest.raises(UserError, match="are among those that the network was trained on"):
+        training_note(info.changed(splits=("train", "gallery")), people, rows)
+
+
+def test_multi_query_pools_the_crops_of_a_person_and_camera(house, tmp_path):
+    """Crops that are the query itself, mirrored and not, change nothing of what a hand-made mean says."""
+    people, crops = house.people, tmp_path / "crops"
+    crops.mkdir()
+    query = np.flatnonzero(people.splits == "query")
+    for i in query[1:]:
+        stem = people.names[i].removesuffix(".jpg")
+        for box, pixels in (("90", people.images[i]), ("91", people.images[i][:, ::-1])):
+            Image.fromarray(pixels).save(crops / f"{stem[:-2]}{box}.png")
+    report = _evaluate(house, tmp_path / "out", "euclidean", multi_query="mean", crops=crops)
+    straight, network = _feature_set(house, query), Embedding.from_pretrained(house.network)
+    mirrored = embed_images(network, np.ascontiguousarray(people.images[query][:, :, ::-1]))
+    pooled = straight.features + mirrored
+    pooled[0] = straight.features[0]  # the first has no crop
+    keys = list(zip(straight.pids.tolist(), straight.camids.tolist(), strict=True))
+    assert len(set(keys)) == len(keys)  # one query a person and camera
+    gallery = _feature_set(house, np.flatnonzero(people.splits == "gallery"))
+    hand = FeatureSet(pooled, straight.pids, straight.camids, straight.names)
+    expected = compare_methods(hand, gallery, methods=("euclidean",)).results["euclidean"]
+    assert report.results["euclidean"].values.mAP_step == pytest.approx(expected.values.mAP_step, abs=1e-5)
+    assert any("1 queries have no crop" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multi_query": "mean"}, "--multi-query and --crops"),
+        ({"rank_lists": "kissme"}, "no row 'kissme' for rank lists: choose one of euclidean"),
+        ({"feature_map": "pca"}, "no map 'pca': choose one of tsne, umap"),
+    ],
+)
+def test_wrong_options_fail_before_anything_is_extracted(house, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        _evaluate(house, tmp_path / "out", "euclidean", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_feature_files_need_query_and_gallery_once(house, tmp_path):
+    sets = {"query": _feature_set(house, np.arange(3)), "gallry": _feature_set(house, np.arange(3))}
+    write_features(tmp_path / "a.npz", sets)
+    with pytest.raises(UserError, match=r"no split gallery \(found: query, gallry\)"):
+        score_files([tmp_path / "a.npz"], None, ReidOptions())
+    with pytest.raises(UserError, match="a second set query"):
+        score_files([tmp_path / "a.npz", tmp_path / "a.npz"], None, ReidOptions())
+
+
+def test_maps_keep_neighborhoods():
+    """Five tight groups stay groups: the nearest place of each point belongs to its own group."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(5), 12)
+    features = (np.eye(16)[group] + 0.02 * rng.normal(size=(60, 16))).astype(np.float32)
+    places = map_points(features, "tsne")
+    distance = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (group[distance.argmin(1)] == group).all()
+    np.testing.assert_array_equal(places, map_points(features, "tsne"))
+    labels = np.where(group == 4, 0, group + 1)  # distractors are left out
+    picture = draw_map(FeatureSet(features, labels, labels, tuple(map(str, range(60)))), "tsne")
+    assert picture.startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="a map of 3 features"):
+        map_points(features[:3], "tsne")
+
+
+def test_a_map_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("reposer.evaluation.feature_map.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"umap-learn, not installed here: pip install reposer\[maps\]"):
+        map_points(np.ones((9, 4)), "umap")
+
+
+def test_an_exported_network_gives_the_same_features(house, tmp_path):
+    said = export_embedding(str(house.network), tmp_path / "e")
+    assert "model.safetensors" in said
+    a, b = (Embedding.from_pretrained(folder) for folder in (house.network, tmp_path / "e"))
+    np.testing.assert_array_equal(*(embed_images(e, house.people.images[:4]) for e in (a, b)))
