@@ -29,6 +29,16 @@ def augment(
     budget: Annotated[float, typer.Option(help="Share of each person's real images that is used.")] = 1.0,
     budget_seed: Annotated[int, typer.Option(help="Of that choice.")] = 0,
     real: Annotated[str, typer.Option(help="Real images in the set: link, copy or none.")] = "link",
+    filter_identity: Annotated[
+        Path | None, typer.Option(help="Drop pictures that this Re-ID run does not take for their person.")
+    ] = None,
+    filter_sharpness: Annotated[bool, typer.Option("--filter-sharpness", help="Drop blurred ones.")] = False,
+    filter_pose: Annotated[
+        str | None, typer.Option(help="Drop those in another pose than the donor's, by this parser.")
+    ] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You accept the terms of the parser's weights.")
+    ] = False,
     png: Annotated[bool, typer.Option("--png", help="PNG instead of JPEG.")] = False,
     batch_size: Annotated[int, typer.Option(help="Pictures of one forward pass.")] = 32,
     processes: Annotated[int, typer.Option(help="Side by side; --threads is for each.")] = 1,
@@ -38,7 +48,16 @@ def augment(
     """Enlarge a Re-ID training set by pictures of its people in other poses; the same command goes on."""
     from reposer.experiments.augmenting import augment_prepared
     from reposer.generation.augmentation import AugmentOptions
+    from reposer.generation.filters import FilterOptions
 
+    asked = filter_identity or filter_sharpness or filter_pose
+    filters = (
+        FilterOptions(
+            identity=filter_identity, sharpness=filter_sharpness, pose="merged8" if filter_pose else None
+        )
+        if asked
+        else None
+    )
     options = AugmentOptions(
         factor=factor,
         policy=donors,
@@ -49,8 +68,21 @@ def augment(
         real=real,
         budget=budget,
         budget_seed=budget_seed,
+        filters=filters,
     )
-    print(augment_prepared(model, data, out, options, processes=processes, threads=threads, device=device))
+    print(
+        augment_prepared(
+            model,
+            data,
+            out,
+            options,
+            parser=filter_pose,
+            accept_licence=accept_licence,
+            processes=processes,
+            threads=threads,
+            device=device,
+        )
+    )
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from reposer.annotation.parser import open_parser
 from reposer.experiments.image_evaluation import open_model
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.shards import WriteReport
@@ -18,11 +19,19 @@ def augment_prepared(
     out: Path,
     options: AugmentOptions,
     *,
+    parser: str | None,
+    accept_licence: bool,
     processes: int,
     threads: int | None,
     device: str,
 ) -> WriteReport:
-    """The augmented set of a prepared folder, by the generator that ``open_model`` knows as ``model``."""
+    """The augmented set of a prepared folder.
+
+    Args:
+        model: as ``open_model`` knows it.
+        parser: as ``open_parser`` knows it, for the filter of poses.
+        accept_licence: of the parser's weights.
+    """
     runtime = setup(device, threads=threads)
     meters: list[Meter] = []
     with ExitStack() as stack:
@@ -33,5 +42,11 @@ def augment_prepared(
             meters[0].update(done)
 
         return augment(
-            open_model(model, runtime), prepared, out, options, processes=processes, on_progress=show
+            open_model(model, runtime),
+            prepared,
+            out,
+            options,
+            processes=processes,
+            parser=open_parser(parser, accept_licence=accept_licence) if parser else None,
+            on_progress=show,
         )

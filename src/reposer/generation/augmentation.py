@@ -15,59 +15,34 @@ same bytes. Only people of the split "train" are sources or donors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from reposer.config import canonical_json
 from reposer.data.budgets import budget_rows
 from reposer.data.generated_checks import RealSet
-from reposer.data.generated_names import check_names, generated_name, is_generated
+from reposer.data.generated_names import is_generated
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import PACKED
 from reposer.errors import UserError
-from reposer.files import sha256_bytes
-from reposer.generation.augmented_rows import COLUMNS, KIND, SCORES, write_summary
-from reposer.generation.batch import encode_batch, environment
+from reposer.generation.augmented_job import SPLIT, AugmentedPictures
+from reposer.generation.augmented_job import AugmentOptions as AugmentOptions
+from reposer.generation.augmented_rows import write_summary
 from reposer.generation.donors import DonorPlan, choose_donors
 from reposer.generation.export import GeneratorConfig
+from reposer.generation.filters import Parser, PictureFilter
 from reposer.generation.forgetting import refuse_removed
-from reposer.generation.outputs import JPEG_QUALITY, check_format
-from reposer.generation.pair_sources import PackedPairs
+from reposer.generation.outputs import check_format
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.processes import help_ranks, write_in_processes, write_with_ranks
 from reposer.generation.real_images import PLACEMENTS, RealImages
-from reposer.generation.shards import Job, Progress, ShardWriter, WorkUnit, WriteReport, write_job
+from reposer.generation.shards import Job, Progress, ShardWriter, WriteReport, write_job
 from reposer.generation.stitching import check_background
 from reposer.runtime import setup
-from reposer.structures import PairBatch
-
-SPLIT = "train"  # the only people that are sources or donors
-_STORAGE = {"weights_dtype", "weights_sha256"}  # of a file; the weights themselves are "checkpoint"
-
-
-@dataclass(frozen=True, slots=True)
-class AugmentOptions:
-    """How a training set is enlarged."""
-
-    factor: int = 2  # images afterwards per real one (the paper's alpha): 1 real + factor - 1 generated
-    policy: str = "any"  # a key of donors.POLICIES
-    seed: int = 0  # of the donors
-    background: str = "generated"  # one of stitching.BACKGROUNDS
-    batch_size: int = 32  # pairs in one forward pass; part of the job, since it may change low bits
-    file_format: str = "jpg"  # one of outputs.FORMATS; other Re-ID programs look for *.jpg only
-    real: str = "link"  # one of real_images.PLACEMENTS
-    budget: float = 1.0  # share of the real images that may be used, in (0, 1]
-    budget_seed: int = 0
-    shard_items: int = 512  # pictures made durable at once, rounded down to whole batches
-    encoders: int = 2  # threads; the bytes do not depend on them
 
 
 def augment(
@@ -77,6 +52,7 @@ def augment(
     options: AugmentOptions,
     *,
     processes: int = 1,
+    parser: Parser | None = None,
     on_progress: Progress = None,
 ) -> WriteReport:
     """Write the augmented set of a prepared folder's training people.
@@ -89,6 +65,7 @@ def augment(
         out: new, empty, or the folder of the same job, which then goes on where it stopped.
         options: what to make.
         processes: that generate side by side, each with the threads of ``pose_transfer.runtime``.
+        parser: for the filter of poses; with several processes it is pickled.
         on_progress: called with (pictures done, pictures in all).
 
     Returns:
@@ -106,8 +83,10 @@ def augment(
     rows = budget_rows(people, options.budget, options.budget_seed, (SPLIT,))
     _refuse_generated(people, rows)
     plan = choose_donors(people, options.policy, options.factor, seed=options.seed, rows=rows)
-    work = _Work(pose_transfer, people, rows, options, plan)
-    job = work.job()
+    picture_filter = None
+    if options.filters is not None:
+        picture_filter = PictureFilter.fit(people, rows, options.filters, parser=parser)
+    job = AugmentedPictures(pose_transfer, people, options, plan, picture_filter).job()
     if runtime.rank:
         return help_ranks(out, job, runtime, options.encoders)
     real = RealImages.of(prepared, people, rows.tolist())
@@ -124,101 +103,10 @@ def augment(
         job,
         threads=options.encoders,
         on_progress=on_progress,
-        writer=_writer(pose_transfer, prepared, rows, options, plan, processes),
+        writer=_writer(pose_transfer, prepared, options, plan, picture_filter, processes),
         before=before,
         after=after,
     )
-
-
-class _Work:
-    """The pictures of a plan, as the items of a job."""
-
-    def __init__(
-        self,
-        pose_transfer: PoseTransfer,
-        people: PackedPeople,
-        rows: NDArray[np.int64],
-        options: AugmentOptions,
-        plan: DonorPlan,
-    ) -> None:
-        self._model, self._people, self._rows = pose_transfer, people, rows
-        self._options, self._plan = options, plan
-        self._pairs = PackedPairs(people, np.stack([plan.source, plan.donor], axis=1))
-        if self._pairs.problems:
-            raise UserError(f"{self._pairs.problems[0]}", "choose donors among images with a parsing map")
-        self._names = [
-            generated_name(people.names[source], number, options.file_format)
-            for source, number in zip(plan.source.tolist(), plan.copy.tolist(), strict=True)
-        ]
-        check_names(self._names)
-
-    def job(self) -> Job:
-        """What :mod:`reposer.generation.shards` writes."""
-        options = self._options
-        return Job(
-            settings=self._settings(),
-            environment=environment(self._model),
-            items=len(self._names),
-            columns=COLUMNS,
-            produce=self._produce,
-            shard_items=max(1, options.shard_items // options.batch_size) * options.batch_size,
-        )
-
-    def _settings(self) -> dict[str, Any]:
-        """Everything that the bytes of the job depend on, apart from versions and machine."""
-        model, people, options, plan = self._model, self._people, self._options, self._plan
-        arrays = (plan.source, plan.donor, plan.copy)
-        own = {"factor", "policy", "seed", "background", "batch_size", "real", "budget", "budget_seed"}
-        return {
-            "kind": KIND,
-            "generator": model.config.model_dump(mode="json", exclude=_STORAGE),
-            "checkpoint": model.weights_hash,
-            "precision": model.runtime.precision,
-            "trained_on": model.config.identity_hash,
-            "training_people": people.identity_hash(SPLIT),
-            "prepared": people.header["content_hash"],
-            "plan": sha256_bytes(canonical_json([array.tolist() for array in arrays])),
-            "format": f"jpg {JPEG_QUALITY}" if options.file_format == "jpg" else options.file_format,
-            **{key: value for key, value in asdict(options).items() if key in own},
-        }
-
-    def _produce(self, items: range) -> Iterator[WorkUnit]:
-        """The batches of a shard, always cut at the same places; the next is read while the model works."""
-        size = self._options.batch_size
-        batches = [items[i : i + size] for i in range(0, len(items), size)]
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._pairs.read, batches[0])
-            for number, batch in enumerate(batches):
-                people = ahead.result()
-                if number + 1 < len(batches):
-                    ahead = reader.submit(self._pairs.read, batches[number + 1])
-                pictures = self._model(people, self._options.background)
-                rows = self._manifest_rows(batch, self._judge(pictures, people, batch))
-                files = [self._names[i] for i in batch]
-                unit = partial(encode_batch, pictures, files, rows, self._options.file_format)
-                yield WorkUnit(len(batch), unit)
-
-    def _judge(self, pictures: Tensor, people: PairBatch, items: range) -> list[dict[str, Any]]:
-        """The columns kept to sharpness of a batch."""
-        return [{"kept": True, "dropped_because": None, **dict.fromkeys(SCORES)} for _ in items]
-
-    def _manifest_rows(self, items: range, verdicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        options = self._options
-        same = {
-            "policy": options.policy,
-            "background": options.background,
-            "checkpoint": self._model.weights_hash,
-            "trained_on": self._model.config.identity_hash,
-            "seed": options.seed,
-            "synthetic": True,
-        }
-        return [
-            pair
-            | {"pid": pair["source_pid"], "camid": pair["source_camid"], "copy": int(self._plan.copy[item])}
-            | same
-            | verdict
-            for item, pair, verdict in zip(items, self._pairs.rows(items), verdicts, strict=True)
-        ]
 
 
 # ---- several processes
@@ -227,9 +115,9 @@ class _Work:
 def _writer(
     pose_transfer: PoseTransfer,
     prepared: Path,
-    rows: NDArray[np.int64],
     options: AugmentOptions,
     plan: DonorPlan,
+    picture_filter: PictureFilter | None,
     processes: int,
 ) -> ShardWriter | None:
     """Who makes the shards; None: this process."""
@@ -240,7 +128,8 @@ def _writer(
         return None
     generator = copy.deepcopy(pose_transfer.generator).cpu()
     where = (runtime.device.type, runtime.precision, runtime.threads, runtime.seed)
-    make = partial(_job_in_process, generator, pose_transfer.config, where, prepared, rows, options, plan)
+    rest = (prepared, options, plan, picture_filter)
+    make = partial(_job_in_process, generator, pose_transfer.config, where, *rest)
     return partial(write_in_processes, make, processes)
 
 
@@ -249,13 +138,14 @@ def _job_in_process(
     config: GeneratorConfig,
     where: tuple[str, str, int, int],
     prepared: Path,
-    rows: NDArray[np.int64],
     options: AugmentOptions,
     plan: DonorPlan,
+    picture_filter: PictureFilter | None,
 ) -> Job:
     """The same job in a new process."""
     pose_transfer = PoseTransfer(generator, config, setup(*where))
-    return _Work(pose_transfer, PackedPeople.open(prepared / PACKED), rows, options, plan).job()
+    people = PackedPeople.open(prepared / PACKED)
+    return AugmentedPictures(pose_transfer, people, options, plan, picture_filter).job()
 
 
 # ---- refusals

@@ -16,10 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from reposer.config import read_json
-from reposer.data.generated_files import IMAGES, JOB, MANIFEST, list_parts, read_part, write_part
+from reposer.data.generated_files import IMAGES, JOB, MANIFEST, list_parts, read_part, read_table, write_part
 from reposer.errors import UserError
 from reposer.files import disk_faults, remove_temporaries, sync_folder, write_atomic
 from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
@@ -147,7 +146,7 @@ def _clean_real(folder: Path, pid: int) -> None:
 def _read_unsealed(path: Path) -> pa.Table:
     """A part whose seal may be older: an interrupted removal comes between the two renames."""
     try:
-        return pq.read_table(pa.BufferReader(path.read_bytes()))
+        return read_table(path.read_bytes())
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: is damaged: {str(error).splitlines()[0]}", "write the set again") from error
 
