@@ -7,7 +7,7 @@ seeds, scored on the same validation pairs. Stages are shared and resumable as t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from reposer.experiments.study_config import STUDY_FILE, save_study
 from reposer.experiments.workers import make_all
 from reposer.files import sha256_file
 from reposer.generation.pose_transfer import PoseTransfer
+from reposer.runtime import setup
 from reposer.sections import Fold, Picture, Section, Table, write_sections
 from reposer.training.gan import train
 from reposer.training.gan_config import GanConfig
@@ -64,7 +65,8 @@ class AblationConfig(Config):
     seeds: tuple[int, ...] = (0,)
     pairs: int | None = Field(default=1000, ge=1)  # validation pairs that are scored; None: all
     metrics: tuple[str, ...] = DEFAULT_METRICS
-    threads: int | None = Field(default=1, ge=1)
+    threads: int | None = Field(default=1, ge=1)  # CPU threads of each worker; results depend on it
+    device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -133,8 +135,14 @@ def _trials(config: AblationConfig, root: Path) -> Iterator[Trial]:
     for seed in config.seeds:
         for arm in config.arms:
             recipe = generator_config(config, arm, seed)
-            inputs = {"version": _VERSION, "data": data, "recipe": _described(recipe)}
-            training = Stage("generator", f"{arm.name}, seed {seed}", inputs, partial(_train, recipe))
+            inputs = {
+                "version": _VERSION,
+                "data": data,
+                "recipe": _described(recipe),
+                "device": config.device,
+            }
+            make: Callable[[Path], Sequence[str]] = partial(_train, recipe, config.device)
+            training = Stage("generator", f"{arm.name}, seed {seed}", inputs, make)
             inputs = {
                 "version": _VERSION,
                 "data": data,
@@ -181,13 +189,13 @@ def _described(recipe: GanConfig) -> dict[str, Any]:
     return settings
 
 
-def _train(recipe: GanConfig, folder: Path) -> Sequence[str]:
-    train(recipe, folder / RUN, device="cpu")
+def _train(recipe: GanConfig, device: str, folder: Path) -> Sequence[str]:
+    train(recipe, folder / RUN, device=device)
     return [f"{RUN}/config.json"]
 
 
 def _evaluate(cache: StageCache, training: Stage, config: AblationConfig, folder: Path) -> Sequence[str]:
-    model = PoseTransfer.from_run(cache.folder(training) / RUN)
+    model = PoseTransfer.from_run(cache.folder(training) / RUN, setup(config.device, threads=config.threads))
     evaluate_model(model, config.data, folder, metrics=config.metrics, limit=config.pairs)
     return [QUALITY, PER_IMAGE, GRID]
 

@@ -25,7 +25,7 @@ class ArmFilter(Config):
     """What a picture must pass to be trained on; thresholds are quantiles of the real training images."""
 
     identity: bool = True  # near enough to its person, under the study's own network of real images alone
-    sharpness: bool = True  # sharp enough
+    sharpness: bool = False  # as sharp as real images; a small generator's pictures are hardly ever
     identity_quantile: float = Field(default=0.95, gt=0, le=1)
     sharpness_quantile: float = Field(default=0.05, ge=0, lt=1)
 
@@ -98,9 +98,8 @@ class StudyConfig(Config):
     rerank: bool = False  # every method once more, re-ranked
     controls: tuple[str, ...] = ("real_repeated", "real")  # arms that the others are compared with
     batch_size: int = Field(default=32, ge=1)  # pictures of one forward pass of the generator
-    threads: int | None = Field(
-        default=1, ge=1
-    )  # CPU threads of each worker; part of what a result depends on
+    threads: int | None = Field(default=1, ge=1)  # CPU threads of each worker; results depend on it
+    device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

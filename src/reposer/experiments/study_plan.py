@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reposer.config import load_config
-from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED
+from reposer.experiments.image_evaluation import open_model
 from reposer.experiments.stages import Stage, StageCache, in_order
 from reposer.experiments.study_config import (
     STUDY_FILE,
@@ -34,16 +33,16 @@ from reposer.experiments.study_stages import (
     RUN,
     SCORES,
     SET,
+    Place,
     augment_stage,
     cover_stage,
     extract_stage,
     judge_stage,
-    model_of,
     score_stage,
     train_stage,
 )
 from reposer.files import sha256_file
-from reposer.generation.augmentation import AugmentOptions
+from reposer.generation.augmented_job import AugmentOptions
 from reposer.generation.export import weights_hash
 from reposer.models.embedding_files import embedding_from_run
 from reposer.training.reid_config import ReidConfig
@@ -96,7 +95,8 @@ class StudyPlan:
 
     def __init__(self, study: StudyConfig, root: Path) -> None:
         self.study, self.cache = study, StageCache(root)
-        self.people = PackedPeople.open(study.data / PACKED)
+        self._place = Place(study.data, study.device, study.threads)
+        self.people = self._place.people
         self.cells = [
             self._cell(recipe, budget, arm, seed)
             for seed in study.seeds  # first one of everything: an early look
@@ -122,7 +122,7 @@ class StudyPlan:
             "features",
             f"features of {training.title}",
             {"version": _VERSION, "data": data, "budget": share, "budget_seed": choice},
-            partial(extract_stage, self.cache, training, self.study.data, share, choice),
+            partial(extract_stage, self.cache, training, self._place, share, choice),
             (training,),
         )
         methods, rerank = list(recipe.methods), self.study.rerank
@@ -156,7 +156,7 @@ class StudyPlan:
         judge = self._judge(budget) if rule and rule.identity else None
         network = self.cache.folder(judge) / RUN if judge else None
         title = f"pictures of {arm.name}, {_percent(budget.share)}"
-        make = partial(augment_stage, arm.repeated, name, self.study.data, options, rule, network)
+        make = partial(augment_stage, arm.repeated, name, self._place, options, rule, network)
         return Stage("augmented", title, inputs, make, (judge,) if judge else ())
 
     def _judge(self, budget: Budget) -> Stage:
@@ -171,9 +171,14 @@ class StudyPlan:
         folder = self.cache.folder(augmented) / SET if augmented else None
         config = training_config(self.study, recipe, arm, budget, seed, folder)
         inputs = {"version": _VERSION, "data": self._data_hash, "recipe": _described(config)}
+        inputs |= {"device": self.study.device}
         title = f"{recipe.preset}, {_percent(budget.share)}, {arm.name}, seed {seed}"
         return Stage(
-            "training", title, inputs, partial(train_stage, config), (augmented,) if augmented else ()
+            "training",
+            title,
+            inputs,
+            partial(train_stage, config, self._place),
+            (augmented,) if augmented else (),
         )
 
     def _judgments(self) -> Iterator[Judgment]:
@@ -185,7 +190,7 @@ class StudyPlan:
             judge, name = self._judge(budget), self.study.generator_of(budget)
             for background in backgrounds:
                 inputs = {"version": _VERSION, "data": self._data_hash, "generator": _generator_hash(name)}
-                make = partial(judge_stage, self.cache, judge, name, self.study.data, background)
+                make = partial(judge_stage, self.cache, judge, name, self._place, background)
                 title = f"identity kept, {_percent(budget.share)}, background {background}"
                 stage = Stage("identity", title, inputs | {"background": background}, make, (judge,))
                 yield Judgment(budget, background, stage)
@@ -198,7 +203,7 @@ class StudyPlan:
                     made = self.augmented(arm, budget)
                     inputs = {"version": _VERSION, "data": self._data_hash}
                     make = partial(
-                        cover_stage, self.cache, made, self.study.data, budget.share, self.study.budget_seed
+                        cover_stage, self.cache, made, self._place, budget.share, self.study.budget_seed
                     )
                     yield Coverage(
                         budget, arm, Stage("coverage", f"poses of {made.title}", inputs, make, (made,))
@@ -236,7 +241,7 @@ def _described(config: ReidConfig) -> dict[str, Any]:
 
 @cache
 def _generator_hash(name: str) -> str:
-    return model_of(name).weights_hash
+    return open_model(name).weights_hash
 
 
 def _percent(share: float) -> str:

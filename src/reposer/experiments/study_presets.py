@@ -84,7 +84,7 @@ def demo() -> StudyConfig:
         arms=(REAL, Arm(name="real_repeated", factor=3, repeated=True), Arm(name="generated", factor=3)),
         recipes=(StudyRecipe(preset="reid_demo"),),
         seeds=(0, 1),
-        steps=60,
+        steps=40,
         threads=None,
     )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,16 @@ from reposer.experiments.reid_rows import tested_rows
 from reposer.experiments.stages import Stage, StageCache
 from reposer.experiments.study_config import ArmFilter
 from reposer.files import write_atomic
-from reposer.generation.augmentation import AugmentOptions, augment
+from reposer.generation.augmentation import augment
+from reposer.generation.augmented_job import AugmentOptions
 from reposer.generation.donors import DonorPlan
 from reposer.generation.filters import FilterOptions
 from reposer.generation.pose_coverage import pose_coverage
-from reposer.generation.pose_transfer import PoseTransfer
 from reposer.metrics.retrieval import per_query
 from reposer.models.embedding_files import embedding_from_run
 from reposer.reid.feature_files import read_features, write_features
 from reposer.reid.features import extract_features
+from reposer.runtime import Runtime, setup
 from reposer.training.reid import train_reid
 from reposer.training.reid_config import ReidConfig
 
@@ -43,17 +43,35 @@ FEATURES, SCORES, REPORT = "features.npz", "scores.parquet", "methods.json"
 IDENTITY, COVERAGE = "identity.json", "coverage.json"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where and on what a stage computes."""
+
+    data: Path  # the prepared folder
+    device: str
+    threads: int | None
+
+    @property
+    def people(self) -> PackedPeople:
+        """The prepared people."""
+        return PackedPeople.open(self.data / PACKED)
+
+    def runtime(self) -> Runtime:
+        """Device and threads, ready."""
+        return setup(self.device, threads=self.threads)
+
+
 def augment_stage(
     repeated: bool,
     name: str,
-    data: Path,
+    place: Place,
     options: AugmentOptions,
     rule: ArmFilter | None,
     network: Path | None,
     folder: Path,
 ) -> Sequence[str]:
     """The generated set of an arm; ``repeated``: copies of the sources in place of pictures."""
-    model = copy_source(PackedPeople.open(data / PACKED)) if repeated else model_of(name)
+    model = copy_source(place.people) if repeated else open_model(name, place.runtime())
     if rule is not None:
         filters = FilterOptions(
             identity=network,
@@ -62,15 +80,15 @@ def augment_stage(
             sharpness_quantile=rule.sharpness_quantile,
         )
         options = replace(options, filters=filters)
-    augment(model, data, folder / SET, options)
+    augment(model, place.data, folder / SET, options)
     return [f"{SET}/summary.json"]
 
 
 def cover_stage(
-    cache: StageCache, augmented: Stage, data: Path, share: float, choice: int, folder: Path
+    cache: StageCache, augmented: Stage, place: Place, share: float, choice: int, folder: Path
 ) -> Sequence[str]:
     """Orientations and poses that the people have with real images, and with the pictures that were kept."""
-    people = PackedPeople.open(data / PACKED)
+    people = place.people
     table = read_rows(cache.folder(augmented) / SET)
     kept = table.filter(table["kept"])
     source, donor = (
@@ -88,18 +106,18 @@ def cover_stage(
     return [COVERAGE]
 
 
-def train_stage(config: ReidConfig, folder: Path) -> Sequence[str]:
+def train_stage(config: ReidConfig, place: Place, folder: Path) -> Sequence[str]:
     """A Re-ID training, which goes on where a kill left it."""
-    train_reid(config, folder / RUN, device="cpu")
+    train_reid(config, folder / RUN, device=place.device)
     return [f"{RUN}/config.json"]
 
 
 def extract_stage(
-    cache: StageCache, training: Stage, data: Path, share: float, choice: int, folder: Path
+    cache: StageCache, training: Stage, place: Place, share: float, choice: int, folder: Path
 ) -> Sequence[str]:
     """Features of query, gallery and the real training images of the budget."""
-    embedding, _ = embedding_from_run(cache.folder(training) / RUN)
-    people = PackedPeople.open(data / PACKED)
+    embedding = embedding_from_run(cache.folder(training) / RUN)[0].to(place.runtime().device)
+    people = place.people
     query, gallery = tested_rows(people)
     rows = {"query": query, "gallery": gallery, "train": budget_rows(people, share, choice)}
     sets = {split: extract_features(embedding, people, chosen) for split, chosen in rows.items()}
@@ -138,19 +156,14 @@ def score_features(path: Path, methods: Sequence[str], rerank: bool) -> ReidRepo
 
 
 def judge_stage(
-    cache: StageCache, judge: Stage, name: str, data: Path, background: str, folder: Path
+    cache: StageCache, judge: Stage, name: str, place: Place, background: str, folder: Path
 ) -> Sequence[str]:
     """Are generated test people found among the real ones, by a network trained on real images?"""
-    measure_identity(model_of(name), cache.folder(judge) / RUN, data, folder, background=background)
+    model = open_model(name, place.runtime())
+    measure_identity(model, cache.folder(judge) / RUN, place.data, folder, background=background)
     return [IDENTITY]
 
 
 def _plain(figures: dict[str, float]) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {name: None if np.isnan(value) else value for name, value in figures.items()}
-
-
-@cache
-def model_of(name: str) -> PoseTransfer:
-    """The generator of that name, opened once in a process."""
-    return open_model(name)
