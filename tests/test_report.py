@@ -86,3 +86,36 @@ def test_runs_inside_the_folder_are_shown_too(run_dir):
     assert "Training curves: training" in page
     assert page.count("data:image/svg+xml") == 2
     assert "98765" in page
+
+
+def test_re_identification_is_shown_with_its_pictures_protocol_and_notes(tmp_path):
+    """Only what the JSON names is shown: a sheet of an earlier evaluation stays out."""
+    folder = tmp_path / "reid"
+    folder.mkdir()
+    for name in ("cmc.png", "ranklist_best.png", "ranklist_failed.png"):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / name)
+    numbers = {
+        "rank1": 0.8125,
+        "rank5": 1.0,
+        "rank10": 1.0,
+        "mAP_step": 0.7,
+        "mAP_trapezoid": 0.69,
+        "mINP": 0.3,
+    }
+    intervals = dict.fromkeys(numbers) | {"rank1": [0.75, 0.875]}
+    reid = {
+        "methods": {"xqda + re-ranking": numbers | {"intervals": intervals}},
+        "missing": {"kissme_reference + re-ranking": "no positive metric"},
+        "protocol": "Market-1501 protocol, told in words",
+        "notes": ["441 with a valid match", "transductive"],
+        "pictures": {"cmc.png": "The curves.", "ranklist_best.png": "The best."},
+    }
+    (folder / "reidentification.json").write_text(json.dumps(reid))
+    page = write_report(tmp_path).read_text()
+    assert "Re-identification: reid" in page
+    assert "<td>81.25 (75.0 to 87.5)</td>" in page
+    assert "<td>70.00</td>" in page
+    assert page.count("<td>not measured</td>") == 6
+    assert page.count("data:image/png") == 2
+    for words in ("told in words", "441 with a valid match", "transductive", "The curves.", "The best."):
+        assert words in page

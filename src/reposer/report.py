@@ -19,6 +19,7 @@ from reposer.sections import Fold, Picture, Section, Table, read_sections
 
 REPORT_FILE = "report.html"
 CURVES_PER_FIGURE = 6
+REID_COLUMNS = ("rank1", "rank5", "rank10", "mAP_step", "mAP_trapezoid", "mINP")
 SAMPLES_SHOWN = 3  # first, middle and last sample grid of a training
 
 
@@ -33,8 +34,9 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
     sections = read_sections(run_dir) + _run_sections(run_dir)
     if not sections:
         raise UserError(
-            f"{run_dir}: holds no metrics.jsonl, samples/, image_quality.json or sections.json",
-            "give the folder that `reposer train` or `reposer evaluate` wrote",
+            f"{run_dir}: holds no metrics.jsonl, samples/, image_quality.json, reidentification.json or"
+            " sections.json",
+            "give the folder that `reposer train`, `evaluate` or `reid evaluate` wrote",
         )
     sections = [_embed_pictures(section, run_dir) for section in sections]
     page = _template().render(
@@ -51,6 +53,7 @@ def _run_sections(run_dir: Path) -> list[Section]:
     """The parts that follow from the files of a folder and of the runs in it."""
     qualities = sorted(run_dir.rglob("image_quality.json"))
     parts: list[Section | None] = [_quality_section(path, run_dir) for path in qualities]
+    parts += [_reid_section(path, run_dir) for path in sorted(run_dir.rglob("reidentification.json"))]
     for folder in (run_dir, *sorted(path.parent for path in run_dir.glob("*/metrics.jsonl"))):
         parts += [_samples_section(folder, run_dir), _curves_section(folder, run_dir)]
         parts.append(_settings_section(folder, run_dir))
@@ -100,6 +103,30 @@ def _cell(result: dict[str, Any] | None) -> str:
         return "not measured"
     text = f"{result['value']:.4g}"
     return text if result["low"] is None else f"{text} ({result['low']:.4g} to {result['high']:.4g})"
+
+
+def _reid_section(path: Path, run_dir: Path) -> Section:
+    """The table of a Re-ID evaluation in percent, with its protocol, notes, curves and rank lists."""
+    reid = json.loads(path.read_text())
+    rows = [
+        [method, *(_percent(result, name) for name in REID_COLUMNS)]
+        for method, result in reid["methods"].items()
+    ]
+    rows += [[method, *("not measured" for _ in REID_COLUMNS)] for method in reid["missing"]]
+    return Section(
+        title=_titled("Re-identification", path.parent, run_dir),
+        text=reid["notes"],
+        pictures=[
+            Picture(caption=caption, file=str((path.parent / name).relative_to(run_dir)))
+            for name, caption in reid["pictures"].items()
+        ],
+        tables=[Table(["method", *REID_COLUMNS], rows, f"Percent, with 95 % intervals. {reid['protocol']}")],
+    )
+
+
+def _percent(result: dict[str, Any], name: str) -> str:
+    text, interval = f"{100 * result[name]:.2f}", result["intervals"][name]
+    return text if interval is None else f"{text} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
 def _samples_section(folder: Path, run_dir: Path) -> Section | None:
