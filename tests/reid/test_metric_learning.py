@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 from reposer.errors import UserError
 from reposer.reid.kissme import KISSME, principal_components
 from reposer.reid.pair_statistics import condition_number, pair_statistics
+from reposer.reid.quadratic import spectrum_above
 from reposer.reid.xqda import XQDA, sample_views, view_covariances
 
 
@@ -147,6 +148,29 @@ def test_more_features_than_images_is_the_same_metric_as_in_full():
     v, w = metric.components_, metric.eigenvalues_
     np.testing.assert_allclose(dissimilar @ v, similar @ v * w, atol=1e-8)
     assert len(w) == (np.linalg.eigvals(np.linalg.solve(similar, dissimilar)).real > 1).sum()
+
+
+@pytest.mark.parametrize("size", [12, 200])
+def test_kissme_without_pca_and_xqda_are_one_metric(size):
+    """Also with more features than images, where both are solved in the span of the images."""
+    x, pids, camids = _people(20, count=90, size=size, people=10)
+    kissme, xqda = KISSME(None).fit(x, pids, camids), XQDA().fit(x, pids, camids)
+    assert kissme.ridge_ == xqda.ridge_
+    assert kissme.n_components_ == min(size, 90)
+    np.testing.assert_array_equal(kissme.distance(x[:9], x[9:30]), xqda.distance(x[:9], x[9:30]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+@pytest.mark.parametrize("least", [-1e9, 0.0, 0.7, 1e9])
+def test_the_upper_end_of_a_spectrum_equals_numpys(size, least):
+    matrix = np.random.default_rng(21).normal(size=(size, size))
+    matrix = matrix + matrix.T
+    every, _ = np.linalg.eigh(matrix)
+    values, vectors = spectrum_above(np.asfortranarray(np.tril(matrix)), least)
+    np.testing.assert_allclose(values, every[every > least][::-1], atol=1e-12)
+    assert vectors.shape == (size, len(values))
+    np.testing.assert_allclose(matrix @ vectors, vectors * values, atol=1e-12)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(len(values)), atol=1e-12)
 
 
 @pytest.mark.parametrize("learner", [XQDA(), KISSME(40)])

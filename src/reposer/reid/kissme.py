@@ -10,24 +10,13 @@ features.
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, eigh, inv
 
 from reposer.errors import UserError
-from reposer.reid.pair_statistics import PairStatistics, condition_number, pair_statistics
-from reposer.reid.quadratic import (
-    RELATIVE_RIDGE,
-    QuadraticMetric,
-    Solution,
-    diagonal,
-    solve,
-    span,
-    spread_ratio,
-    training_rows,
-)
+from reposer.reid.pair_statistics import PairStatistics, condition_number
+from reposer.reid.quadratic import Fitted, QuadraticMetric, Solution, diagonal, spread_ratio
 
 REFERENCE_STRIDE = 10  # the published pipeline uses every tenth pair
 REFERENCE_DRAWS = 150_000  # and looks for its negatives in this many random pairs; more are drawn if needed
@@ -37,18 +26,14 @@ RANK_TOLERANCE = 1e-10  # principal variances below this share of the largest ar
 class KISSME(QuadraticMetric):
     """A learned distance in the first principal components.
 
+    As :class:`QuadraticMetric`; with ``reference`` sampled pairs, an absolute clip, and no ``ridge`` unless
+    one is given.
+
     Args:
         n_components: principal components kept (at most as many as the data span); None: no PCA.
-        ridge: added to the diagonal of S, relative to its mean eigenvalue. None: 0.1, with ``reference`` 0.
-        cross_camera: learn from pairs of two cameras only; False: from all pairs. Not used by ``reference``.
-        reference: the published procedure, with sampled pairs and an absolute clip.
-        seed: of the sampled pairs.
 
     Attributes (besides those of QuadraticMetric):
         n_components_: principal components used.
-
-    Bring features to length 1 first, as in every published use. ``fit`` raises UserError on features or
-    labels from which nothing can be learned.
     """
 
     n_components_: int
@@ -62,26 +47,25 @@ class KISSME(QuadraticMetric):
         reference: bool = False,
         seed: int = 0,
     ) -> None:
+        super().__init__(ridge, cross_camera=cross_camera, reference=reference, seed=seed)
         self.n_components = n_components
-        self.ridge = ridge
-        self.cross_camera = cross_camera
-        self.reference = reference
-        self.seed = seed
 
-    def fit(self, features: NDArray[np.floating], pids: NDArray[np.int64], camids: NDArray[np.int64]) -> Self:
-        """Learn from N labeled images (N, D); junk and distractors are left out. Returns self."""
-        x, self.mean_, pids, camids = training_rows(features, pids, camids)
-        basis = span(x) if self.n_components is None else principal_components(x, self.n_components)
+    def _subspace(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64] | None, int]:
+        if self.n_components is None:
+            basis, size = super()._subspace(x)
+            self.n_components_ = x.shape[1] if basis is None else basis.shape[1]
+            return basis, size
+        components = principal_components(x, self.n_components)
+        self.n_components_ = components.shape[1]
+        return components, self.n_components_
+
+    def _fit_published(
+        self, x: NDArray[np.float64], pids: NDArray[np.int64], camids: NDArray[np.int64]
+    ) -> Fitted:
+        basis, _ = self._subspace(x)
         x = x if basis is None else x @ basis
-        self.n_components_ = x.shape[1]
-        if self.reference:
-            statistics = _sampled_statistics(x, pids, camids, np.random.default_rng(self.seed))
-            solution = _solve_reference(statistics, 0.0 if self.ridge is None else self.ridge)
-        else:
-            statistics = pair_statistics(x, pids, camids, cross_camera=self.cross_camera)
-            solution = solve(statistics, RELATIVE_RIDGE if self.ridge is None else self.ridge, x.shape[1])
-        self._take(solution, basis, (statistics.similar_pairs, statistics.dissimilar_pairs))
-        return self
+        statistics = _sampled_statistics(x, pids, camids, np.random.default_rng(self.seed))
+        return _solve_reference(statistics, self.ridge or 0.0), basis
 
 
 def principal_components(x: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -169,4 +153,5 @@ def _solve_reference(statistics: PairStatistics, relative_ridge: float) -> Solut
     except np.linalg.LinAlgError:
         weights = np.where(weights <= 1e-10, 1e-6, weights)
     eigenvalues = spread_ratio(directions, similar, statistics.dissimilar)
-    return Solution(directions, weights, eigenvalues, ridge, condition, before)
+    pairs = statistics.similar_pairs, statistics.dissimilar_pairs
+    return Solution(directions, weights, eigenvalues, ridge, condition, before, pairs)

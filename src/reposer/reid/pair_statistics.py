@@ -76,14 +76,14 @@ def pair_statistics(
 def condition_number(matrix: NDArray[np.float64], factor: NDArray[np.float64] | None = None) -> float:
     """Of a symmetric positive matrix, in the 1-norm (LAPACK's estimate); inf when it is not positive.
 
-    ``factor`` is its upper Cholesky factor where the caller has it.
+    ``factor`` is its lower Cholesky factor where the caller has it.
     """
     if factor is None:
         try:
-            factor = cholesky(matrix, check_finite=False)
+            factor = cholesky(matrix, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
             return float("inf")
-    reciprocal, _ = dpocon(factor, np.abs(matrix).sum(axis=0).max(), uplo="U")
+    reciprocal, _ = dpocon(factor, np.abs(matrix).sum(axis=0).max(), uplo="L")
     return float(1.0 / reciprocal) if reciprocal > 0 else float("inf")
 
 

@@ -9,24 +9,35 @@ embedding whose Euclidean distance is the learned one: search, re-ranking and in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky, eigh, qr, solve_triangular
-from scipy.linalg.lapack import dsygst
+from scipy.linalg import LinAlgError, cholesky, eigh, eigh_tridiagonal, qr, solve_triangular
+from scipy.linalg.lapack import dormqr, dsygst, dsytrd, dsytrd_lwork
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from reposer.errors import UserError
 from reposer.reid.distances import PairwiseForm, check_features, euclidean, mahalanobis
-from reposer.reid.pair_statistics import PairStatistics, condition_number
+from reposer.reid.pair_statistics import PairStatistics, condition_number, pair_statistics
 
 RELATIVE_RIDGE = 0.1  # of the mean eigenvalue of S; compared with other values in docs/reid.md
 
 
-class QuadraticMetric(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Base of the estimators; ``fit`` of a subclass sets the attributes.
+class QuadraticMetric(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
+    """Base of the estimators: all that KISSME and XQDA have in common over all pairs.
+
+    Args:
+        ridge: added to the diagonal of S, relative to its mean eigenvalue; None: 0.1. With ``reference`` as
+            the subclass says.
+        cross_camera: learn from pairs of two cameras only; False: from all pairs. Not used by ``reference``.
+        reference: the published procedure, which samples and whose result need not be positive.
+        seed: of its samples.
+
+    Bring features to length 1 first, as in every published use.
 
     Attributes:
         mean_: (D,) of the training features.
@@ -49,6 +60,55 @@ class QuadraticMetric(BaseEstimator):  # type: ignore[misc]  # scikit-learn has 
     condition_number_before_: float
     similar_pairs_: int
     dissimilar_pairs_: int
+
+    def __init__(
+        self,
+        ridge: float | None = None,
+        *,
+        cross_camera: bool = True,
+        reference: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.ridge = ridge
+        self.cross_camera = cross_camera
+        self.reference = reference
+        self.seed = seed
+
+    def fit(self, features: NDArray[np.floating], pids: NDArray[np.int64], camids: NDArray[np.int64]) -> Self:
+        """Learn from N labeled images (N, D); junk and distractors are left out. Returns self.
+
+        Raises:
+            UserError: features or labels from which nothing can be learned.
+        """
+        x, self.mean_, pids, camids = training_rows(features, pids, camids)
+        fit = self._fit_published if self.reference else self._fit_exact
+        solution, basis = fit(x, pids, camids)
+        self.components_ = solution.directions if basis is None else basis @ solution.directions
+        self.weights_, self.eigenvalues_ = solution.weights, solution.eigenvalues
+        self.ridge_ = solution.ridge
+        self.condition_number_ = solution.condition
+        self.condition_number_before_ = solution.condition_before
+        self.similar_pairs_, self.dissimilar_pairs_ = solution.pairs
+        return self
+
+    def _fit_exact(
+        self, x: NDArray[np.float64], pids: NDArray[np.int64], camids: NDArray[np.int64]
+    ) -> Fitted:
+        basis, size = self._subspace(x)
+        projected = x if basis is None else x @ basis
+        statistics = pair_statistics(projected, pids, camids, cross_camera=self.cross_camera)
+        return solve(statistics, RELATIVE_RIDGE if self.ridge is None else self.ridge, size), basis
+
+    def _subspace(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64] | None, int]:
+        """Columns (D, K) that span where the metric is learned, None for everywhere, and how many features
+        the mean eigenvalue of S is a mean over."""
+        return span(x), x.shape[1]
+
+    @abstractmethod
+    def _fit_published(
+        self, x: NDArray[np.float64], pids: NDArray[np.int64], camids: NDArray[np.int64]
+    ) -> Fitted:
+        """The procedure of the paper's code on centered x (N, D)."""
 
     def transform(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """(N, R) float32 embedding whose squared Euclidean distance is the learned distance.
@@ -85,15 +145,6 @@ class QuadraticMetric(BaseEstimator):  # type: ignore[misc]  # scikit-learn has 
             )
         return np.asarray(features @ self.components_ - self.mean_ @ self.components_, np.float64)
 
-    def _take(self, solution: Solution, basis: NDArray[np.float64] | None, pairs: tuple[int, int]) -> None:
-        """Set the attributes from a solution in coordinates of ``basis`` (D, K); None: of the features."""
-        self.components_ = solution.directions if basis is None else basis @ solution.directions
-        self.weights_, self.eigenvalues_ = solution.weights, solution.eigenvalues
-        self.ridge_ = solution.ridge
-        self.condition_number_ = solution.condition
-        self.condition_number_before_ = solution.condition_before
-        self.similar_pairs_, self.dissimilar_pairs_ = pairs
-
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -105,6 +156,12 @@ class Solution:
     ridge: float
     condition: float
     condition_before: float
+    pairs: tuple[int, int]  # similar, dissimilar
+
+
+Fitted = tuple[
+    Solution, NDArray[np.float64] | None
+]  # in coordinates of (D, K) columns; None: of the features
 
 
 def solve(statistics: PairStatistics, relative_ridge: float, size: int) -> Solution:
@@ -122,25 +179,50 @@ def solve(statistics: PairStatistics, relative_ridge: float, size: int) -> Solut
     condition_before = condition_number(similar)
     similar = similar + ridge * np.eye(len(similar))
     try:
-        factor = cholesky(similar, check_finite=False)  # similar = factor' factor
+        factor = cholesky(similar, lower=True, check_finite=False)  # similar = factor factor'
     except LinAlgError as error:
         raise UserError(
             f"{statistics.similar_pairs} pairs of one person do not span the {size} features",
             "give a ridge above 0, more images or fewer features",
         ) from error
-    # What scipy.linalg.eigh does for a pair of matrices, with the factor at hand and a faster driver.
-    reduced, _ = dsygst(statistics.dissimilar, factor, itype=1, lower=0)
-    values, vectors = eigh(reduced, lower=False, driver="evd", check_finite=False)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    kept = int((values > 1).sum())
-    if not kept:
+    # What scipy.linalg.eigh does for a pair of matrices, with the factor at hand.
+    reduced, _ = dsygst(statistics.dissimilar, factor, itype=1, lower=1)
+    values, vectors = spectrum_above(reduced, 1.0)
+    if not len(values):
         raise UserError(
             "no direction of the features spreads more between persons than within one",
             "check the person labels: features of these images do not follow them",
         )
-    values, directions = values[:kept], solve_triangular(factor, vectors[:, :kept], check_finite=False)
+    directions = solve_triangular(factor, vectors, trans="T", lower=True, check_finite=False)
     condition = condition_number(similar, factor)
-    return Solution(directions, 1 - 1 / values, values, ridge, condition, condition_before)
+    pairs = statistics.similar_pairs, statistics.dissimilar_pairs
+    return Solution(directions, 1 - 1 / values, values, ridge, condition, condition_before, pairs)
+
+
+def spectrum_above(
+    matrix: NDArray[np.float64], least: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues above ``least``, descending, and their eigenvectors (columns) of a symmetric matrix (K, K).
+
+    The steps of LAPACK's dsyevd (scipy's driver "evd"), but only the wanted eigenvectors are taken back from
+    the tridiagonal form: a quarter of the time less at K = 2,048 with 750 people.
+
+    Args:
+        matrix: its lower triangle counts.
+    """
+    size = len(matrix)
+    if size == 1:  # no tridiagonal form
+        return (matrix[0], np.ones((1, 1))) if matrix[0, 0] > least else (np.empty(0), np.empty((1, 0)))
+    work, _ = dsytrd_lwork(size, lower=1)
+    reflectors, diagonals, off_diagonals, scales, _ = dsytrd(matrix, lower=1, lwork=int(work))
+    values, rotation = eigh_tridiagonal(diagonals, off_diagonals, check_finite=False)
+    kept = np.flatnonzero(values > least)[::-1]
+    vectors = np.asfortranarray(rotation[:, kept])
+    if len(kept):
+        own = (reflectors[1:, :-1], scales, vectors[1:])
+        _, work, _ = dormqr("L", "N", *own, -1)
+        vectors[1:] = dormqr("L", "N", *own, int(work[0]))[0]
+    return values[kept], vectors
 
 
 def diagonal(form: NDArray[np.float64], directions: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:

@@ -8,24 +8,13 @@ features' scale instead of an absolute 0.001, which collapses as the scale shrin
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import inv, svd
 
 from reposer.errors import UserError
-from reposer.reid.pair_statistics import condition_number, pair_statistics
-from reposer.reid.quadratic import (
-    RELATIVE_RIDGE,
-    QuadraticMetric,
-    Solution,
-    diagonal,
-    solve,
-    span,
-    spread_ratio,
-    training_rows,
-)
+from reposer.reid.pair_statistics import condition_number
+from reposer.reid.quadratic import Fitted, QuadraticMetric, Solution, diagonal, span, spread_ratio
 
 REFERENCE_RIDGE = 1e-3  # absolute, added to I only
 
@@ -33,47 +22,13 @@ REFERENCE_RIDGE = 1e-3  # absolute, added to I only
 class XQDA(QuadraticMetric):
     """A learned subspace and distance for search across cameras.
 
-    Args:
-        ridge: added to the diagonal of the within-person covariance, relative to its mean eigenvalue; with
-            ``reference`` absolute. None: 0.1, with ``reference`` 0.001.
-        cross_camera: learn from pairs of two cameras only; False: from all pairs. Not used by ``reference``.
-        reference: the published procedure, with sampled views, an absolute ridge and an SVD.
-        seed: of the sampled views.
-
-    Bring features to length 1 first, as in every published use. ``fit`` raises UserError on features or
-    labels from which nothing can be learned.
+    As :class:`QuadraticMetric`; with ``reference`` two sampled views, an SVD, and an absolute ``ridge``
+    (None: 0.001).
     """
 
-    def __init__(
-        self,
-        ridge: float | None = None,
-        *,
-        cross_camera: bool = True,
-        reference: bool = False,
-        seed: int = 0,
-    ) -> None:
-        self.ridge = ridge
-        self.cross_camera = cross_camera
-        self.reference = reference
-        self.seed = seed
-
-    def fit(self, features: NDArray[np.floating], pids: NDArray[np.int64], camids: NDArray[np.int64]) -> Self:
-        """Learn from N labeled images (N, D); junk and distractors are left out. Returns self."""
-        x, self.mean_, pids, camids = training_rows(features, pids, camids)
-        if self.reference:
-            return self._fit_reference(x, pids, camids)
-        basis = span(x)
-        statistics = pair_statistics(
-            x if basis is None else x @ basis, pids, camids, cross_camera=self.cross_camera
-        )
-        ridge = RELATIVE_RIDGE if self.ridge is None else self.ridge
-        pairs = statistics.similar_pairs, statistics.dissimilar_pairs
-        self._take(solve(statistics, ridge, x.shape[1]), basis, pairs)
-        return self
-
-    def _fit_reference(
+    def _fit_published(
         self, x: NDArray[np.float64], pids: NDArray[np.int64], camids: NDArray[np.int64]
-    ) -> Self:
+    ) -> Fitted:
         first, second = sample_views(pids, camids, np.random.default_rng(self.seed))
         basis = span(np.concatenate([x[first], x[second]]))
         x = x if basis is None else x @ basis
@@ -88,9 +43,7 @@ class XQDA(QuadraticMetric):
         directions, weights = diagonal(form, directions)
         eigenvalues = spread_ratio(directions, similar, dissimilar)
         condition = condition_number(similar)
-        solution = Solution(directions, weights, eigenvalues, ridge, condition, condition_before)
-        self._take(solution, basis, pairs)
-        return self
+        return Solution(directions, weights, eigenvalues, ridge, condition, condition_before, pairs), basis
 
 
 def sample_views(
