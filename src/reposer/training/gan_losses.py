@@ -121,7 +121,7 @@ def correspondence_loss(warped: Tensor, batch: PairBatch) -> Tensor:
     Args:
         warped: (B, 3, h, w) in [-1, 1]. batch: its target_image is model float. An empty mask counts as full.
     """
-    size = warped.shape[2:]
+    size = (warped.shape[2], warped.shape[3])
     target = F.adaptive_avg_pool2d(batch.target_image.float(), size)
     weight = F.adaptive_avg_pool2d(batch.target_mask.unsqueeze(1).float(), size)
     weight = torch.where(weight.sum((1, 2, 3), keepdim=True) > 0, weight, 1.0)
