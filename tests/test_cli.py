@@ -35,7 +35,7 @@ def test_help_names_every_verb_and_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for verb in ("demo", "render", "prepare", "train", "generate", "evaluate", "report", "verify"):
+    for verb in ("demo", "render", "prepare", "train", "generate", "evaluate", "report", "verify", "study"):
         assert f"  {verb} " in done.stdout
 
 
@@ -49,6 +49,10 @@ def test_help_names_every_verb_and_loads_no_torch():
         (["render", "out", "--size", "128"], "HEIGHTxWIDTH"),
         (["prepare", "market1501", "/nowhere", "--out", "x"], "/nowhere"),
         (["generate", "shipped", "--out", "x"], "--source and --donor"),
+        (["study", "augmentatio", "--data", "/nowhere", "--out", "x"], "did you mean augmentation"),
+        (["study", "augmentation", "--data", "/nowhere", "--out", "x"], "/nowhere"),
+        (["study", "augmentation", "--data", "/nowhere", "--out", "x", "--arms", "x9"], "there is no arm x9"),
+        (["study", "ablations", "--data", "/nowhere", "--out", "x", "--arms", "x9"], "there is no row x9"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_exit_code_1(run, arguments, words):
@@ -104,3 +108,31 @@ def test_verify_finds_a_changed_file(run, tmp_path):
     code, _, err = run("verify", tmp_path / "d")
     assert code == 1
     assert "images.npy" in err or "1 faults" in err
+
+
+def test_reid_verbs_from_features_to_a_page(run, tmp_path):
+    """Two people, two cameras, planted: the table, the files and the page of `reid score`."""
+    rng = np.random.default_rng(0)
+    pid = np.tile([1, 2], 20)
+    np.savez(
+        tmp_path / "f.npz",
+        features=(np.eye(6)[pid] + 0.05 * rng.normal(size=(40, 6))).astype(np.float32),
+        pid=pid,
+        camid=np.repeat([1, 2], 20),
+        split=np.where(np.arange(40) < 6, "query", "gallery"),
+    )
+    out = tmp_path / "out"
+    code, said, _ = run("reid", "score", tmp_path / "f.npz", "--rerank", "--k1", 4, "--k2", 2, "--out", out)
+    assert code == 0
+    assert "| euclidean | 100.00" in said
+    assert "| euclidean + re-ranking | 100.00" in said
+    assert "6 queries of 2 people, 6 with a valid match" in said
+    assert "k1 = 4, k2 = 2, lambda = 0.3" in said
+    assert run("report", out)[0] == 0
+    assert "Re-identification" in (out / "report.html").read_text()
+    code, _, err = run("reid", "score", tmp_path / "f.npz", "--methods", "xqda")
+    assert (code, "learned distances need features of training people" in err) == (1, True)
+    code, _, err = run("reid", "train", "reid_smal", "--data", "x", "--out", "y")
+    assert (code, "did you mean reid_small" in err) == (1, True)
+    code, _, err = run("reid", "evaluate", tmp_path / "no", "--data", tmp_path, "--out", out)
+    assert (code, err.count("\n")) == (1, 1)

@@ -21,11 +21,13 @@ from reposer.evaluation.reidentification import Rerank
 from reposer.experiments import reid_features
 from reposer.experiments.reid_evaluation import ReidOptions, evaluate_network, score_files
 from reposer.experiments.reid_export import export_embedding
+from reposer.experiments.reid_features import kept_features
 from reposer.experiments.reid_rows import chosen_rows, listed_rows, training_note
+from reposer.experiments.verification import verify_folder
 from reposer.images import decode
 from reposer.models.embedding import Embedding
 from reposer.models.pretrained import EmbeddingInfo
-from reposer.reid.feature_files import read_features, write_features
+from reposer.reid.feature_files import write_features
 from reposer.reid.features import embed_images
 from reposer.structures import FeatureSet
 
@@ -79,31 +81,31 @@ def test_the_report_is_that_of_the_features_of_the_splits(house, tmp_path):
 
 
 def test_features_are_extracted_once_and_again_for_another_network(house, tmp_path, monkeypatch):
-    extracted = []
-    real = reid_features._extract
+    extracted, real = [], reid_features._extract
     monkeypatch.setattr(
         reid_features, "_extract", lambda e, p, rows, name: extracted.append(name) or real(e, p, rows, name)
     )
-    first = _evaluate(house, tmp_path, "euclidean")
+    network, rows = Embedding.from_pretrained(house.network), chosen_rows(house.people)
+    tested = {name: rows[name] for name in ("query", "gallery")}
+    first = kept_features(network, house.people, tested, tmp_path)
     assert extracted == ["query", "gallery"]
-    second = _evaluate(house, tmp_path, "euclidean", "kissme")
+    second = kept_features(network, house.people, rows, tmp_path)
     assert extracted == ["query", "gallery", "train"]
-    assert second.results["euclidean"].values == first.results["euclidean"].values
-    assert read_features(tmp_path / "features.npz").keys() == {"query", "gallery", "train"}
+    for name, features in first.items():
+        np.testing.assert_array_equal(second[name].features, features.features)
+        np.testing.assert_array_equal(features.features, _feature_set(house, rows[name]).features)
 
     data = bytearray((tmp_path / "features.npz").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "features.npz").write_bytes(data)
-    _evaluate(house, tmp_path, "euclidean")
+    kept_features(network, house.people, tested, tmp_path)
     assert extracted[3:] == ["query", "gallery"]  # a damaged file is not believed
-
-    other = Embedding.from_pretrained(house.network)
     with torch.no_grad():
-        other.neck.weight.mul_(torch.linspace(0.5, 2, 32))
-    other.save_pretrained(tmp_path / "other")
-    options = ReidOptions(methods=("euclidean",))
-    evaluate_network(str(tmp_path / "other"), house.prepared, tmp_path, options, device="cpu")
+        network.neck.weight.mul_(torch.linspace(0.5, 2, 32))
+    kept_features(network, house.people, tested, tmp_path)
     assert extracted[5:] == ["query", "gallery"]
+    kept_features(network, house.people, tested | {"query": rows["query"][::-1]}, tmp_path)
+    assert extracted[7:] == ["query"]
 
 
 def test_kept_features_are_a_feature_file_with_the_same_scores(house, tmp_path):
@@ -223,3 +225,9 @@ def test_an_exported_network_gives_the_same_features(house, tmp_path):
     assert "model.safetensors" in said
     a, b = (Embedding.from_pretrained(folder) for folder in (house.network, tmp_path / "e"))
     np.testing.assert_array_equal(*(embed_images(e, house.people.images[:4]) for e in (a, b)))
+    assert verify_folder(tmp_path / "e") == ("exported Re-ID network, hash, names and shapes", [])
+    data = bytearray((tmp_path / "e" / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "e" / "model.safetensors").write_bytes(data)
+    (fault,) = verify_folder(tmp_path / "e")[1]
+    assert "differs from the sha256" in fault

@@ -1,4 +1,4 @@
-"""Is a folder still what was written? Runs, prepared folders, generated folders, exported generators."""
+"""Is a folder still what was written? Runs, prepared folders, generated folders, exported networks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from reposer.errors import UserError
 from reposer.generation.augmented_rows import KIND
 from reposer.generation.export import load_generator
 from reposer.generation.lineage import set_faults
+from reposer.models.embedding import Embedding
 
 
 def verify_folder(folder: Path) -> tuple[str, list[str]]:
@@ -34,9 +35,12 @@ def verify_folder(folder: Path) -> tuple[str, list[str]]:
     if (folder / PACKED).is_dir():
         return "prepared data set, every array's sha256", _faults(partial(_verify_packed, folder))
     if (folder / "model.safetensors").is_file():
+        if "embedding" in read_json(folder / "config.json"):
+            kind = "exported Re-ID network, hash, names and shapes"
+            return kind, _faults(partial(Embedding.from_pretrained, folder))
         return "exported generator, hash, names and shapes", _faults(partial(load_generator, folder))
     raise UserError(
-        f"{folder}: is no run, no prepared or generated folder and no exported generator",
+        f"{folder}: is no run, no prepared or generated folder and no exported network",
         "give a folder that reposer wrote",
     )
 
