@@ -1,0 +1,381 @@
+"""Augmented sets: what is in them, what is refused, the same tree however they are written."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from reposer.data.generated_names import check_names, generated_name, is_generated, parse_generated
+from reposer.data.market1501 import parse_name
+from reposer.data.packed import PackedPeople
+from reposer.data.prepare import prepare_market1501
+from reposer.errors import UserError
+from reposer.generation.augmentation import AugmentOptions, augment
+from reposer.generation.filters import FilterOptions
+from reposer.generation.forgetting import forget
+from reposer.generation.lineage import set_faults
+from reposer.generation.outputs import is_marked
+from reposer.generation.set_exports import export_set
+
+RUNNER = Path(__file__).with_name("augment_runner.py")
+_spec = importlib.util.spec_from_file_location("augment_runner", RUNNER)
+runner = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(runner)
+
+
+def tree(folder):
+    """Relative path -> sha256 of everything below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Five training people and one held out, of three images each; two test people."""
+    return runner.prepare_drawn(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory):
+    """Factor 3 of it."""
+    out = tmp_path_factory.mktemp("sets") / "whole"
+    runner.write(prepared, out, 3, shard=8)
+    return out
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy that may be spoiled."""
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def rows_of(folder):
+    return pq.read_table(folder / "manifest").to_pylist()
+
+
+def test_the_set_holds_the_real_images_and_two_pictures_of_each(prepared, whole):
+    people = PackedPeople.open(prepared / "packed")
+    train = np.flatnonzero(people.splits == "train")
+    assert len(train) == 15
+    assert sorted(os.listdir(whole / "real")) == sorted(people.names[i] for i in train)
+    rows = rows_of(whole)
+    assert len(rows) == 30
+    assert sorted(os.listdir(whole / "images")) == sorted(row["file"] for row in rows)
+    training_names = {people.names[i] for i in train}
+    for row in rows:
+        name = parse_name(row["file"])
+        assert (
+            (name.pid, name.camid) == (row["pid"], row["camid"]) == (row["source_pid"], row["source_camid"])
+        )
+        peers = re.search(r"([-\d]+)_c(\d)", row["file"])
+        assert (int(peers[1]), int(peers[2])) == (row["pid"], row["camid"])
+        assert row["source"] in training_names and row["donor"] in training_names
+        source = people.index(row["source"])
+        assert row["source_sha256"] == people.sha256[source]
+        data = (whole / "images" / row["file"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert is_marked(data)
+        assert row["synthetic"] and row["kept"] and row["dropped_because"] is None
+
+
+def test_a_picture_is_the_generator_s_answer_to_its_row(prepared, whole):
+    people, model = PackedPeople.open(prepared / "packed"), runner.stub_model()
+    row = rows_of(whole)[17]
+    batch = people.pair_batch(np.array([people.index(row["source"])]), np.array([people.index(row["donor"])]))
+    wanted = model(batch, "donor")[0].permute(1, 2, 0).numpy().astype(float)
+    found = np.asarray(Image.open(io.BytesIO((whole / "images" / row["file"]).read_bytes())), float)
+    assert np.abs(found - wanted).mean() < 6, "JPEG of noise"
+
+
+def test_real_images_are_links_copies_or_left_out(prepared, whole, tmp_path):
+    raw = prepared.parent / "raw" / "bounding_box_train"
+    for place in (whole / "real").iterdir():
+        assert os.path.samefile(place, raw / place.name)
+    out = tmp_path / "copies"
+    augment(runner.stub_model(), prepared, out, AugmentOptions(real="copy"))
+    for place in (out / "real").iterdir():
+        assert not os.path.samefile(place, raw / place.name)
+        assert place.read_bytes() == (raw / place.name).read_bytes()
+    augment(runner.stub_model(), prepared, tmp_path / "none", AugmentOptions(real="none"))
+    assert not (tmp_path / "none" / "real").exists()
+    assert set_faults(out) == set_faults(tmp_path / "none") == []
+
+
+def test_an_interrupted_set_is_finished_to_the_same_bytes(prepared, whole, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(done, total):
+        if done >= 16:
+            raise Stop
+
+    out = tmp_path / "out"
+    options = AugmentOptions(factor=3, background="donor", batch_size=8, shard_items=8)
+    with pytest.raises(Stop):
+        augment(runner.stub_model(), prepared, out, options, on_progress=stop)
+    assert not (out / "summary.json").exists()
+    with pytest.raises(UserError, match="shards are not there"):
+        set_faults(out)
+    report = augment(runner.stub_model(), prepared, out, options)
+    assert report.kept + report.written == 30
+    assert report.kept > 0
+    assert tree(out) == tree(whole)
+    assert augment(runner.stub_model(), prepared, out, options).written == 0
+
+
+def test_two_processes_write_the_same_tree(prepared, whole, tmp_path):
+    run_runner("write", prepared, tmp_path / "two", 3, 2, 8)
+    assert tree(tmp_path / "two") == tree(whole)
+
+
+def run_runner(*arguments, launcher=()):
+    done = subprocess.run(
+        [sys.executable, *launcher, RUNNER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split()[-1]
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(prepared, copied):
+    before = tree(copied)
+    options = AugmentOptions(factor=3, background="donor", batch_size=8, shard_items=8, seed=1)
+    with pytest.raises(UserError) as error:
+        augment(runner.stub_model(), prepared, copied, options)
+    assert "settings.seed: 0 -> 1" in str(error.value)
+    assert "settings.factor" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert tree(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factor": 1}, "factor 1"),
+        ({"factor": 0}, "factor 0"),
+        ({"policy": "nearest"}, "policy nearest: unknown"),
+        ({"background": "sky"}, "background sky"),
+        ({"real": "move"}, "real move: unknown"),
+        ({"budget": 0.0}, "budget 0"),
+        ({"batch_size": 0}, "batch size 0"),
+    ],
+)
+def test_a_bad_option_is_one_clear_line(prepared, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        augment(runner.stub_model(), prepared, tmp_path / "out", AugmentOptions(**changes))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_generator_that_has_seen_held_out_people_is_refused(prepared, tmp_path):
+    people = PackedPeople.open(prepared / "packed")
+    for splits in (("val",), ("train", "val"), ("train", "gallery"), ("query",)):
+        model = runner.stub_model(people.identity_hash(*splits))
+        with pytest.raises(UserError, match="trained on people that this data set holds out"):
+            augment(model, prepared, tmp_path / "out", AugmentOptions())
+    model = runner.stub_model(people.identity_hash("train"))
+    report = augment(model, prepared, tmp_path / "good", AugmentOptions())
+    assert "not recorded" not in str(report)
+    assert {row["trained_on"] for row in rows_of(tmp_path / "good")} == {people.identity_hash("train")}
+
+
+def test_people_without_maps_or_with_one_image_are_told_in_one_line(tmp_path):
+    root = runner.draw_data_set(tmp_path / "raw", 3, 1)
+    prepare_market1501(root, tmp_path / "prepared", size=runner.SIZE)
+    with pytest.raises(UserError, match="same_identity finds no donor") as error:
+        augment(
+            runner.stub_model(),
+            tmp_path / "prepared",
+            tmp_path / "out",
+            AugmentOptions(policy="same_identity"),
+        )
+    assert "\n" not in str(error.value)
+    bare = runner.draw_data_set(tmp_path / "bare", 3, 2, parsing=False)
+    prepare_market1501(bare, tmp_path / "bare_prepared", size=runner.SIZE)
+    with pytest.raises(UserError, match="parsing"):
+        augment(runner.stub_model(), tmp_path / "bare_prepared", tmp_path / "out", AugmentOptions())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_original_that_changed_is_named(tmp_path):
+    prepared = runner.prepare_drawn(tmp_path)
+    victim = sorted((tmp_path / "raw" / "bounding_box_train").iterdir())[4]
+    victim.write_bytes(victim.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=f"{victim.name}: changed since it was prepared"):
+        augment(runner.stub_model(), prepared, tmp_path / "out", AugmentOptions())
+
+
+def test_a_filter_s_scores_and_reasons_are_in_the_manifest(prepared, tmp_path):
+    options = AugmentOptions(filters=FilterOptions(sharpness=True, sharpness_quantile=0.5))
+    report = augment(runner.stub_model(), prepared, tmp_path / "out", options)
+    rows = rows_of(tmp_path / "out")
+    fallen = [row for row in rows if not row["kept"]]
+    assert 0 < len(fallen) < len(rows)
+    assert all(row["dropped_because"] == "sharpness" for row in fallen)
+    assert max(row["sharpness"] for row in fallen) < min(row["sharpness"] for row in rows if row["kept"])
+    assert all(row["identity_distance"] is None for row in rows)
+    assert f"dropped: {len(fallen)} sharpness" in str(report)
+    assert set_faults(tmp_path / "out") == []
+    export_set(tmp_path / "out", tmp_path / "market")
+    names = set(os.listdir(tmp_path / "market" / "bounding_box_train"))
+    assert not names & {row["file"] for row in fallen}
+    assert len(names) == 15 + len(rows) - len(fallen)
+
+
+# ---- forget and exports
+
+
+def test_forgetting_leaves_nothing_of_a_person_and_a_sound_set(prepared, copied):
+    rows = rows_of(copied)
+    derived = {row["file"] for row in rows if 3 in (row["source_pid"], row["donor_pid"])}
+    assert len(derived) > 6, "some as donor too"
+    (copied / "packed_32x16").mkdir()
+    (copied / "packed_32x16" / "images.npy").write_bytes(b"decoded")
+    report = forget(copied, 3)
+    assert (report.pictures, report.real) == (len(derived), 3)
+    assert set_faults(copied) == []
+    left = rows_of(copied)
+    assert {row["file"] for row in left} == {row["file"] for row in rows} - derived
+    assert set(os.listdir(copied / "images")) == {row["file"] for row in left}
+    assert not [name for name in os.listdir(copied / "real") if name.startswith("0003")]
+    assert not (copied / "packed_32x16").exists()
+    assert b"0003_c" not in b"".join(path.read_bytes() for path in copied.rglob("*.json"))
+    with pytest.raises(UserError, match="nobody of pid 3"):
+        forget(copied, 3)
+    forget(copied, 4)
+    assert set_faults(copied) == []
+    assert '"people": 2' in (copied / "removed.json").read_text()
+    options = AugmentOptions(factor=3, background="donor", batch_size=8, shard_items=8)
+    with pytest.raises(UserError, match="people were removed"):
+        augment(runner.stub_model(), prepared, copied, options)
+
+
+def test_exports_read_as_what_they_are(whole, tmp_path):
+    export_set(whole, tmp_path / "market")
+    root = tmp_path / "market"
+    names = os.listdir(root / "bounding_box_train")
+    assert len(names) == 45
+    report = prepare_market1501(root, tmp_path / "again", size=runner.SIZE)
+    assert report.splits["train"]["images"] == 45
+    assert report.splits["train"]["people"] == 5
+    export_set(whole, tmp_path / "folders", "folders", copy=True)
+    assert len(os.listdir(tmp_path / "folders" / "train")) == 5
+    assert len(os.listdir(tmp_path / "folders" / "train" / "0002")) == 9
+    export_set(whole, tmp_path / "list", "list")
+    rows = list(csv.DictReader((tmp_path / "list" / "train.csv").open()))
+    assert {int(row["label"]) for row in rows} == set(range(5))
+    for row in rows:
+        assert (tmp_path / "list" / row["path"]).is_file()
+        assert parse_name(row["path"]).pid == int(row["pid"])
+        assert is_generated(row["path"].rpartition("/")[2]) == (row["synthetic"] == "1")
+    with pytest.raises(UserError, match="exists"):
+        export_set(whole, tmp_path / "list", "list")
+
+
+def test_names_keep_their_labels_and_their_copies():
+    assert generated_name("0002_c1s1_000451_03.jpg", 1, "jpg") == "0002_c1s1_000451_03_g01.jpg"
+    assert generated_name("0002_c1s1_000451_03.jpg.jpg", 120, "png") == "0002_c1s1_000451_03_g120.png"
+    assert parse_generated("0002_c1s1_000451_03_g07.jpg") == ("0002_c1s1_000451_03", 7, "jpg")
+    assert parse_generated("0002_c1s1_000451_03.jpg") is None
+    assert is_generated("0002_c1s1_000451_03_g07.jpg.jpg")
+    assert parse_name("0002_c1s1_000451_03_g07.jpg") == parse_name("0002_c1s1_000451_03.jpg")
+    for names, message in (
+        (["a_g01.jpg", "A_g01.jpg"], "two files"),
+        (["a b_g01.jpg"], "other characters"),
+        (["a" * 100 + ".jpg"], "too long"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_names(names)
+
+
+# ---- faults
+
+
+def fault_kinds():
+    """Name -> what it does to a set."""
+
+    def part(folder):
+        return sorted((folder / "manifest").glob("part-*.parquet"))[1]
+
+    def edit(folder, change):
+        from reposer.data.generated_files import read_part, write_part
+        from reposer.generation.augmented_rows import COLUMNS
+
+        path = part(folder)
+        rows = read_part(path).to_pylist()
+        change(rows)
+        write_part(path, rows, COLUMNS)  # sealed anew: only the contents can tell
+
+    def image(folder, number=5):
+        return sorted((folder / "images").iterdir())[number]
+
+    def swap(folder):
+        a, b = image(folder, 3).read_bytes(), image(folder, 4).read_bytes()
+        image(folder, 3).write_bytes(b)
+        image(folder, 4).write_bytes(a)
+
+    def flip(path):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.unlink()  # never through a hard link
+        path.write_bytes(data)
+
+    def replace(key, value):
+        return lambda folder: edit(folder, lambda rows: rows[2].__setitem__(key, value))
+
+    kinds = {
+        "flipped picture": lambda folder: flip(image(folder)),
+        "missing picture": lambda folder: image(folder).unlink(),
+        "foreign picture": lambda folder: (folder / "images" / "0002_c1s1_000000_00_g09.jpg").write_bytes(
+            b"x"
+        ),
+        "foreign file": lambda folder: (folder / "images" / "Thumbs.db").write_bytes(b"x"),
+        "renamed picture": lambda folder: image(folder).rename(
+            image(folder).with_name("0002_c1s1_0_0_g01.jpg")
+        ),
+        "swapped pictures": swap,
+        "flipped part": lambda folder: flip(part(folder)),
+        "foreign part": lambda folder: (folder / "manifest" / "part-00099.parquet").write_bytes(b"x"),
+        "foreign in root": lambda folder: (folder / "notes.txt").write_bytes(b"x"),
+        "changed real image": lambda folder: flip(sorted((folder / "real").iterdir())[2]),
+        "missing real image": lambda folder: sorted((folder / "real").iterdir())[2].unlink(),
+        "foreign real image": lambda folder: (folder / "real" / "0099_c1s1_000000_00.jpg").write_bytes(b"x"),
+        "changed real list": lambda folder: flip(folder / "real.parquet"),
+        "changed summary": lambda folder: (folder / "summary.json").write_text('{"generated": 1}'),
+        "doubled row": lambda folder: edit(folder, lambda rows: rows.append(dict(rows[0]))),
+        "missing row": lambda folder: edit(folder, lambda rows: rows.pop()),
+    }
+    wrong = {
+        **{"pid": 99, "camid": 9, "source_pid": 99, "donor_pid": 99, "copy": 7, "policy": "coverage"},
+        **{"synthetic": False, "kept": False, "dropped_because": "identity", "checkpoint": "0" * 64},
+        **{"source": "0099_c1s1_000000_00.jpg", "donor": "0099_c1s1_000000_00.jpg", "trained_on": "f" * 64},
+        **{"file": "0002_c1s1_000000_00_g77.jpg", "sha256": "0" * 64, "seed": 9, "background": "source"},
+        **{"donor_sha256": "0" * 64, "source_sha256": "0" * 64, "donor_camid": 9, "sharpness": 1.0},
+    }
+    return kinds | {f"row with {key} {value}": replace(key, value) for key, value in wrong.items()}
+
+
+@pytest.mark.parametrize("kind", fault_kinds())
+def test_every_kind_of_fault_is_found(copied, kind):
+    assert set_faults(copied) == []
+    fault_kinds()[kind](copied)
+    assert set_faults(copied), kind
