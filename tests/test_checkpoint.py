@@ -19,7 +19,6 @@ from torch import Tensor
 from reposer import checkpoint
 from reposer.checkpoint import (
     DamagedCheckpointError,
-    NonFiniteError,
     latest,
     load,
     prune,
@@ -27,7 +26,7 @@ from reposer.checkpoint import (
     steps,
     verify,
 )
-from reposer.errors import UserError
+from reposer.errors import NonFiniteError, UserError
 from reposer.files import DiskError, replaced_name, sha256_bytes
 
 META = {"config_hash": "c" * 64, "note": "größe", "numbers": [1, 0.1, 1e-300, -5], "none": None}

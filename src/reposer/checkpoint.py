@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from reposer.errors import UserError
+from reposer.errors import NonFiniteError, UserError
 from reposer.files import (
     atomic_folder,
     disk_faults,
@@ -51,10 +51,6 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 
 class DamagedCheckpointError(UserError):
     """A checkpoint is not what was saved: a file is missing, cut, changed or swapped, a tensor malformed."""
-
-
-class NonFiniteError(UserError):
-    """A tensor to be saved holds NaN or infinity; the last checkpoint is still finite."""
 
 
 @dataclass(frozen=True)

@@ -17,5 +17,9 @@ class UserError(Exception):
         self.advice = advice
 
 
+class NonFiniteError(UserError):
+    """A number that must be finite is NaN or infinite; nothing was updated or saved."""
+
+
 class MissingWeightsError(UserError):
     """Weights of a named network are not on this machine; nothing is ever put in their place."""

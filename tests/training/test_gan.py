@@ -27,7 +27,7 @@ from reposer.training.gan_config import (
     ScheduleConfig,
 )
 from reposer.training.gan_data import GanData
-from reposer.training.optimizers import NonFiniteError
+from reposer.training.optimizers import NonFiniteStepError
 
 from .conftest import ONE_THREAD, TRAIN, final_hashes, tiny_config
 
@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(prepared, tmp_path, m
         return loss, parts
 
     monkeypatch.setattr(gan, where, poisoned)
-    with pytest.raises(NonFiniteError) as caught:
+    with pytest.raises(NonFiniteStepError) as caught:
         train(tiny_config(prepared), tmp_path, device="cpu")
     assert caught.value.step == 7
     assert len(caught.value.pairs) == 4
@@ -213,7 +213,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(prepared, tmp_pat
         return real(network)
 
     monkeypatch.setattr(gan, "gradient_norm", poisoned)
-    with pytest.raises(NonFiniteError, match="generator/gradient"):
+    with pytest.raises(NonFiniteStepError, match="generator/gradient"):
         train(tiny_config(prepared), tmp_path, device="cpu")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reposer.training.optimizers import (
-    NonFiniteError,
+    NonFiniteStepError,
     build_adam,
     check_finite,
     gradient_norm,
@@ -56,7 +56,7 @@ def test_the_gradient_norm_is_that_of_all_weights_together():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_the_guard_names_what_is_not_finite(bad):
-    with pytest.raises(NonFiniteError) as caught:
+    with pytest.raises(NonFiniteStepError) as caught:
         check_finite({"a": torch.tensor(1.0), "generator/l1": torch.tensor(bad)}, 7, ("x.jpg -> y.jpg",))
     assert caught.value.quantity == "generator/l1"
     assert all(word in str(caught.value) for word in ("step 7", "generator/l1", "x.jpg -> y.jpg"))

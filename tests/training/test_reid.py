@@ -18,7 +18,7 @@ from reposer.errors import UserError
 from reposer.models.embedding_files import embedding_from_run
 from reposer.runs import read_metrics
 from reposer.training import reid
-from reposer.training.optimizers import NonFiniteError
+from reposer.training.optimizers import NonFiniteStepError
 from reposer.training.reid import train_reid
 from reposer.training.reid_config import (
     AugmentConfig,
@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(prepared, tmp_path, m
         return (loss * torch.nan, parts) if len(calls) == 8 else (loss, parts)
 
     monkeypatch.setattr(reid, "reid_loss", poisoned)
-    with pytest.raises(NonFiniteError, match="reid/gradient") as caught:
+    with pytest.raises(NonFiniteStepError, match="reid/gradient") as caught:
         train_reid(tiny(prepared), tmp_path, device="cpu")
     assert caught.value.step == 7
     assert len(caught.value.pairs) == 8

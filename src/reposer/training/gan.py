@@ -51,7 +51,7 @@ def train(
 
     Raises:
         UserError: data, weights, configuration or run folder are not in order; names what.
-        NonFiniteError: a loss or gradient is NaN or infinite; nothing was updated.
+        NonFiniteStepError: a loss or gradient is NaN or infinite; nothing was updated.
         SystemExit: 143 after SIGTERM or SIGUSR1, 130 after Ctrl-C, once the step is finished and saved.
     """
     runtime = setup(device, config.precision, config.threads, config.seed)

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from reposer.errors import UserError
+from reposer.errors import NonFiniteError
 
 
-class NonFiniteError(UserError):
+class NonFiniteStepError(NonFiniteError):
     """A loss or a gradient is NaN or infinite; raised before any weight is touched.
 
     Attributes:
@@ -60,9 +60,9 @@ def check_finite(quantities: Mapping[str, Tensor], step: int, pairs: Sequence[st
     """Refuse to go on where a quantity is NaN or infinite; one transfer from the device for all of them.
 
     Raises:
-        NonFiniteError: naming the first such quantity.
+        NonFiniteStepError: naming the first such quantity.
     """
     values = torch.stack([value.detach().float() for value in quantities.values()]).tolist()
     for name, value in zip(quantities, values, strict=True):
         if not math.isfinite(value):
-            raise NonFiniteError(name, step, pairs)
+            raise NonFiniteStepError(name, step, pairs)
