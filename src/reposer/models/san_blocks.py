@@ -122,43 +122,42 @@ class SemanticAttentionBlock(nn.Module):
         return appearance, self.update_conv(torch.cat([carried, appearance], dim=1))
 
 
-class Encoder(nn.Module):
+class _Stages(nn.Module):
+    """Stages one after the other; gives the map of every one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class Encoder(_Stages):
     """7x7, then 3x3 convolutions, widths ngf, 2 ngf, 4 ngf; returns the map of every stage, the code last."""
 
     def __init__(self, in_channels: int, ngf: int, strides: Sequence[int], **layer_args: Any) -> None:
         super().__init__()
-        self.stages = nn.ModuleList()
         for i, stride in enumerate(strides):
             width = ngf * 2**i
             self.stages.append(ConvNormAct(in_channels, width, 3 if i else 7, stride, **layer_args))
             in_channels = width
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
 
-
-class DeepEncoder(nn.Module):
+class DeepEncoder(_Stages):
     """Conv_A or Conv_S: three halvings of a final code; returns the map of every one."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], convs: int, **layer_args: Any) -> None:
         super().__init__()
-        self.stages = nn.ModuleList()
         for width in widths:
             stage = nn.Sequential(ConvNormAct(in_channels, width, stride=2, **layer_args))
             stage.extend(ConvNormAct(width, width, **layer_args) for _ in range(convs - 1))
             self.stages.append(stage)
             in_channels = width
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
 
 
 class Decoder(nn.Module):
