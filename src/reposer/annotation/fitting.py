@@ -104,8 +104,7 @@ def _upsample(n: int, m: int, align_corners: bool) -> Tensor:
 
 def _resize(n: int, m: int) -> Tensor:
     """(m, n): bilinear, antialiased where it shrinks."""
-    columns = torch.eye(n).view(1, n, n, 1)
-    return F.interpolate(columns, (m, 1), mode="bilinear", antialias=True)[0, :, :, 0].T.contiguous()
+    return F.interpolate(torch.eye(n)[None, None], (m, n), mode="bilinear", antialias=True)[0, 0]
 
 
 def _padded(n: int, inner: int, m: int) -> Tensor:
