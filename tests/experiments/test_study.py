@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from reposer.config import save_config
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import PACKED, prepare_market1501
 from reposer.data.rendered.dataset import write_rendered_dataset
@@ -242,13 +243,11 @@ def test_a_whole_study_and_what_a_second_run_does(prepared, tmp_path):
 
 @pytest.mark.slow
 def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(prepared, tmp_path):
-    from reposer.config import save_config
-
     study = tiny(prepared, arms=ARMS[:3], seeds=(0,))
     save_config(study, tmp_path / "study.json")
     run_study(study, tmp_path / "whole")
     killed, kills = tmp_path / "killed", 0
-    for stages in range(2, 14, 2):  # a kill when so many stages are there
+    for stages in (1, 5, 8):  # a kill when so many stages are there
         command = [sys.executable, "-c", STUDY, str(tmp_path / "study.json"), str(killed), "1"]
         child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
         while child.poll() is None and len(finished(killed)) < stages:
@@ -257,7 +256,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(prepare
         child.send_signal(signal.SIGKILL)
         child.wait()
     run_study(study, killed)
-    assert kills >= 4
+    assert kills >= 2
     assert (killed / PARQUET).read_bytes() == (tmp_path / "whole" / PARQUET).read_bytes()
 
 

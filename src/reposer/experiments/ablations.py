@@ -112,8 +112,8 @@ def run_ablations(config: AblationConfig, out: Path, *, workers: int = 1) -> Pat
     Raises:
         UserError: what is wrong with the data, the weights of the perceptual loss, the settings, or a stage.
     """
-    out.mkdir(parents=True, exist_ok=True)
     trials = list(_trials(config, out))
+    out.mkdir(parents=True, exist_ok=True)
     save_study(config, out)
     make_all(out, plan_ablations, workers=workers, threads=config.threads)
     cache = StageCache(out)

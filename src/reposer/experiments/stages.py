@@ -71,12 +71,11 @@ class StageCache:
     """The stages of a folder.
 
     Args:
-        root: ``stages/`` is made in it.
+        root: holds ``stages/``, which is made with the first one.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root / STAGES
-        self.root.mkdir(parents=True, exist_ok=True)
         self._done: set[str] = set()
 
     def folder(self, stage: Stage) -> Path:
@@ -109,7 +108,7 @@ class StageCache:
     def make(self, stage: Stage, on_start: Callable[[Stage], None] = lambda stage: None) -> bool:
         """Make a stage whose needs are complete; False where another process is at it or has done it."""
         folder = self.folder(stage)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder) as mine:
             if not mine or (folder / DONE).is_file():
                 return False

@@ -28,8 +28,8 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
     Raises:
         UserError: what is wrong with the data, generator, settings, or a stage.
     """
-    out.mkdir(parents=True, exist_ok=True)
     StudyPlan(study, out)  # refuses what cannot be run before anything is written
+    out.mkdir(parents=True, exist_ok=True)
     save_study(study, out)
     make_all(out, plan_stages, workers=workers, threads=study.threads)
     plan = StudyPlan(study, out)

@@ -82,24 +82,25 @@ def progress_line(cache: StageCache, stages: Sequence[Stage], workers: int) -> s
 def _watch(root: Path, cache: StageCache, stages: Sequence[Stage], running: list[SpawnProcess]) -> None:
     """Wait for the workers, tell how far they are, and stop all when one fails."""
     told, shown = "", -_LINE_EVERY
-    while any(process.is_alive() for process in running):
-        for number, process in enumerate(running):
-            if process.exitcode:
-                log = root / LOGS / f"{number}.log"
-                lines = log.read_text(errors="replace").strip().splitlines()
-                reason = lines[-1] if lines else "no word"
-                advice = "mend it and run the study again: finished stages are kept"
-                raise UserError(f"{log}: worker {number} stopped: {reason}", advice)
+    while any([process.is_alive() for process in running]):
+        _refuse_failed(root, running)
         line = progress_line(cache, stages, len(running))
         if line != told and time.monotonic() - shown >= _LINE_EVERY:
             print(f"study: {line}", file=sys.stderr)
             told, shown = line, time.monotonic()
         running[0].join(0.2)
-    failed = [process.exitcode for process in running if process.exitcode]
-    if failed and not all(cache.is_done(stage) for stage in stages):
-        raise UserError(
-            f"{root / LOGS}: a worker ended with code {failed[0]}", "read its log, then run again"
-        )
+    _refuse_failed(root, running)
+    print(f"study: {progress_line(cache, stages, len(running))}", file=sys.stderr)
+
+
+def _refuse_failed(root: Path, running: list[SpawnProcess]) -> None:
+    for number, process in enumerate(running):
+        if process.exitcode:
+            log = root / LOGS / f"{number}.log"
+            lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+            reason = lines[-1] if lines else f"code {process.exitcode}"
+            advice = "mend it and run the study again: finished stages are kept"
+            raise UserError(f"{log}: worker {number} stopped: {reason}", advice)
 
 
 def _worker(root: Path, plan: Plan, number: int, threads: int | None) -> None:
