@@ -20,7 +20,7 @@ from reposer.experiments.stages import Stage, StageCache, seconds_left, work
 
 Plan = Callable[[Path], Sequence[Stage]]  # the stages of a study's folder; a function of a module
 LOGS = "workers"
-_LINE_EVERY = 30.0  # seconds
+_LINE_EVERY, _LOOK = 30.0, 0.2  # seconds between two lines, and between two looks at the workers
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -82,13 +82,13 @@ def progress_line(cache: StageCache, stages: Sequence[Stage], workers: int) -> s
 def _watch(root: Path, cache: StageCache, stages: Sequence[Stage], running: list[SpawnProcess]) -> None:
     """Wait for the workers, tell how far they are, and stop all when one fails."""
     told, shown = "", -_LINE_EVERY
-    while any([process.is_alive() for process in running]):
+    while any(process.is_alive() for process in running):
         _refuse_failed(root, running)
         line = progress_line(cache, stages, len(running))
         if line != told and time.monotonic() - shown >= _LINE_EVERY:
             print(f"study: {line}", file=sys.stderr)
             told, shown = line, time.monotonic()
-        running[0].join(0.2)
+        time.sleep(_LOOK)
     _refuse_failed(root, running)
     print(f"study: {progress_line(cache, stages, len(running))}", file=sys.stderr)
 
