@@ -21,8 +21,8 @@ from reposer.config import read_json
 from reposer.data.generated_files import IMAGES, JOB, MANIFEST, list_parts, read_part, read_table, write_part
 from reposer.errors import UserError
 from reposer.files import disk_faults, remove_temporaries, sync_folder, write_atomic
+from reposer.folder_lock import locked
 from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
-from reposer.generation.job_folder import locked
 from reposer.generation.real_images import COLUMNS as REAL_COLUMNS
 from reposer.generation.real_images import REAL, REAL_ROWS
 

@@ -1,17 +1,10 @@
-"""The folder of a job: who may write in it, is it the same job, which shards are done. Imports no torch.
-
-The lock is the kernel's: exclusive while the folder is opened and looked through, then shared by the
-processes that write shards, so that a second start is refused until the last of them has ended.
-"""
+"""The folder of a job: is it the same job, which of its shards are done. Imports no torch."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +14,6 @@ from reposer.errors import UserError
 from reposer.files import remove_temporaries, write_atomic
 
 STAGING = ".staging"
-
-
-@contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[int]:
-    """Hold the folder, alone or with other writers of the same job; the kernel lets it go with its process.
-
-    Yields:
-        The descriptor, for :func:`share`.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _lock(folder, descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def share(folder: Path, descriptor: int) -> None:
-    """Let other writers of the same job in.
-
-    Raises:
-        UserError: another start slipped in between (the kernel's change of a lock has a gap).
-    """
-    _lock(folder, descriptor, fcntl.LOCK_SH)
-
-
-def _lock(folder: Path, descriptor: int, kind: int) -> None:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{folder}: another process is writing there", "wait for it or stop it") from error
 
 
 def open_job(folder: Path, document: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:

@@ -7,22 +7,19 @@ spawned ones end with their parent, however that ends, so that nobody writes beh
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from reposer.errors import UserError
-from reposer.generation.job_folder import locked
+from reposer.folder_lock import locked
 from reposer.generation.shards import Job, Progress, WriteReport, write_shards
 from reposer.runtime import Runtime
+from reposer.worker_processes import run_in_processes
 
 _Todo = list[tuple[int, range]]
 
@@ -46,58 +43,33 @@ def write_in_processes(
     Raises:
         UserError: a process was killed; finished shards stay.
     """
-    context = multiprocessing.get_context("spawn")  # forked children hang in OpenMP
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(processes, max(1, len(todo))), context, initializer=_begin, initargs=(make_job, folder)
-    )
     try:
-        pending = [pool.submit(_write_one, folder, number, shard, threads) for number, shard in todo]
-        for future in as_completed(pending):
-            report.written += future.result()
+        for written in run_in_processes(partial(_begin, make_job, folder, threads), todo, processes):
+            report.written += written
             if on_progress is not None:
                 on_progress(report.kept + report.written, job.items)
-        pool.shutdown()
     except BrokenProcessPool as error:
         done = f"{report.kept + report.written:,} of {job.items:,} pictures"
         raise UserError(
             f"{folder}: a process ended early after {done} (killed, or out of memory)",
             "run it again, it goes on from there; fewer processes need less memory",
         ) from error
-    finally:
-        for child in set(multiprocessing.active_children()) - before:
-            child.terminate()  # after an error or Ctrl-C: what they have not finished is made again
-        pool.shutdown(cancel_futures=True)
 
 
-class _Worker:
-    """What a spawned process keeps between its shards."""
-
-    job: Job | None = None
-    stack = ExitStack()  # holds the lock
+_LOCK = ExitStack()  # of a spawned process, for as long as it lives
 
 
-def _begin(make_job: Callable[[], Job], folder: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _Worker.stack.enter_context(locked(folder, shared=True))
-    _Worker.job = make_job()
+def _begin(make_job: Callable[[], Job], folder: Path, threads: int) -> Callable[[tuple[int, range]], int]:
+    """In a new process: hold the folder; returns what makes one shard and tells the number of its files."""
+    _LOCK.enter_context(locked(folder, shared=True))
+    job = make_job()
 
+    def write(task: tuple[int, range]) -> int:
+        report = WriteReport(folder, len(task[1]))
+        write_shards(folder, job, [task], threads, report, None)
+        return report.written
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _write_one(folder: Path, number: int, shard: range, threads: int) -> int:
-    """Make one shard; returns the number of its files."""
-    assert _Worker.job is not None, "the initializer ran before"
-    report = WriteReport(folder, len(shard))
-    write_shards(folder, _Worker.job, [(number, shard)], threads, report, None)
-    return report.written
+    return write
 
 
 # ---- torchrun

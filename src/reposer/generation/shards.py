@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 
 from reposer.data.generated_files import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, Columns, part_path, write_part
 from reposer.files import DiskError, sha256_bytes, sync_folder
-from reposer.generation.job_folder import STAGING, locked, open_job, share, unfinished
+from reposer.folder_lock import locked, share
+from reposer.generation.job_folder import STAGING, open_job, unfinished
 
 _FSYNC_THREADS = 8  # waiting for a disk takes no processor time
 

@@ -1,0 +1,49 @@
+"""Who may write in a folder: a lock of the kernel's, which lets go with its process, however that ends.
+
+Exclusive while a job is opened and looked through, then shared by the processes that write its parts, so that
+a second start is refused until the last of them has ended. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reposer.errors import UserError
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[int]:
+    """Hold the folder, alone or with other writers of the same job.
+
+    Yields:
+        The descriptor, for :func:`share`.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(folder, descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def share(folder: Path, descriptor: int) -> None:
+    """Let other writers of the same job in.
+
+    Raises:
+        UserError: another start slipped in between (the kernel's change of a lock has a gap).
+    """
+    _lock(folder, descriptor, fcntl.LOCK_SH)
+
+
+def _lock(folder: Path, descriptor: int, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another process is writing there", "wait for it or stop it") from error
