@@ -53,7 +53,8 @@ def _run_sections(run_dir: Path) -> list[Section]:
     """The parts that follow from the files of a folder and of the runs in it."""
     qualities = sorted(run_dir.rglob("image_quality.json"))
     parts: list[Section | None] = [_quality_section(path, run_dir) for path in qualities]
-    parts += [_reid_section(path, run_dir) for path in sorted(run_dir.rglob("reidentification.json"))]
+    for path in sorted(run_dir.rglob("reidentification.json")):
+        parts += _reid_sections(path, run_dir)
     for folder in (run_dir, *sorted(path.parent for path in run_dir.glob("*/metrics.jsonl"))):
         parts += [_samples_section(folder, run_dir), _curves_section(folder, run_dir)]
         parts.append(_settings_section(folder, run_dir))
@@ -105,23 +106,23 @@ def _cell(result: dict[str, Any] | None) -> str:
     return text if result["low"] is None else f"{text} ({result['low']:.4g} to {result['high']:.4g})"
 
 
-def _reid_section(path: Path, run_dir: Path) -> Section:
-    """The table of a Re-ID evaluation in percent, with its protocol, notes, curves and rank lists."""
+def _reid_sections(path: Path, run_dir: Path) -> list[Section | None]:
+    """The table of a Re-ID evaluation in percent with protocol and notes; its curves and rank lists."""
     reid = json.loads(path.read_text())
     rows = [
         [method, *(_percent(result, name) for name in REID_COLUMNS)]
         for method, result in reid["methods"].items()
     ]
     rows += [[method, *("not measured" for _ in REID_COLUMNS)] for method in reid["missing"]]
-    return Section(
-        title=_titled("Re-identification", path.parent, run_dir),
-        text=reid["notes"],
-        pictures=[
-            Picture(caption=caption, file=str((path.parent / name).relative_to(run_dir)))
-            for name, caption in reid["pictures"].items()
-        ],
-        tables=[Table(["method", *REID_COLUMNS], rows, f"Percent, with 95 % intervals. {reid['protocol']}")],
-    )
+    table = Table(["method", *REID_COLUMNS], rows, f"Percent, with 95 % intervals. {reid['protocol']}")
+    pictures = [
+        Picture(caption=caption, file=str((path.parent / name).relative_to(run_dir)))
+        for name, caption in reid["pictures"].items()
+    ]
+    return [
+        Section(title=_titled("Re-identification", path.parent, run_dir), text=reid["notes"], tables=[table]),
+        Section(title=_titled("Who is found", path.parent, run_dir), pictures=pictures) if pictures else None,
+    ]
 
 
 def _percent(result: dict[str, Any], name: str) -> str:

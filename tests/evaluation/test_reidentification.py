@@ -213,10 +213,18 @@ def _picture(name):
 def test_sheets_show_best_worst_and_failed_queries_with_colored_frames(tmp_path):
     report = compare_methods(QUERY, GALLERY, methods=("euclidean",))
     scores = report.results["euclidean"].scores
-    best, worst, failed = (choose_queries(scores, kind, 4) for kind in ("best", "worst", "failed"))
-    ordered = np.sort(scores.worst.ap_step[scores.hits > 0])
-    np.testing.assert_array_equal(np.sort(scores.worst.ap_step[worst]), ordered[:4])
-    np.testing.assert_array_equal(scores.worst.ap_step[best], ordered[::-1][:4])
+    best, worst, failed = (
+        choose_queries(scores, QUERY.pids, kind, 4) for kind in ("best", "worst", "failed")
+    )
+    matched = np.flatnonzero(scores.hits > 0)
+    people = {pid: matched[QUERY.pids[matched] == pid] for pid in QUERY.pids[matched]}
+    precision = scores.worst.ap_step
+    lowest = sorted(precision[rows].min() for rows in people.values())[:4]
+    highest = sorted((precision[rows].max() for rows in people.values()), reverse=True)[:4]
+    np.testing.assert_array_equal(precision[worst], lowest)
+    np.testing.assert_array_equal(precision[best], highest)
+    for rows in (best, worst, failed):
+        assert len(set(QUERY.pids[rows])) == 4
     assert (scores.worst.first_hit[failed] > 1).all()
     assert scores.worst.first_hit[failed[0]] == scores.worst.first_hit.max()
 

@@ -38,18 +38,24 @@ COLORS = {
 }
 
 
-def choose_queries(scores: QueryScores, kind: Kind, count: int) -> NDArray[np.int64]:
-    """Rows of up to ``count`` queries with a valid match.
+def choose_queries(scores: QueryScores, pids: NDArray[np.int64], kind: Kind, count: int) -> NDArray[np.int64]:
+    """Rows of up to ``count`` queries with a valid match, one a person, so that a sheet shows many people.
 
     ``best`` and ``worst`` by mAP_step; ``failed`` are those whose nearest counted image is somebody else, the
     deepest first hit first. Equal scores in the order of the queries.
+
+    Args:
+        pids: (Q,) of the queries.
     """
     rows = np.flatnonzero(scores.hits > 0)
-    precision, first = scores.worst.ap_step[rows], scores.worst.first_hit[rows]
     if kind == "failed":
-        rows, first = rows[first > 1], first[first > 1]
-        return rows[np.argsort(-first, kind="stable")][:count]
-    return rows[np.argsort(-precision if kind == "best" else precision, kind="stable")][:count]
+        rows = rows[scores.worst.first_hit[rows] > 1]
+        key = -scores.worst.first_hit[rows]
+    else:
+        key = scores.worst.ap_step[rows] * (-1 if kind == "best" else 1)
+    rows = rows[np.argsort(key, kind="stable")]
+    _, first = np.unique(pids[rows], return_index=True)
+    return rows[np.sort(first)][:count]
 
 
 def draw_sheet(
@@ -125,7 +131,7 @@ def write_rank_lists(
     written = []
     for kind in kinds:
         path = folder / f"ranklist_{kind}.png"
-        rows = choose_queries(report.results[method].scores, kind, count)
+        rows = choose_queries(report.results[method].scores, query.pids, kind, count)
         if not len(rows):
             path.unlink(missing_ok=True)
             continue
