@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from reposer.config import apply_overrides, differences, load_config, save_config
 from reposer.errors import UserError
 from reposer.experiments.presets import PRESETS, find_preset
-from reposer.models.discriminators import ResnetDiscriminator
+from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator
 from reposer.training.gan_config import GanConfig
 from reposer.training.optimizers import learning_rate
@@ -35,6 +36,30 @@ def test_san_deepfashion_has_the_numbers_of_the_paper():
     assert config.total_steps == 350_000  # san.md: "350 k iterations of 8"
 
 
+def test_patn_market_has_the_numbers_of_its_code():
+    config = PRESETS["patn_market"]()
+    weights = config.weights
+    assert (weights.adversarial, weights.l1, weights.perceptual) == (5, 10, 10)
+    assert (config.perceptual.norm, config.batch_size, config.gan.pool) == ("l1", 32, 50)
+    assert config.total_steps == 87_500  # peers.md: "87.5 k steps on Market"
+    with torch.device("meta"):
+        critics = build_discriminator(**config.discriminator_args)
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (critics.appearance, critics.shape)]
+    assert sizes == pytest.approx([3.93e6, 3.98e6], rel=2e-3)
+
+
+def test_the_small_presets_differ_from_the_small_san_in_generator_and_critics_only():
+    san = PRESETS["san_market_small"]()
+    for name in ("san_keypoints_market_small", "patn_market_small"):
+        config = PRESETS[name]()
+        same = config.changed(
+            generator=san.generator,
+            generator_args=san.generator_args,
+            discriminator_args=san.discriminator_args,
+        )
+        assert same == san
+
+
 def test_the_demo_needs_no_outside_weights():
     assert PRESETS["san_demo"]().weights.perceptual == 0
 
@@ -44,8 +69,8 @@ def test_a_preset_survives_a_save_and_its_arguments_fit_the_networks(name, tmp_p
     config = PRESETS[name]()
     save_config(config, tmp_path / "config.json")
     assert differences(load_config(GanConfig, tmp_path / "config.json"), config) == []
-    ResnetDiscriminator(**config.discriminator_args)
-    if name in ("san_market_small", "san_demo"):  # the large ones are built by the tests of the models
+    with torch.device("meta"):
+        build_discriminator(**config.discriminator_args)
         build_generator(config.generator, **config.generator_args)
 
 

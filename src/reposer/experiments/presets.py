@@ -59,6 +59,12 @@ def san_market_small() -> GanConfig:
     )
 
 
+def san_keypoints_market_small() -> GanConfig:
+    """The small SAN told the poses by key-point maps, not masks and parsing (the paper's claim 2)."""
+    small = san_market_small()
+    return small.changed(generator_args={**small.generator_args, "pose": "keypoints"})
+
+
 def san_demo() -> GanConfig:
     """The small SAN on rendered people, without the perceptual term: it needs no outside weights.
 
@@ -134,15 +140,40 @@ def rsa_demo() -> GanConfig:
     )
 
 
+def patn_market() -> GanConfig:
+    """PATN on Market-1501, its code's numbers: two critics without a last layer, BCE, 700 epochs of 4,000."""
+    return GanConfig(
+        data=DataConfig(folder=Path("prepared/market1501")),
+        generator="patn",
+        discriminator_args={"pose": True, "head": "none", "lrelu_slope": 0.0, "dropout": 0.5},
+        weights=LossWeights(adversarial=5.0, l1=10.0, perceptual=10.0),
+        perceptual=PerceptualConfig(norm="l1"),
+        schedule=ScheduleConfig(epochs_const=500, epochs_decay=200),
+    )
+
+
+def patn_market_small() -> GanConfig:
+    """A small PATN with losses, optimizer, schedule and batch of ``san_market_small``, and two critics."""
+    small = san_market_small()
+    return small.changed(
+        generator="patn",
+        generator_args={"ngf": 24, "enc_strides": (2, 2, 1), "blocks": 3, "dropout": 0.0, "padding": "zeros"},
+        discriminator_args={**small.discriminator_args, "pose": True},
+    )
+
+
 PRESETS: dict[str, Callable[[], GanConfig]] = {
     "san_market": san_market,
     "san_deepfashion": san_deepfashion,
     "san_market_small": san_market_small,
+    "san_keypoints_market_small": san_keypoints_market_small,
     "san_demo": san_demo,
     "rsa_market": rsa_market,
     "rsa_deepfashion": rsa_deepfashion,
     "rsa_market_small": rsa_market_small,
     "rsa_demo": rsa_demo,
+    "patn_market": patn_market,
+    "patn_market_small": patn_market_small,
 }
 
 

@@ -1,6 +1,7 @@
 """The generators by name: one plain dict.
 
-A generator is an nn.Module with ``forward(PairBatch) -> (B, 3, H, W)`` float in [-1, 1]; it picks its fields.
+A generator is an nn.Module with ``forward(PairBatch) -> (B, 3, H, W)`` float in [-1, 1]; it picks its fields,
+and ``needs`` names them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from torch import nn
 
 from reposer.errors import UserError
 from reposer.models.layers import check_choice
+from reposer.models.patn import PATN
 from reposer.models.rsa_gan import RSAGAN
 from reposer.models.san import SAN
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "san": SAN,
     "rsa_gan": RSAGAN,
+    "patn": PATN,
 }
 
 

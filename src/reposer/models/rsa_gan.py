@@ -91,6 +91,8 @@ class RSAGAN(nn.Module):
             raise UserError("region_tokens needs semantics=true and attention=spatial", "set it to false")
         if keys == "pose+semantics" and not semantics:
             raise UserError("keys=pose+semantics needs semantics=true", "use keys=pose")
+        self.needs = ("source_image", *(("source_parsing",) if semantics else ()))
+        self.needs += ("source_keypoints", "target_keypoints")
         self.total_stride = 2**halvings
         self.sigma, self.use_prior = sigma, limb_prior
         layer: dict[str, Any] = {"norm": norm, "lrelu_slope": lrelu_slope, "padding": padding}

@@ -104,6 +104,10 @@ class SAN(nn.Module):
         self.use_keypoints = pose != "maps"
         self.mask_mode = mask_mode
         self.skip_body = skip_body
+        kinds = (
+            ["parsing"] * bool(self.labels) + ["mask"] * self.use_mask + ["keypoints"] * self.use_keypoints
+        )
+        self.needs = ("source_image", *(f"{side}_{kind}" for side in ("source", "target") for kind in kinds))
         halved = list(accumulate(int(stride == 2) for stride in enc_strides))  # after each encoder stage
         halvings = halved[-1]
         self.total_stride = 2 ** (halvings + len(deep_channels))

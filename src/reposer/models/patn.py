@@ -1,0 +1,124 @@
+"""PATN, the pose-attentional transfer network: a person in a wanted pose from a source image and two poses.
+
+Zhu, Huang, Shi, Yu, Wang, Bai: "Progressive Pose Attention Transfer for Person Image Generation", CVPR 2019,
+with sizes as in the authors' public code: 41,365,763 parameters with batch norm. It differs in one way: no
+convolution before a norm has a bias, which the norm would cancel (the code has them with instance norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reposer.errors import UserError
+from reposer.images import to_float
+from reposer.models.layers import (
+    ConvNormAct,
+    Padding,
+    conv,
+    crop_to,
+    init_weights,
+    make_norm,
+    pad_to_multiple,
+)
+from reposer.models.pose_maps import gaussian_maps
+from reposer.structures import NUM_JOINTS, PairBatch
+
+
+class PoseAttentionBlock(nn.Module):
+    """One PATB: the pose code tells where the image code changes, and is then updated by it.
+
+    image' = image + f(image) * sigmoid(g(pose)); pose' = [g(pose) ; image']. In the first block the pose code
+    has as many channels as the image code, afterwards twice as many.
+    """
+
+    def __init__(self, channels: int, first: bool, dropout: float, layer: dict[str, Any]) -> None:
+        super().__init__()
+        inner = channels if first else 2 * channels
+        padding = layer["padding"]
+        drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.image_branch = nn.Sequential(
+            ConvNormAct(channels, channels, **layer),
+            drop,
+            conv(channels, channels, padding=padding),
+            make_norm(layer["norm"], channels),
+        )
+        self.pose_branch = nn.Sequential(
+            ConvNormAct(inner, inner, **layer), drop, conv(inner, channels, padding=padding)
+        )
+
+    def forward(self, image: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) and (B, C or 2C, h, w) -> (B, C, h, w) and (B, 2C, h, w)."""
+        pose = self.pose_branch(pose)
+        image = image + self.image_branch(image) * pose.sigmoid()
+        return image, torch.cat([pose, image], dim=1)
+
+
+class PATN(nn.Module):
+    """The generator of PATN. Reads the source image and the key-points of both; no parsing map, no mask."""
+
+    needs = ("source_image", "source_keypoints", "target_keypoints")
+
+    def __init__(
+        self,
+        ngf: int = 64,  # channels of the first layer; codes have 4 ngf
+        enc_strides: Sequence[int] = (1, 2, 2),  # of the encoders' 7x7, 3x3, 3x3
+        blocks: int = 9,
+        norm: str = "batch",  # batch (Market-1501) | instance (DeepFashion)
+        dropout: float = 0.5,  # inside the blocks
+        sigma: float = 6.0,  # pixels, of the pose maps
+        padding: Padding = "reflect",  # reflect | zeros
+    ) -> None:
+        super().__init__()
+        if ngf < 1 or blocks < 1 or not 0 <= dropout < 1:
+            raise UserError(
+                f"ngf={ngf}, blocks={blocks}, dropout={dropout}: impossible",
+                "ngf and blocks are at least 1, dropout is at least 0 and below 1",
+            )
+        if len(enc_strides) != 3 or any(stride not in (1, 2) for stride in enc_strides):
+            raise UserError(f"enc_strides={list(enc_strides)}: impossible", "give three numbers, each 1 or 2")
+        layer: dict[str, Any] = {"norm": norm, "lrelu_slope": 0.0, "padding": padding}
+        self.sigma = sigma
+        halvings = sum(stride == 2 for stride in enc_strides)
+        self.total_stride = 2**halvings
+        self.image_encoder = _encoder(3, ngf, enc_strides, layer)
+        self.pose_encoder = _encoder(2 * NUM_JOINTS, ngf, enc_strides, layer)
+        self.blocks = nn.ModuleList(
+            PoseAttentionBlock(4 * ngf, number == 0, dropout, layer) for number in range(blocks)
+        )
+        steps: list[nn.Module] = []
+        channels = 4 * ngf
+        for _ in range(halvings):
+            steps += [
+                nn.ConvTranspose2d(channels, channels // 2, 3, 2, padding=1, output_padding=1, bias=False),
+                make_norm(norm, channels // 2),
+                nn.ReLU(inplace=True),
+            ]
+            channels //= 2
+        self.decoder = nn.Sequential(*steps, conv(channels, 3, kernel=7, padding=padding, bias=True))
+        self.apply(init_weights)
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """The generated images (B, 3, H, W) in [-1, 1]; any size. A missing joint is a map of zeros."""
+        height, width = batch.source_image.shape[-2:]
+        poses = [
+            gaussian_maps(points, height, width, self.sigma)
+            for points in (batch.source_keypoints, batch.target_keypoints)
+        ]
+        image = self.image_encoder(pad_to_multiple(to_float(batch.source_image), self.total_stride))
+        pose = self.pose_encoder(pad_to_multiple(torch.cat(poses, dim=1), self.total_stride))
+        for block in self.blocks:
+            image, pose = block(image, pose)
+        return crop_to(self.decoder(image).float().tanh(), height, width)
+
+
+def _encoder(planes: int, ngf: int, strides: Sequence[int], layer: dict[str, Any]) -> nn.Sequential:
+    """7x7 to ngf, 3x3 to 2 ngf, 3x3 to 4 ngf channels."""
+    return nn.Sequential(
+        ConvNormAct(planes, ngf, 7, strides[0], **layer),
+        ConvNormAct(ngf, 2 * ngf, 3, strides[1], **layer),
+        ConvNormAct(2 * ngf, 4 * ngf, 3, strides[2], **layer),
+    )
