@@ -7,7 +7,7 @@ import pytest
 from reposer.config import load_config, save_config
 from reposer.experiments.reid_presets import REID_PRESETS, bot, ide2016, reid_small, siamese2017
 from reposer.models.embedding import Embedding
-from reposer.training.reid_config import ReidConfig
+from reposer.training.reid_config import ReidConfig, ReidLossConfig
 from reposer.training.reid_optimizer import scheduled_rate
 
 
@@ -26,6 +26,14 @@ def test_ide_learns_50_000_steps_of_16():
     assert config.total_steps == 50_000
     rates = [scheduled_rate(step, config) for step in (0, 19_999, 20_000, 39_999, 40_000)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+    assert (config.batch_size, config.data.sampler, config.head.dropout) == (16, "images", 0)
+    augment, optimizer, embedding = config.augment, config.optimizer, config.embedding
+    assert augment.resize == augment.crop == embedding.size == (224, 224)  # squashed, no crop
+    assert (augment.flip, augment.erase, augment.pad) == (True, 0, 0)
+    assert (optimizer.kind, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 5e-4)
+    assert (optimizer.bias_factor, optimizer.bias_decay) == (2, False)
+    assert (embedding.freeze_norm, embedding.neck, config.initial) == (True, "none", "imagenet")
+    assert config.loss == ReidLossConfig()  # plain classification
 
 
 def test_bag_of_tricks_warms_up_and_steps_down():
@@ -35,6 +43,10 @@ def test_bag_of_tricks_warms_up_and_steps_down():
     assert rates == pytest.approx([3.5e-6, 3.5e-4 * 0.505, 3.5e-4, 3.5e-4, 3.5e-5, 3.5e-6], rel=0.01)
     assert config.people_per_batch == 16
     assert (config.loss.center, config.loss.center_rate) == (5e-4, 0.5)
+    assert (config.loss.smoothing, config.loss.triplet, config.loss.margin) == (0.1, 1, 0.3)
+    assert (config.augment.erase, config.augment.pad, config.augment.crop) == (0.5, 10, (256, 128))
+    assert (config.embedding.neck, config.embedding.backbone_args) == ("bn", {"last_stride": 1})
+    assert config.head.bias is False
     assert reid_small().loss.center == 0
 
 
@@ -46,3 +58,9 @@ def test_siamese_takes_48_pairs_and_multiplies_rates():
     assert (trunk, optimizer.lr) == pytest.approx((1e-4, 1e-3))
     assert trunk * optimizer.bias_factor == pytest.approx(2e-3)
     assert (config.loss.identity, config.loss.verification, config.head.dropout) == (1, 1, 0.9)
+    assert (config.augment.resize, config.augment.crop) == ((256, 256), (224, 224))
+    assert (config.embedding.size, config.embedding.window, config.embedding.mirror) == ((256, 256), 7, True)
+    assert config.head.verification == "square"
+    epoch = config.steps_of(1)
+    rates = [scheduled_rate(int(e * epoch) + 1, config) for e in (0, 69, 71)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4])

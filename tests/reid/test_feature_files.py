@@ -73,6 +73,7 @@ BAD_ARRAYS = [
     ({"features": np.ones(2)}, r"features of shape \(2,\)"),
     ({"features": np.array([["a"], ["b"]])}, "type <U1"),
     ({"pid": np.array([1.0, 2.0])}, "pid of shape .* float64"),
+    ({"pid": np.array([1, 2**64 - 1], np.uint64)}, "row 1: pid 18446744073709551615 does not fit"),
     ({"camid": np.array([1])}, r"camid of shape \(1,\)"),
     ({"split": np.array([0, 1])}, "split of shape"),
     ({"split": np.array(["query", ""])}, "row 1: split is empty"),

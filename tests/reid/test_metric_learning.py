@@ -11,8 +11,8 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from reposer.errors import UserError
-from reposer.reid.kissme import KISSME, principal_components
-from reposer.reid.pair_statistics import condition_number, pair_statistics
+from reposer.reid.kissme import KISSME, principal_components, solve_published
+from reposer.reid.pair_statistics import PairStatistics, condition_number, pair_statistics
 from reposer.reid.quadratic import spectrum_above
 from reposer.reid.xqda import XQDA, sample_views, view_covariances
 
@@ -223,6 +223,37 @@ def test_reference_xqda_is_the_published_svd():
     published = u @ (inv(u.T @ similar @ u) - inv(u.T @ dissimilar @ u)) @ u.T
     ours = metric.components_ @ np.diag(metric.weights_) @ metric.components_.T
     np.testing.assert_allclose(ours, published, atol=1e-8)
+
+
+def test_reference_kissme_samples_every_tenth_pair_and_clips_as_the_toolbox():
+    """Koestinger's code: where inv(S) - inv(T) is not positive, eigenvalues <= 1e-10 become 1e-6."""
+    x, pids, camids = _people(22, count=400, signal=3, noise=1.0)
+    metric = KISSME(None, reference=True, seed=4).fit(x, pids, camids)
+    _, _, (positives, negatives) = _enumerate(x, pids, camids)
+    assert metric.similar_pairs_ == metric.dissimilar_pairs_ == -(-positives // 10) < negatives
+    v, w = metric.components_, metric.weights_
+    np.testing.assert_allclose(v.T @ v, np.eye(12), atol=1e-10)
+    assert (w == 1e-6).sum() > 0  # nine dimensions tell nothing
+    assert ((w == 1e-6) | (w > 1e-10)).all()
+    assert metric.ridge_ == 0
+
+
+def test_reference_kissme_is_a_sample_of_the_exact_metric():
+    x, pids, camids = _people(23, count=900, signal=12, noise=0.5)
+    learners = KISSME(None, reference=True, seed=4), KISSME(None, 0.0)
+    fitted = [learner.fit(x, pids, camids) for learner in learners]
+    sample, exact = (m.components_ @ np.diag(m.weights_) @ m.components_.T for m in fitted)
+    assert 0 < np.linalg.norm(sample - exact) < 0.15 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_the_published_step_to_a_positive_form_by_hand(positive):
+    """S and T diagonal: inv(S) - inv(T) is, too."""
+    similar, dissimilar = np.diag([1.0, 0.5, 0.25]), np.diag([4.0, 2.0, 0.5 if positive else 0.2])
+    solution = solve_published(PairStatistics(similar, dissimilar, 7, 9), 0.0)
+    form = solution.directions @ np.diag(solution.weights) @ solution.directions.T
+    np.testing.assert_allclose(form, np.diag([0.75, 1.5, 2.0 if positive else 1e-6]), atol=1e-12)
+    assert solution.pairs == (7, 9)
 
 
 def test_scikit_learn_conventions():

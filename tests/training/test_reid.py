@@ -155,6 +155,19 @@ def test_the_embedding_of_a_run_is_the_trained_one(whole):
     assert embedding(torch.zeros(1, 3, 32, 16, dtype=torch.uint8)).shape == (1, embedding.dimension)
 
 
+@pytest.mark.filterwarnings("ignore:precision bfloat16 is emulated")
+def test_bfloat16_trains_float32_weights_and_resumes_bit_for_bit(prepared, tmp_path):
+    config = tiny(prepared, precision="bfloat16", schedule={"epochs": 1})
+    summary = train_reid(config, tmp_path / "whole", device="cpu")
+    for _ in range(summary.total_steps):
+        train_reid(config, tmp_path / "parts", device="cpu", max_minutes=0)
+    assert final_hashes(tmp_path / "parts") == final_hashes(tmp_path / "whole")
+    train_reid(config.changed(precision="float32"), tmp_path / "float32", device="cpu")
+    assert final_hashes(tmp_path / "float32") != final_hashes(tmp_path / "whole")
+    weights = checkpoint.latest(tmp_path / "whole" / "checkpoints").groups["network"].values()
+    assert {w.dtype for w in weights if w.is_floating_point()} == {torch.float32}
+
+
 def test_class_centers_move_to_the_features(prepared, tmp_path):
     """With every image of a class in each batch and a small network, the loss falls by the centers' steps."""
     still = tiny(prepared, loss={"center": 5e-4, "center_rate": 1e-9}, output={"log_every": 1})

@@ -143,6 +143,10 @@ def _whole(values: NDArray[Any], name: str, count: int, path: Path) -> NDArray[n
     if values.shape != (count,) or values.dtype.kind not in "iu":
         problem = f"{name} of shape {values.shape} and type {values.dtype} for {count} features"
         raise UserError(f"{path}: {problem}", f"give {count} whole numbers")
+    if values.dtype.kind == "u" and count and values.max() > np.iinfo(np.int64).max:  # would turn into junk
+        row = int(values.argmax())
+        problem = f"row {row}: {name} {values[row]} does not fit into 64 bits with a sign"
+        raise UserError(f"{path}: {problem}", "number people and cameras from 1")
     return values.astype(np.int64)
 
 

@@ -65,7 +65,7 @@ class KISSME(QuadraticMetric):
         basis, _ = self._subspace(x)
         x = x if basis is None else x @ basis
         statistics = _sampled_statistics(x, pids, camids, np.random.default_rng(self.seed))
-        return _solve_reference(statistics, self.ridge or 0.0), basis
+        return solve_published(statistics, self.ridge or 0.0), basis
 
 
 def principal_components(x: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -133,7 +133,7 @@ def _random_negatives(
     return np.concatenate(found)[:count]
 
 
-def _solve_reference(statistics: PairStatistics, relative_ridge: float) -> Solution:
+def solve_published(statistics: PairStatistics, relative_ridge: float) -> Solution:
     """inv(S) - inv(T), then the toolbox's step to a positive form: eigenvalues <= 1e-10 become 1e-6."""
     size = len(statistics.similar)
     ridge = relative_ridge * float(np.trace(statistics.similar)) / size
