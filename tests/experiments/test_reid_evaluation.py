@@ -115,8 +115,11 @@ def test_kept_features_are_a_feature_file_with_the_same_scores(house, tmp_path):
     for name, result in report.results.items():
         assert again.results[name].values == result.values
     assert not (out / "ranklist_best.png").exists()  # no pictures were given
-    with pytest.raises(UserError, match=r"\.jpg"):  # the first picture that is not there
-        score_files([tmp_path / "a" / "features.npz"], out, ReidOptions(methods=("euclidean",)), images=out)
+    folders = [house.root / "people" / name for name in ("query", "bounding_box_test")]
+    score_files([tmp_path / "a" / "features.npz"], out, ReidOptions(methods=("euclidean",)), images=folders)
+    assert (out / "ranklist_best.png").exists()
+    with pytest.raises(UserError, match=r"\.jpg: no such image in .*bounding_box_test: give the folders"):
+        score_files([tmp_path / "a" / "features.npz"], out, ReidOptions(), images=folders[1:])
 
 
 def test_name_lists_choose_query_and_gallery(house, tmp_path):

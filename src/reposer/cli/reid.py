@@ -112,7 +112,9 @@ def reid_score(
         typer.Argument(help=".npz or .parquet: features, pid, camid, split, name; see docs/reid.md."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for table, curves and rank lists.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the named images, for rank lists.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Folder of the named images, for rank lists; repeatable.")
+    ] = None,
     methods: Methods = "",
     rerank: Reranked = False,
     k1: K1 = 20,
@@ -129,7 +131,7 @@ def reid_score(
 
     set_threads(threads)
     options = _options(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed)
-    report = score_files(features, out, options, images=images)
+    report = score_files(features, out, options, images=images or ())
     print(report.to_markdown())
     if out is not None:
         print(f"{out}: reidentification.json, .md, .parquet (per query), {', '.join(report.pictures)}")

@@ -80,14 +80,13 @@ def draw_map(features: FeatureSet, how: str, seed: int = 0) -> bytes:
     shown = people[np.argsort(-counts, kind="stable")][:COLORED]
     figure = Figure(figsize=(8.6, 6.4), dpi=110, layout="constrained")
     axes = figure.subplots()
-    rest = ~np.isin(pids, shown)
-    axes.scatter(
-        *places[rest].T, s=8, color="#c9ced3", linewidths=0, label=f"{len(people) - len(shown)} others"
-    )
+    x, y = places.T
+    rest, others = ~np.isin(pids, shown), f"{len(people) - len(shown)} others"
+    axes.scatter(x[rest], y[rest], s=8, color="#c9ced3", linewidths=0, label=others)
     for i, pid in enumerate(shown.tolist()):
         mark = "os^D"[i // 5]  # five colors of each mark: told apart without seeing all colors
-        color = colormaps["tab10"](2 * (i % 5))
-        axes.scatter(*places[pids == pid].T, s=22, color=color, marker=mark, linewidths=0, label=str(pid))
+        color, own = colormaps["tab10"](2 * (i % 5)), pids == pid
+        axes.scatter(x[own], y[own], s=22, color=color, marker=mark, linewidths=0, label=str(pid))
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +99,7 @@ def evaluate_network(
 
 
 def score_files(
-    files: Sequence[Path], out: Path | None, options: ReidOptions, *, images: Path | None = None
+    files: Sequence[Path], out: Path | None, options: ReidOptions, *, images: Sequence[Path] = ()
 ) -> ReidReport:
     """Score features of any tool.
 
@@ -107,7 +108,7 @@ def score_files(
             wanted train and multi_query; one file or several.
         out: folder for the report; None writes nothing.
         options: methods and pictures.
-        images: folder that the names are relative to; without it no rank lists are drawn.
+        images: folders that the names are looked up in, in this order; without any no rank lists are drawn.
 
     Raises:
         UserError: a split missing or in two files, and all that compare_methods refuses.
@@ -129,13 +130,7 @@ def score_files(
         raise UserError("pictures need a place", "give --out FOLDER")
     facts = {"files": [path.name for path in files]}
 
-    picture: PictureOf | None = None
-    if images is not None:
-        root = images
-
-        def picture(name: str) -> NDArray[np.uint8]:
-            return decode(root / name, root)
-
+    picture = partial(_picture_in, images) if images else None
     return score_sets(sets, out, resolved(options, TRAIN in sets), picture=picture, facts=facts)
 
 
@@ -237,6 +232,16 @@ _KINDS = {
     "worst": "queries with the lowest average precision",
     "failed": "queries whose nearest image shows somebody else, the deepest first match first",
 }
+
+
+def _picture_in(folders: Sequence[Path], name: str) -> NDArray[np.uint8]:
+    root = next((folder for folder in folders if (folder / name).exists()), None)
+    if root is None:
+        searched = ", ".join(map(str, folders))
+        raise UserError(
+            f"{name}: no such image in {searched}", "give the folders of query and gallery with --images"
+        )
+    return decode(root / name, root)
 
 
 def _joined(query: FeatureSet, gallery: FeatureSet) -> FeatureSet:

@@ -89,7 +89,7 @@ def training_note(info: EmbeddingInfo, people: PackedPeople, rows: dict[str, Row
     Raises:
         UserError: it was trained on this folder, on splits that are tested here.
     """
-    trained_on = info.trained_on or "people who are not recorded"
+    trained_on = f"the data set {info.trained_on}" if info.trained_on else "people who are not recorded"
     if info.identity_hash not in [people.identity_hash(split) for split in info.splits]:
         return f"The network was trained on {trained_on}: whether test people were among them is not known."
     tested = np.concatenate([rows[QUERY], rows[GALLERY]])
