@@ -1,4 +1,4 @@
-"""For test_augmentation_slow.py and others: a drawn data set, and augment with a stub in processes of its own.
+"""For the tests of augmented sets: a drawn data set, and augment with a stub in processes of its own.
 
     augment_runner.py write PREPARED OUT FACTOR PROCESSES SHARD    also under torchrun
     augment_runner.py kills PREPARED OUT FACTOR PROCESSES SHARD KILLS    killed so often, then finished

@@ -85,13 +85,13 @@ def test_the_set_holds_the_real_images_and_two_pictures_of_each(prepared, whole)
         )
         peers = re.search(r"([-\d]+)_c(\d)", row["file"])
         assert (int(peers[1]), int(peers[2])) == (row["pid"], row["camid"])
-        assert row["source"] in training_names and row["donor"] in training_names
+        assert {row["source"], row["donor"]} <= training_names
         source = people.index(row["source"])
         assert row["source_sha256"] == people.sha256[source]
         data = (whole / "images" / row["file"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
         assert is_marked(data)
-        assert row["synthetic"] and row["kept"] and row["dropped_because"] is None
+        assert (row["synthetic"], row["kept"], row["dropped_because"]) == (True, True, None)
 
 
 def test_a_picture_is_the_generator_s_answer_to_its_row(prepared, whole):
@@ -118,16 +118,13 @@ def test_real_images_are_links_copies_or_left_out(prepared, whole, tmp_path):
 
 
 def test_an_interrupted_set_is_finished_to_the_same_bytes(prepared, whole, tmp_path):
-    class Stop(Exception):
-        pass
-
     def stop(done, total):
         if done >= 16:
-            raise Stop
+            raise KeyboardInterrupt
 
     out = tmp_path / "out"
     options = AugmentOptions(factor=3, background="donor", batch_size=8, shard_items=8)
-    with pytest.raises(Stop):
+    with pytest.raises(KeyboardInterrupt):
         augment(runner.stub_model(), prepared, out, options, on_progress=stop)
     assert not (out / "summary.json").exists()
     with pytest.raises(UserError, match="shards are not there"):
@@ -325,8 +322,14 @@ def fault_kinds():
         change(rows)
         write_part(path, rows, COLUMNS)  # sealed anew: only the contents can tell
 
+    def foreign(place):
+        return lambda folder: (folder / place).write_bytes(b"x")
+
     def image(folder, number=5):
         return sorted((folder / "images").iterdir())[number]
+
+    def rename(folder):
+        image(folder).rename(folder / "images" / "0002_c1s1_0_0_g01.jpg")
 
     def swap(folder):
         a, b = image(folder, 3).read_bytes(), image(folder, 4).read_bytes()
@@ -348,17 +351,17 @@ def fault_kinds():
         "foreign picture": lambda folder: (folder / "images" / "0002_c1s1_000000_00_g09.jpg").write_bytes(
             b"x"
         ),
-        "foreign file": lambda folder: (folder / "images" / "Thumbs.db").write_bytes(b"x"),
+        "foreign file": foreign("images/Thumbs.db"),
         "renamed picture": lambda folder: image(folder).rename(
             image(folder).with_name("0002_c1s1_0_0_g01.jpg")
         ),
         "swapped pictures": swap,
         "flipped part": lambda folder: flip(part(folder)),
-        "foreign part": lambda folder: (folder / "manifest" / "part-00099.parquet").write_bytes(b"x"),
-        "foreign in root": lambda folder: (folder / "notes.txt").write_bytes(b"x"),
+        "foreign part": foreign("manifest/part-00099.parquet"),
+        "foreign in root": foreign("notes.txt"),
         "changed real image": lambda folder: flip(sorted((folder / "real").iterdir())[2]),
         "missing real image": lambda folder: sorted((folder / "real").iterdir())[2].unlink(),
-        "foreign real image": lambda folder: (folder / "real" / "0099_c1s1_000000_00.jpg").write_bytes(b"x"),
+        "foreign real image": foreign("real/0099_c1s1_000000_00.jpg"),
         "changed real list": lambda folder: flip(folder / "real.parquet"),
         "changed summary": lambda folder: (folder / "summary.json").write_text('{"generated": 1}'),
         "doubled row": lambda folder: edit(folder, lambda rows: rows.append(dict(rows[0]))),

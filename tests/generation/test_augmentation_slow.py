@@ -1,0 +1,158 @@
+"""Augmented sets at size: killed again and again, any number of processes, a thousand faults, a full disk.
+
+``REPOSER_AUGMENT_PICTURES`` sets the size of the job that is killed: 200,000 for the full figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reposer.data.generated_files import read_rows
+from reposer.generation.lineage import set_faults
+
+PICTURES = int(os.environ.get("REPOSER_AUGMENT_PICTURES", "20000"))
+KILLS = 50
+HERE = Path(__file__).parent
+RUNNER = HERE / "augment_runner.py"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+runner, fast = load("augment_runner"), load("test_augmentation")
+
+pytestmark = pytest.mark.slow
+
+
+def tree_hash(folder):
+    """sha256 over the names and contents of everything below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(str(path.relative_to(folder)).encode())
+        if path.is_file():
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """50 training people of four images: 200 sources."""
+    return runner.prepare_drawn(tmp_path_factory.mktemp("data"), people=51, images=4)
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory):
+    """Factor 6 of it: 1,000 pictures in 16 shards."""
+    out = tmp_path_factory.mktemp("sets") / "whole"
+    runner.write(prepared, out, 6, shard=64)
+    return out
+
+
+def test_fifty_kills_lose_and_double_nothing(tmp_path_factory, tmp_path):
+    people, copies = max(51, PICTURES // 400 + 1), 100
+    prepared = runner.prepare_drawn(tmp_path, people=people, images=4)
+    sources = 4 * (people - 1)
+    copies = PICTURES // sources
+    runner.write(prepared, tmp_path / "whole", copies + 1, shard=256)
+    kills = fast.run_runner("kills", prepared, tmp_path / "killed", copies + 1, 1, 256, KILLS)
+    assert int(kills) == KILLS
+    assert tree_hash(tmp_path / "killed") == tree_hash(tmp_path / "whole")
+    files = read_rows(tmp_path / "killed")["file"].to_pylist()
+    assert len(files) == len(set(files)) == sources * copies
+    assert set_faults(tmp_path / "killed") == []
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_any_number_of_processes_writes_the_same_tree(prepared, whole, tmp_path, processes):
+    fast.run_runner("write", prepared, tmp_path / "out", 6, processes, 64)
+    assert tree_hash(tmp_path / "out") == tree_hash(whole)
+
+
+def test_torchrun_writes_the_same_tree(prepared, whole, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    fast.run_runner("write", prepared, tmp_path / "out", 6, 1, 64, launcher=launcher)
+    assert tree_hash(tmp_path / "out") == tree_hash(whole)
+
+
+def test_two_processes_killed_with_their_parent_resume_to_the_same_tree(prepared, whole, tmp_path):
+    assert int(fast.run_runner("kills", prepared, tmp_path / "out", 6, 2, 64, 3)) == 3
+    assert tree_hash(tmp_path / "out") == tree_hash(whole)
+
+
+def test_a_thousand_faults_are_found(whole, tmp_path):
+    kinds, rng = fast.fault_kinds(), random.Random(0)
+    folder = tmp_path / "set"
+    shutil.copytree(whole, folder)
+    assert set_faults(folder) == []
+    missed = []
+    for number in range(1000):
+        kind = rng.choice(sorted(kinds))
+        kinds[kind](folder)
+        if not set_faults(folder):
+            missed.append(f"{number} {kind}")
+        mend(folder, whole)
+    assert missed == []
+
+
+def mend(folder, whole):
+    """Make the copy whole again, touching only what differs in size or time."""
+    done = ["rsync", "-a", "--delete", "--checksum", f"{whole}/", f"{folder}/"]
+    if shutil.which("rsync"):
+        subprocess.run(done, check=True)
+        return
+    kept = {path.relative_to(whole) for path in whole.rglob("*")}
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.relative_to(folder) not in kept:
+            path.unlink()
+    for name in kept:
+        source, target = whole / name, folder / name
+        if source.is_file() and (not target.exists() or target.read_bytes() != source.read_bytes()):
+            target.unlink(missing_ok=True)
+            shutil.copy2(source, target)
+
+
+def test_a_removal_killed_anywhere_is_finished_by_the_same_call(tmp_path):
+    prepared = runner.prepare_drawn(tmp_path)
+    runner.write(prepared, tmp_path / "set", 3, shard=8)
+    kills = int(fast.run_runner("forget", tmp_path / "set", tmp_path / "out", 3))
+    assert kills > 30
+    trees = {tree_hash(tmp_path / "out" / f"{n}") for n in range(kills + 1)}
+    assert len(trees) == 1
+    assert set_faults(tmp_path / "out" / "0") == []
+
+
+def test_a_full_disk_says_how_far_it_came_and_goes_on_with_more_room(prepared, whole, tmp_path):
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no unprivileged mounts here")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=3m none {disk}\n"
+        f"{sys.executable} {RUNNER} write {prepared} {disk}/out 6 1 64 2>&1 | tail -1\n"
+        f"mount -o remount,size=60m {disk}\n"
+        f"{sys.executable} {RUNNER} write {prepared} {disk}/out 6 1 64 >/dev/null\n"
+        f"diff -r {disk}/out {whole} && echo equal\n"
+    )
+    done = subprocess.run(
+        ["unshare", "-Urm", "bash", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    first, *_, last = done.stdout.strip().splitlines()
+    assert "of 1,000 pictures: No space left on device: make room" in first, done.stdout + done.stderr
+    assert last == "equal"
