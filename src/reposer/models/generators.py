@@ -1,4 +1,4 @@
-"""The generators by name: one plain dict.
+"""The generators and the predictors of target maps by name: two plain dicts.
 
 A generator is an nn.Module with ``forward(PairBatch) -> (B, 3, H, W)`` float in [-1, 1]; it picks its fields,
 and ``needs`` names them.
@@ -15,6 +15,7 @@ from torch import nn
 
 from reposer.errors import UserError
 from reposer.models.layers import check_choice
+from reposer.models.parsing_predictor import ParsingPredictor
 from reposer.models.patn import PATN
 from reposer.models.rsa_gan import RSAGAN
 from reposer.models.san import SAN
@@ -26,17 +27,31 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+PREDICTORS: dict[str, Callable[..., nn.Module]] = {"parsing_predictor": ParsingPredictor}
+
+
 def build_generator(name: str, **args: Any) -> nn.Module:
     """The generator of that name, its constructor called with ``args``.
 
     Raises:
         UserError: no such generator, no such argument (the nearest one is named), or an impossible value.
     """
-    check_choice("generator", name, GENERATORS)
-    known = list(inspect.signature(GENERATORS[name]).parameters)
+    return _build("generator", GENERATORS, name, args)
+
+
+def build_predictor(name: str, **args: Any) -> nn.Module:
+    """The same for predictors."""
+    return _build("predictor", PREDICTORS, name, args)
+
+
+def _build(
+    kind: str, known: dict[str, Callable[..., nn.Module]], name: str, args: dict[str, Any]
+) -> nn.Module:
+    check_choice(kind, name, known)
+    options = list(inspect.signature(known[name]).parameters)
     for arg in args:
-        if arg not in known:
-            near = difflib.get_close_matches(arg, known, n=1)
-            advice = f"did you mean {near[0]}" if near else f"use one of {', '.join(known)}"
-            raise UserError(f"the generator {name} has no argument {arg}", advice)
-    return GENERATORS[name](**args)
+        if arg not in options:
+            near = difflib.get_close_matches(arg, options, n=1)
+            advice = f"did you mean {near[0]}" if near else f"use one of {', '.join(options)}"
+            raise UserError(f"the {kind} {name} has no argument {arg}", advice)
+    return known[name](**args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,20 @@ from reposer.data.samplers import draw_flips, draw_pairs, rank_slice
 from reposer.data.transforms import flip_pairs
 from reposer.errors import UserError
 from reposer.structures import PairBatch
-from reposer.training.gan_config import DataConfig, GanConfig
+from reposer.training.gan_config import DataConfig
+
+
+class PairsConfig(Protocol):
+    """What the pairs of a training follow from: a GanConfig or a PredictorConfig."""
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +52,7 @@ class GanData:
             the split "train", or a batch size that the processes cannot share.
     """
 
-    def __init__(self, config: GanConfig, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, config: PairsConfig, rank: int = 0, world_size: int = 1) -> None:
         self.people = PackedPeople.open(config.data.folder / "packed")
         self.pairs = _training_pairs(config.data, self.people)  # (P, 2) indices of source and target
         self.validation_pairs = _validation_pairs(config.data, self.people)  # (V, 2), may be empty

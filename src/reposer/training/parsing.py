@@ -1,4 +1,4 @@
-"""Training of a parser: fetch, forward, loss, update; now and then log, validate, save.
+"""Training of a network of maps: fetch, forward, loss, update; now and then log, validate, save.
 
 A run that is stopped and started again gives the same bits as one that was not (on a CPU; one torch version,
 thread count and number of processes). With several processes, the Dice loss and BatchNorm statistics on CPUs
@@ -12,22 +12,27 @@ from pathlib import Path
 
 from accelerate.utils import DistributedDataParallelKwargs
 
-from reposer.losses.segmentation import parsing_loss
-from reposer.models.parsing_network import load_imagenet
 from reposer.progress import progress
 from reposer.runtime import StopSignal, setup
+from reposer.training.map_task import MapTask
 from reposer.training.optimizers import check_finite, gradient_norm
+from reposer.training.parser_task import ParserTask
 from reposer.training.parsing_config import ParsingConfig
-from reposer.training.parsing_data import ParsingData
 from reposer.training.parsing_record import ParsingRecord
 from reposer.training.parsing_state import ParsingState
+from reposer.training.predictor_config import PredictorConfig
+from reposer.training.predictor_task import PredictorTask
 from reposer.training.reid_record import ReidSummary
 
 
 def train_parser(
-    config: ParsingConfig, run_dir: str | Path, *, device: str = "auto", max_minutes: float | None = None
+    config: ParsingConfig | PredictorConfig,
+    run_dir: str | Path,
+    *,
+    device: str = "auto",
+    max_minutes: float | None = None,
 ) -> ReidSummary:
-    """Train from the start, or go on with the run in ``run_dir``, until the schedule is done.
+    """Train a parser, or a predictor of target maps, until the schedule is done; goes on with ``run_dir``.
 
     Args:
         config: everything that the result depends on.
@@ -42,28 +47,23 @@ def train_parser(
     """
     runtime = setup(device, config.precision, config.threads, config.seed)
     accelerator, every = runtime.accelerator, config.output
-    data = ParsingData(config, runtime.rank, runtime.world_size)
-    total = data.total_steps
-    state = ParsingState(config, runtime)
-    notes = {"initial": "random weights"}
-    if config.initial == "imagenet":
-        notes = {"initial": f"ImageNet weights {load_imagenet(state.network, config.initial_path).name}"}
+    task: MapTask = (
+        ParserTask(config, runtime) if isinstance(config, ParsingConfig) else PredictorTask(config, runtime)
+    )
+    total = task.total_steps
+    state = ParsingState(task, runtime)
     # As in gan.py: SyncBatchNorm keeps the buffers equal on GPUs, on CPUs the first process's are saved.
     accelerator.ddp_handler = DistributedDataParallelKwargs(broadcast_buffers=False)
     network = accelerator.prepare(state.network)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-    record = ParsingRecord(config, Path(run_dir), runtime, state, data, notes)
+    record = ParsingRecord(task, Path(run_dir), runtime, state)
     try:
         with StopSignal() as stop, progress(total, state.step, "images", per_step=config.batch_size) as meter:
             network.train()
             while state.step < total:
                 rate = config.rate(state.step, total)
                 state.set_rate(rate)
-                images, maps, names = data.batch(state.step)
-                with runtime.autocast():
-                    scores = network(images.to(runtime.device))
-                maps = maps.to(runtime.device)
-                loss, parts = parsing_loss(scores, maps, config.loss.cross_entropy, config.loss.dice)
+                loss, parts, names = task.loss(network, state.step, runtime)
                 accelerator.backward(loss)
                 state.means.add(parts)
                 check_finite({**parts, "parsing/gradient": gradient_norm(state.network)}, state.step, names)

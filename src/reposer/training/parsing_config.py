@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from reposer.config import Config
+from reposer.training.map_config import MapOptimizerConfig, MapTrainingConfig
 
 
 class ParsingDataConfig(Config):
@@ -35,14 +35,10 @@ class ParsingNetworkConfig(Config):
     keras: bool = False  # MobileNetV2 in Keras' form
 
 
-class ParsingOptimizerConfig(Config):
-    """AdamW: warm-up, then a half cosine to 0."""
+class ParsingOptimizerConfig(MapOptimizerConfig):
+    """The shared optimizer; ``lr`` is that of the decoder."""
 
-    lr: float = Field(default=2e-3, gt=0)  # of the decoder
     encoder_factor: float = Field(default=0.25, ge=0)  # times lr, for the encoder
-    weight_decay: float = Field(default=1e-2, ge=0)
-    epochs: float = Field(default=3, gt=0)
-    warmup_steps: int = Field(default=100, ge=0)
 
 
 class ParsingLossConfig(Config):
@@ -52,17 +48,7 @@ class ParsingLossConfig(Config):
     dice: float = Field(default=0.5, ge=0)
 
 
-class ParsingOutputConfig(Config):
-    """What is written how often; every figure counts optimizer steps."""
-
-    log_every: int = Field(default=25, ge=1)
-    validate_every: int = Field(default=300, ge=1)
-    validation_images: int = Field(default=500, ge=1)  # at most, evenly chosen
-    checkpoint_every: int = Field(default=300, ge=1)
-    keep_last: int = Field(default=2, ge=2)  # checkpoints
-
-
-class ParsingConfig(Config):
+class ParsingConfig(MapTrainingConfig):
     """Everything that a parser's weights depend on."""
 
     data: ParsingDataConfig
@@ -70,20 +56,8 @@ class ParsingConfig(Config):
     parser: ParsingNetworkConfig = ParsingNetworkConfig()
     optimizer: ParsingOptimizerConfig = ParsingOptimizerConfig()
     loss: ParsingLossConfig = ParsingLossConfig()
-    output: ParsingOutputConfig = ParsingOutputConfig()
     initial: Literal["random", "imagenet"] = "imagenet"  # weights of the encoder before the first step
     initial_path: Path | None = None  # file for "imagenet"; default: the official one, in the weights folders
-    batch_size: int = Field(default=32, ge=2)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int | None = Field(default=None, ge=1)  # of the CPU; default: PyTorch's own choice
-    seed: int = 0
-
-    def rate(self, step: int, total: int) -> float:
-        """Learning rate of the update after ``step`` completed ones: a pure function of the step."""
-        warmup = min(self.optimizer.warmup_steps, total // 2)
-        if step < warmup:
-            return self.optimizer.lr * (step + 1) / (warmup + 1)
-        return self.optimizer.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

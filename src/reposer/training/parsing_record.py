@@ -1,28 +1,21 @@
-"""What the training of a parser writes (metrics, validation, checkpoints), and how it goes on."""
+"""What a training of maps writes (metrics, validation, checkpoints), and how it goes on."""
 
 from __future__ import annotations
 
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from accelerate.tracking import TensorBoardTracker
 
 from reposer import checkpoint
 from reposer.config import config_hash
-from reposer.data.parsing_scores import label_confusion, mean_iou
 from reposer.runs import Run
 from reposer.runtime import Runtime
-from reposer.structures import NUM_LABELS
-from reposer.training.parsing_config import ParsingConfig
-from reposer.training.parsing_data import ParsingData
+from reposer.training.map_task import MapTask
 from reposer.training.parsing_state import ParsingState
 from reposer.training.reid_record import ReidSummary
 
-_VALIDATION_BATCH = 64
 _log = logging.getLogger(__name__)
 
 
@@ -32,35 +25,25 @@ class ParsingRecord:
     All processes make the same calls; the first one writes.
 
     Args:
-        config: of the training; must be that of the run, if there is one in ``folder``.
+        task: its configuration must be that of the run, if there is one in ``folder``.
         folder: new, empty, or a run to go on with.
         runtime: device and process group.
         state: is put back to the newest good checkpoint of the folder.
-        data: training batches and people to watch.
-        notes: facts for environment.json.
 
     Raises:
         UserError: the folder holds a run of another configuration, foreign files, or only damaged
             checkpoints.
     """
 
-    def __init__(
-        self,
-        config: ParsingConfig,
-        folder: Path,
-        runtime: Runtime,
-        state: ParsingState,
-        data: ParsingData,
-        notes: dict[str, Any],
-    ) -> None:
+    def __init__(self, task: MapTask, folder: Path, runtime: Runtime, state: ParsingState) -> None:
         self.folder, self.last = folder, dict[str, float]()
-        self._config, self._runtime, self._state, self._data = config, runtime, state, data
+        self._task, self._runtime, self._state = task, runtime, state
         self._started = time.monotonic()
         self._run: Run | None = None
         self._tracker: TensorBoardTracker | None = None
         if runtime.is_main:
-            opened = Run.open(folder, config) if Run.exists(folder) else None
-            self._run = opened or Run.create(folder, config, runtime.describe() | notes)
+            opened = Run.open(folder, task.config) if Run.exists(folder) else None
+            self._run = opened or Run.create(folder, task.config, runtime.describe() | state.notes)
         runtime.accelerator.wait_for_everyone()
         try:
             self._saved_step = self._resume()
@@ -92,21 +75,13 @@ class ParsingRecord:
         self._write(figures | {"lr": rate, "images_per_second": images_per_second})
 
     def validate(self) -> None:
-        """Agreement with the maps of the people who are only watched."""
-        rows, most = self._data.tuning, self._config.output.validation_images
-        if self._run is None or not len(rows):
+        """Write the task's figures on people who are only watched."""
+        if self._run is None:
             return
-        rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
-        network = self._state.network.eval()
-        confusion = np.zeros((NUM_LABELS, NUM_LABELS), np.int64)
-        for start in range(0, len(rows), _VALIDATION_BATCH):
-            images, maps = self._data.read(rows[start : start + _VALIDATION_BATCH])
-            with torch.inference_mode(), self._runtime.autocast():
-                predicted = network(images.to(self._runtime.device)).argmax(1).to(torch.uint8).cpu()
-            confusion += label_confusion(maps.numpy(), predicted.numpy())
-        network.train()
-        accuracy = float(np.trace(confusion) / max(confusion.sum(), 1))
-        self._write({"validation/miou": mean_iou(confusion), "validation/accuracy": accuracy})
+        figures = self._task.validate(self._state.network.eval(), self._runtime)
+        self._state.network.train()
+        if figures:
+            self._write(figures)
 
     def save(self) -> None:
         """Write a checkpoint of this step unless there is one, then remove the oldest."""
@@ -114,12 +89,9 @@ class ParsingRecord:
             return
         groups, meta = self._state.pack(self._runtime.accelerator)
         if self._run is not None:
-            people = self._data.people
-            meta |= {"config_hash": config_hash(self._config), "pids": self._data.pids.tolist()}
-            meta |= {"identity_hash": people.identity_hash(*self._config.data.splits)}
-            meta |= {"size": list(people.size)}
+            meta |= {"config_hash": config_hash(self._task.config), **self._task.facts()}
             checkpoint.save(self._run.checkpoints, self._state.step, groups, meta)
-            checkpoint.prune(self._run.checkpoints, self._config.output.keep_last)
+            checkpoint.prune(self._run.checkpoints, self._task.config.output.keep_last)
         self._saved_step = self._state.step
         self._runtime.accelerator.wait_for_everyone()
 
@@ -133,7 +105,7 @@ class ParsingRecord:
     def summary(self) -> ReidSummary:
         """What this call came to."""
         minutes = (time.monotonic() - self._started) / 60
-        return ReidSummary(self.folder, self._state.step, self._data.total_steps, minutes, self.last)
+        return ReidSummary(self.folder, self._state.step, self._task.total_steps, minutes, self.last)
 
     def _write(self, values: dict[str, float]) -> None:
         self.last |= values

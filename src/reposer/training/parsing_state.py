@@ -1,4 +1,4 @@
-"""Everything that changes during the training of a parser, in one object; a checkpoint holds exactly this."""
+"""Everything that changes during the training of a network of maps; a checkpoint holds exactly this."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from reposer.checkpoint import Checkpoint, Groups
-from reposer.models.parsing_network import ParsingNetwork
 from reposer.runtime import Runtime
 from reposer.state import load_into, pack_optimizer, rng_state, set_rng_state, unpack_optimizer
-from reposer.training.parsing_config import ParsingConfig
+from reposer.training.map_task import MapTask
 from reposer.training.process_state import below, differences, gather, match_layout
 from reposer.training.running_means import RunningMeans
 
@@ -23,17 +22,19 @@ class ParsingState:
     The step is also the position of the schedule, the sampler and the augmentation.
 
     Args:
-        config: sizes, seeds, learning rates.
+        task: makes the network, knows the learning rates.
         runtime: device and process group.
+
+    Attributes:
+        notes: facts about the first weights.
     """
 
-    def __init__(self, config: ParsingConfig, runtime: Runtime) -> None:
-        network: nn.Module = ParsingNetwork(**config.parser.model_dump())
+    def __init__(self, task: MapTask, runtime: Runtime) -> None:
+        network, self.notes = task.build()
         if runtime.world_size > 1 and runtime.device.type == "cuda":  # there is none for CPUs
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        assert isinstance(network, ParsingNetwork)
-        self.network = network.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = _build_optimizer(self.network, config)
+        self.network: nn.Module = network.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = _build_optimizer(self.network, task)
         self.means = RunningMeans()
         self.step = 0  # optimizer steps done
 
@@ -74,16 +75,14 @@ class ParsingState:
         return differences(meta, runtime)
 
 
-def _build_optimizer(network: ParsingNetwork, config: ParsingConfig) -> torch.optim.Optimizer:
-    """AdamW over four groups: encoder and decoder, weights and (biases, norms); the latter do not decay."""
-    encoder = {id(p) for p in network.encoder.parameters()}
+def _build_optimizer(network: nn.Module, task: MapTask) -> torch.optim.Optimizer:
+    """AdamW; two groups for each learning rate, slowest first: biases and norms, without decay; the rest."""
+    options = task.config.optimizer
+    named = [(task.rate_factor(name), parameter) for name, parameter in network.named_parameters()]
     groups = []
-    for in_encoder in (True, False):
+    for factor in sorted({factor for factor, _ in named}):
         for small in (True, False):
-            chosen = [
-                p for p in network.parameters() if (id(p) in encoder) == in_encoder and (p.dim() < 2) == small
-            ]
-            factor = config.optimizer.encoder_factor if in_encoder else 1.0
-            decay = 0.0 if small else config.optimizer.weight_decay
+            chosen = [p for rate, p in named if rate == factor and (p.dim() < 2) == small]
+            decay = 0.0 if small else options.weight_decay
             groups.append({"params": chosen, "factor": factor, "weight_decay": decay})
-    return torch.optim.AdamW(groups, lr=config.optimizer.lr, fused=True)
+    return torch.optim.AdamW(groups, lr=options.lr, fused=True)

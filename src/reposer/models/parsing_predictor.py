@@ -1,0 +1,123 @@
+"""A predictor of the target's maps: what the source wears, in the target's pose.
+
+Source image, source parsing and the key-points of both in; the target's LIP-20 map and person mask out. It
+never sees anything of the donor but key-points, so the garments can only be the source's. SAN's authors name
+this as future work; SPGNet (Lv et al., CVPR 2021) and PISE predict the map in a first stage too. The form is
+ours: a U-Net (Ronneberger et al., MICCAI 2015), and beside its narrowest map the share of the person that
+each label takes, since what somebody wears does not depend on where it is.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reposer.errors import UserError
+from reposer.images import to_float
+from reposer.models.layers import (
+    ConvNormAct,
+    ResidualBlock,
+    UpNormAct,
+    crop_to,
+    init_weights,
+    pad_to_multiple,
+)
+from reposer.models.pose_maps import gaussian_maps
+from reposer.models.san_blocks import join_planes
+from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
+
+
+class PredictedMaps(NamedTuple):
+    """Scores of B targets."""
+
+    parsing: Tensor  # (B, 20, H, W) before softmax
+    mask: Tensor  # (B, H, W) before sigmoid
+
+
+class ParsingPredictor(nn.Module):
+    """Pairs to scores of the target's maps. Any height and width."""
+
+    needs = ("source_image", "source_parsing", "source_keypoints", "target_keypoints")
+
+    def __init__(
+        self,
+        width: int = 32,  # channels at half the size; doubled at each further halving, up to 8 times
+        halvings: int = 4,  # the narrowest map is at 1/2^halvings
+        res_blocks: int = 2,  # at the narrowest map
+        image: bool = True,  # whether the source image is seen beside its parsing map
+        sigma: float = 6.0,  # pixels, of the pose maps
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        if width < 1 or halvings < 1 or res_blocks < 0:
+            raise UserError(
+                f"width={width}, halvings={halvings}, res_blocks={res_blocks}: impossible",
+                "width and halvings are at least 1",
+            )
+        layer: dict[str, Any] = {"norm": norm, "padding": "zeros"}
+        self.image, self.sigma = image, sigma
+        self.total_stride = 2**halvings
+        planes = 3 * image + NUM_LABELS + 2 * NUM_JOINTS
+        widths = [planes, *(width * min(8, 2**step) for step in range(halvings))]
+        self.down = nn.ModuleList(
+            nn.Sequential(ConvNormAct(a, b, 3, 2, **layer), ConvNormAct(b, b, **layer))
+            for a, b in pairwise(widths)
+        )
+        self.body = nn.Sequential(
+            ConvNormAct(widths[-1] + NUM_LABELS, widths[-1], 1, **layer),
+            *(ResidualBlock(widths[-1], **layer) for _ in range(res_blocks)),
+        )
+        steps, channels = [], widths[-1]
+        for skip in (*widths[-2:0:-1], 0):
+            out = skip or width
+            up = UpNormAct(channels, out, "deconv", **layer)
+            steps.append(nn.ModuleList([up, ConvNormAct(out + skip, out, **layer)]))
+            channels = out
+        self.up = nn.ModuleList(steps)
+        self.apply(init_weights)
+        self.head = nn.Conv2d(width, NUM_LABELS + 1, 1)
+
+    def forward(self, batch: PairBatch) -> PredictedMaps:
+        """Scores of the targets; a person without key-points or without a map gives finite ones too."""
+        height, width = batch.source_image.shape[-2:]
+        planes = [
+            gaussian_maps(points, height, width, self.sigma)
+            for points in (batch.source_keypoints, batch.target_keypoints)
+        ]
+        if self.image:
+            planes.append(to_float(batch.source_image))
+        joined = join_planes(planes, batch.source_parsing, NUM_LABELS)
+        worn = label_shares(joined[:, -NUM_LABELS:])[:, :, None, None]
+        x = pad_to_multiple(joined, self.total_stride)
+        skips = []
+        for step in self.down:
+            x = step(x)
+            skips.append(x)
+        x = self.body(torch.cat([skips.pop(), worn.to(x.dtype).expand(-1, -1, *x.shape[2:])], dim=1))
+        for up, merge in self.up:  # type: ignore[misc]
+            x = up(x)
+            x = merge(torch.cat([x, skips.pop()], dim=1) if skips else x)
+        scores = crop_to(self.head(x).float(), height, width)
+        return PredictedMaps(scores[:, :NUM_LABELS], scores[:, NUM_LABELS])
+
+
+def label_shares(onehot: Tensor) -> Tensor:
+    """(B, L) share of the person that each label takes, of (B, L, H, W); 0 for the background and nobody."""
+    areas = onehot.sum((2, 3))
+    areas = torch.cat([torch.zeros_like(areas[:, :1]), areas[:, 1:]], dim=1)
+    return areas / areas.sum(1, keepdim=True).clamp_min(1)
+
+
+def decide_maps(scores: PredictedMaps) -> tuple[Tensor, Tensor]:
+    """The maps themselves: parsing (B, H, W) uint8 and mask (B, H, W) bool.
+
+    An empty mask is replaced as that of a person without one: by every label but the background, or by the
+    whole image where there is none.
+    """
+    parsing = scores.parsing.argmax(1).to(torch.uint8)
+    mask = scores.mask > 0
+    mask = torch.where(mask.flatten(1).any(1)[:, None, None], mask, parsing > 0)
+    return parsing, torch.where(mask.flatten(1).any(1)[:, None, None], mask, True)
