@@ -84,7 +84,8 @@ def demo() -> StudyConfig:
         arms=(REAL, Arm(name="real_repeated", factor=3, repeated=True), Arm(name="generated", factor=3)),
         recipes=(StudyRecipe(preset="reid_demo"),),
         seeds=(0, 1),
-        steps=40,
+        steps=60,
+        settings=("batch_size=32",),
         threads=None,
     )
 
