@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli import augment, demo, folders, images, parsers, prepare, reid, study
+from reposer.cli import annotate, augment, demo, folders, images, parsers, prepare, reid, study
 from reposer.errors import UserError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for part in (demo, images, augment, study, folders, parsers):
+for part in (demo, annotate, images, augment, study, folders, parsers):
     app.add_typer(part.app)
 app.add_typer(prepare.app, name="prepare")
 app.add_typer(reid.app, name="reid")

@@ -23,7 +23,7 @@ from reposer.errors import UserError
 from reposer.paths import printable
 
 CAMERA_IN_NAME = r"_c([0-9]{1,3})"
-_BESIDE = ("parsing", "mask", "lists")  # folders of annotations, see market1501.py
+_BESIDE = ("parsing", "mask", "lists", "annotation")  # what annotations are in, see annotation_lookup.py
 _NUMBER = re.compile("-1|[0-9]{1,9}", re.ASCII)
 
 
@@ -129,26 +129,34 @@ def _labeled_by_table(root: Path, table: Path, problems: Problems) -> _Found:
     return found
 
 
-def _images(root: Path, problems: Problems) -> Sequence[tuple[str, str]]:
-    """(path relative to ``root``, split) of every image file, sorted; links to folders are not followed."""
-    splits = _splits(root)
+def list_images(root: Path, problems: Problems, below: str = "") -> list[str]:
+    """Sorted paths, relative to ``root``, of every image file below ``root / below``.
+
+    Told by the file name alone. Hidden files, annotation folders of ``root`` and links to folders are passed
+    over; a name that not every system can hold is listed as a problem.
+    """
     found = []
-    for parent in splits or ("",):
-        for folder, folders, names in os.walk(root / parent):
-            if Path(folder) == root:
-                folders[:] = [name for name in folders if name not in _BESIDE]
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = Path(folder).relative_to(root).as_posix()
-            for name in names:
-                path = name if inside == "." else f"{inside}/{name}"
-                if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
-                    continue
-                if printable(path) != path or "\\" in path:
-                    message = "the name holds undecodable bytes, a backslash or control characters; left out"
-                    problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-path"))
-                    continue
-                found.append((path, parent or "train"))
+    for folder, folders, names in os.walk(root / below):
+        if Path(folder) == root:
+            folders[:] = [name for name in folders if name not in _BESIDE]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(folder).relative_to(root).as_posix()
+        for name in sorted(names):
+            path = name if inside == "." else f"{inside}/{name}"
+            if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
+                continue
+            if printable(path) != path or "\\" in path:
+                message = "the name holds undecodable bytes, a backslash or control characters; left out"
+                problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-path"))
+                continue
+            found.append(path)
     return sorted(found)
+
+
+def _images(root: Path, problems: Problems) -> Sequence[tuple[str, str]]:
+    """(path relative to ``root``, split) of every image file, sorted."""
+    splits = _splits(root) or ("",)
+    return sorted((path, below or "train") for below in splits for path in list_images(root, problems, below))
 
 
 def _splits(root: Path) -> tuple[str, ...]:

@@ -1,0 +1,237 @@
+"""`reposer annotate`: parsing maps, masks and key-points for any folder of people, beside its images.
+
+    OUT/parsing/a/b.png   OUT/mask/a/b.png   OUT/keypoints.csv   of the image a/b.jpg, as `prepare` reads them
+    OUT/annotation/       journal (journal.py), problems.csv, report.json, what the report page is made of
+
+OUT is the folder of the images itself, which stay as they are, or another one, which gets copies of them; of
+photos it is always another one, which gets the people that were cut out. Stopped at any moment, the same call
+goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reposer.annotation.annotators import Annotators
+from reposer.annotation.crop_maker import COLUMNS, COPIES, MASK, OUTPUTS, PARSING, CropMaker
+from reposer.annotation.interfaces import AnnotatorInfo
+from reposer.annotation.journal import BOOK, Task, read_book
+from reposer.annotation.keypoint_files import KeypointFiles
+from reposer.annotation.photo_maker import COLUMNS as PHOTO_COLUMNS
+from reposer.annotation.photo_maker import OUTPUTS as PHOTO_OUTPUTS
+from reposer.annotation.photo_maker import PhotoMaker, crop_origins
+from reposer.annotation.results import KEYPOINTS, AnnotationReport, write_results
+from reposer.annotation.shard_writing import Progress, Work, make_all
+from reposer.data.folder_scan import drop_collisions
+from reposer.data.identity_folders import list_images
+from reposer.data.problems import AnnotationProblem
+from reposer.errors import UserError
+from reposer.files import remove_tree
+from reposer.paths import printable
+
+PHOTOS, SAMPLE = "photos", "sample"  # folders in BOOK: the journal of the cutting, and a first look
+OpenDetector = Callable[[], tuple[nn.Module, AnnotatorInfo]]
+
+
+@dataclass(frozen=True)
+class How:
+    """What does not depend on the annotators."""
+
+    batch_size: int = 32  # images of one forward pass, all of one size
+    sample: int | None = None  # only so many images, evenly spread, into OUT/annotation/sample
+    processes: int = 1
+    on_progress: Callable[[str], Progress] = lambda stage: None  # a progress for each stage
+
+
+def annotate(
+    folder: str | Path,
+    out: str | Path | None,
+    open_annotators: Callable[[], Annotators],
+    open_detector: OpenDetector | None = None,
+    how: How | None = None,
+) -> AnnotationReport:
+    """Annotate every image below ``folder``, or what is left of it.
+
+    Args:
+        folder: the images; never changed.
+        out: where to; None: ``folder``.
+        open_annotators: loads them (annotators.Choice.open); pickled where there are several processes.
+        open_detector: the images are photos: cut the people out first, with this detector.
+        how: the rest.
+
+    Raises:
+        UserError: no folder, no images, an ``out`` that holds something else, models that cannot be loaded.
+            What was finished stays.
+    """
+    folder, how = Path(folder), how or How()
+    if not folder.is_dir():
+        raise UserError(f"{printable(folder)}: no such folder", "check the path")
+    root = folder if out is None else Path(out)
+    apart = _is_apart(folder, root)
+    if open_detector is not None and not apart:
+        raise UserError("people cut out of photos need a folder of their own", "give --out")
+    problems: list[AnnotationProblem] = []
+    images = _images(folder, problems)
+    if how.sample is not None:
+        images = _spread(images, how.sample)
+        root, apart = root / BOOK / SAMPLE, True
+        remove_tree(root)  # a first look is always a new one
+    annotators = open_annotators()
+    origins: Mapping[str, Mapping[str, Any]] = {}
+    if open_detector is not None:
+        cut = _cut_people(folder, root, images, open_detector, how)
+        origins = crop_origins(root / BOOK / PHOTOS)
+        problems += cut
+        folder, images, apart = root, sorted(origins), False
+        if not images:
+            raise UserError(
+                f"{printable(root)}: nobody was found in {len(cut):,} photos", "give photos of people"
+            )
+    task = _task(folder, root, annotators, how, apart)
+    finished: list[AnnotationReport] = []
+
+    def finish(work: Work) -> None:
+        listed = problems + _table_problems(annotators)
+        finished.append(write_results(task, work, listed, with_keypoints=annotators.keypoints is not None))
+
+    threads = torch.get_num_threads()
+    opener = partial(_crop_maker, open_annotators, folder, how.batch_size, apart, origins, threads)
+    maker = CropMaker(annotators, folder, how.batch_size, apart, origins) if how.processes == 1 else None
+    make_all(
+        task,
+        images,
+        opener,
+        foreign=_foreign(root, annotators, apart),
+        maker=maker,
+        processes=how.processes,
+        on_progress=how.on_progress("annotating"),
+        after=finish,
+    )
+    return finished[0]
+
+
+def _images(folder: Path, problems: list[AnnotationProblem]) -> list[str]:
+    found = list_images(folder, problems)
+    kept, collisions = drop_collisions((path, path.rpartition(".")[0]) for path in found)
+    problems += collisions
+    if not kept:
+        raise UserError(
+            f"{printable(folder)}: holds no image", "give a folder with .jpg, .png, .webp or .bmp"
+        )
+    return [path for path, _ in kept]
+
+
+def _spread(images: Sequence[str], count: int) -> list[str]:
+    """``count`` of the images, evenly over their order."""
+    if count < 1:
+        raise UserError(f"--sample {count}: nothing to look at", "give 1 or more")
+    if count >= len(images):
+        return list(images)
+    return [images[i * len(images) // count] for i in range(count)]
+
+
+def _is_apart(folder: Path, root: Path) -> bool:
+    """Whether the annotations go to another folder than the images'."""
+    here, there = os.path.realpath(folder), os.path.realpath(root)
+    if here == there:
+        return False
+    if os.path.commonpath((here, there)) in (here, there):
+        advice = "give that folder itself, or one outside it"
+        raise UserError(f"{printable(root)}: overlaps with {printable(folder)}", advice)
+    return True
+
+
+def _cut_people(
+    folder: Path, root: Path, photos: Sequence[str], open_detector: OpenDetector, how: How
+) -> list[AnnotationProblem]:
+    """Cut the people out of the photos; returns what was left out."""
+    detector, info = open_detector()
+    task = Task(
+        images=folder,
+        root=root,
+        book=root / BOOK / PHOTOS,
+        settings={"kind": "people in photos", "photos": _absolute(folder), "detector": _described(info)},
+        environment=_environment(),
+        columns=PHOTO_COLUMNS,
+        outputs=PHOTO_OUTPUTS,
+    )
+    there = sorted(path for path in root.iterdir() if path.name != BOOK) if root.is_dir() else []
+    opener = partial(_photo_maker, open_detector, folder, torch.get_num_threads())
+    maker = PhotoMaker(detector, folder) if how.processes == 1 else None
+    make_all(
+        task,
+        photos,
+        opener,
+        foreign=there,
+        maker=maker,
+        processes=how.processes,
+        on_progress=how.on_progress("cutting"),
+    )
+    return [
+        AnnotationProblem(cell["file"], 0, cell["field"], cell["message"], cell["rule"])
+        for row in read_book(task.book).to_pylist()
+        for cell in row["problems"]
+    ]
+
+
+def _task(folder: Path, root: Path, annotators: Annotators, how: How, apart: bool) -> Task:
+    settings = {
+        "kind": "annotation",
+        "images": _absolute(folder) if apart else ".",
+        "batch_size": how.batch_size,
+        **annotators.describe(),
+    }
+    outputs = (*OUTPUTS, COPIES) if apart else OUTPUTS
+    return Task(folder, root, root / BOOK, settings, _environment(), COLUMNS, outputs)
+
+
+def _foreign(root: Path, annotators: Annotators, apart: bool) -> list[Path]:
+    """What a first start must not find: things that it would write over."""
+    if apart and root.is_dir():
+        return sorted(path for path in root.iterdir() if path.name != BOOK)
+    made = {PARSING: annotators.parser, MASK: annotators.masks, KEYPOINTS: annotators.keypoints}
+    return [root / name for name, annotator in made.items() if annotator is not None]
+
+
+def _table_problems(annotators: Annotators) -> list[AnnotationProblem]:
+    keypoints = annotators.keypoints
+    return keypoints.table_problems() if isinstance(keypoints, KeypointFiles) else []
+
+
+def _environment() -> dict[str, Any]:
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
+
+
+def _described(info: AnnotatorInfo) -> dict[str, str]:
+    return {"name": info.name, "sha256": info.sha256, "licence": info.licence}
+
+
+def _absolute(folder: Path) -> str:
+    return printable(os.path.abspath(folder))
+
+
+def _crop_maker(
+    open_annotators: Callable[[], Annotators],
+    folder: Path,
+    batch_size: int,
+    copy: bool,
+    origins: Mapping[str, Mapping[str, Any]],
+    threads: int,
+) -> CropMaker:
+    """In another process."""
+    torch.set_num_threads(threads)
+    return CropMaker(open_annotators(), folder, batch_size, copy, origins)
+
+
+def _photo_maker(open_detector: OpenDetector, folder: Path, threads: int) -> PhotoMaker:
+    """In another process."""
+    torch.set_num_threads(threads)
+    return PhotoMaker(open_detector()[0], folder)

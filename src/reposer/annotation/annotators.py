@@ -1,0 +1,224 @@
+"""What annotates an image: key-points first (a parser without sides needs them), then map, then mask."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from reposer.annotation.detectors import DETECTORS, load_detector
+from reposer.annotation.interfaces import AnnotatorInfo, KeypointDetector, Parser, PersonMasker
+from reposer.annotation.keypoint_detector import open_keypoint_detector
+from reposer.annotation.keypoint_files import KeypointFiles, joint_scores
+from reposer.annotation.parser import SegmentationParser, open_parser
+from reposer.annotation.person_mask import FolderMasks, ParsingMasker, open_detector_masker
+from reposer.data.keypoint_imports import FORMATS
+from reposer.data.keypoints import Pose
+from reposer.data.problems import AnnotationError, AnnotationProblem
+from reposer.errors import UserError
+from reposer.paths import RefusedFileError
+from reposer.structures import NUM_JOINTS
+from reposer.weights import cache_folders
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which annotators, as the user says it."""
+
+    parser: str = "schp_lip"  # a name, NAME=FILE, my.onnx, a folder of transformers, or "none"
+    mask: str = "parsing"  # "parsing", "maskrcnn_v2", "maskrcnn" (or NAME=FILE), a folder of masks, or "none"
+    keypoints: str = NONE  # "keypointrcnn", "vitpose" (or NAME=FILE), KIND:PATH, or "none"
+    detect: str = NONE  # who finds the people in photos: one of detectors.DETECTORS (or NAME=FILE)
+    accept_licence: bool = False  # the user accepts the terms of the weights
+    may_download: bool = False
+    device: str = "cpu"
+
+    def open(self) -> Annotators:
+        """Load them.
+
+        Raises:
+            LicenceError, MissingWeightsError, RefusedFileError, UserError: as the opening functions of
+                parser.py, person_mask.py and keypoint_detector.py; or nothing is chosen.
+        """
+        chosen = Annotators(self._parser(), self._masks(), self._keypoints())
+        if chosen.parser is None and chosen.masks is None and chosen.keypoints is None:
+            raise UserError("parser, mask and keypoints are all none", "choose at least one")
+        if chosen.parser is None and isinstance(chosen.masks, ParsingMasker):
+            raise UserError("masks come from parsing maps, and there is no parser", "use --mask none")
+        return chosen
+
+    def open_detector(self) -> tuple[nn.Module, AnnotatorInfo]:
+        """The detector that cuts people out of photos.
+
+        Raises:
+            UserError: as ``detectors.load_detector``.
+        """
+        name, weights = _named(self.detect)
+        return load_detector(name, weights, **self._how())
+
+    def _parser(self) -> SegmentationParser | None:
+        if self.parser == NONE:
+            return None
+        name, weights = _named(self.parser)
+        return open_parser(name, weights, **self._how())
+
+    def _masks(self) -> PersonMasker | FolderMasks | None:
+        if self.mask in (NONE, "parsing"):
+            return None if self.mask == NONE else ParsingMasker()
+        name, weights = _named(self.mask)
+        if name in DETECTORS:
+            return open_detector_masker(name, weights, **self._how())
+        return FolderMasks(self.mask)
+
+    def _keypoints(self) -> KeypointDetector | KeypointFiles | None:
+        if self.keypoints == NONE:
+            return None
+        kind, colon, path = self.keypoints.partition(":")
+        if colon and kind in FORMATS:
+            return KeypointFiles(kind, Path(path))
+        name, weights = _named(self.keypoints)
+        return open_keypoint_detector(name, weights, **self._how())
+
+    def _how(self) -> dict[str, Any]:
+        return {
+            "accept_licence": self.accept_licence,
+            "may_download": self.may_download,
+            "device": self.device,
+        }
+
+
+@dataclass(slots=True)
+class Annotation:
+    """What is known about one image."""
+
+    parsing: NDArray[np.uint8] | None = None  # (H, W) LIP-20
+    mask: NDArray[np.bool_] | None = None  # (H, W)
+    mask_source: str | None = None  # see interfaces.MaskSource
+    keypoints: Pose | None = None  # (18, 2) pixels, NaN for a missing joint
+    scores: NDArray[np.float32] | None = None  # (18,)
+    people: int = -1  # seen by a detector; -1: nobody counted
+    problems: list[AnnotationProblem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Annotators:
+    """A parser, a source of masks, a source of key-points; each may be missing."""
+
+    parser: Parser | None
+    masks: PersonMasker | FolderMasks | None
+    keypoints: KeypointDetector | KeypointFiles | None
+
+    def describe(self) -> dict[str, Any]:
+        """What made the annotations, for job.json."""
+        described: dict[str, Any] = {
+            "parser": _describe(self.parser),
+            "mask": _describe(self.masks),
+            "keypoints": _describe(self.keypoints),
+        }
+        if isinstance(self.parser, SegmentationParser):
+            described["parser"] |= {"description": self.parser.description.model_dump(mode="json")}
+        if isinstance(self.masks, FolderMasks):
+            described["mask"] |= {"folder": str(self.masks.folder)}
+        if isinstance(self.keypoints, KeypointFiles):
+            described["keypoints"] |= {"path": str(self.keypoints.path)}
+        return described
+
+    def annotate(self, images: Tensor, names: list[str]) -> list[Annotation]:
+        """(B, 3, H, W) uint8 and the images' paths -> what is known about each."""
+        annotations = [Annotation() for _ in names]
+        size = (int(images.shape[2]), int(images.shape[3]))
+        poses = self._add_keypoints(images, names, size, annotations)
+        parsing = None
+        if self.parser is not None:
+            given = None if poses is None else torch.from_numpy(poses)
+            parsing = self.parser(images, given if self.parser.needs_keypoints else None)
+            for annotation, one in zip(annotations, parsing.numpy(), strict=True):
+                annotation.parsing = one
+        self._add_masks(images, names, size, parsing, annotations)
+        return annotations
+
+    def _add_keypoints(
+        self, images: Tensor, names: list[str], size: tuple[int, int], annotations: list[Annotation]
+    ) -> NDArray[np.float32] | None:
+        """Returns (B, 18, 2), None where nobody knows key-points."""
+        if self.keypoints is None:
+            return None
+        if isinstance(self.keypoints, KeypointFiles):
+            found = [self.keypoints.find(name, size) for name in names]
+            missing = np.full((NUM_JOINTS, 2), np.nan, np.float32)
+            keypoints = np.stack([missing if pose is None else pose for pose, _ in found])
+            for annotation, (_, problems) in zip(annotations, found, strict=True):
+                annotation.problems += problems
+            known, scores = [pose is not None for pose, _ in found], joint_scores(list(keypoints))
+        else:
+            poses = self.keypoints(images)
+            keypoints, scores, known = poses.keypoints, poses.scores, [True] * len(names)
+            for annotation, people in zip(annotations, poses.people, strict=True):
+                annotation.people = max(annotation.people, int(people))
+        for i, annotation in enumerate(annotations):
+            if known[i]:
+                annotation.keypoints, annotation.scores = keypoints[i], scores[i]
+        return keypoints
+
+    def _add_masks(
+        self,
+        images: Tensor,
+        names: list[str],
+        size: tuple[int, int],
+        parsing: Tensor | None,
+        annotations: list[Annotation],
+    ) -> None:
+        if isinstance(self.masks, FolderMasks):
+            for annotation, name in zip(annotations, names, strict=True):
+                annotation.mask = _own_mask(self.masks, name, size, annotation.problems)
+                annotation.mask_source = None if annotation.mask is None else "folder"
+        elif self.masks is not None:
+            masks = self.masks(images, parsing)
+            for i, annotation in enumerate(annotations):
+                annotation.mask, annotation.mask_source = masks.mask[i], masks.source[i]
+                annotation.people = max(annotation.people, int(masks.people[i]))
+
+
+def _own_mask(
+    masks: FolderMasks, name: str, size: tuple[int, int], problems: list[AnnotationProblem]
+) -> NDArray[np.bool_] | None:
+    """The user's mask of an image; one that cannot be used is listed."""
+    stem = name.rpartition(".")[0]
+    for candidate in dict.fromkeys((stem, stem.replace("/", "_"))):
+        try:
+            mask = masks.find(candidate, size)
+        except AnnotationError as error:
+            message = f"{error.listed.message}; not used: {error.advice}"
+            problems.append(AnnotationProblem(error.listed.file, 0, "mask", message, "bad-mask"))
+            return None
+        except RefusedFileError as error:
+            message = f"{error.reason}; not used: {error.advice}"
+            problems.append(AnnotationProblem(error.file, 0, "mask", message, "bad-mask"))
+            return None
+        if mask is not None:
+            return mask
+    message = f"no mask for {name}"
+    problems.append(AnnotationProblem(str(masks.folder), 0, "mask", message, "missing-mask"))
+    return None
+
+
+def _named(text: str) -> tuple[str, Path | None]:
+    """ "name=file" -> name and file; a bare name finds a folder of its own among the weights, if there is one
+    (transformers' models are folders)."""
+    name, equals, path = text.partition("=")
+    if equals:
+        return name, Path(path)
+    places = [folder / name for folder in cache_folders() if "/" not in name and (folder / name).is_dir()]
+    return name, places[0] if places else None
+
+
+def _describe(annotator: object) -> dict[str, Any]:
+    info = getattr(annotator, "info", None)
+    return asdict(info) if isinstance(info, AnnotatorInfo) else {"name": NONE}

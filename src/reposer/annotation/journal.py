@@ -1,0 +1,212 @@
+"""The journal of an annotation job: what was asked, which images in which shards, what has been made of each.
+
+A shard is a fixed list of images. Its files are staged, fsynced and renamed to their places; then its rows
+appear in ``manifest/``, and their seal. A shard is done when its seal is there, every file has its hash, and
+its images are still the ones that were read; every other shard is made again. So a kill -9 at any moment
+costs at most the shards at hand. New images are appended as new shards. In the folder ``annotation``:
+
+    job.json                      what annotates, with what settings; another job is refused
+    plan.json                     the shards
+    manifest/part-00000.parquet   at least a row for each image; ``pyarrow.parquet.read_table`` reads them all
+    manifest/_part-00000.sha256   the seal
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from reposer.config import differences, read_json
+from reposer.data.generated_files import JOB, MANIFEST, Columns, is_sealed, part_path, read_part, write_part
+from reposer.errors import UserError
+from reposer.files import remove_temporaries, sha256_bytes, sha256_file, sync_folder, write_atomic
+from reposer.images import MAX_FILE_BYTES
+from reposer.paths import RefusedFileError, contained, printable, read_regular
+
+BOOK = "annotation"  # the folder, beside what is made
+PLAN, STAGING = "plan.json", ".staging"
+SHARD_ITEMS = 64
+_FSYNC_THREADS = 8  # waiting for a disk takes no processor time
+
+Shard = tuple[int, list[str]]  # its number and its images, relative to the folder of images
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a job is; pickled for its processes."""
+
+    images: Path  # folder of the images that are read
+    root: Path  # folder in which files are made
+    book: Path  # folder of the journal
+    settings: Mapping[str, Any]  # everything the annotations depend on; JSON
+    environment: Mapping[str, Any]  # may change low bits, so a change is reported, not refused
+    columns: Columns  # of the manifest after file and sha256, which are an image's
+    outputs: tuple[tuple[str, str], ...]  # pairs of columns: a made file, relative to root, and its hash
+
+
+def open_journal(task: Task, images: Sequence[str], foreign: Sequence[Path]) -> tuple[list[Shard], list[str]]:
+    """Start the job or recognize it; for who holds the lock of ``task.book`` alone.
+
+    Args:
+        task: the job.
+        images: all images that are there now.
+        foreign: what must not exist before the job's first start, because the job would write over it.
+
+    Returns:
+        All shards, and notes for the user.
+
+    Raises:
+        UserError: the folder holds another job, or annotations that this program did not make.
+    """
+    path = task.book / JOB
+    if not path.exists():
+        there = next((place for place in foreign if os.path.lexists(place)), None)
+        if there is not None:
+            raise UserError(
+                f"{printable(there)}: is there already, and was not made by this job",
+                "give another folder with --out, or move it away",
+            )
+        document = {"settings": dict(task.settings), "environment": dict(task.environment)}
+        write_atomic(path, f"{json.dumps(document, indent=2, sort_keys=True)}\n".encode())
+    earlier = read_json(path)
+    changed = differences(earlier.get("settings", {}), task.settings)
+    if changed:
+        raise UserError(
+            f"{printable(task.book)}: belongs to another job, these differ: {'; '.join(changed)}",
+            "give another folder with --out, or delete this one with the annotations beside it",
+        )
+    remove_temporaries(task.book)
+    (task.book / MANIFEST).mkdir(exist_ok=True)
+    remove_temporaries(task.book / MANIFEST)
+    shutil.rmtree(task.book / STAGING, ignore_errors=True)  # of a killed writer
+    other = differences(earlier.get("environment", {}), task.environment)
+    notes = [f"started in another environment, single pixels may differ: {'; '.join(other)}"] * bool(other)
+    return _planned(task.book / PLAN, images, notes), notes
+
+
+def unfinished(task: Task, shards: Sequence[Shard], notes: list[str]) -> list[Shard]:
+    """The shards that are not done; adds a note for each that has to be made again."""
+    todo = []
+    for number, images in shards:
+        path = part_path(task.book, number)
+        if is_sealed(path):
+            fault = _fault(task, path, images)
+            if not fault:
+                continue
+            notes.append(f"{images[0]} and {len(images) - 1} more are annotated again: {fault}")
+        todo.append((number, images))
+    return todo
+
+
+def read_book(book: Path) -> pa.Table:
+    """All rows of a finished journal, in the order of its shards.
+
+    Raises:
+        UserError: not finished, or damaged.
+    """
+    shards = read_json(book / PLAN).get("shards", [])
+    parts = [part_path(book, number) for number in range(len(shards))]
+    if not parts or not all(is_sealed(part) for part in parts):
+        raise UserError(f"{printable(book)}: is not finished", "run the same command again to go on")
+    return pa.concat_tables([read_part(part) for part in parts])
+
+
+def source_hash(path: Path, root: Path) -> str:
+    """sha256 of an image file as it is now; empty where it cannot be read."""
+    try:
+        return sha256_bytes(read_regular(path, max_bytes=MAX_FILE_BYTES, root=root))
+    except RefusedFileError:
+        return ""
+
+
+class ShardFiles:
+    """The files of one shard on their way: staged by ``put``, then moved to their places by ``commit``."""
+
+    def __init__(self, task: Task, number: int) -> None:
+        self._task, self._number = task, number
+        self._staging = task.book / STAGING / str(number)
+        self._staging.mkdir(parents=True)
+        self._places: dict[str, Path] = {}
+
+    def put(self, place: str, data: bytes) -> str:
+        """Stage a file for ``place``, relative to the root; returns its sha256. Callable in any thread.
+
+        Raises:
+            RefusedFileError: the place lies outside the root, through a link.
+        """
+        digest = sha256_bytes(data)
+        staged = self._staging / sha256_bytes(place.encode())  # a flat name, one for each place
+        with open(staged, "xb") as file:
+            file.write(data)
+        self._places[place] = staged
+        return digest
+
+    def commit(self, rows: Rows) -> None:
+        """Make all of it durable, move it to its place, and only then say so in the manifest."""
+        with ThreadPoolExecutor(_FSYNC_THREADS) as pool:
+            deque(pool.map(_sync, self._places.values()), maxlen=0)
+        folders = set()
+        for place, staged in self._places.items():
+            target = contained(self._task.root, place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, target)
+            folders |= {parent for parent in target.parents if parent.is_relative_to(self._task.root)}
+        for folder in sorted(folders, reverse=True):
+            sync_folder(folder)
+        write_part(part_path(self._task.book, self._number), rows, self._task.columns, synthetic=False)
+        os.rmdir(self._staging)
+
+
+def _planned(path: Path, images: Sequence[str], notes: list[str]) -> list[Shard]:
+    """The shards of plan.json, with new ones for images that are new."""
+    shards: list[list[str]] = read_json(path).get("shards", []) if path.exists() else []
+    known = {image for shard in shards for image in shard}
+    new = [image for image in images if image not in known]
+    if shards and new:
+        notes.append(f"{len(new):,} images are new since the last call")
+    if new:
+        shards += [new[i : i + SHARD_ITEMS] for i in range(0, len(new), SHARD_ITEMS)]
+        write_atomic(path, f"{json.dumps({'shards': shards})}\n".encode())
+    return list(enumerate(shards))
+
+
+def _fault(task: Task, part: Path, images: Sequence[str]) -> str:
+    """Why a sealed shard is not what is wanted now; empty when it is."""
+    try:
+        rows = read_part(part).to_pylist()
+    except UserError as error:
+        return str(error)
+    if {row["file"] for row in rows} != set(images):
+        return f"{part.name} has other images"
+    for row in rows:
+        if source_hash(task.images / row["file"], task.images) != row["sha256"]:
+            return f"{row['file']} has changed"
+        for place, digest in task.outputs:
+            made = row[place] if not row["left_out"] else None
+            if made and not _is_whole(task.root / made, row[digest]):
+                return f"{made} is missing or differs from its sha256"
+    return ""
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_file(path) == digest
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,128 @@
+"""What a finished annotation job writes from its journal: key-points CSV, problems, counts, the page's parts.
+
+Nothing here depends on when or in how many calls the job was done: the same journal gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reposer.annotation.journal import Rows, Task, read_book
+from reposer.annotation.overview import write_overview
+from reposer.annotation.quality import FLAGS
+from reposer.annotation.shard_writing import Work
+from reposer.data.keypoints import Pose, write_keypoints_csv
+from reposer.data.parsing import LIP_LABELS
+from reposer.data.problems import AnnotationProblem, problems_csv
+from reposer.files import write_atomic
+from reposer.image_rules import ACCEPTED
+from reposer.structures import NUM_JOINTS
+
+KEYPOINTS, PROBLEMS, REPORT = "keypoints.csv", "problems.csv", "report.json"
+_SHOWN = 10  # rules or flags in the printed summary
+
+
+@dataclass(slots=True)
+class AnnotationReport:
+    """Outcome of ``annotate``; all but the last two fields stand in report.json."""
+
+    images: int  # that were looked at
+    annotated: int
+    left_out: int  # images that a rule refused
+    rules: dict[str, int]  # lines of problems.csv by rule
+    flags: dict[str, int]  # images by flag of quality.FLAGS
+    labels: dict[str, int]  # images in which a LIP-20 label occurs
+    root: Path = Path()
+    work: Work = field(default_factory=lambda: Work(0))
+
+    def __str__(self) -> str:
+        work = self.work
+        rate = f" ({work.made / work.seconds:,.1f} a second)" if work.made and work.seconds else ""
+        there = f", {work.kept:,} were done before" if work.kept else ""
+        lines = [f"{self.root}: {work.made:,} images annotated{rate}{there}", *work.notes]
+        if self.left_out:
+            lines.append(f"{self.left_out:,} of {self.images:,} images left out, see {PROBLEMS}")
+        lines += [f"  {rule}: {count:,}" for rule, count in list(self.rules.items())[:_SHOWN]]
+        if self.flags:
+            lines.append("worth a look:")
+        lines += [f"  {flag}: {count:,} ({FLAGS[flag]})" for flag, count in self.flags.items()]
+        return "\n".join(lines)
+
+
+def write_results(
+    task: Task, work: Work, problems: Sequence[AnnotationProblem], *, with_keypoints: bool
+) -> AnnotationReport:
+    """Write everything beside the journal, and the key-points where there are any.
+
+    Args:
+        task: the finished job.
+        work: what was done.
+        problems: those that stand in no row of the journal.
+        with_keypoints: whether key-points were looked for.
+
+    Raises:
+        UserError: the journal is not finished; a full disk.
+    """
+    rows = read_book(task.book).to_pylist()
+    listed = [*problems, *_row_problems(rows)]
+    good = [row for row in rows if not row["left_out"]]
+    if with_keypoints:
+        poses, unfit = _poses(good)
+        listed += unfit
+        write_keypoints_csv(task.root / KEYPOINTS, poses)
+    write_atomic(task.book / PROBLEMS, problems_csv(listed))
+    rules = Counter(problem.rule for problem in listed if problem.rule not in ACCEPTED)
+    flags = Counter(flag for row in good for flag in row["flags"])
+    pixels = [row["label_pixels"] for row in good if row["label_pixels"]]
+    seen = (np.array(pixels) > 0).sum(axis=0) if pixels else np.zeros(0, np.int64)
+    report = AnnotationReport(
+        images=len(rows),
+        annotated=len(good),
+        left_out=len(rows) - len(good),
+        rules=dict(sorted(rules.items())),
+        flags={flag: flags[flag] for flag in FLAGS if flags[flag]},
+        labels=dict(zip(LIP_LABELS, seen.tolist(), strict=False)),
+        root=task.root,
+        work=work,
+    )
+    write_atomic(task.book / REPORT, f"{json.dumps(_counts(report), indent=2)}\n".encode())
+    write_overview(task.book, task.images, task.root, good, _counts(report), task.settings)
+    return report
+
+
+def _counts(report: AnnotationReport) -> dict[str, Any]:
+    names = ("images", "annotated", "left_out", "rules", "flags", "labels")
+    return {name: getattr(report, name) for name in names}
+
+
+def _row_problems(rows: Rows) -> list[AnnotationProblem]:
+    return [
+        AnnotationProblem(cell["file"], 0, cell["field"], cell["message"], cell["rule"])
+        for row in rows
+        for cell in row["problems"] or ()
+    ]
+
+
+def _poses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Pose], list[AnnotationProblem]]:
+    """Poses by path, in the order of paths; a path that the colon CSV cannot hold is listed."""
+    poses: dict[str, Pose] = {}
+    problems = []
+    for row in sorted(rows, key=lambda row: str(row["file"])):
+        name = row["file"]
+        if row["keypoints"] is None:
+            continue
+        if name != name.strip() or any(character in name for character in ':"'):
+            message = (
+                "the name holds a colon, a quote or outer spaces, which the key-point CSV cannot; no row"
+            )
+            problems.append(AnnotationProblem(name, 0, "keypoints", message, "bad-keypoints"))
+            continue
+        poses[name] = np.array(row["keypoints"], np.float32).reshape(NUM_JOINTS, 2)
+    return poses, problems
