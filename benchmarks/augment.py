@@ -1,0 +1,208 @@
+"""What an augmented set costs besides the generator, and how fast and small its verification is.
+
+``overhead``: the shipped SAN over batches in memory against ``augment`` into a new folder (donors, reading,
+JPEG, hashes, fsync, manifest, links to the real images, summary), in turn, in one process, on the same
+threads; the share by which the whole is slower. ``overhead_cpu`` says the same in processor time, which tells
+more on a machine that is busy with other things. ``verify_*``: a set of many rows with tiny files, written in
+a child and verified in another, whose peak memory is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reposer.data.generated_files import IMAGES, JOB, MANIFEST, part_path, write_part
+from reposer.data.generated_names import generated_name
+from reposer.data.packed import PackedPeople
+from reposer.data.prepare import PACKED, prepare_market1501
+from reposer.data.rendered.dataset import write_rendered_dataset
+from reposer.files import sha256_bytes
+from reposer.generation.augmentation import AugmentOptions, augment
+from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
+from reposer.generation.lineage import set_faults
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.real_images import COLUMNS as REAL_COLUMNS
+from reposer.generation.real_images import REAL_ROWS
+from reposer.runtime import setup
+from reposer.structures import PairBatch
+
+BATCH, SHARD, COPIES = 32, 512, 100
+CONTENTS = 1000  # different files behind the names of the set that is verified: 1,000 links to each
+BYTES = 3000  # a JPEG of 128x64
+
+
+def main() -> None:
+    """Print the tables, then one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer pictures, rows and repeats")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=int, help="of the set that is verified")
+    parser.add_argument("--only", choices=("overhead", "verify"), help="one of the two parts")
+    options = parser.parse_args()
+    people, repeats, rows = (8, 3, 50_000) if options.quick else (16, 5, 1_000_000)
+    with tempfile.TemporaryDirectory() as folder:
+        figures: dict[str, float] = {}
+        if options.only != "verify":
+            figures |= overhead(Path(folder), people, repeats, options.threads)
+        if options.only != "overhead":
+            figures |= verification(Path(folder) / "many", options.rows or rows)
+    print(json.dumps(figures))
+
+
+def overhead(folder: Path, people: int, repeats: int, threads: int) -> dict[str, float]:
+    """The bare forward pass and the whole command in turn."""
+    write_rendered_dataset(folder / "raw", identities=people, images_per_identity=16, test_identities=0)
+    prepare_market1501(folder / "raw", folder / "prepared")
+    pose_transfer = PoseTransfer.shipped(setup(threads=threads))
+    packed = PackedPeople.open(folder / "prepared" / PACKED)
+    options = AugmentOptions(factor=3, batch_size=BATCH, shard_items=SHARD)
+    rng = np.random.default_rng(0)
+    count = 2 * len(packed)
+    batches = [packed.pair_batch(*rng.integers(0, len(packed), (2, BATCH))) for _ in range(count // BATCH)]
+    bare(pose_transfer, batches[:2])  # warm up
+    forward, whole = [], []
+    for _ in range(repeats):
+        forward.append(bare(pose_transfer, batches))
+        started = now()
+        augment(pose_transfer, folder / "prepared", folder / "out", options)
+        whole.append(since(started))
+        shutil.rmtree(folder / "out")
+    ratio = np.median(np.array(whole) / np.array(forward), axis=0) - 1
+    speed = count / np.median([forward, whole], axis=1)[:, 0]
+    print(f"{count} pictures, batch {BATCH}, {threads} threads, {repeats} repeats")
+    print("forward img/s   augment img/s   overhead   of processor time")
+    print(f"{speed[0]:>13.1f}{speed[1]:>16.1f}{ratio[0]:>11.1%}{ratio[1]:>20.1%}")
+    return {
+        "overhead": round(float(ratio[0]), 4),
+        "overhead_cpu": round(float(ratio[1]), 4),
+        "images_per_s": round(float(speed[1]), 1),
+    }
+
+
+def bare(pose_transfer: PoseTransfer, batches: list[PairBatch]) -> tuple[float, float]:
+    """Seconds, and seconds of processor time, for the network alone."""
+    device, started = pose_transfer.runtime.device, now()
+    with torch.inference_mode(), pose_transfer.runtime.autocast():
+        for batch in batches:
+            generated = pose_transfer.generator(batch.to(device))
+    generated.cpu()  # waits for a GPU
+    return since(started)
+
+
+def now() -> tuple[float, float]:
+    """Two clocks: wall and processor."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(started: tuple[float, float]) -> tuple[float, float]:
+    """What both clocks counted."""
+    wall, processor = now()
+    return wall - started[0], processor - started[1]
+
+
+# ---- verification
+
+
+def verification(folder: Path, rows: int) -> dict[str, float]:
+    """Rows a second and peak memory of a process that verifies a set and does nothing else."""
+    write_set(folder, rows)
+    context = multiprocessing.get_context("spawn")
+    answer = context.SimpleQueue()
+    child = context.Process(target=verify, args=(folder, answer))
+    child.start()
+    faults, seconds, peak, before = answer.get()
+    child.join()
+    if faults:
+        raise SystemExit(f"the set is sound, and yet: {faults} faults")
+    print(f"verify: {rows:,} rows and files, {rows / seconds:,.0f} a second, peak {peak:.0f} MB", end="")
+    print(f" ({before:.0f} MB of them imports)")
+    return {
+        "verify_rows": rows,
+        "verify_rows_per_s": round(rows / seconds),
+        "verify_peak_mb": round(peak, 1),
+    }
+
+
+def verify(folder: Path, answer: multiprocessing.SimpleQueue[tuple[int, float, float, float]]) -> None:
+    """In the child: number of faults, seconds, peak memory in MB, and the same before it began."""
+    before, started = _peak(), time.perf_counter()
+    faults = len(set_faults(folder))
+    answer.put((faults, time.perf_counter() - started, _peak(), before))
+
+
+def _peak() -> float:
+    """Linux: of this program alone (ru_maxrss begins with that of the process which started it)."""
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+def write_set(folder: Path, rows: int) -> None:
+    """A sound set of COPIES pictures of each real image; the files are not fsynced and hold noise."""
+    (folder / MANIFEST).mkdir(parents=True)
+    (folder / IMAGES).mkdir()
+    (folder / "contents").mkdir()
+    rng = np.random.default_rng(0)
+    digests = []
+    for number in range(CONTENTS):
+        data = rng.bytes(BYTES)
+        (folder / "contents" / str(number)).write_bytes(data)
+        digests.append(sha256_bytes(data))
+    sources = [real_row(n) for n in range(-(-rows // COPIES))]
+    settings = {
+        **{"kind": KIND, "factor": COPIES + 1, "policy": "any", "background": "generated", "seed": 0},
+        **{"checkpoint": "0" * 64, "trained_on": "1" * 64, "real": "none", "format": "jpg 95"},
+    }
+    job = {"schema_version": 1, "items": rows, "shard_items": SHARD, "settings": settings}
+    (folder / JOB).write_text(json.dumps(job))
+    write_part(folder / REAL_ROWS, sources, REAL_COLUMNS, synthetic=False)
+    for shard, start in enumerate(range(0, rows, SHARD)):
+        part = []
+        for item in range(start, min(start + SHARD, rows)):
+            source, donor = sources[item // COPIES], sources[item % len(sources)]
+            row = generated_row(item, source, donor, digests[item % CONTENTS]) | {
+                key: settings[key] for key in ("policy", "background", "seed", "checkpoint", "trained_on")
+            }
+            (folder / IMAGES / row["file"]).hardlink_to(folder / "contents" / str(item % CONTENTS))
+            part.append(row)
+        write_part(part_path(folder, shard), part, COLUMNS)
+    shutil.rmtree(folder / "contents")
+    write_summary(folder)
+
+
+def real_row(number: int) -> dict[str, object]:
+    """A row of real.parquet."""
+    pid, camid = number // 16 + 1, number % 6 + 1
+    name = f"{pid:04d}_c{camid}s1_{number:06d}_00.jpg"
+    return {"file": name, "sha256": sha256_bytes(name.encode()), "pid": pid, "camid": camid}
+
+
+def generated_row(
+    item: int, source: dict[str, object], donor: dict[str, object], digest: str
+) -> dict[str, object]:
+    """A row of the manifest, the columns that are the same in all rows aside."""
+    copy = item % COPIES + 1
+    sides = {
+        f"{side}{suffix}": image[column]
+        for side, image in (("source", source), ("donor", donor))
+        for suffix, column in (("", "file"), ("_sha256", "sha256"), ("_pid", "pid"), ("_camid", "camid"))
+    }
+    return {
+        "file": generated_name(str(source["file"]), copy, "jpg"),
+        "sha256": digest,
+        **sides,
+        **{"pid": source["pid"], "camid": source["camid"], "copy": copy},
+        **{"synthetic": True, "kept": True},
+    }
+
+
+if __name__ == "__main__":
+    main()
