@@ -123,3 +123,9 @@ def test_a_single_pixel_can_be_fitted():
     for fit in ("affine", "resize", "pad"):
         assert into_model(fit, (1, 1), (16, 16))[0].shape == (16, 1)
         assert onto_image(fit, (4, 4), (16, 16), (1, 1), True)[0].shape == (1, 4)
+
+
+def test_nothing_is_done_to_an_image_that_fits():
+    x = torch.rand(1, 3, 12, 8)
+    assert resample(x, into_model("resize", (12, 8), (12, 8))) is x
+    assert resample(x, onto_image("resize", (12, 8), (12, 8), (12, 8), False)) is x

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from reposer.annotation.interfaces import Parser
-from reposer.annotation.parser import open_parser
+from reposer.annotation.parser import best_class, open_parser
 from reposer.annotation.segmentation_model import MODELS, SegmentationModel
 from reposer.annotation.sides import resolve_sides
 from reposer.config import load_config
@@ -265,3 +265,9 @@ def test_a_description_may_name_a_licence(exported, described):
     with pytest.raises(LicenceError, match="stricter"):  # changed terms are shown again
         open_parser(path)
     assert load_config(SegmentationModel, path.with_suffix(".json")).non_commercial
+
+
+def test_the_best_class_is_argmax_and_ties_go_to_the_first():
+    scores = torch.randn(3, 20, 7, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(best_class(scores), scores.argmax(1).to(torch.uint8))
+    assert (best_class(torch.ones(1, 4, 2, 2)) == 0).all()

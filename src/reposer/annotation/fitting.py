@@ -26,9 +26,11 @@ Size: TypeAlias = tuple[int, int]  # (H, W)
 
 
 def resample(x: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
-    """(B, C, H, W) float -> (B, C, h, w) by rows (h, H) and columns (w, W)."""
-    rows, columns = (matrix.to(x.device) for matrix in matrices)
-    return torch.matmul(torch.matmul(rows, x), columns.T)
+    """(B, C, H, W) float -> (B, C, h, w) by rows (h, H) and columns (w, W); x itself if it fits."""
+    rows, columns = matrices
+    if not _is_identity(rows):
+        x = torch.matmul(rows.to(x.device), x)
+    return x if _is_identity(columns) else torch.matmul(x, columns.T.to(x.device))
 
 
 @lru_cache(maxsize=256)
@@ -69,6 +71,10 @@ def onto_image(
             back[:, start : start + inner[axis]] = _upsample(inner[axis], n, False)
         both.append((back @ _upsample(scores[axis], m, align_corners)).float())
     return both[0], both[1]
+
+
+def _is_identity(matrix: Tensor) -> bool:
+    return matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix)))
 
 
 def _affine_scale(image: Size, model: Size) -> float:

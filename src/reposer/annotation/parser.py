@@ -64,8 +64,8 @@ class SegmentationParser:
         matrices = onto_image(
             model.fit, (scores.shape[2], scores.shape[3]), model.size, size, model.align_corners
         )
-        best = resample(scores.float(), matrices).argmax(1)
-        parsing = self._lookup[best.cpu()]
+        best = best_class(resample(scores.float(), matrices)).cpu()
+        parsing = self._lookup[best.int()]
         if not self.needs_keypoints:
             return parsing
         poses = np.full((len(parsing), NUM_JOINTS, 2), np.nan, np.float32)
@@ -99,6 +99,20 @@ class SegmentationParser:
         told = f"{tuple(output.shape)} {output.dtype}"
         problem = f"answers {told}, its description says {classes} classes as {self.description.layout}"
         raise RefusedFileError(self.info.name, "outputs", problem, "correct the description")
+
+
+def best_class(scores: Tensor) -> Tensor:
+    """(B, L, H, W) -> (B, H, W) uint8, the class with the highest score, the first of equal ones.
+
+    ``argmax`` along a side that is not the last takes three times as long on a CPU.
+    """
+    highest = scores[:, 0].clone()
+    best = torch.zeros(highest.shape, dtype=torch.uint8, device=scores.device)
+    for number in range(1, scores.shape[1]):
+        plane = scores[:, number]
+        best.masked_fill_(plane > highest, number)
+        torch.maximum(highest, plane, out=highest)
+    return best
 
 
 def open_parser(
@@ -139,7 +153,7 @@ def open_parser(
     if path.exists() and not place.exists():
         raise UserError(
             f"{place}: missing, it must describe {path.name}",
-            'write for example {"size": [512, 512], "labels": "atr18"} (docs/data.md lists all fields)',
+            'write for example {"size": [512, 512], "labels": "atr18"} (docs/parsers.md lists all fields)',
         )
     if not path.exists():
         raise UserError(f"{path}: no such file", "check the path")
