@@ -158,7 +158,7 @@ def test_from_a_folder_of_people_without_cameras_to_reid(done, rendered: Path, t
     others = np.flatnonzero(people.splits == "train")[:4]
     query = extract_features(embedding, people, held_out[:1])
     gallery = extract_features(embedding, people, np.concatenate([held_out[1:], others]))
-    result = evaluate_reid(query, gallery, exclude_same_camera=False)
+    result = evaluate_reid(query, gallery)
     assert result.counts["valid_matches"] == 3
 
 

@@ -73,3 +73,9 @@ def test_a_memory_map_is_read(people, tmp_path):
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     expected = embed_images(_MeanColor(), people.images)
     assert np.array_equal(embed_images(_MeanColor(), mapped, batch_size=2), expected)
+
+
+def test_without_any_camera_every_image_is_its_own(people):
+    people.camids[:] = 0
+    found = extract_features(_MeanColor(), people, np.array([5, 0]))
+    assert found.camids.tolist() == [6, 1]

@@ -136,8 +136,8 @@ def _notes(records: Sequence[PersonRecord], anonymous: bool) -> list[str]:
     unknown = sum(record.camid == NO_CAMERA for record in records)
     if unknown == len(records):
         notes.append(
-            f"cameras       unknown: every image has camera {NO_CAMERA}. The same-camera rule would leave no"
-            " match: score Re-ID without it (exclude_same_camera=False), and do not compare such numbers"
+            f"cameras       unknown: every image has camera {NO_CAMERA}. Re-ID"
+            " scores take every image as a camera of its own; do not compare such numbers"
             " with Market-1501's protocol; nothing tells whether the background is recognized"
         )
     elif unknown:

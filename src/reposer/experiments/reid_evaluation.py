@@ -84,7 +84,9 @@ def evaluate_network(
     if not set(options.methods) & LEARNERS.keys():
         rows.pop(TRAIN, None)
     embedding = open_embedding(model)
-    note = training_note(embedding.info, people, rows)
+    notes = [training_note(embedding.info, people, rows)]
+    if not people.camids.any():
+        notes.append("No camera is known: every image counts as a camera of its own, and nothing is left out.")
     embedding.to(runtime.device)
     sets = kept_features(embedding, people, rows, out)
     if crops is not None:
@@ -95,7 +97,7 @@ def evaluate_network(
     def picture(name: str) -> NDArray[np.uint8]:
         return np.asarray(people.images[people.index(name)])
 
-    return score_sets(sets, out, options, picture=picture, facts=facts, notes=[note])
+    return score_sets(sets, out, options, picture=picture, facts=facts, notes=notes)
 
 
 def score_files(
