@@ -86,7 +86,7 @@ def evaluate_network(
     embedding = open_embedding(model)
     notes = [training_note(embedding.info, people, rows)]
     if not people.camids.any():
-        notes.append("No camera is known: every image counts as a camera of its own, and nothing is left out.")
+        notes.append("No camera is known: every image counts as a camera of its own.")
     embedding.to(runtime.device)
     sets = kept_features(embedding, people, rows, out)
     if crops is not None:
