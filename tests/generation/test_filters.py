@@ -76,7 +76,7 @@ def test_identity_is_the_nearest_other_image_of_the_person(packed, run):
     sources, donors = np.array([0, 1, 4, 24]), np.array([4, 0, 8, 0])
     pictures = images[[2, 20, 5, 24]]  # the right person, another one, the right one, one with one image
     batch = packed.pair_batch(sources, donors)
-    scores = judge.score(pictures, batch, sources, donors)
+    scores = judge.score(pictures, batch, sources)
     expected = [_slow_identity(packed, run, p, s) for p, s in zip(pictures, sources.tolist(), strict=True)]
     np.testing.assert_allclose(scores["identity_distance"], expected, atol=1e-4)
     assert judge.decide(scores) == [None, "identity", None, "identity"]
@@ -93,7 +93,7 @@ def test_the_filter_sees_its_rows_only(packed, run):
     judge = PictureFilter.fit(packed, few, FilterOptions(identity=run))
     source = np.array([0])
     picture = packed.pair_batch(source, source).source_image
-    found = judge.score(picture, packed.pair_batch(source, source), source, source)["identity_distance"]
+    found = judge.score(picture, packed.pair_batch(source, source), source)["identity_distance"]
     embedding, _ = embedding_from_run(run)
     with torch.no_grad():
         a, b = embedding(packed.pair_batch([0, 1], [0, 1]).source_image)
@@ -129,10 +129,9 @@ def test_blurred_pictures_fall_and_the_background_does_not_matter(packed):
         packed.pair_batch(TRAINING, TRAINING).source_image,
         packed.pair_batch(TRAINING, TRAINING),
         TRAINING,
-        TRAINING,
     )
     assert judge.thresholds["sharpness"] == pytest.approx(np.quantile(real["sharpness"], 0.1))
-    assert judge.decide(judge.score(noisy, batch, rows, rows)) == ["sharpness"] * 8
+    assert judge.decide(judge.score(noisy, batch, rows)) == ["sharpness"] * 8
     kept = judge.decide(real)
     assert sum(reason is None for reason in kept) == 22
 
@@ -171,7 +170,7 @@ def test_a_parser_judges_the_pose(packed):
     rows, donors = np.array([0, 4]), np.array([8, 8])
     pictures = packed.pair_batch(np.array([8, 8]), donors).source_image.clone()
     pictures[1] = 90
-    scores = judge.score(pictures, packed.pair_batch(rows, donors), rows, donors)
+    scores = judge.score(pictures, packed.pair_batch(rows, donors), rows)
     assert scores["pose_agreement"][0] == 1
     assert scores["pose_agreement"][1] < 0.8
     assert judge.decide(scores) == [None, "pose+sharpness"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli.options import Device, Threads
+from reposer.cli.options import Device, Predictor, Threads
 
 app = typer.Typer()
 
@@ -24,6 +24,7 @@ def augment(
             help="any, same_camera, other_camera, compatible, same_identity, coverage or canonical."
         ),
     ] = "any",
+    predictor: Predictor = None,
     background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
     seed: Annotated[int, typer.Option(help="Of the choice of donors.")] = 0,
     budget: Annotated[float, typer.Option(help="Share of each person's real images that is used.")] = 1.0,
@@ -45,7 +46,10 @@ def augment(
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
-    """Enlarge a Re-ID training set by pictures of its people in other poses; the same command goes on."""
+    """Enlarge a Re-ID training set by pictures of its people in other poses; the same command goes on.
+
+    With --predictor only the pose is the donor's: maps are predicted from what the source wears.
+    """
     from reposer.experiments.augmenting import augment_prepared
     from reposer.generation.augmentation import AugmentOptions
     from reposer.generation.filters import FilterOptions
@@ -76,6 +80,7 @@ def augment(
             data,
             out,
             options,
+            predictor=predictor,
             parser=filter_pose,
             accept_licence=accept_licence,
             processes=processes,

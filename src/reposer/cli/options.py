@@ -14,6 +14,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting, as optimizer.lr=1e-4; repeatable.")
 ]
+Predictor = Annotated[
+    str | None,
+    typer.Option(help="Predictor of target maps: run folder of `train predictor_small`, export, or hub id."),
+]
 WeightsFolder = Annotated[
     Path | None, typer.Option(help="Folder with .safetensors files of metric networks.")
 ]

@@ -201,3 +201,48 @@ def _number(value: Any, field: str) -> float:
     if not (abs(value) < _MAX_COORDINATE and math.isfinite(value)):
         raise _BadError(field, f"{str(value)[:40]} is no coordinate")
     return float(value)
+
+
+def read_pose_json(path: str | Path) -> tuple[Pose, tuple[int, int] | None]:
+    """One pose (J, 2) from a JSON file, and the (H, W) of the image that it is for, where the file says so.
+
+    Either OpenPose's or VITON's layout, as in :func:`import_keypoints`, or ``{"keypoints": [[x, y] or null,
+    ... 18 of them], "width": W, "height": H}`` in the order of ``JOINTS``; the size may be left out.
+
+    Raises:
+        AnnotationError: the file cannot be read or is of another layout; names the field.
+    """
+    path = Path(path)
+    advice = "give OpenPose's JSON, or keypoints: 18 of [x, y] or null"
+    try:
+        data = json.loads(read_regular(path, max_bytes=_MAX_JSON))
+        if isinstance(data, dict) and "keypoints" in data:
+            return _own_layout(data)
+        return _without_negative(_read_openpose(path, path.parent)), None
+    except RefusedFileError as error:
+        raise AnnotationError(printable(path), "file", error.reason, advice) from error
+    except _BadError as error:
+        raise AnnotationError(printable(path), error.field, str(error), advice) from error
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(printable(path), "file", f"is no JSON ({str(error)[:80]})", advice) from error
+
+
+def _own_layout(data: dict[str, Any]) -> tuple[Pose, tuple[int, int] | None]:
+    points = data["keypoints"]
+    if not isinstance(points, list) or len(points) != NUM_JOINTS:
+        told = f"{len(points)} points" if isinstance(points, list) else "no list"
+        raise _BadError("keypoints", f"{told}; expected {NUM_JOINTS}")
+    pose = np.full((NUM_JOINTS, 2), np.nan, np.float32)
+    for joint, point in enumerate(points):
+        field = f"keypoints[{joint}]"
+        if point is None:
+            continue
+        if not isinstance(point, list) or len(point) != 2:
+            raise _BadError(field, "is neither [x, y] nor null")
+        pose[joint] = [_number(value, field) for value in point]
+    sides = [data.get("height"), data.get("width")]
+    if sides == [None, None]:
+        return _without_negative(pose), None
+    if not all(type(side) is int and 0 < side < _MAX_COORDINATE for side in sides):
+        raise _BadError("width", "width and height: two whole numbers of pixels, or neither")
+    return _without_negative(pose), (int(sides[0]), int(sides[1]))

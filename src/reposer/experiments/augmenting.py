@@ -8,6 +8,7 @@ from pathlib import Path
 from reposer.annotation.parser import open_parser
 from reposer.experiments.image_evaluation import open_model
 from reposer.generation.augmentation import AugmentOptions, augment
+from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.shards import WriteReport
 from reposer.progress import Meter, progress
 from reposer.runtime import setup
@@ -19,6 +20,7 @@ def augment_prepared(
     out: Path,
     options: AugmentOptions,
     *,
+    predictor: str | None,
     parser: str | None,
     accept_licence: bool,
     processes: int,
@@ -29,10 +31,14 @@ def augment_prepared(
 
     Args:
         model: as ``open_model`` knows it.
+        predictor: of target maps, as ``MapPredictor.open`` knows it; None: the donors' maps are used.
         parser: as ``open_parser`` knows it, for the filter of poses.
         accept_licence: of the parser's weights.
     """
     runtime = setup(device, threads=threads)
+    generator = open_model(model, runtime)
+    if predictor:
+        generator = generator.with_predictor(MapPredictor.open(predictor, runtime), "predicted")
     meters: list[Meter] = []
     with ExitStack() as stack:
 
@@ -42,7 +48,7 @@ def augment_prepared(
             meters[0].update(done)
 
         return augment(
-            open_model(model, runtime),
+            generator,
             prepared,
             out,
             options,

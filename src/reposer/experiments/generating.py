@@ -1,18 +1,23 @@
-"""The three ways to ask for pictures: a pair list of a prepared folder, a folder and one donor, one image."""
+"""The ways to ask for pictures: a pair list, or a folder or an image with a donor or with poses."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import PACKED
+from reposer.errors import UserError
 from reposer.experiments.image_evaluation import read_named_pairs
 from reposer.generation.batch import Options, generate
-from reposer.generation.inputs import load_person
-from reposer.generation.outputs import write_picture
+from reposer.generation.inputs import Person, load_person
+from reposer.generation.outputs import output_names, write_picture
 from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.shards import WriteReport
+from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
+from reposer.models.parsing_predictor import ParsingPredictor
 from reposer.progress import progress
 
 ImageAndMap = tuple[Path, Path | None]
@@ -30,7 +35,7 @@ def generate_from_folder(
     model: PoseTransfer, folder: Path, donor: Path, donor_parsing: Path | None, out: Path, options: Options
 ) -> WriteReport:
     """Every image of a folder in the pose of one donor."""
-    pose = load_person(donor, _map_of(donor, donor_parsing), _mask_of(donor), size=model.size)
+    pose = _load(model, (donor, donor_parsing))
     return _generate(model, FolderPairs(folder, pose), out, options)
 
 
@@ -38,11 +43,67 @@ def generate_one(
     model: PoseTransfer, source: ImageAndMap, donor: ImageAndMap, out: Path, background: str
 ) -> str:
     """One picture, of the size of the source image; returns what was written where."""
-    who = load_person(source[0], _map_of(*source), _mask_of(source[0]), size=model.size)
-    pose = load_person(donor[0], _map_of(*donor), _mask_of(donor[0]), size=model.size)
+    who, pose = _load(model, source), _load(model, donor)
+    for person, field in ((who, "source_keypoints"), (pose, "target_keypoints")):
+        if field in model.needs() and np.isnan(person.keypoints).all():
+            advice = f"put a row for it into {KEYPOINTS} beside it"
+            raise UserError(f"{person.name}: has no key-points, which {model.config.generator} reads", advice)
     picture = model.transfer(who, pose, background, original_size=True)
     write_picture(out, picture)
-    return f"{out}: {who.name} in the pose of {pose.name}"
+    return _told(model, background, f"{out}: {who.name} in the pose of {pose.name}")
+
+
+def generate_poses(
+    model: PoseTransfer, source: ImageAndMap, target: str, out: Path, options: Options, *, data: Path | None
+) -> WriteReport | str:
+    """An image, every image of a folder, or a named image of a prepared folder, in the poses of ``target``.
+
+    Args:
+        target: as ``generation.targets.read_targets`` knows it.
+        out: a folder; for one picture a PNG or JPEG file.
+        data: prepared folder in which ``source`` and ``target`` may be names.
+    """
+    people = PackedPeople.open(data / PACKED) if data else None
+    targets = read_targets(target, people)
+    if source[0].is_dir():
+        return _generate(model, FolderPairs(source[0], targets, size=model.size), out, options)
+    named = people is not None and str(source[0]) in people.name_index()
+    who = _packed_person(people, str(source[0])) if named and people is not None else _load(model, source)
+    lines = []
+    read = (*model.needs(), *(ParsingPredictor.needs if model.predictor else ()))
+    if "source_keypoints" in read and np.isnan(who.keypoints).all():
+        lines.append(f"{who.name}: has no key-points; its own pose is unknown to the networks")
+    single = len(targets) == 1 and out.suffix.lower() in (".png", ".jpg", ".jpeg")
+    files = output_names([(who.name, one.name) for one in targets], options.file_format)
+    for one, file in zip(targets, files, strict=True):
+        picture = model.transfer(who, one.for_source(who), options.background, original_size=True)
+        place = out if single else out / file
+        write_picture(place, picture)
+        lines.append(f"{place}: {who.name} in the pose {one.name}")
+    return _told(model, options.background, "\n".join(lines))
+
+
+def _told(model: PoseTransfer, background: str, text: str) -> str:
+    return "\n".join(line for line in (text, model.told(background)) if line)
+
+
+def _load(model: PoseTransfer, image: ImageAndMap) -> Person:
+    """A person with the map that was named, and the annotations that lie beside it."""
+    path = image[0]
+    return load_person(path, _map_of(*image), _mask_of(path), keypoints_beside(path), size=model.size)
+
+
+def _packed_person(people: PackedPeople, name: str) -> Person:
+    row = people.index(name)
+    return Person(
+        name=name,
+        image=people.images[row],
+        parsing=people.parsing[row],
+        mask=people.mask[row],
+        keypoints=people.keypoints[row],
+        original_size=people.size,
+        sha256=people.sha256[row],
+    )
 
 
 def _generate(model: PoseTransfer, pairs: PairSource, out: Path, options: Options) -> WriteReport:

@@ -36,6 +36,7 @@ from reposer.generation.donors import DonorPlan, choose_donors
 from reposer.generation.export import GeneratorConfig
 from reposer.generation.filters import Parser, PictureFilter
 from reposer.generation.forgetting import refuse_removed
+from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.outputs import check_format
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.processes import help_ranks, write_in_processes, write_with_ranks
@@ -82,6 +83,8 @@ def augment(
     notes = _check_generator(pose_transfer, people)
     rows = budget_rows(people, options.budget, options.budget_seed, (SPLIT,))
     _refuse_generated(people, rows)
+    if pose_transfer.maps == "predicted":
+        rows = _with_key_points(people, rows, notes)
     plan = choose_donors(people, options.policy, options.factor, seed=options.seed, rows=rows)
     picture_filter = None
     if options.filters is not None:
@@ -93,7 +96,8 @@ def augment(
 
     def before(report: WriteReport) -> None:
         refuse_removed(out)
-        report.notes += [*notes, *plan.notes, *real.place(out, options.real)]
+        told = pose_transfer.told(options.background)
+        report.notes += [*([told] if told else []), *notes, *plan.notes, *real.place(out, options.real)]
 
     def after(report: WriteReport) -> None:
         report.notes.append(_told(write_summary(out)))
@@ -128,7 +132,9 @@ def _writer(
         return None
     generator = copy.deepcopy(pose_transfer.generator).cpu()
     where = (runtime.device.type, runtime.precision, runtime.threads, runtime.seed)
-    rest = (prepared, options, plan, picture_filter)
+    predictor = pose_transfer.predictor
+    completion = predictor and (copy.deepcopy(predictor.network).cpu(), predictor.config)
+    rest = (completion, pose_transfer.maps, prepared, options, plan, picture_filter)
     make = partial(_job_in_process, generator, pose_transfer.config, where, *rest)
     return partial(write_in_processes, make, processes)
 
@@ -137,13 +143,17 @@ def _job_in_process(
     generator: nn.Module,
     config: GeneratorConfig,
     where: tuple[str, str, int, int],
+    completion: tuple[nn.Module, GeneratorConfig] | None,
+    maps: str,
     prepared: Path,
     options: AugmentOptions,
     plan: DonorPlan,
     picture_filter: PictureFilter | None,
 ) -> Job:
     """The same job in a new process."""
-    pose_transfer = PoseTransfer(generator, config, setup(*where))
+    runtime = setup(*where)
+    predictor = MapPredictor(*completion, runtime) if completion else None
+    pose_transfer = PoseTransfer(generator, config, runtime, predictor, maps)
     people = PackedPeople.open(prepared / PACKED)
     return AugmentedPictures(pose_transfer, people, options, plan, picture_filter).job()
 
@@ -168,18 +178,32 @@ def _check_generator(pose_transfer: PoseTransfer, people: PackedPeople) -> list[
         raise UserError(
             f"the people are of size {people.size}, the model {pose_transfer.size}", f"prepare at {wanted}"
         )
-    seen = pose_transfer.config.identity_hash
-    leak = RealSet(people, (SPLIT,)).trainings_with_test_people().get(seen)
-    if leak is not None:
-        raise UserError(
-            f"the generator was trained on people that this data set holds out ({leak})",
-            "train it on this prepared folder, or use one trained on another data set",
-        )
-    if not seen:
-        return ["whom the generator was trained on is not recorded"]
-    if seen != people.identity_hash(SPLIT):
-        return ["the generator was trained on other people than this set's training people"]
-    return []
+    notes, leaks = [], RealSet(people, (SPLIT,)).trainings_with_test_people()
+    trained = {"generator": pose_transfer.config}
+    if pose_transfer.predictor is not None:
+        trained["predictor"] = pose_transfer.predictor.config
+    for name, config in trained.items():
+        seen = config.identity_hash
+        if seen in leaks:
+            raise UserError(
+                f"the {name} was trained on people that this data set holds out ({leaks[seen]})",
+                "train it on this prepared folder, or use one trained on another data set",
+            )
+        if not seen:
+            notes.append(f"whom the {name} was trained on is not recorded")
+        elif seen != people.identity_hash(SPLIT):
+            notes.append(f"the {name} was trained on other people than this set's training people")
+    return notes
+
+
+def _with_key_points(people: PackedPeople, rows: NDArray[np.int64], notes: list[str]) -> NDArray[np.int64]:
+    """The rows that maps can be predicted from and for; the others are counted in ``notes``."""
+    known = ~np.isnan(people.keypoints[rows]).all((1, 2))
+    if not known.any():
+        raise UserError(f"{people.folder}: no image has key-points to predict maps from", "prepare them")
+    if not known.all():
+        notes.append(f"{int((~known).sum()):,} images have no key-points and are left out")
+    return rows[known]
 
 
 def _refuse_generated(people: PackedPeople, rows: NDArray[np.int64]) -> None:

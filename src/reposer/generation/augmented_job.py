@@ -17,7 +17,7 @@ from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.files import sha256_bytes
 from reposer.generation.augmented_rows import COLUMNS, KIND, SCORES
-from reposer.generation.batch import encode_batch, environment
+from reposer.generation.batch import encode_batch, environment, predictor_settings
 from reposer.generation.donors import DonorPlan
 from reposer.generation.filters import FilterOptions, PictureFilter
 from reposer.generation.outputs import JPEG_QUALITY
@@ -99,6 +99,7 @@ class AugmentedPictures:
             "format": f"jpg {JPEG_QUALITY}" if options.file_format == "jpg" else options.file_format,
             "filters": None if self._filter is None else self._filter.describe(),
             **{key: getattr(options, key) for key in _PLAIN},
+            **predictor_settings(model),
         }
 
     def _produce(self, items: range) -> Iterator[WorkUnit]:
@@ -111,7 +112,8 @@ class AugmentedPictures:
                 people = ahead.result()
                 if number + 1 < len(batches):
                     ahead = reader.submit(self._pairs.read, batches[number + 1])
-                pictures = self._model(people, self._options.background)
+                people = self._model.completed(people, self._options.background)
+                pictures = self._model.paint(people, self._options.background)
                 rows = self._manifest_rows(batch, self._judge(pictures, people, batch))
                 files = [self._names[i] for i in batch]
                 unit = partial(encode_batch, pictures, files, rows, self._options.file_format)
@@ -122,7 +124,7 @@ class AugmentedPictures:
         if self._filter is None:
             return [{"kept": True, "dropped_because": None, **dict.fromkeys(SCORES)} for _ in items]
         here = slice(items.start, items.stop)
-        scores = self._filter.score(pictures, people, self._plan.source[here], self._plan.donor[here])
+        scores = self._filter.score(pictures, people, self._plan.source[here])
         reasons = self._filter.decide(scores)
         known = {
             name: [float(v) if np.isfinite(v) else None for v in values] for name, values in scores.items()

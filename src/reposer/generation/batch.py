@@ -98,6 +98,8 @@ def generate(
             shard_items=max(1, options.shard_items // options.batch_size) * options.batch_size,
         )
         report = write_job(out, job, threads=options.encoders, on_progress=on_progress)
+    if told := pose_transfer.told(options.background):
+        report.notes.append(told)
     if pairs.problems:
         write_atomic(out / PROBLEMS, problems_csv(pairs.problems))
         report.notes.append(f"{len(pairs.problems)} problems, see {PROBLEMS}; the first: {pairs.problems[0]}")
@@ -114,7 +116,15 @@ def _settings(pose_transfer: PoseTransfer, pairs: PairSource, options: Options) 
         "format": f"jpg {JPEG_QUALITY}" if options.file_format == "jpg" else options.file_format,
         "batch_size": options.batch_size,
         "inputs": pairs.fingerprint(),
+        **predictor_settings(pose_transfer),
     }
+
+
+def predictor_settings(pose_transfer: PoseTransfer) -> dict[str, Any]:
+    """What the pictures depend on where target maps can be predicted; empty without a predictor."""
+    if pose_transfer.predictor is None:
+        return {}
+    return {"maps": pose_transfer.maps, "predictor": pose_transfer.predictor.weights_hash}
 
 
 def environment(pose_transfer: PoseTransfer) -> dict[str, Any]:

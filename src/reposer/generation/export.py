@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reposer.config import Config, canonical_json, load_config, save_config
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, write_atomic
-from reposer.models.generators import build_generator
+from reposer.models.generators import PREDICTORS, build_generator, build_predictor
 
 WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
 MAX_WEIGHTS_BYTES = 4_000_000_000
@@ -28,7 +28,7 @@ MAX_WEIGHTS_BYTES = 4_000_000_000
 class GeneratorConfig(Config):
     """What a generator is, where it comes from, and how its weights are stored."""
 
-    generator: str  # a key of models.generators.GENERATORS
+    generator: str  # a key of models.generators.GENERATORS, or of PREDICTORS
     generator_args: dict[str, Any] = Field(default_factory=dict)  # keywords of its constructor
     size: tuple[int, int]  # (H, W) it was trained at
     labels: str = "lip20"  # label set of the parsing maps
@@ -94,13 +94,14 @@ def load_generator(folder: str | Path) -> tuple[nn.Module, GeneratorConfig]:
 
 
 def build_with_weights(name: str, args: dict[str, Any], tensors: dict[str, Tensor], origin: str) -> nn.Module:
-    """A generator with these weights, in eval mode; nothing is allocated before names and shapes agree.
+    """A generator or predictor with these weights, in eval mode; nothing is allocated before shapes agree.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape; ``origin`` names the file.
     """
+    build = build_predictor if name in PREDICTORS else build_generator
     with torch.device("meta"):  # sizes from a foreign config.json cost no memory here
-        expected = {k: tuple(t.shape) for k, t in build_generator(name, **args).state_dict().items()}
+        expected = {k: tuple(t.shape) for k, t in build(name, **args).state_dict().items()}
     found = {k: tuple(t.shape) for k, t in tensors.items()}
     wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
     if wrong:
@@ -110,7 +111,7 @@ def build_with_weights(name: str, args: dict[str, Any], tensors: dict[str, Tenso
             f" {wrong[0]} is {have}, not {want}",
             "use the configuration that the weights were trained with",
         )
-    generator = build_generator(name, **args)
+    generator = build(name, **args)
     generator.load_state_dict(tensors, strict=True)
     return generator.eval()
 

@@ -126,21 +126,20 @@ class PictureFilter:
         pictures: Tensor,
         batch: PairBatch,
         source_rows: NDArray[np.int64],
-        donor_rows: NDArray[np.int64],
     ) -> dict[str, NDArray[np.float64]]:
         """(B,) of each score that was asked for, NaN where it cannot be known.
 
         Args:
             pictures: (B, 3, H, W) uint8 RGB, generated.
-            batch: what they were generated from.
-            source_rows, donor_rows: (B,) rows of the packed people.
+            batch: what they were generated from; its target maps are what the pose is compared with.
+            source_rows: (B,) rows of the packed people.
         """
         pictures = pictures.cpu()
         scores: dict[str, NDArray[np.float64]] = {}
         if self._identity is not None:
             scores["identity_distance"] = self._identity.distances(pictures, source_rows)
         if self._parser is not None and self._options.pose is not None:
-            wanted = self._people.parsing[donor_rows]
+            wanted = batch.target_parsing.cpu().numpy()
             scores["pose_agreement"] = _agreement(self._parser, pictures, wanted, self._options.pose)
         if self._options.sharpness:
             scores["sharpness"] = sharpness(pictures, batch.target_mask.cpu())

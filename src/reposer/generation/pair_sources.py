@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, sha256_file
 from reposer.generation.inputs import Person, load_person, people_batch
+from reposer.generation.targets import PoseTarget
 from reposer.images import read_picture
 from reposer.structures import PairBatch, PersonRecord
 
@@ -82,14 +84,15 @@ class PackedPairs:
 
 
 class FolderPairs:
-    """Every image of a folder with the same donor; a PairSource.
+    """Every image of a folder with the same donor, or in the same poses; a PairSource.
 
     The annotations are those of the data sets' layout: parsing/<stem>.png, mask/<stem>.png, keypoints.csv.
     Images that cannot be read or have no usable parsing map are left out.
 
     Args:
         folder: holds the images.
-        donor: of ``load_person``, at the size of the model.
+        donor: of ``load_person``, at the size of the model; or one or more poses.
+        size: (H, W) of the model, with poses.
         parsing, mask, keypoints: other places of the annotations; the folders must lie inside ``folder``.
 
     Raises:
@@ -99,14 +102,16 @@ class FolderPairs:
     def __init__(
         self,
         folder: str | Path,
-        donor: Person,
+        donor: Person | Sequence[PoseTarget],
         *,
+        size: tuple[int, int] | None = None,
         parsing: str | Path | None = None,
         mask: str | Path | None = None,
         keypoints: str | Path | None = None,
     ) -> None:
-        self._root, self._donor = Path(folder), donor
-        self.size = (donor.image.shape[0], donor.image.shape[1])
+        self._root = Path(folder)
+        self._donors: Sequence[Person | PoseTarget] = [donor] if isinstance(donor, Person) else donor
+        self.size = size if size is not None else _size_of(donor)
         self.problems: list[AnnotationProblem] = []
         images = list(_images(self._root, self.problems))
         found = Annotations.find(self._root, parsing, mask, keypoints)
@@ -121,24 +126,32 @@ class FolderPairs:
                 "parsing", 0, "folder", "no folder of parsing maps", "missing-parsing"
             )
             self.problems.append(problem)
-        self.names = [(record.name, donor.name) for record in self._records]
+        self._pairs = list(product(self._records, self._donors))
+        self.names = [(record.name, one.name) for record, one in self._pairs]
 
     def rows(self, items: range) -> list[dict[str, Any]]:
         """See PairSource."""
-        donor = _columns("donor", self._donor.name, self._donor.sha256, -1, -1)
-        sources = self._records[_slice(items)]
-        return [_columns("source", r.name, r.sha256, r.pid, r.camid) | donor for r in sources]
+        return [
+            _columns("source", r.name, r.sha256, r.pid, r.camid) | _columns("donor", d.name, d.sha256, -1, -1)
+            for r, d in self._pairs[_slice(items)]
+        ]
 
     def read(self, items: range) -> PairBatch:
         """See PairSource."""
-        people = [self._load(record) for record in self._records[_slice(items)]]
-        return people_batch(people, [self._donor] * len(people))
+        pairs = self._pairs[_slice(items)]
+        sources = [self._load(record) for record, _ in pairs]
+        donors = (donor for _, donor in pairs)
+        return people_batch(
+            sources,
+            [
+                donor if isinstance(donor, Person) else donor.for_source(source)
+                for source, donor in zip(sources, donors, strict=True)
+            ],
+        )
 
     def fingerprint(self) -> str:
         """See PairSource."""
-        donor = self._donor
-        arrays = (donor.image, donor.parsing, donor.mask, donor.keypoints)
-        parts = [sha256_bytes(np.ascontiguousarray(array).tobytes()) for array in arrays]
+        parts = [part for donor in self._donors for part in _fingerprint(donor)]
         for record in self._records:
             annotations = [self._root / path for path in (record.parsing, record.mask) if path is not None]
             parts += [record.name, record.sha256, *(sha256_file(path) for path in annotations)]
@@ -166,6 +179,18 @@ def _images(root: Path, problems: list[AnnotationProblem]) -> Iterator[PersonRec
             continue
         height, width = picture.pixels.shape[:2]
         yield PersonRecord(name, name, -1, -1, "", width, height, picture.sha256)
+
+
+def _size_of(donor: Person | Sequence[PoseTarget]) -> tuple[int, int]:
+    assert isinstance(donor, Person), "poses have no size of their own: give one"
+    return donor.image.shape[0], donor.image.shape[1]
+
+
+def _fingerprint(donor: Person | PoseTarget) -> list[str]:
+    if isinstance(donor, PoseTarget):
+        return [donor.sha256]
+    arrays = (donor.image, donor.parsing, donor.mask, donor.keypoints)
+    return [sha256_bytes(np.ascontiguousarray(array).tobytes()) for array in arrays]
 
 
 def _columns(side: str, name: str, digest: str, pid: int, camid: int) -> dict[str, Any]:

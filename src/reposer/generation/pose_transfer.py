@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cached_property
-from importlib.resources import as_file, files
+from importlib.resources import as_file
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Self
 
@@ -24,12 +26,16 @@ from reposer.generation.export import (
     weights_hash,
 )
 from reposer.generation.inputs import Person, people_batch, resize
+from reposer.generation.map_prediction import MapPredictor, complete_targets, lacks_maps
 from reposer.generation.stitching import stitch
 from reposer.hub import fetch_folder
 from reposer.images import to_uint8
+from reposer.models.generators import PREDICTORS
 from reposer.runtime import Runtime, setup
 from reposer.structures import PairBatch
 
+MAPS = ("given", "predicted")
+_EVERYTHING = tuple(field.name for field in fields(PairBatch))
 SHIPPED = "san_rendered"  # in reposer.assets: SAN for the built-in rendered people
 
 
@@ -43,9 +49,32 @@ class PoseTransfer:
         generator: ``forward(PairBatch) -> (B, 3, H, W)`` in [-1, 1].
         config: what it is and where it comes from.
         runtime: device and precision; None: ``runtime.setup()``, which also seeds this process.
+        predictor: supplies target maps that the generator or the background needs and a target lacks.
+        maps: "given": those of the target, where it has any; "predicted": always the predictor's, so that
+            only the pose is the donor's.
+
+    Raises:
+        UserError: ``maps`` is neither, or "predicted" without a predictor; or that is of another size.
     """
 
-    def __init__(self, generator: nn.Module, config: GeneratorConfig, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self,
+        generator: nn.Module,
+        config: GeneratorConfig,
+        runtime: Runtime | None = None,
+        predictor: MapPredictor | None = None,
+        maps: str = "given",
+    ) -> None:
+        if maps not in MAPS:
+            raise UserError(f"maps {maps}: unknown", f"choose from {', '.join(MAPS)}")
+        if maps == "predicted" and predictor is None:
+            raise UserError("maps predicted: by what is not said", "name a predictor of target maps")
+        if predictor is not None and tuple(predictor.config.size) != tuple(config.size):
+            raise UserError(
+                f"the predictor works at {predictor.config.size}, the generator at {config.size}",
+                "use two that were trained at one size",
+            )
+        self.predictor, self.maps = predictor, maps
         self.config = config
         self.runtime = runtime or setup()
         self.generator = generator.eval().requires_grad_(False).to(self.runtime.device)
@@ -84,7 +113,10 @@ class PoseTransfer:
         Raises:
             UserError: no such folder, the hub cannot be reached, or the folder is damaged.
         """
-        return cls(*load_generator(fetch_folder(name, FILES)), runtime)
+        generator, config = load_generator(fetch_folder(name, FILES))
+        if config.generator in PREDICTORS:
+            raise UserError(f"{name}: is a predictor of maps, not a generator", "give it as --predictor")
+        return cls(generator, config, runtime)
 
     @classmethod
     def shipped(cls, runtime: Runtime | None = None) -> Self:
@@ -93,7 +125,7 @@ class PoseTransfer:
         Raises:
             UserError: this installation has none.
         """
-        folder = files("reposer.assets") / SHIPPED
+        folder = resources("reposer.assets") / SHIPPED
         if not (folder / "config.json").is_file():
             raise UserError("this installation ships no generator", "train one, or name a folder")
         with as_file(folder) as path:
@@ -116,6 +148,26 @@ class PoseTransfer:
         config = self.config.changed(trained_on=trained_on) if trained_on else self.config
         save_generator(folder, self.generator, config, half=half, card=card)
 
+    def with_predictor(self, predictor: MapPredictor | None, maps: str = "given") -> PoseTransfer:
+        """The same generator, completed by a predictor."""
+        return PoseTransfer(self.generator, self.config, self.runtime, predictor, maps)
+
+    def needs(self, background: str = "generated") -> tuple[str, ...]:
+        """Fields of the batch that a picture depends on, its background included."""
+        own = getattr(self.generator, "needs", _EVERYTHING)
+        return own if background == "generated" else (*own, "target_mask")
+
+    def told(self, background: str = "generated") -> str:
+        """Where target maps come from, for reports; empty where the given ones are used as they are."""
+        if not {"target_parsing", "target_mask"} & set(self.needs(background)):
+            return "target maps are not read: the generator is driven by key-points"
+        if self.predictor is None:
+            return ""
+        missing = "" if self.maps == "predicted" else " where a target has none"
+        config = self.predictor.config
+        origin = f"{config.generator}, step {config.step:,}, {self.predictor.weights_hash[:12]}"
+        return f"target maps are predicted from what the source wears and the key-points{missing} ({origin})"
+
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) that the generator was trained at."""
@@ -126,7 +178,6 @@ class PoseTransfer:
         """sha256 of the weights, whatever file they came from; the manifest's "checkpoint"."""
         return weights_hash(self.generator)
 
-    @torch.inference_mode()
     def __call__(self, batch: PairBatch, background: str = "generated") -> Tensor:
         """Generate.
 
@@ -136,11 +187,31 @@ class PoseTransfer:
 
         Returns:
             (B, 3, H, W) uint8 RGB on the CPU.
+
+        Raises:
+            UserError: a target lacks maps that are needed, and they cannot be predicted.
         """
+        return self.paint(self.completed(batch, background), background)
+
+    @torch.inference_mode()
+    def paint(self, batch: PairBatch, background: str = "generated") -> Tensor:
+        """As :meth:`__call__` for a batch of :meth:`completed`."""
         batch = batch.to(self.runtime.device, non_blocking=True)
         with self.runtime.autocast():
             generated = self.generator(batch)
         return stitch(to_uint8(generated), batch, background).cpu()
+
+    def completed(self, batch: PairBatch, background: str = "generated") -> PairBatch:
+        """The batch that pictures are made from, with predicted target maps where they are needed.
+
+        Raises:
+            UserError: a target lacks maps that are needed, and they cannot be predicted.
+        """
+        always = self.maps == "predicted"
+        if background == "donor" and (always or lacks_maps(batch).any()):
+            problem = "background donor: cuts the donor out by its own mask, which is not used or not known"
+            raise UserError(problem, "use the background generated or source")
+        return complete_targets(batch, self.needs(background), self.predictor, always=always)
 
     def transfer(
         self, source: Person, donor: Person, background: str = "generated", *, original_size: bool = False

@@ -1,0 +1,143 @@
+"""Target maps that nobody has: predicted from what the source wears and the target's key-points."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from reposer import checkpoint
+from reposer.config import read_json
+from reposer.errors import UserError
+from reposer.generation.export import (
+    FILES,
+    GeneratorConfig,
+    build_with_weights,
+    load_generator,
+    save_generator,
+    weights_hash,
+)
+from reposer.hub import fetch_folder
+from reposer.models.generators import PREDICTORS
+from reposer.models.parsing_predictor import decide_maps
+from reposer.runtime import Runtime, setup
+from reposer.structures import MISSING_LABEL, PairBatch
+
+
+class MapPredictor:
+    """A predictor of target maps in eval mode on its device.
+
+    Args:
+        network: ``forward(PairBatch) -> PredictedMaps``.
+        config: what it is and where it comes from; ``config.generator`` is a key of PREDICTORS.
+        runtime: device and precision; None: ``runtime.setup()``.
+    """
+
+    def __init__(self, network: nn.Module, config: GeneratorConfig, runtime: Runtime | None = None) -> None:
+        self.config = config
+        self.runtime = runtime or setup()
+        self.network = network.eval().requires_grad_(False).to(self.runtime.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def open(cls, name: str | Path, runtime: Runtime | None = None) -> Self:
+        """By a run folder of ``reposer train predictor_small``, an exported folder, or a hub id.
+
+        Raises:
+            UserError: no such folder, nothing trained in it yet, a damaged file, or no predictor.
+        """
+        if not (Path(name) / "config.json").is_file() or not (Path(name) / "checkpoints").is_dir():
+            network, config = load_generator(fetch_folder(name, FILES))
+            if config.generator not in PREDICTORS:
+                raise UserError(f"{name}: is a generator, not a predictor of maps", "name a predictor")
+            return cls(network, config, runtime)
+        run = Path(name)
+        settings, found = read_json(run / "config.json"), checkpoint.latest(run / "checkpoints")
+        if found is None:
+            raise UserError(f"{run}: has no checkpoint yet", "train longer, or choose another run")
+        if "predictor" not in settings or "network" not in found.groups:
+            raise UserError(
+                f"{run}: is no run of a predictor of maps", "choose the folder of such a training"
+            )
+        kind, args = settings["predictor"], settings["predictor_args"]
+        config = GeneratorConfig(
+            generator=kind,
+            generator_args=args,
+            size=found.meta["size"],
+            trained_on=Path(settings["data"]["folder"]).name,
+            identity_hash=found.meta["identity_hash"],
+            step=found.step,
+        )
+        return cls(build_with_weights(kind, args, found.groups["network"], str(found.path)), config, runtime)
+
+    def save_pretrained(
+        self, folder: str | Path, *, half: bool = False, trained_on: str = "", card: str = ""
+    ) -> None:
+        """As ``PoseTransfer.save_pretrained``."""
+        config = self.config.changed(trained_on=trained_on) if trained_on else self.config
+        save_generator(folder, self.network, config, half=half, card=card)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """sha256 of the weights, whatever file they came from."""
+        return weights_hash(self.network)
+
+    @torch.inference_mode()
+    def __call__(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Parsing (B, H, W) uint8 LIP-20 and mask (B, H, W) bool of the targets, on the predictor's device.
+
+        Of the target only the key-points are read.
+        """
+        with self.runtime.autocast():
+            scores = self.network(batch.to(self.runtime.device))
+        return decide_maps(scores)
+
+
+def lacks_maps(batch: PairBatch) -> Tensor:
+    """(B,) whether nothing is known of the target's parsing map."""
+    return (batch.target_parsing == MISSING_LABEL).flatten(1).all(1)
+
+
+def complete_targets(
+    batch: PairBatch, needs: Collection[str], predictor: MapPredictor | None, *, always: bool = False
+) -> PairBatch:
+    """The batch with target maps where ``needs`` names them.
+
+    Args:
+        batch: a target whose parsing map is MISSING_LABEL everywhere has none.
+        needs: fields that will be read.
+        predictor: supplies missing maps; None where all must be there.
+        always: predict all of them, and use none of the given ones.
+
+    Raises:
+        UserError: a map that is needed is missing, and there is no predictor or no key-point to predict from.
+    """
+    if not {"target_parsing", "target_mask"} & set(needs):
+        return batch
+    wanted = torch.ones(len(batch), dtype=torch.bool) if always else lacks_maps(batch).cpu()
+    if not wanted.any():
+        return batch
+    if predictor is None:
+        raise UserError(
+            f"{int(wanted.sum())} of {len(batch)} targets have no parsing map and mask, which are needed",
+            "name a predictor of target maps (--predictor), or use a generator driven by key-points"
+            " without another background",
+        )
+    blind = wanted & batch.target_keypoints.isnan().flatten(1).all(1).cpu()
+    if blind.any():
+        raise UserError(
+            f"{int(blind.sum())} of {len(batch)} targets have no key-point to predict their maps from",
+            "give key-points, or the maps",
+        )
+    parsing, mask = predictor(batch)
+    rows = wanted.to(parsing.device)[:, None, None]
+    return replace(
+        batch,
+        target_parsing=torch.where(rows, parsing, batch.target_parsing.to(parsing.device)),
+        target_mask=torch.where(rows, mask, batch.target_mask.to(mask.device)),
+    )

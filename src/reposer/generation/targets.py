@@ -1,0 +1,178 @@
+"""Targets of which only the pose is known: key-points from a file, of a named image, or canonical ones.
+
+A target without an image has no maps: its Person carries MISSING_LABEL and an empty mask, and whoever needs
+maps has them predicted (:mod:`reposer.generation.map_prediction`) or says that they are missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reposer.config import canonical_json
+from reposer.data.canonical_poses import CROWN, SOLE, canonical_names, canonical_pose
+from reposer.data.keypoint_imports import read_pose_json
+from reposer.data.keypoints import JOINTS, NECK, Pose, middle_hip, read_keypoints_csv, scale_keypoints
+from reposer.data.packed import PackedPeople
+from reposer.errors import UserError
+from reposer.files import sha256_bytes
+from reposer.generation.inputs import Person
+from reposer.images import read_picture
+from reposer.paths import printable
+from reposer.structures import MISSING_LABEL
+
+CANONICAL = "canonical:"
+KEYPOINTS = "keypoints.csv"  # beside an image or in the folder above, as data sets have it
+MARGIN = 0.04  # of the frame's height, left free above and below where the source's height is not known
+_ANKLES = [JOINTS.index(f"{side}-ankle") for side in ("right", "left")]
+_GRAY = 128
+
+
+@dataclass(frozen=True, slots=True)
+class PoseTarget:
+    """A pose to take."""
+
+    name: str  # what files and manifests call it
+    keypoints: Pose  # (J, 2) pixels of ``size``; "torso": torso lengths from the middle of the hips
+    size: tuple[int, int] | Literal["source", "torso"]  # (H, W) of the frame; "source": of each source image
+
+    @property
+    def sha256(self) -> str:
+        """Of the pose."""
+        return sha256_bytes(
+            canonical_json([self.size, [[repr(float(v)) for v in p] for p in self.keypoints]])
+        )
+
+    def for_source(self, source: Person) -> Person:
+        """The target for one source: key-points in pixels of its size, nothing else.
+
+        Raises:
+            UserError: no key-point lies inside the image.
+        """
+        height, width = source.image.shape[:2]
+        if self.size == "torso":
+            pose = place(self.keypoints, source)
+        else:
+            frame = source.original_size if self.size == "source" else self.size
+            pose = scale_keypoints(self.keypoints, frame, (height, width))
+        pose = inside(pose, (height, width))
+        if np.isnan(pose).all():
+            raise UserError(
+                f"target {printable(self.name)}: no key-point lies inside the image",
+                "give key-points in pixels of the source image, or width and height of theirs",
+            )
+        return Person(
+            name=self.name,
+            image=np.full((height, width, 3), _GRAY, np.uint8),
+            parsing=np.full((height, width), MISSING_LABEL, np.uint8),
+            mask=np.zeros((height, width), np.bool_),
+            keypoints=pose,
+            original_size=source.original_size,
+            sha256=self.sha256,
+        )
+
+
+def read_targets(text: str, people: PackedPeople | None = None) -> list[PoseTarget]:
+    """What ``--target`` names.
+
+    Args:
+        text: "canonical:front,left", "canonical:all", a JSON file (``data.keypoint_imports.read_pose_json``;
+            without a size it is in pixels of the source image), the name of an image in ``people``, or an
+            image file that keypoints.csv beside it has a row for.
+        people: prepared people.
+
+    Raises:
+        UserError: none of these, an unknown name, or a pose without a single key-point.
+    """
+    if text.startswith(CANONICAL):
+        names = canonical_names(text.removeprefix(CANONICAL))
+        return [PoseTarget(f"canonical-{name}", canonical_pose(name), "torso") for name in names]
+    if people is not None and text in people.name_index():
+        target = PoseTarget(text, people.keypoints[people.index(text)], people.size)
+    elif text.endswith(".json"):
+        pose, own = read_pose_json(text)
+        target = PoseTarget(Path(text).name, pose, own or "source")
+    elif Path(text).is_file():
+        target = _beside_image(Path(text))
+    else:
+        known = [] if people is None else difflib.get_close_matches(text, people.names, n=1)
+        advice = f"did you mean {known[0]}?" if known else "give canonical:front, a .json file or an image"
+        raise UserError(f"--target {printable(text)}: neither a file nor an image of the data set", advice)
+    if np.isnan(target.keypoints).all():
+        raise UserError(f"target {printable(target.name)}: has no key-point", "choose another pose")
+    return [target]
+
+
+def keypoints_beside(image: Path) -> Pose | None:
+    """The image's row of keypoints.csv in its folder or the one above, in the image's pixels; None without.
+
+    Raises:
+        UserError: its row, or the file, is damaged.
+    """
+    for folder in (image.parent, image.parent.parent):
+        if (folder / KEYPOINTS).is_file():
+            poses, problems = read_keypoints_csv(folder / KEYPOINTS)
+            if image.name in poses:
+                return poses[image.name]
+            bad = next((problem for problem in problems if image.name in str(problem)), None)
+            if bad is not None:
+                raise UserError(str(bad), "correct the row")
+    return None
+
+
+def place(pose: Pose, source: Person) -> Pose:
+    """A pose (J, 2) in torso lengths as pixels: as tall as the source, and where it stands.
+
+    The height is told by the first of these that is known: the source's key-points from neck to the lower
+    ankle, the rows of its mask unless that is the whole image, the frame with a margin.
+    """
+    height, width = source.image.shape[:2]
+    ankle = float(np.nanmax(pose[_ANKLES, 1]))
+    points = inside(source.keypoints, (height, width))
+    neck, feet = float(points[NECK, 1]), _lowest(points[_ANKLES, 1])
+    rows, columns = np.flatnonzero(source.mask.any(1)), np.flatnonzero(source.mask.any(0))
+    if feet - neck > 0:  # False for NaN
+        scale = (feet - neck) / (ankle - float(pose[NECK, 1]))
+        y = neck - float(pose[NECK, 1]) * scale
+    elif len(rows) and not source.mask.all():
+        scale = float(rows[-1] - rows[0] + 1) / (SOLE - CROWN)
+        y = rows[0] - CROWN * scale
+    else:
+        scale = height * (1 - 2 * MARGIN) / (SOLE - CROWN)
+        y = height * MARGIN - CROWN * scale
+    hips = float(middle_hip(points)[0])
+    if not np.isnan(hips):
+        x = hips
+    elif not np.isnan(points[NECK, 0]):
+        x = float(points[NECK, 0])
+    elif len(columns):
+        x = float(columns[0] + columns[-1]) / 2
+    else:
+        x = (width - 1) / 2
+    return np.asarray(pose * np.float32(scale) + np.array([x, y], np.float32), np.float32)
+
+
+def inside(pose: Pose, size: tuple[int, int]) -> Pose:
+    """(J, 2) with joints outside an image of (H, W) missing: pixel centers reach from 0 to W - 1."""
+    limit = np.array([size[1] - 0.5, size[0] - 0.5], np.float32)
+    known = ((pose >= -0.5) & (pose <= limit)).all(-1, keepdims=True)  # False for NaN
+    return np.where(known, pose, np.float32(np.nan)).astype(np.float32)
+
+
+def _lowest(values: NDArray[np.float32]) -> float:
+    return float(np.nanmax(values)) if not np.isnan(values).all() else float("nan")
+
+
+def _beside_image(image: Path) -> PoseTarget:
+    pose = keypoints_beside(image)
+    if pose is None:
+        raise UserError(
+            f"{printable(image)}: has no key-points", f"put a row for it into {KEYPOINTS} beside it"
+        )
+    height, width = read_picture(image).pixels.shape[:2]
+    return PoseTarget(image.name, pose, (height, width))
