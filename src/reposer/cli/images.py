@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli.options import Device, SetOption, Threads, WeightsFolder, parse_names, set_threads
+from reposer.cli.options import Device, Predictor, SetOption, Threads, WeightsFolder, parse_names, set_threads
 from reposer.errors import UserError
 
 app = typer.Typer()
@@ -16,7 +16,8 @@ app = typer.Typer()
 @app.command()
 def train(
     preset: Annotated[
-        str, typer.Argument(help="san_market, san_market_small, san_demo, reid_demo, bot, ...")
+        str,
+        typer.Argument(help="san_market_small, rsa_demo, patn_market, predictor_small, reid_demo, bot, ..."),
     ],
     data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
@@ -27,7 +28,7 @@ def train(
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
-    """Train a generator or a Re-ID network; Ctrl-C saves first. Several GPUs: torchrun -m reposer train."""
+    """Train a network of any kind; Ctrl-C saves first. Several GPUs: torchrun -m reposer train."""
     from reposer.experiments.trainings import train_preset
 
     print(
@@ -50,18 +51,38 @@ def evaluate(
     ] = "generated",
     limit: Annotated[int | None, typer.Option(help="Only the first so many pairs.")] = None,
     reid: Annotated[Path | None, typer.Option(help="Re-ID run: are generated people recognized?")] = None,
+    predictor: Predictor = None,
+    keypoint_detector: Annotated[
+        str | None, typer.Option(help="For pckh: keypointrcnn, or vitpose=FOLDER.")
+    ] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You accept the terms of the detector's weights.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
-    """Measure a generator beside the trivial baselines, every number with its protocol and interval."""
+    """Measure a generator, or a predictor of maps, beside the trivial baselines; intervals and protocols.
+
+    With --predictor a second row shows the generator with predicted target maps in place of the true ones.
+    """
     from reposer.metrics.protocols import METRICS
 
     if metrics == "list":
         print("\n".join(f"{name:26} {metric.protocol}" for name, metric in METRICS.items()))
         return
     from reposer.evaluation.image_quality import DEFAULT_METRICS
-    from reposer.experiments.image_evaluation import evaluate_model, open_model
+    from reposer.experiments.image_evaluation import evaluate_model, open_detector, open_model
+    from reposer.experiments.map_evaluation import evaluate_predictor, is_predictor
+    from reposer.generation.map_prediction import MapPredictor
 
     set_threads(threads)
+    if is_predictor(model):
+        print(
+            evaluate_predictor(
+                MapPredictor.open(model), data, out, pairs_csv=pairs, limit=limit
+            ).to_markdown()
+        )
+        print(f"{out}: map_quality.json, .md, .parquet (per pair), maps.png")
+        return
     generator = open_model(model)
     report = evaluate_model(
         generator,
@@ -72,6 +93,8 @@ def evaluate(
         weights=weights,
         backgrounds=parse_names(backgrounds),
         limit=limit,
+        predictor=MapPredictor.open(predictor) if predictor else None,
+        detector=open_detector(keypoint_detector, accept_licence) if keypoint_detector else None,
     )
     print(report.to_markdown())
     if reid:
@@ -90,30 +113,49 @@ def generate(
     data: Annotated[Path | None, typer.Option(help="Prepared folder, with --pairs.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="CSV from,to: source and donor of each picture.")] = None,
     source: Annotated[
-        Path | None, typer.Option(help="An image, or a folder with parsing/ and mask/.")
+        Path | None,
+        typer.Option(help="An image, a folder with parsing/ and mask/, or a name in --data."),
     ] = None,
     source_parsing: Annotated[Path | None, typer.Option(help="LIP-20 map of the source image.")] = None,
     donor: Annotated[Path | None, typer.Option(help="Image of the person who lends the pose.")] = None,
     donor_parsing: Annotated[Path | None, typer.Option(help="LIP-20 map of the donor.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="A pose in place of a donor: canonical:front,left; FILE.json; an image's name."),
+    ] = None,
+    predictor: Predictor = None,
+    maps: Annotated[
+        str, typer.Option(help="given: the donor's maps where there are any; predicted: never.")
+    ] = "given",
     background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
     batch_size: Annotated[int, typer.Option(help="Pictures of one forward pass.")] = 32,
     jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG instead of PNG.")] = False,
     threads: Threads = None,
 ) -> None:
     """Re-pose people: a pair list, a folder, or one image; stopped jobs go on where they were."""
-    from reposer.experiments.generating import generate_from_folder, generate_one, generate_pair_list
+    from reposer.experiments.generating import (
+        generate_from_folder,
+        generate_one,
+        generate_pair_list,
+        generate_poses,
+    )
     from reposer.experiments.image_evaluation import open_model
     from reposer.generation.batch import Options
+    from reposer.generation.map_prediction import MapPredictor
 
     set_threads(threads)
     options = Options(background, "jpg" if jpeg else "png", batch_size)
+    if target and donor:
+        raise UserError("--target and --donor each name a pose", "give one of them")
+    if not (data and pairs) and not (source and (donor or target)):
+        advice = "give --data and --pairs, or --source and one of --donor and --target"
+        raise UserError("nothing to generate", advice)
+    generator = open_model(model).with_predictor(MapPredictor.open(predictor) if predictor else None, maps)
     if data and pairs:
-        print(generate_pair_list(open_model(model), data, pairs, out, options))
+        print(generate_pair_list(generator, data, pairs, out, options))
+    elif source and target:
+        print(generate_poses(generator, (source, source_parsing), target, out, options, data=data))
     elif source and donor and source.is_dir():
-        print(generate_from_folder(open_model(model), source, donor, donor_parsing, out, options))
+        print(generate_from_folder(generator, source, donor, donor_parsing, out, options))
     elif source and donor:
-        print(
-            generate_one(open_model(model), (source, source_parsing), (donor, donor_parsing), out, background)
-        )
-    else:
-        raise UserError("nothing to generate", "give --data and --pairs, or --source and --donor")
+        print(generate_one(generator, (source, source_parsing), (donor, donor_parsing), out, background))

@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reposer.annotation.interfaces import KeypointDetector
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.evaluation.baselines import nearest_poses
 from reposer.evaluation.frechet_sets import RealImages, image_batches
 from reposer.evaluation.measurement import Options, Run, evaluate
 from reposer.evaluation.quality_report import ImageQualityReport
-from reposer.metrics.protocols import ImageBatch, WeightFiles
+from reposer.metrics.protocols import ImageBatch, WeightFiles, find_metric
 from reposer.structures import PairBatch
 
 COPY, NEAREST = "copy the source", "nearest pose"
@@ -41,6 +42,7 @@ def evaluate_pairs(
     training: NDArray[np.int64] | None = None,
     reference: Literal["training", "targets"] | None = None,
     weights: WeightFiles | None = None,
+    detector: KeypointDetector | None = None,
     batch_size: int = 32,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -57,6 +59,7 @@ def evaluate_pairs(
         reference: real images of Frechet distances whose protocol leaves it open: all training images, or the
             distinct target images; None takes the former if they are given. The report names it.
         weights: weights files by name that are not in the weights folder, see ``protocols.weights_in``.
+        detector: finds the key-points of generated images, for ``pckh``.
         seed: of the bootstrap.
         cache: folder that keeps statistics of reference sets, keyed by their content.
 
@@ -66,23 +69,24 @@ def evaluate_pairs(
     pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
     source, target = pairs[:, 0], pairs[:, 1]
     every = np.arange(len(pairs))
+    measured_poses = any("generated_keypoints" in getattr(find_metric(name), "needs", ()) for name in metrics)
 
     def run(name: str, method: Method, sources: NDArray[np.int64], rows: NDArray[np.int64]) -> Run:
         def batches() -> Iterator[ImageBatch]:
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
                 batch = people.pair_batch(sources[part], target[part])
-                yield ImageBatch(
-                    _checked(name, method(batch), batch.target_image),
-                    *(batch.target_image, batch.target_mask, batch.target_parsing, batch.target_keypoints),
-                )
+                images = _checked(name, method(batch), batch.target_image)
+                found = torch.from_numpy(detector(images).keypoints) if measured_poses and detector else None
+                truth = (batch.target_image, batch.target_mask, batch.target_parsing, batch.target_keypoints)
+                yield ImageBatch(images, *truth, found)
 
         return Run(rows, batches)
 
     runs = {name: run(name, method, source, every) for name, method in methods.items()}
     runs[COPY] = run(COPY, _source_image, source, every)
     if training is not None:
-        donors = _nearest_donors(people, target, np.asarray(training, np.int64))
+        donors = nearest_donors(people, target, np.asarray(training, np.int64))
         runs[NEAREST] = run(NEAREST, _source_image, donors, np.flatnonzero(donors >= 0))
 
     def real(name: str, indices: NDArray[np.int64]) -> RealImages:
@@ -98,9 +102,12 @@ def evaluate_pairs(
     names = np.array(people.names)
     columns = {"source": names[source], "target": names[target], "pid": people.pids[target]}
     options = Options(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
-    fields = {"mask", "parsing", "keypoints"}
+    fields = {"mask", "parsing", "keypoints"} | ({"generated_keypoints"} if detector else set())
     chosen = reference or ("targets" if training is None else "training")
-    return evaluate(runs, metrics, columns, people.pids[target], sets, chosen, fields, options)
+    report = evaluate(runs, metrics, columns, people.pids[target], sets, chosen, fields, options)
+    if detector is not None and measured_poses:
+        report.settings["keypoint_detector"] = f"{detector.info.name} {detector.info.sha256[:12]}".strip()
+    return report
 
 
 def evaluate_images(
@@ -172,7 +179,7 @@ def evaluate_images(
     return evaluate({n: run(n) for n in images}, metrics, columns, pids, sets, chosen, set(given), options)
 
 
-def _nearest_donors(
+def nearest_donors(
     people: PackedPeople, target: NDArray[np.int64], training: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """(P,) training image in the pose nearest to each target's, -1 where there is none."""

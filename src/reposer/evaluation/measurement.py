@@ -149,6 +149,8 @@ def _drop_unmeasurable(
         lacking = [f for f in metric.needs if f not in fields] if isinstance(metric, ImageMetric) else []
         if lacking:
             missing[name] = f"no {' and no '.join(lacking)} of the targets given"
+            if lacking == ["generated_keypoints"]:
+                missing[name] = "no key-point detector given"
             del measures[name]
     for name in list(networks):
         if _reference_name(name, "targets") not in sets:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer.annotation.interfaces import KeypointDetector
+from reposer.annotation.keypoint_detector import open_keypoint_detector
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import load_pairs
 from reposer.data.parsing import colorize
@@ -16,6 +18,7 @@ from reposer.errors import UserError
 from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
 from reposer.evaluation.quality_report import ImageQualityReport
 from reposer.files import write_atomic
+from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.grids import draw_grid
 from reposer.images import encode_png
@@ -23,6 +26,7 @@ from reposer.metrics.protocols import weights_in
 from reposer.runtime import Runtime
 from reposer.structures import PairBatch
 
+PREDICTED = "model, predicted maps"
 GRID_PEOPLE = 64  # pairs in the picture, evenly spread over the list
 GRID_TITLES = ("source", "target map", "generated", "true target")
 
@@ -36,6 +40,12 @@ def open_model(name: str, runtime: Runtime | None = None) -> PoseTransfer:
     return PoseTransfer.from_pretrained(name, runtime)
 
 
+def open_detector(text: str, accept_licence: bool) -> KeypointDetector:
+    """ "keypointrcnn", or "keypointrcnn=FILE" and "vitpose=FOLDER" with weights of one's own."""
+    name, _, place = text.partition("=")
+    return open_keypoint_detector(name, place or None, accept_licence=accept_licence)
+
+
 def evaluate_model(
     model: PoseTransfer,
     prepared: Path,
@@ -46,6 +56,8 @@ def evaluate_model(
     weights: Path | None = None,
     backgrounds: Sequence[str] = ("generated",),
     limit: int | None = None,
+    predictor: MapPredictor | None = None,
+    detector: KeypointDetector | None = None,
 ) -> ImageQualityReport:
     """Write image_quality.{json,md,parquet} and a grid of 64 people into ``out``.
 
@@ -58,6 +70,8 @@ def evaluate_model(
         weights: folder with .safetensors files of metric networks; default: the weights folder only.
         backgrounds: of ``generation.stitching.BACKGROUNDS``.
         limit: the first so many pairs only.
+        predictor: adds the model with predicted target maps as a row, if it reads any.
+        detector: of key-points, for pckh.
 
     Raises:
         UserError: no pairs, unknown names, another image size, or an unknown metric.
@@ -73,6 +87,8 @@ def evaluate_model(
     for background in backgrounds:
         label = "model" if background == "generated" else f"model, {background}'s background"
         methods[label] = _method(model, background)
+    if predictor is not None and {"target_parsing", "target_mask"} & set(model.needs()):
+        methods[PREDICTED] = _method(model.with_predictor(predictor, "predicted"), "generated")
     report = evaluate_pairs(
         methods,
         people,
@@ -80,6 +96,7 @@ def evaluate_model(
         metrics,
         training=np.flatnonzero(people.splits == "train"),
         weights=weights_in(weights) if weights else None,
+        detector=detector,
     )
     report.write(out)
     write_atomic(out / "people.png", encode_png(pairs_grid(model, people, pairs)))

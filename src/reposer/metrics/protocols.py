@@ -23,6 +23,7 @@ from reposer.files import sha256_file
 from reposer.metrics import similarity
 from reposer.metrics.feature_networks import GflaInception, KerasMobileNetV2, PtInception
 from reposer.metrics.lpips import Lpips, Net, packaged_heads
+from reposer.metrics.pckh import pckh
 from reposer.metrics.pose_mask import pose_mask
 from reposer.structures import MISSING_LABEL
 from reposer.weights import KNOWN, find_weights
@@ -37,6 +38,7 @@ class ImageBatch:
     mask: Tensor | None = None  # (B, H, W) bool, the target's person
     parsing: Tensor | None = None  # (B, H, W) uint8 LIP-20 labels of the target
     keypoints: Tensor | None = None  # (B, J, 2) x, y of the target in pixels, NaN where missing
+    generated_keypoints: Tensor | None = None  # (B, J, 2) found in the generated images by a detector
 
 
 Measure = Callable[[ImageBatch], NDArray[np.float64]]  # (B,) one value an image, NaN where undefined
@@ -184,6 +186,15 @@ def _lpips(
     )
 
 
+def _load_pckh(files: WeightFiles, device: torch.device) -> Measure:
+    def measure(batch: ImageBatch) -> NDArray[np.float64]:
+        assert batch.generated_keypoints is not None  # the metric's ``needs``
+        assert batch.keypoints is not None
+        return pckh(batch.generated_keypoints.cpu().numpy(), batch.keypoints.cpu().numpy())
+
+    return measure
+
+
 _SSIM = "Gaussian window 11, sigma 1.5, data range 1, native size, no padding"
 _NOT_FID = "Frechet distance on a network of its own, not an FID; compare it only with itself"
 
@@ -217,6 +228,13 @@ METRICS: dict[str, ImageMetric | FrechetMetric] = {
     ),
     "mask_lpips_like_squeeze": _lpips(
         "squeeze", "0.1", "squeezenet1_1_imagenet", mask="person", heads="lpips_heads_squeeze_v0.1"
+    ),
+    "pckh": ImageMetric(
+        "higher",
+        "PCKh: key-points that a detector (see the settings) finds in the generated image within 0.5 head "
+        "sizes of the target's; head: larger side of the box of nose, neck, eyes and ears (PATN)",
+        _load_pckh,
+        ("keypoints", "generated_keypoints"),
     ),
     "fid": FrechetMetric(
         "FID: pt_inception-2015-12-05, resized to 299 bilinearly, no anti-aliasing, as torch-fidelity does",
