@@ -30,8 +30,8 @@ from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
 from reposer.generation.lineage import set_faults
 from reposer.generation.pose_transfer import PoseTransfer
-from reposer.generation.real_images import COLUMNS as REAL_COLUMNS
-from reposer.generation.real_images import REAL_ROWS
+from reposer.generation.real_list import COLUMNS as REAL_COLUMNS
+from reposer.generation.real_list import REAL_ROWS
 from reposer.runtime import setup
 from reposer.structures import PairBatch
 
@@ -141,8 +141,7 @@ def verify(folder: Path, answer: multiprocessing.SimpleQueue[tuple[int, float, f
 
 def _peak() -> float:
     """Linux: of this program alone (ru_maxrss begins with that of the process which started it)."""
-    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def write_set(folder: Path, rows: int) -> None:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from reposer.data.generated_names import check_names, generated_name, is_generated, parse_generated
-from reposer.data.market1501 import parse_name
+from reposer.data.market_names import parse_name
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import prepare_market1501
 from reposer.errors import UserError

@@ -1,7 +1,7 @@
 """Names of generated pictures: ``<stem of the source>_gNN.jpg``, NN the number of the copy, from 01.
 
 So a name keeps person and camera of its source for every program that reads them from names: the Market-1501
-grammar of :mod:`reposer.data.market1501` and the pattern ``([-\\d]+)_c(\\d)`` of torchreid, fast-reid and
+grammar of :mod:`reposer.data.market_names` and the pattern ``([-\\d]+)_c(\\d)`` of torchreid, fast-reid and
 others. Siarohin et al. (CVPR 2018) name theirs likewise, without the underscore.
 """
 
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from reposer.data.market1501 import stem
+from reposer.data.market_names import stem
 from reposer.errors import UserError
 
 MAX_COPY = 999

@@ -10,9 +10,7 @@ folder such as run12_c3 for a label. 24 official names end in .jpg.jpg. Pid -1 i
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import NamedTuple
 
 from reposer.data.annotation_lookup import Annotations
 from reposer.data.folder_scan import list_names
@@ -24,6 +22,7 @@ from reposer.data.labeled_files import (
     left_out,
     read_labeled,
 )
+from reposer.data.market_names import parse_name, stem
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.paths import RefusedFileError, printable
@@ -32,41 +31,6 @@ from reposer.structures import PersonRecord
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 OFFICIAL_COUNTS = {"train": 12_936, "query": 3_368, "gallery": 19_732}
 JUNK, DISTRACTOR = -1, 0  # pids
-
-_SUFFIXES = r"((?:\.(?:jpe?g|png|webp|bmp))+)"
-_NAME = re.compile(
-    r"(-1|[0-9]{4,6})_c([1-9][0-9]?)s([1-9][0-9]?)_([0-9]{1,8})_([0-9]{1,3})(?:_g[0-9]{2,3})?" + _SUFFIXES,
-    re.ASCII | re.IGNORECASE,
-)
-
-
-class MarketName(NamedTuple):
-    """What a file name says."""
-
-    pid: int  # -1 junk, 0 distractor
-    camid: int  # from 1
-    sequence: int
-    frame: int
-    box: int
-
-
-def parse_name(file_name: str) -> MarketName:
-    """The labels in ``PPPP_cCsS_FFFFFF_BB.jpg``; a folder in front of the name is not looked at.
-
-    Raises:
-        RefusedFileError: rule ``bad-name``: the name has another form.
-    """
-    match = _NAME.fullmatch(file_name.rpartition("/")[2])
-    if match is None:
-        advice = "rename it like 0002_c1s1_000451_03.jpg (person, camera, sequence, frame, box)"
-        raise RefusedFileError(file_name, "bad-name", "not a Market-1501 image name", advice)
-    pid, camid, sequence, frame, box = (int(match[i]) for i in range(1, 6))
-    return MarketName(pid, camid, sequence, frame, box)
-
-
-def stem(file_name: str) -> str:
-    """The name without its image extensions, of which 24 official names have two."""
-    return re.sub(_SUFFIXES + r"\Z", "", file_name, flags=re.ASCII | re.IGNORECASE)
 
 
 def read_market1501(

@@ -1,4 +1,8 @@
-"""Is a folder still what was written? Runs, prepared folders, generated folders, exported networks."""
+"""Is a folder still what was written? Runs, prepared folders, generated folders, exported networks.
+
+What needs torch is imported where it is used: torch alone takes 500 MB, and the manifest of a million
+generated pictures is to be verified with less.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from reposer import checkpoint
 from reposer.config import read_json
 from reposer.data.generated_files import JOB, find_faults
-from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import KIND
-from reposer.generation.export import load_generator
 from reposer.generation.lineage import set_faults
-from reposer.models.embedding import Embedding
 
 
 def verify_folder(folder: Path) -> tuple[str, list[str]]:
@@ -32,13 +31,13 @@ def verify_folder(folder: Path) -> tuple[str, list[str]]:
         return "generated images, every file's sha256", find_faults(folder)
     if (folder / "checkpoints").is_dir():
         return "training run, every checkpoint's sha256", _checkpoint_faults(folder)
-    if (folder / PACKED).is_dir():
+    if (folder / "packed").is_dir():
         return "prepared data set, every array's sha256", _faults(partial(_verify_packed, folder))
     if (folder / "model.safetensors").is_file():
         if "embedding" in read_json(folder / "config.json"):
             kind = "exported Re-ID network, hash, names and shapes"
-            return kind, _faults(partial(Embedding.from_pretrained, folder))
-        return "exported generator, hash, names and shapes", _faults(partial(load_generator, folder))
+            return kind, _faults(partial(_load_embedding, folder))
+        return "exported generator, hash, names and shapes", _faults(partial(_load_generator, folder))
     raise UserError(
         f"{folder}: is no run, no prepared or generated folder and no exported network",
         "give a folder that reposer wrote",
@@ -46,6 +45,8 @@ def verify_folder(folder: Path) -> tuple[str, list[str]]:
 
 
 def _checkpoint_faults(run: Path) -> list[str]:
+    from reposer import checkpoint
+
     found = checkpoint.steps(run / "checkpoints")
     if not found:
         return [f"{run}: has no checkpoint"]
@@ -53,7 +54,22 @@ def _checkpoint_faults(run: Path) -> list[str]:
 
 
 def _verify_packed(folder: Path) -> None:
+    from reposer.data.packed import PackedPeople
+    from reposer.data.prepare import PACKED
+
     PackedPeople.open(folder / PACKED).verify()
+
+
+def _load_generator(folder: Path) -> None:
+    from reposer.generation.export import load_generator
+
+    load_generator(folder)
+
+
+def _load_embedding(folder: Path) -> None:
+    from reposer.models.embedding import Embedding
+
+    Embedding.from_pretrained(folder)
 
 
 def _faults(check: Callable[[], object]) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from reposer.data.generated_files import list_parts, read_part, seal_path
 from reposer.files import sha256_bytes, sha256_file, write_atomic
-from reposer.generation.real_images import REAL_ROWS
+from reposer.generation.real_list import REAL_ROWS
 
 SUMMARY = "summary.json"
 KIND = "augmentation"  # of the job, in job.json

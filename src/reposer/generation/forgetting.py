@@ -23,8 +23,8 @@ from reposer.errors import UserError
 from reposer.files import disk_faults, remove_temporaries, sync_folder, write_atomic
 from reposer.folder_lock import locked
 from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
-from reposer.generation.real_images import COLUMNS as REAL_COLUMNS
-from reposer.generation.real_images import REAL, REAL_ROWS
+from reposer.generation.real_list import COLUMNS as REAL_COLUMNS
+from reposer.generation.real_list import REAL, REAL_ROWS
 
 FORGETTING = "forgetting.json"  # the note; names the person, since it is there only while they are
 REMOVED = "removed.json"  # counts of people, pictures and real images removed so far

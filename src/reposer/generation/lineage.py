@@ -29,11 +29,11 @@ from reposer.data.generated_files import (
     seal_path,
 )
 from reposer.data.generated_names import generated_name, parse_generated
-from reposer.data.market1501 import stem
+from reposer.data.market_names import stem
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, SUMMARY, summarize
 from reposer.generation.forgetting import CACHES, FORGETTING, REMOVED, removed_counts
-from reposer.generation.real_images import REAL, REAL_ROWS, real_faults
+from reposer.generation.real_list import REAL, REAL_ROWS, real_faults
 
 _SET_BY_JOB = ("policy", "background", "checkpoint", "trained_on", "seed")  # equal in all rows
 

@@ -1,8 +1,4 @@
-"""The real images beside the generated ones: links or copies in ``real/`` and their list ``real.parquet``.
-
-The list stands there even when the images do not: it says who was trained on, so that every generated row
-can be held against it without the data set.
-"""
+"""Put the real images beside the generated ones: links or copies in ``real/`` (see real_list.py)."""
 
 from __future__ import annotations
 
@@ -13,21 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from reposer.config import read_json
-from reposer.data.generated_files import is_sealed, read_part, write_part
+from reposer.data.generated_files import is_sealed, write_part
 from reposer.data.generated_names import collisions
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import MANIFEST, REPORT
 from reposer.data.records import read_manifest
 from reposer.errors import UserError
 from reposer.files import disk_faults, sha256_file, sync_folder, write_atomic
+from reposer.generation.real_list import COLUMNS, REAL, REAL_ROWS, real_faults
 from reposer.images import MAX_FILE_BYTES
 from reposer.paths import contained, read_regular, require_regular
 
-REAL, REAL_ROWS = "real", "real.parquet"
-COLUMNS = (("pid", pa.int64()), ("camid", pa.int64()))  # after file and sha256
 PLACEMENTS = ("link", "copy", "none")
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)  # another disk, or one without links
 
@@ -121,25 +114,3 @@ def _link(source: Path, target: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     with disk_faults(target):
         write_atomic(target, read_regular(source, max_bytes=MAX_FILE_BYTES))
-
-
-def real_faults(out: Path, how: str) -> list[str]:
-    """Everything in ``real/`` and its list that is not as it was written, a line each."""
-    try:
-        rows = read_part(out / REAL_ROWS)
-    except UserError as error:
-        return [str(error)]
-    if rows.schema.names != ["file", "sha256", *(name for name, _ in COLUMNS)]:
-        return [f"{REAL_ROWS}: its columns are not those of a list of real images"]
-    names = rows["file"].to_pylist()
-    faults = [f"{REAL_ROWS}: {name} is listed twice" for name in collisions(names)]
-    found = {entry.name for entry in os.scandir(out / REAL)} if (out / REAL).is_dir() else set()
-    if how == "none":
-        return faults + [f"{REAL}/{name} does not belong to the set" for name in sorted(found)]
-    for name, digest in zip(names, rows["sha256"].to_pylist(), strict=True):
-        place = out / REAL / name
-        if "/" in name or name not in found or not place.is_file():
-            faults.append(f"{REAL}/{name} is missing")
-        elif sha256_file(place) != digest:
-            faults.append(f"{REAL}/{name} differs from its sha256")
-    return faults + [f"{REAL}/{name} is in no list" for name in sorted(found - set(names))]

@@ -3,8 +3,6 @@
 * ``market``: ``bounding_box_train/`` with Market-1501 names, of torchreid, fast-reid, BoT, open-reid;
 * ``folders``: ``train/<pid>/``, of torchvision's ImageFolder and layumi's Person_reID_baseline_pytorch;
 * ``list``: ``train.csv`` with path, pid, camid, label, synthetic, for a data set class of one's own.
-
-Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,12 +18,12 @@ from pathlib import Path
 from reposer.config import read_json
 from reposer.data.generated_files import IMAGES, JOB, list_parts, read_part
 from reposer.data.generated_names import collisions
-from reposer.data.market1501 import parse_name
+from reposer.data.market_names import parse_name
 from reposer.errors import UserError
 from reposer.files import atomic_folder, write_new
 from reposer.generation.augmented_rows import KIND
 from reposer.generation.forgetting import FORGETTING
-from reposer.generation.real_images import REAL, REAL_ROWS
+from reposer.generation.real_list import REAL, REAL_ROWS
 from reposer.images import MAX_FILE_BYTES
 from reposer.paths import RefusedFileError, read_regular
 
