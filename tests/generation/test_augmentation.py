@@ -288,6 +288,18 @@ def test_exports_read_as_what_they_are(whole, tmp_path):
         export_set(whole, tmp_path / "list", "list")
 
 
+def test_generated_pictures_are_never_tested_on(whole, tmp_path):
+    export_set(whole, tmp_path / "market")
+    train, query = (tmp_path / "market" / name for name in ("bounding_box_train", "query"))
+    query.mkdir()
+    for name in ("0002_c1s1_000000_00.jpg", "0002_c1s1_000000_00_g01.jpg"):
+        shutil.copy(train / name, query / f"1{name}")
+    report = prepare_market1501(tmp_path / "market", tmp_path / "again", holdout=1, size=runner.SIZE)
+    assert report.problems["generated-test"] == 1 + 6, "one in query, six of the person held out"
+    assert (report.splits["query"]["images"], report.splits["val"]["images"]) == (1, 3)
+    assert report.splits["train"]["images"] == 4 * 9
+
+
 def test_names_keep_their_labels_and_their_copies():
     assert generated_name("0002_c1s1_000451_03.jpg", 1, "jpg") == "0002_c1s1_000451_03_g01.jpg"
     assert generated_name("0002_c1s1_000451_03.jpg.jpg", 120, "png") == "0002_c1s1_000451_03_g120.png"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from reposer.data.annotation_lookup import Annotations
 from reposer.data.folder_scan import list_names
+from reposer.data.generated_names import is_generated
 from reposer.data.labeled_files import (
     LabeledFile,
     Problems,
@@ -64,8 +65,17 @@ def read_market1501(
     root = Path(root)
     annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks)
     files, problems = _list_images(root)
-    records = read_labeled(root, files, problems, annotations, on_progress, stem)
-    return hold_out(records, holdout), problems
+    records = hold_out(read_labeled(root, files, problems, annotations, on_progress, stem), holdout)
+    return _without_generated_tests(records, problems), problems
+
+
+def _without_generated_tests(records: list[PersonRecord], problems: Problems) -> list[PersonRecord]:
+    """Generated pictures may be trained on, never tested on: those of the other splits become problems."""
+    synthetic = [record for record in records if record.split != "train" and is_generated(record.name)]
+    message = "a generated picture is nothing to test on; left out"
+    problems += [AnnotationProblem(r.path, 0, "name", message, "generated-test") for r in synthetic]
+    left = {record.path for record in synthetic}
+    return [record for record in records if record.path not in left]
 
 
 def _list_images(root: Path) -> tuple[list[LabeledFile], Problems]:
