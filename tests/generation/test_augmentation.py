@@ -189,6 +189,13 @@ def test_a_generator_that_has_seen_held_out_people_is_refused(prepared, tmp_path
         model = runner.stub_model(people.identity_hash(*splits))
         with pytest.raises(UserError, match="trained on people that this data set holds out"):
             augment(model, prepared, tmp_path / "out", AugmentOptions())
+    prepare_market1501(prepared.parent / "raw", tmp_path / "fewer_held_out", holdout=1, size=runner.SIZE)
+    prepare_market1501(prepared.parent / "raw", tmp_path / "more_held_out", holdout=3, size=runner.SIZE)
+    model = runner.stub_model(
+        PackedPeople.open(tmp_path / "fewer_held_out" / "packed").identity_hash("train")
+    )
+    with pytest.raises(UserError, match="a holdout of 1 people"):
+        augment(model, tmp_path / "more_held_out", tmp_path / "out", AugmentOptions())
     model = runner.stub_model(people.identity_hash("train"))
     report = augment(model, prepared, tmp_path / "good", AugmentOptions())
     assert "not recorded" not in str(report)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reposer.data.generated_files import MANIFEST
-from reposer.data.packed import PackedPeople
+from reposer.data.packed import PackedPeople, hash_of_people
 from reposer.data.records import SPLITS
 from reposer.errors import UserError
 from reposer.paths import check_relative
@@ -59,7 +59,10 @@ class RealSet:
         return pa.array([self.people.sha256[i] for i in np.flatnonzero(rows).tolist()], pa.string())
 
     def trainings_with_test_people(self) -> dict[str, str]:
-        """Identity hash -> splits, of every union of splits that holds a held-out person."""
+        """Identity hash -> who, of every training that we can think of with a held-out person in it.
+
+        These are the unions of splits, and the training folder prepared with another ``--holdout``.
+        """
         test = np.unique(self.people.pids[self.held_out & (self.people.pids > 0)])
         found = {}
         present = [split for split in SPLITS if split in self.people.splits]
@@ -67,6 +70,10 @@ class RealSet:
             for splits in combinations(present, count):
                 if np.isin(self.people.pids[np.isin(self.people.splits, splits)], test).any():
                     found[self.people.identity_hash(*splits)] = " + ".join(splits)
+        folder = np.unique(self.people.pids[np.isin(self.people.splits, ("train", "val"))])
+        for held in range(int(np.isin(folder, test).sum())):  # as labeled_files.hold_out chooses them
+            if np.isin(folder[: len(folder) - held], test).any():
+                found.setdefault(hash_of_people(folder[: len(folder) - held]), f"a holdout of {held} people")
         return found
 
 

@@ -86,8 +86,7 @@ class PackedPeople:
 
     def identity_hash(self, *splits: str) -> str:
         """sha256 over the sorted pids of some splits: equal when two data sets hold the same people there."""
-        pids = np.unique(self.pids[np.isin(self.splits, splits)])
-        return hashlib.sha256("\n".join(str(pid) for pid in pids).encode()).hexdigest()
+        return hash_of_people(self.pids[np.isin(self.splits, splits)])
 
     def pair_batch(self, source_indices: NDArray[np.int64], target_indices: NDArray[np.int64]) -> PairBatch:
         """Images and annotations of B pairs, on the CPU; images are (B, 3, H, W) in channels_last order."""
@@ -137,6 +136,11 @@ class PackedPeople:
         if array.shape != shape:
             raise AnnotationError(path, "shape", f"is {array.shape}, expected {shape}", _AGAIN)
         return np.asarray(array)  # an ndarray view of the map: np.take on np.memmap itself is slower
+
+
+def hash_of_people(pids: NDArray[np.int64]) -> str:
+    """sha256 over the sorted, different pids."""
+    return hashlib.sha256("\n".join(str(pid) for pid in np.unique(pids)).encode()).hexdigest()
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
