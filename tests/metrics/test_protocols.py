@@ -49,7 +49,7 @@ def test_published_protocols_are_pinned():
 
 def test_missing_weights_are_named_and_nothing_takes_their_place(no_weights):
     measures, networks, missing = load_metrics(list(METRICS), {}, CPU)
-    assert set(measures) == {"ssim", "ssim_patn", "mask_ssim", "psnr", "l1", "mask_l1"}
+    assert set(measures) == {"ssim", "ssim_patn", "mask_ssim", "psnr", "l1", "mask_l1", "pckh"}
     assert not networks
     assert set(missing) == set(METRICS) - set(measures)
     assert "alexnet-owt-7be5be79.pth" in missing["mask_lpips"]

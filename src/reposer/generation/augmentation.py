@@ -133,7 +133,7 @@ def _writer(
     generator = copy.deepcopy(pose_transfer.generator).cpu()
     where = (runtime.device.type, runtime.precision, runtime.threads, runtime.seed)
     predictor = pose_transfer.predictor
-    completion = predictor and (copy.deepcopy(predictor.network).cpu(), predictor.config)
+    completion = (copy.deepcopy(predictor.network).cpu(), predictor.config) if predictor else None
     rest = (completion, pose_transfer.maps, prepared, options, plan, picture_filter)
     make = partial(_job_in_process, generator, pose_transfer.config, where, *rest)
     return partial(write_in_processes, make, processes)

@@ -42,7 +42,7 @@ class MapPredictor:
         self.config = config
         self.runtime = runtime or setup()
         self.network = network.eval().requires_grad_(False).to(self.runtime.device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
 
     @classmethod
     def open(cls, name: str | Path, runtime: Runtime | None = None) -> Self:

@@ -36,7 +36,7 @@ def garments_kept(predicted: NDArray[np.uint8], source: NDArray[np.uint8]) -> ND
 def garments_added(predicted: NDArray[np.uint8], source: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(N,) share of the prediction's garments that the source does not have; 0 for one without garments."""
     had, has = worn(source), worn(predicted)
-    return (has & ~had).sum(1) / np.maximum(has.sum(1), 1)
+    return np.asarray((has & ~had).sum(1) / np.maximum(has.sum(1), 1), np.float64)
 
 
 def worn(maps: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -29,12 +29,12 @@ def pckh(
     if generated.shape != target.shape or target.shape[1:] != (NUM_JOINTS, 2):
         raise ValueError(f"key-points of shapes {generated.shape} and {target.shape}")
     head = np.asarray(target, np.float64)[:, HEAD]
-    seen = ~np.isnan(head).any(-1)
+    seen = np.asarray(~np.isnan(head).any(-1))
     low = np.where(seen[..., None], head, np.inf).min(1)
     high = np.where(seen[..., None], head, -np.inf).max(1)
     enough = seen.sum(1) >= 2
     size = np.where(enough, np.where(enough[:, None], high - low, 0).max(1), 0)
     distance = np.linalg.norm(np.asarray(generated, np.float64) - target, axis=-1)  # NaN where either lacks
-    known = ~np.isnan(target).any(-1)
+    known = np.asarray(~np.isnan(target).any(-1))
     right = (distance <= alpha * size[:, None]) & known
     return np.where((size > 0) & known.any(1), right.sum(1) / np.maximum(known.sum(1), 1), np.nan)

@@ -3,8 +3,9 @@
 Source image, source parsing and the key-points of both in; the target's LIP-20 map and person mask out. It
 never sees anything of the donor but key-points, so the garments can only be the source's. SAN's authors name
 this as future work; SPGNet (Lv et al., CVPR 2021) and PISE predict the map in a first stage too. The form is
-ours: a U-Net (Ronneberger et al., MICCAI 2015), and beside its narrowest map the share of the person that
-each label takes, since what somebody wears does not depend on where it is.
+ours: a U-Net (Ronneberger et al., MICCAI 2015). What somebody wears does not depend on where it is, so the
+share of the person that each label takes stands beside the narrowest map, and which labels there are at all
+moves the scores of every pixel.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from reposer.models.layers import (
 from reposer.models.pose_maps import gaussian_maps
 from reposer.models.san_blocks import join_planes
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
+
+PRESENT = 0.005  # of the person's pixels: a smaller label is no sign of what is worn
 
 
 class PredictedMaps(NamedTuple):
@@ -70,15 +73,18 @@ class ParsingPredictor(nn.Module):
             ConvNormAct(widths[-1] + NUM_LABELS, widths[-1], 1, **layer),
             *(ResidualBlock(widths[-1], **layer) for _ in range(res_blocks)),
         )
-        steps, channels = [], widths[-1]
-        for skip in (*widths[-2:0:-1], 0):
-            out = skip or width
-            up = UpNormAct(channels, out, "deconv", **layer)
-            steps.append(nn.ModuleList([up, ConvNormAct(out + skip, out, **layer)]))
-            channels = out
-        self.up = nn.ModuleList(steps)
+        skips = (*widths[-2:0:-1], 0)
+        outs = [skip or width for skip in skips]
+        ins = (widths[-1], *outs)
+        self.up = nn.ModuleList(UpNormAct(a, b, "deconv", **layer) for a, b in pairwise(ins))
+        self.merge = nn.ModuleList(
+            ConvNormAct(out + skip, out, **layer) for out, skip in zip(outs, skips, strict=True)
+        )
         self.apply(init_weights)
         self.head = nn.Conv2d(width, NUM_LABELS + 1, 1)
+        self.habit = nn.Linear(NUM_LABELS, NUM_LABELS)  # presence of labels -> shift of scores
+        nn.init.zeros_(self.habit.bias)
+        nn.init.eye_(self.habit.weight)  # what is worn is likelier from the first step on
 
     def forward(self, batch: PairBatch) -> PredictedMaps:
         """Scores of the targets; a person without key-points or without a map gives finite ones too."""
@@ -90,18 +96,20 @@ class ParsingPredictor(nn.Module):
         if self.image:
             planes.append(to_float(batch.source_image))
         joined = join_planes(planes, batch.source_parsing, NUM_LABELS)
-        worn = label_shares(joined[:, -NUM_LABELS:])[:, :, None, None]
+        shares = label_shares(joined[:, -NUM_LABELS:])
+        worn = shares[:, :, None, None]
         x = pad_to_multiple(joined, self.total_stride)
         skips = []
         for step in self.down:
             x = step(x)
             skips.append(x)
         x = self.body(torch.cat([skips.pop(), worn.to(x.dtype).expand(-1, -1, *x.shape[2:])], dim=1))
-        for up, merge in self.up:  # type: ignore[misc]
+        for up, merge in zip(self.up, self.merge, strict=True):
             x = up(x)
             x = merge(torch.cat([x, skips.pop()], dim=1) if skips else x)
         scores = crop_to(self.head(x).float(), height, width)
-        return PredictedMaps(scores[:, :NUM_LABELS], scores[:, NUM_LABELS])
+        shift = self.habit((shares > PRESENT).to(x.dtype)).float()[:, :, None, None]
+        return PredictedMaps(scores[:, :NUM_LABELS] + shift, scores[:, NUM_LABELS])
 
 
 def label_shares(onehot: Tensor) -> Tensor:
