@@ -1,12 +1,14 @@
 """Seconds of a whole training step: ours against the same mathematics in plain float32, eager, NCHW.
 
-A step is generator, discriminator, perceptual network, both Adams and the average, of SAN "lean" at 128x64
-with 16 pairs. Both arms start from the same weights, see the same random pairs, and generate once a step.
-They differ in precision (bfloat16 where the hardware has it), memory layout, fused updates and memory
-handling. Each arm lives in a process of its own and they take turns. The perceptual network has random
-weights: timing does not depend on them.
+A step is generator, discriminator, perceptual network, both Adams and the average, at 128x64 with 16 pairs:
+of SAN "lean", then of RSA-GAN (reconstruction from the abstract) as ``rsa_market_small`` trains it. Both arms
+start from the same weights, see the same random pairs, and generate once a step. They differ in precision
+(bfloat16 where the hardware has it), memory layout, fused updates, memory handling and, for RSA-GAN, the
+attention kernel: the plain arm computes softmax(Q K^T / sqrt(d)) V step by step. Each arm lives in a process
+of its own and they take turns. The perceptual network has random weights: timing does not depend on them.
 
-Usage: python benchmarks/train_step.py [--quick] [--threads N] [--repeats N] [--compile]
+Usage: python benchmarks/train_step.py [--model san|rsa|both] [--quick] [--threads N] [--repeats N]
+       [--compile]
 """
 
 from __future__ import annotations
@@ -21,29 +23,42 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from reposer.experiments.presets import find_preset
 from reposer.images import to_float
 from reposer.losses.adversarial import ImagePool
 from reposer.losses.perceptual import PerceptualNetwork
-from reposer.models.discriminators import ResnetDiscriminator
+from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator
 from reposer.models.san import san_size
 from reposer.runtime import Runtime, cpu_has_fast_bf16, setup
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 from reposer.training.gan_config import DataConfig, GanConfig
-from reposer.training.gan_losses import GanNetworks, discriminator_loss, generator_loss
+from reposer.training.gan_losses import GanNetworks, discriminator_loss, generate, generator_loss
 from reposer.training.gan_state import GanState
 from reposer.training.optimizers import check_finite, gradient_norm
 
 SEED = 0
+TITLES = {"san": "SAN", "rsa": "RSA-GAN (reconstruction from the abstract)"}
 VGG_SHAPES = {"0.weight": (64, 3, 3, 3), "0.bias": (64,), "2.weight": (64, 64, 3, 3), "2.bias": (64,)}
 
 
-def configuration(quick: bool, ours: bool) -> GanConfig:
-    """The paper's objective on SAN "lean", or on "small" with a quarter of the pixels."""
+def configuration(model: str, quick: bool, ours: bool) -> GanConfig:
+    """SAN "lean" with the paper's objective, or RSA-GAN's small preset; quick: smaller ones, fewer pairs."""
+    if model == "rsa":
+        config = find_preset("rsa_market_small")
+        args = {**config.generator_args, "width": 32 if quick else config.generator_args["width"]}
+        return config.changed(
+            generator_args=args,
+            batch_size=4 if quick else 16,
+            precision="auto" if ours else "float32",
+            channels_last=ours,
+        )
     return GanConfig(
         data=DataConfig(folder=Path("unused")),
         generator_args=san_size("small" if quick else "lean"),
@@ -59,10 +74,10 @@ def random_pairs(config: GanConfig, size: tuple[int, int], step: int) -> PairBat
     shape = (config.batch_size, *size)
     images = [torch.randint(0, 256, (*shape, 3), generator=rng, dtype=torch.uint8) for _ in range(2)]
     labels = [torch.randint(0, NUM_LABELS, shape, generator=rng, dtype=torch.uint8) for _ in range(2)]
-    joints = torch.full((config.batch_size, NUM_JOINTS, 2), float("nan"))
+    joints = [torch.rand(config.batch_size, NUM_JOINTS, 2, generator=rng) * size[1] for _ in range(2)]
     source, target = (image.permute(0, 3, 1, 2) for image in images)
     pids = torch.zeros(config.batch_size, dtype=torch.int64)
-    return PairBatch(source, target, *labels, labels[0] > 0, labels[1] > 0, joints, joints, pids)
+    return PairBatch(source, target, *labels, labels[0] > 0, labels[1] > 0, *joints, pids)
 
 
 def our_step(
@@ -76,7 +91,7 @@ def our_step(
 
     def step(batch: PairBatch) -> Tensor:
         with runtime.autocast():
-            generated = nets.generator(batch)
+            generated, auxiliary = generate(nets, batch, config.weights)
             loss, parts = discriminator_loss(nets, batch, generated, config.gan, state.pool, state.pool_rng)
         loss.backward()
         check_finite({**parts, "gradient": gradient_norm(state.discriminator)}, 0, ())
@@ -84,7 +99,7 @@ def our_step(
         state.discriminator_optimizer.zero_grad()
         state.discriminator.requires_grad_(False)
         with runtime.autocast():
-            loss, parts = generator_loss(nets, batch, generated, config.gan, config.weights)
+            loss, parts = generator_loss(nets, batch, generated, config.gan, config.weights, auxiliary)
         loss.backward()
         state.discriminator.requires_grad_(True)
         check_finite({**parts, "gradient": gradient_norm(state.generator)}, 0, ())
@@ -101,7 +116,7 @@ def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
     generator = build_generator(
         config.generator, **config.generator_args
     )  # in GanState's order: same weights
-    discriminator = ResnetDiscriminator(**config.discriminator_args)
+    discriminator = build_discriminator(**config.discriminator_args)
     for module in (*generator.modules(), *discriminator.modules()):
         if isinstance(
             module, nn.Conv2d | nn.ConvTranspose2d
@@ -115,13 +130,14 @@ def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
     average = {name: value.clone() for name, value in generator.state_dict().items()}
 
     def step(batch: PairBatch) -> Tensor:
-        generated = generator(batch)
+        with sdpa_kernel(SDPBackend.MATH):
+            generated, auxiliary = generate(nets, batch, config.weights)
         adam_d.zero_grad()
         discriminator_loss(nets, batch, generated, config.gan, pool, rng)[0].backward()
         adam_d.step()
         discriminator.requires_grad_(False)
         adam_g.zero_grad()
-        loss = generator_loss(nets, batch, generated, config.gan, config.weights)[0]
+        loss = generator_loss(nets, batch, generated, config.gan, config.weights, auxiliary)[0]
         loss.backward()
         discriminator.requires_grad_(True)
         adam_g.step()
@@ -142,10 +158,10 @@ def perceptual_network(channels_last: bool) -> PerceptualNetwork:
     return network.to(memory_format=torch.channels_last) if channels_last else network
 
 
-def work(arm: str, options: argparse.Namespace, pipe: Connection) -> None:
+def work(arm: str, model: str, options: argparse.Namespace, pipe: Connection) -> None:
     """One arm in its process: a step for each number received; sends loss, wall and processor seconds."""
     ours = arm == "ours"
-    config, size = configuration(options.quick, ours), (64, 32) if options.quick else (128, 64)
+    config, size = configuration(model, options.quick, ours), (64, 32) if options.quick else (128, 64)
     torch.manual_seed(SEED)
     torch.set_num_threads(options.threads)
     if ours:
@@ -164,16 +180,35 @@ def work(arm: str, options: argparse.Namespace, pipe: Connection) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="SAN small, 64x32, 4 pairs")
+    parser.add_argument("--model", choices=("san", "rsa", "both"), default="both", help="default both")
+    parser.add_argument("--quick", action="store_true", help="smaller networks, 64x32, 4 pairs")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each arm (default 2)")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each arm (default 5)")
     parser.add_argument("--compile", action="store_true", help="torch.compile both networks of our arm")
     options = parser.parse_args()
+    figures: dict[str, Any] = {}
+    for model in ("san", "rsa") if options.model == "both" else (options.model,):
+        print(f"\n{TITLES[model]}")
+        measured = measure(model, options)
+        figures |= measured if model == "san" else {f"rsa_{name}": value for name, value in measured.items()}
+    figures |= {
+        "precision": "bfloat16" if cpu_has_fast_bf16() else "float32",
+        "has_avx512_bf16": cpu_has_fast_bf16(),
+        "compiled": options.compile,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "quick": options.quick,
+    }
+    print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}))
+
+
+def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Both arms of a model, step by step in turn."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     for arm in ("ours", "plain"):
         pipes[arm], theirs = context.Pipe()
-        context.Process(target=work, args=(arm, options, theirs), daemon=True).start()
+        context.Process(target=work, args=(arm, model, options, theirs), daemon=True).start()
         theirs.close()  # so that a dead arm is an error here, and not a wait for ever
 
     losses: dict[str, list[float]] = {arm: [] for arm in pipes}
@@ -191,18 +226,17 @@ def main() -> None:
     for arm, pipe in pipes.items():
         pipe.send(None)
         peaks[arm] = pipe.recv()
-    report(options, losses, walls, processor, peaks)
+    return report(configuration(model, options.quick, ours=True), losses, walls, processor, peaks)
 
 
 def report(
-    options: argparse.Namespace,
+    config: GanConfig,
     losses: dict[str, list[float]],
     walls: dict[str, list[float]],
     processor: dict[str, list[float]],
     peaks: dict[str, float],
-) -> None:
-    """The table, then one line of JSON."""
-    config = configuration(options.quick, ours=True)
+) -> dict[str, Any]:
+    """Print the table; the figures for JSON."""
     print(
         f"{'arm':6} {'s/step':>8} {'pairs/s':>8} {'CPU s/step':>11} {'peak MB':>8}  losses of the first steps"
     )
@@ -211,7 +245,7 @@ def report(
         first = ", ".join(f"{loss:.4f}" for loss in losses[arm][:4])
         print(f"{arm:6} {wall:8.3f} {config.batch_size / wall:8.2f} {cpu:11.3f} {peaks[arm]:8.0f}  {first}")
     differences = [abs(a - b) / abs(b) for a, b in zip(losses["ours"], losses["plain"], strict=True)]
-    figures = {
+    return {
         "speedup": statistics.median(p / o for o, p in zip(walls["ours"], walls["plain"], strict=True)),
         "speedup_cpu_time": statistics.median(processor["plain"]) / statistics.median(processor["ours"]),
         "loss_difference": differences[0],
@@ -221,15 +255,8 @@ def report(
         "pairs_per_second": config.batch_size / statistics.median(walls["ours"]),
         "peak_mb_ours": peaks["ours"],
         "peak_mb_plain": peaks["plain"],
-        "precision": "bfloat16" if cpu_has_fast_bf16() else "float32",
-        "has_avx512_bf16": cpu_has_fast_bf16(),
-        "compiled": options.compile,
-        "threads": options.threads,
-        "repeats": options.repeats,
         "batch_size": config.batch_size,
-        "quick": options.quick,
     }
-    print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}))
 
 
 if __name__ == "__main__":
