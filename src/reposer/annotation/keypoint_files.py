@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -73,7 +74,9 @@ class KeypointFiles:
 
     def table_problems(self) -> list[AnnotationProblem]:
         """Bad rows of a table, which belong to no image."""
-        return list(self._table[1]) if self.kind in _TABLES else []
+        if self.kind not in _TABLES:
+            return []
+        return [replace(problem, rule="bad-keypoints") for problem in self._table[1]]
 
     @cached_property
     def _table(self) -> tuple[dict[str, Pose], list[AnnotationProblem]]:

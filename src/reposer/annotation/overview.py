@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from reposer.annotation.histograms import Histogram, draw_figure
 from reposer.annotation.quality import FLAGS, LARGE_MASK, MIN_AGREEMENT, SMALL_MASK
 from reposer.data.label_files import read_mask
 from reposer.data.parsing import LIP_LABELS, PALETTE, colorize, read_parsing
@@ -58,7 +58,7 @@ def write_overview(
     sections = [_summary(counts, settings)]
     if rows:
         chosen = [rows[i * len(rows) // SHEET] for i in range(SHEET)] if len(rows) > SHEET else list(rows)
-        write_atomic(book / "sheet.png", encode_png(draw_sheet(images, root, chosen)))
+        write_atomic(book / "sheet.png", encode_png(draw_sheet(images, root, chosen), level=1))
         text = [
             f"{len(chosen)} images, evenly spread: the image, its map laid over it, what the mask keeps, the "
             "joints (orange: the person's left, blue: their right). What is not there is gray."
@@ -69,14 +69,15 @@ def write_overview(
     for flag, count in counts["flags"].items():
         flagged = [row for row in rows if flag in row["flags"]][:FLAG_SHEET]
         name = f"flag_{flag}.png"
-        write_atomic(book / name, encode_png(draw_sheet(images, root, flagged)))
+        write_atomic(book / name, encode_png(draw_sheet(images, root, flagged), level=1))
         text = [f"{count:,} images: {FLAGS[flag]}. The first {len(flagged)}."]
         sections.append(Section(f"Flag: {flag}", text, [Picture(flag, name)]))
     write_sections(book, sections)
 
 
 def draw_sheet(images: Path, root: Path, rows: Sequence[_Row]) -> NDArray[np.uint8]:
-    """(H, W, 3): for each row image, map over the image, what the mask keeps, joints; as far as any has them."""
+    """(H, W, 3): for each row image, map over the image, what the mask keeps, joints; what no row has is left
+    out."""
     there = [kind for kind in ("parsing", "mask", "keypoints") if any(row[kind] for row in rows)]
     titles = ["image", *(_TITLES[kind] for kind in there)]
     panels = [_panels(images, root, row) for row in rows]
@@ -180,47 +181,19 @@ def _legend() -> Section:
 
 def _histograms(rows: Sequence[_Row], counts: Mapping[str, Any]) -> Section:
     """Distributions as one SVG."""
-    panels = [
-        ("mask: share of the image", _values(rows, "mask_area"), (0, 1), (SMALL_MASK, LARGE_MASK)),
-        ("mask and map: overlap", _values(rows, "agreement"), (0, 1), (MIN_AGREEMENT,)),
-        ("joints that are there", _values(rows, "joints"), (-0.5, NUM_JOINTS + 0.5), ()),
-        ("people seen", [v for v in _values(rows, "people") if v >= 0], (-0.5, 8.5), ()),
+    people = [value for value in _values(rows, "people") if value >= 0]
+    joints = _values(rows, "joints")
+    shown = [
+        Histogram("mask: share of the image", _values(rows, "mask_area"), 0, 1, 20, (SMALL_MASK, LARGE_MASK)),
+        Histogram("mask and map: overlap", _values(rows, "agreement"), 0, 1, 20, (MIN_AGREEMENT,)),
+        Histogram("joints that are there", joints, -0.5, NUM_JOINTS + 0.5, NUM_JOINTS + 1),
+        Histogram("people seen (8: or more)", people, -0.5, 8.5, 9),
     ]
-    shown = [panel for panel in panels if panel[1]]
-    picture = Picture("How many images; dashed: where the flags begin.", data=_plot(shown, counts["labels"]))
-    return Section("Distributions", pictures=[picture])
+    data = draw_figure([one for one in shown if one.values], counts["labels"], "images with the label")
+    return Section(
+        "Distributions", pictures=[Picture("Numbers of images; dashed: where flags begin.", data=data)]
+    )
 
 
 def _values(rows: Sequence[_Row], column: str) -> list[float]:
     return [float(row[column]) for row in rows if row[column] is not None]
-
-
-def _plot(
-    panels: Sequence[tuple[str, list[float], tuple[float, float], tuple[float, ...]]], labels: Any
-) -> str:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    count = len(panels) + bool(labels)
-    with pyplot.rc_context(
-        {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "reposer"}
-    ):
-        figure, axes = pyplot.subplots(1, max(count, 1), figsize=(3.2 * max(count, 1), 2.6), squeeze=False)
-        for axis, (title, values, limits, marks) in zip(axes.flat, panels, strict=False):
-            bins = 20 if limits == (0, 1) else round(limits[1] - limits[0])
-            axis.hist(np.clip(values, *limits), bins=bins, range=limits, color="#0b6e4f")
-            axis.set_title(title, fontsize=8, loc="left")
-            for mark in marks:
-                axis.axvline(mark, color="#b3261e", linestyle="--", linewidth=1)
-        if labels:
-            axis = axes.flat[count - 1]
-            axis.barh(list(labels)[::-1], list(labels.values())[::-1], color="#0b6e4f")
-            axis.set_title("images in which a label occurs", fontsize=8, loc="left")
-            axis.tick_params(axis="y", labelsize=6)
-        figure.tight_layout()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

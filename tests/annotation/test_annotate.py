@@ -1,0 +1,269 @@
+"""Annotating folders: against the models called one by one, by prepare, over kills, changes and bad files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from annotate_runner import StubParser, draw_folder, stubs, tree
+from bad_inputs import CORPUS, file_name
+from PIL import Image
+from typer.testing import CliRunner
+
+from reposer.annotation import journal
+from reposer.annotation.annotate import How, annotate
+from reposer.annotation.annotators import Annotators, Choice
+from reposer.annotation.parser import open_parser
+from reposer.cli.main import app
+from reposer.data.keypoints import read_keypoints_csv
+from reposer.data.prepare import prepare_people
+from reposer.errors import UserError
+
+RUNNER = Path(__file__).parents[1] / "annotate_runner.py"
+SIZES = ((40, 24), (32, 32))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return draw_folder(tmp_path / "people", 12, SIZES)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(journal, "SHARD_ITEMS", 5)
+
+
+def rows_of(book: Path) -> dict[str, dict]:
+    return {row["file"]: row for row in pq.read_table(book / "manifest", use_threads=False).to_pylist()}
+
+
+def test_a_real_parser_through_the_whole_way(folder, tmp_path, exported, described):
+    _, file = exported()
+    model = described(file, size=[33, 33], labels="lip20")
+    before = tree(folder)
+    report = annotate(folder, None, Choice(parser=str(model)).open, how=How(batch_size=2))
+    assert (report.images, report.annotated, report.left_out) == (12, 12, 0)
+    assert {name: digest for name, digest in tree(folder).items() if name in before} == before
+    parser = open_parser(model)
+    for path in sorted(folder.glob("0*/*.png")):
+        pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None]
+        name = path.relative_to(folder)
+        written = Image.open(folder / "parsing" / name)
+        assert written.mode == "P"
+        assert (np.array(written) == parser(pixels)[0].numpy()).mean() > 0.99  # a batch of one, not of two
+        mask = np.array(Image.open(folder / "mask" / name))
+        assert np.array_equal(mask, np.array(written) != 0) or mask.all()
+    settings = json.loads((folder / "annotation" / "job.json").read_text())["settings"]
+    assert settings["parser"]["sha256"] == rows_sha(model)
+    prepared = prepare_people("folders", folder, tmp_path / "prepared", pairs="parsing")
+    assert (prepared.annotations["parsing"], prepared.annotations["mask"]) == (12, 12)
+
+
+def rows_sha(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_processes_give_the_same_bytes_and_a_second_call_makes_nothing(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    first = annotate(folder, None, stubs, how=How(batch_size=2))
+    annotate(other, None, stubs, how=How(batch_size=2, processes=2))
+    assert tree(folder) == tree(other)
+    again = annotate(folder, None, stubs, how=How(batch_size=2))
+    assert (first.work.made, again.work.made, again.work.kept, again.work.notes) == (12, 0, 12, [])
+    assert tree(folder) == tree(other)
+    assert not list(folder.rglob(".*"))
+
+
+def test_what_changed_is_annotated_again(folder):
+    annotate(folder, None, stubs)
+    parsing = folder / "parsing/0001/0000_c1.png"
+    whole = parsing.read_bytes()
+    parsing.write_bytes(whole[:-9])
+    Image.fromarray(np.full((40, 24, 3), 120, np.uint8)).save(folder / "0002/0009_c2.png")
+    draw_folder(folder, 14, SIZES)  # rewrites all with the same bytes, the changed one too, and adds two
+    Image.fromarray(np.full((40, 24, 3), 120, np.uint8)).save(folder / "0002/0009_c2.png")
+    report = annotate(folder, None, stubs)
+    assert report.images == 14
+    assert report.work.made == 5 + 5 + 2 or report.work.made == 5 + 2 + 2  # two shards and the new images
+    assert parsing.read_bytes() == whole
+    assert set(np.unique(np.array(Image.open(folder / "parsing/0002/0009_c2.png")))) == {120 * 3 * 20 // 766}
+    notes = " ".join(report.work.notes)
+    assert "0000_c1.png is missing or differs" in notes or "has changed" in notes
+    assert "2 images are new" in notes
+    (folder / "0002/0009_c2.png").unlink()
+    gone = annotate(folder, None, stubs)
+    assert (gone.left_out, gone.rules) == (1, {"missing": 1})
+
+
+def test_results_by_hand(folder):
+    report = annotate(folder, None, stubs)
+    poses, problems = read_keypoints_csv(folder / "keypoints.csv", {})
+    assert not problems
+    assert len(poses) == 12
+    name = "0001/0000_c1.png"
+    expected = np.linspace(0, 0.9, 18)[:17]
+    assert np.allclose(poses[name][:17], np.stack([expected * 24, expected * 40], 1), atol=1e-4)
+    assert np.isnan(poses[name][17]).all()
+    row = rows_of(folder / "annotation")[name]
+    pixels = np.array(Image.open(folder / name)).astype(int)
+    labels = pixels.sum(2) * 20 // 766
+    assert row["mask_area"] == (labels != 0).mean()
+    assert row["label_pixels"] == np.bincount(labels.ravel(), minlength=20).tolist()
+    assert (row["joints"], row["agreement"], row["mask_source"]) == (17, None, "parsing")
+    assert row["people"] == pixels[0, 0, 0] % 3
+    several = [r for r in rows_of(folder / "annotation").values() if "several-people" in r["flags"]]
+    assert report.flags["several-people"] == len(several)
+    assert {r["people"] for r in several} <= {2}
+    page = json.loads((folder / "annotation/sections.json").read_text())
+    assert "Contact sheet" in [section["title"] for section in page]
+
+
+def test_another_folder_gets_copies(folder, tmp_path):
+    out = tmp_path / "out"
+    before = tree(folder)
+    annotate(folder, out, stubs)
+    assert tree(folder) == before
+    assert {k: v for k, v in tree(out).items() if k in before} == before
+    (out / "0001/0000_c1.png").unlink()
+    assert annotate(folder, out, stubs).work.made > 0
+    assert (out / "0001/0000_c1.png").is_file()
+    prepare_people("folders", out, tmp_path / "prepared", pairs="parsing")
+
+
+def test_refusals(folder, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        annotate(tmp_path / "nothing", None, stubs)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no image"):
+        annotate(tmp_path / "empty", None, stubs)
+    with pytest.raises(UserError, match="overlaps with"):
+        annotate(folder, folder / "inside", stubs)
+    (folder / "mask").mkdir()
+    before = tree(folder)
+    with pytest.raises(UserError, match="mask: is there already, and was not made by this job: give another"):
+        annotate(folder, None, stubs)
+    assert {k: v for k, v in tree(folder).items() if not k.startswith("annotation")} == before
+    (folder / "mask").rmdir()
+    annotate(folder, None, stubs)
+    whole = tree(folder)
+    with pytest.raises(UserError, match=r"belongs to another job.*batch_size"):
+        annotate(folder, None, stubs, how=How(batch_size=7))
+
+    def other() -> Annotators:
+        return Annotators(StubParser(), None, None)
+
+    with pytest.raises(UserError, match=r"belongs to another job.*mask"):
+        annotate(folder, None, other)
+    assert tree(folder) == whole
+    with pytest.raises(UserError, match="choose at least one"):
+        Choice("none", "none", "none").open()
+    with pytest.raises(UserError, match="there is no parser"):
+        Choice("none").open()
+
+
+def test_a_link_that_leads_out_is_not_written_through(folder, tmp_path):
+    annotate(folder, None, stubs)
+    outside = tmp_path / "outside"
+    shutil.move(folder / "mask", outside)
+    (folder / "mask").symlink_to(outside)
+    before = tree(outside)
+    Image.fromarray(np.full((40, 24, 3), 120, np.uint8)).save(folder / "0001/0000_c1.png")
+    with pytest.raises(UserError, match="leads outside"):
+        annotate(folder, None, stubs)
+    assert tree(outside) == before
+
+
+def test_a_first_look_touches_nothing_else(folder):
+    before = tree(folder)
+    report = annotate(folder, None, stubs, how=How(sample=5))
+    assert report.images == 5
+    made = tree(folder)
+    assert {k: v for k, v in made.items() if not k.startswith("annotation")} == before
+    files = sorted(path.name for path in (folder / "annotation/sample").glob("0*/*.png"))
+    assert (
+        files == ["0000_c1.png", "0001_c2.png", "0004_c1.png", "0005_c2.png", "0009_c2.png"]
+        or len(files) == 5
+    )
+    annotate(folder, None, stubs, how=How(sample=5))
+    assert tree(folder) == made
+    assert annotate(folder, None, stubs).images == 12
+
+
+def test_every_bad_image_has_its_rule_and_the_others_are_done(tmp_path):
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    cases = {}
+    for index, case in enumerate(CORPUS):
+        if case.label != "folder":  # it is walked through, as every folder is
+            case.make(root / "a" / file_name(index, case))
+            cases[f"a/{file_name(index, case)}"] = case
+        for helper in root.glob("target_of_*"):
+            cases[helper.name] = replace(CORPUS[-1], rules=())  # what a link leads to, a good picture
+    report = annotate(root, None, stubs, how=How(batch_size=4))
+    rows = rows_of(root / "annotation")
+    assert rows.keys() == cases.keys()
+    for name, case in cases.items():
+        assert rows[name]["left_out"] == case.refused, case.label
+        told = [problem["rule"] for problem in rows[name]["problems"]]
+        assert told == ([case.refused] if case.refused else list(case.rules)), case.label
+        assert (root / "parsing" / name).with_suffix(".png").is_file() == (case.refused is None)
+    refused = sum(case.refused is not None for case in cases.values())
+    assert (report.left_out, report.annotated) == (refused, len(cases) - refused)
+    assert sum(report.rules.values()) == refused
+    again = annotate(root, None, stubs, how=How(batch_size=4))
+    assert again.work.made == 0
+
+
+def test_a_photo_is_no_crop(tmp_path):
+    Image.new("RGB", (2001, 2000)).save(tmp_path / "photo.png")
+    Image.new("RGB", (24, 40), (90, 0, 0)).save(tmp_path / "crop.png")
+    report = annotate(tmp_path, None, stubs)
+    assert report.rules == {"photo-size": 1}
+    text = (tmp_path / "annotation/problems.csv").read_text()
+    assert 'photo.png,,image,photo-size,"2001x2000 pixels: a photo, not a crop' in text
+    assert "--detect" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "kills", "processes"),
+    [
+        (40, 2, 1),
+        pytest.param(200, 20, 1, marks=pytest.mark.slow),
+        pytest.param(200, 20, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_jobs_end_with_the_same_bytes(tmp_path, count, kills, processes):
+    whole, cut = (draw_folder(tmp_path / name, count, SIZES) for name in ("whole", "cut"))
+    done = subprocess.run(
+        [sys.executable, RUNNER, str(whole), str(cut), str(kills), str(processes)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) == kills
+    assert tree(whole) == tree(cut)
+    assert len(list((cut / "mask").rglob("*.png"))) == count
+
+
+def test_the_command_makes_a_page(folder, exported, described):
+    _, file = exported()
+    model = described(file, size=[33, 33], labels="lip20")
+    arguments = ["annotate", str(folder), "--parser", str(model), "--sample", "4", "--batch-size", "2"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    page = (folder / "annotation/sample/annotation/report.html").read_text()
+    assert "Contact sheet" in page
+    assert page.count("data:image/") >= 3
+    assert "http://" not in page.replace("http://www.w3.org", "")
