@@ -245,4 +245,5 @@ def _own_layout(data: dict[str, Any]) -> tuple[Pose, tuple[int, int] | None]:
         return _without_negative(pose), None
     if not all(type(side) is int and 0 < side < _MAX_COORDINATE for side in sides):
         raise _BadError("width", "width and height: two whole numbers of pixels, or neither")
-    return _without_negative(pose), (int(sides[0]), int(sides[1]))
+    height, width = data["height"], data["width"]
+    return _without_negative(pose), (height, width)
