@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +29,6 @@ from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.files import sha256_bytes
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
-from reposer.generation.lineage import set_faults
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.real_list import COLUMNS as REAL_COLUMNS
 from reposer.generation.real_list import REAL_ROWS
@@ -111,37 +111,31 @@ def since(started: tuple[float, float]) -> tuple[float, float]:
 
 # ---- verification
 
+# What `reposer verify` does, then the program's own peak (Linux; ru_maxrss begins with that of its parent).
+_VERIFY = """
+import sys, time
+from pathlib import Path
+from reposer.experiments.verification import verify_folder
+started = time.perf_counter()
+faults = len(verify_folder(Path(sys.argv[1]))[1])
+seconds = time.perf_counter() - started
+print(faults, seconds, int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024)
+"""
+
 
 def verification(folder: Path, rows: int) -> dict[str, float]:
     """Rows a second and peak memory of a process that verifies a set and does nothing else."""
     write_set(folder, rows)
-    context = multiprocessing.get_context("spawn")
-    answer = context.SimpleQueue()
-    child = context.Process(target=verify, args=(folder, answer))
-    child.start()
-    faults, seconds, peak, before = answer.get()
-    child.join()
+    done = subprocess.run([sys.executable, "-c", _VERIFY, folder], capture_output=True, text=True, check=True)
+    faults, seconds, peak = (float(value) for value in done.stdout.split())
     if faults:
-        raise SystemExit(f"the set is sound, and yet: {faults} faults")
-    print(f"verify: {rows:,} rows and files, {rows / seconds:,.0f} a second, peak {peak:.0f} MB", end="")
-    print(f" ({before:.0f} MB of them imports)")
+        raise SystemExit(f"the set is sound, and yet: {faults:.0f} faults")
+    print(f"verify: {rows:,} rows and files, {rows / seconds:,.0f} a second, peak {peak:.0f} MB")
     return {
         "verify_rows": rows,
         "verify_rows_per_s": round(rows / seconds),
         "verify_peak_mb": round(peak, 1),
     }
-
-
-def verify(folder: Path, answer: multiprocessing.SimpleQueue[tuple[int, float, float, float]]) -> None:
-    """In the child: number of faults, seconds, peak memory in MB, and the same before it began."""
-    before, started = _peak(), time.perf_counter()
-    faults = len(set_faults(folder))
-    answer.put((faults, time.perf_counter() - started, _peak(), before))
-
-
-def _peak() -> float:
-    """Linux: of this program alone (ru_maxrss begins with that of the process which started it)."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def write_set(folder: Path, rows: int) -> None:

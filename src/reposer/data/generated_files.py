@@ -6,6 +6,7 @@ Layout of the folder: see :mod:`reposer.generation.shards`, which writes it. Imp
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from reposer.files import sha256_bytes, sha256_file, write_atomic
 SCHEMA_VERSION = 1
 JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
 FILE_COLUMNS = (("file", pa.string()), ("sha256", pa.string()))  # the first columns of every manifest
+_SMALL = 1 << 20  # bytes
 
 Columns = Sequence[tuple[str, pa.DataType]]
 
@@ -108,12 +110,20 @@ def read_table(data: bytes) -> pa.Table:
 
 def file_faults(folder: Path, rows: pa.Table) -> Iterator[tuple[str, str]]:
     """Name and reason for every file of these rows that is missing or changed."""
+    images = os.path.join(folder, IMAGES)
     for name, digest in zip(rows["file"].to_pylist(), rows["sha256"].to_pylist(), strict=True):
-        path = folder / IMAGES / name
-        if not path.is_file():
+        path = f"{images}/{name}"  # a Path for each of a million files would be a third of the time
+        if not os.path.isfile(path):
             yield name, "is missing"
-        elif sha256_file(path) != digest:
+        elif _sha256_small(path) != digest:
             yield name, "differs from its sha256"
+
+
+def _sha256_small(path: str) -> str:
+    """As ``sha256_file``, which makes a large buffer for every file."""
+    with open(path, "rb", buffering=0) as file:
+        data = file.read(_SMALL)
+    return sha256_bytes(data) if len(data) < _SMALL else sha256_file(path)
 
 
 def list_parts(folder: Path) -> list[Path]:
