@@ -21,7 +21,7 @@ from reposer.files import sha256_bytes, sha256_file, write_atomic
 SCHEMA_VERSION = 1
 JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
 FILE_COLUMNS = (("file", pa.string()), ("sha256", pa.string()))  # the first columns of every manifest
-_SMALL = 1 << 20  # bytes
+_SMALL = 1 << 16  # bytes
 
 Columns = Sequence[tuple[str, pa.DataType]]
 
