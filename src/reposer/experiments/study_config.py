@@ -11,7 +11,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from reposer.config import Config, apply_overrides, differences, read_json, save_config
+from reposer.config import Config, apply_overrides, differences, load_config, save_config
 from reposer.errors import UserError
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.experiments.reid_presets import REID_PRESETS
@@ -44,6 +44,8 @@ class Arm(Config):
     repeated: bool = False  # the added images are the sources themselves: what more images alone bring
     policy: str = "any"  # of donors, a key of generation.donors.POLICIES
     background: str = "generated"  # generated | donor | source
+    generator: str = ""  # of this arm, as the study's; empty: the study's
+    predictor: str = ""  # of target maps: only the pose is the donor's; empty: its maps are used too
     filter: ArmFilter | None = None
     donor_seed: int = 0
     settings: tuple[str, ...] = ()  # overrides of the recipe, as generated.weight=0.5 or augment.erase=0.5
@@ -54,8 +56,11 @@ class Arm(Config):
             raise ValueError(
                 f"arm {self.name}: factor 1 adds no images, so its other fields are read by nobody"
             )
-        if self.repeated and (self.policy, self.background, self.filter) != ("any", "generated", None):
-            raise ValueError(f"arm {self.name}: repeated images have no donor, background or filter")
+        plain = (self.policy, self.background, self.filter) == ("any", "generated", None)
+        if self.repeated and not (plain and not self.generator and not self.predictor):
+            raise ValueError(
+                f"arm {self.name}: repeated images have no donor, background, generator, predictor or filter"
+            )
         return self
 
 
@@ -156,7 +161,7 @@ def save_study(study: Config, out: Path) -> None:
     if not path.exists():
         save_config(study, path)
         return
-    changed = differences(read_json(path), study)
+    changed = differences(load_config(type(study), path), study)  # fields of later versions: their defaults
     if changed:
         advice = f"choose another folder; or delete {path} to use its finished stages for this study"
         raise UserError(f"{out}: holds another study: {'; '.join(changed)}", advice)

@@ -44,6 +44,7 @@ from reposer.experiments.study_stages import (
 from reposer.files import sha256_file
 from reposer.generation.augmented_job import AugmentOptions
 from reposer.generation.export import weights_hash
+from reposer.generation.map_prediction import MapPredictor
 from reposer.models.embedding_files import embedding_from_run
 from reposer.training.reid_config import ReidConfig
 
@@ -137,7 +138,7 @@ class StudyPlan:
 
     def augmented(self, arm: Arm, budget: Budget) -> Stage:
         """The generated set of an arm with a factor above 1."""
-        name, rule = self.study.generator_of(budget), arm.filter
+        name, rule = arm.generator or self.study.generator_of(budget), arm.filter
         options = AugmentOptions(
             factor=arm.factor,
             policy=arm.policy,
@@ -153,10 +154,12 @@ class StudyPlan:
         inputs |= {"version": _VERSION, "data": self._data_hash}
         inputs |= {"filter": rule and rule.model_dump(mode="json")}
         inputs |= {"generator": "the source itself" if arm.repeated else _generator_hash(name)}
+        if arm.predictor:  # only then, so that sets made without one keep their names
+            inputs |= {"predictor": MapPredictor.open(arm.predictor).weights_hash}
         judge = self._judge(budget) if rule and rule.identity else None
         network = self.cache.folder(judge) / RUN if judge else None
         title = f"pictures of {arm.name}, {_percent(budget.share)}"
-        make = partial(augment_stage, arm.repeated, name, self._place, options, rule, network)
+        make = partial(augment_stage, arm, name, self._place, options, network)
         return Stage("augmented", title, inputs, make, (judge,) if judge else ())
 
     def _judge(self, budget: Budget) -> Stage:

@@ -23,12 +23,13 @@ from reposer.experiments.identity import measure_identity
 from reposer.experiments.image_evaluation import open_model
 from reposer.experiments.reid_rows import tested_rows
 from reposer.experiments.stages import Stage, StageCache
-from reposer.experiments.study_config import ArmFilter
+from reposer.experiments.study_config import Arm
 from reposer.files import write_atomic
 from reposer.generation.augmentation import augment
 from reposer.generation.augmented_job import AugmentOptions
 from reposer.generation.donors import DonorPlan
 from reposer.generation.filters import FilterOptions
+from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_coverage import pose_coverage
 from reposer.metrics.retrieval import per_query
 from reposer.models.embedding_files import embedding_from_run
@@ -62,17 +63,18 @@ class Place:
 
 
 def augment_stage(
-    repeated: bool,
+    arm: Arm,
     name: str,
     place: Place,
     options: AugmentOptions,
-    rule: ArmFilter | None,
     network: Path | None,
     folder: Path,
 ) -> Sequence[str]:
-    """The generated set of an arm; ``repeated``: copies of the sources in place of pictures."""
-    model = copy_source(place.people) if repeated else open_model(name, place.runtime())
-    if rule is not None:
+    """The generated set of an arm by the generator of that name; repeated: copies of the sources instead."""
+    model = copy_source(place.people) if arm.repeated else open_model(name, place.runtime())
+    if arm.predictor:
+        model = model.with_predictor(MapPredictor.open(arm.predictor, model.runtime), "predicted")
+    if (rule := arm.filter) is not None:
         filters = FilterOptions(
             identity=network,
             sharpness=rule.sharpness,
