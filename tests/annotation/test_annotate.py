@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +29,7 @@ from reposer.cli.main import app
 from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.prepare import prepare_people
 from reposer.errors import UserError
+from reposer.files import DiskError
 
 RUNNER = Path(__file__).parents[1] / "annotate_runner.py"
 SIZES = ((40, 24), (32, 32))
@@ -255,6 +259,27 @@ def test_killed_jobs_end_with_the_same_bytes(tmp_path, count, kills, processes):
     assert int(done.stdout.split()[-1]) == kills
     assert tree(whole) == tree(cut)
     assert len(list((cut / "mask").rglob("*.png"))) == count
+
+
+@pytest.mark.parametrize("call", [0, 7, 20, 40, 60])
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(folder, tmp_path, monkeypatch, call):
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    annotate(whole, None, stubs, how=How(batch_size=2))
+    count, fsync = itertools.count(), os.fsync
+
+    def failing(descriptor):
+        if next(count) == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(DiskError, match="No space left"):
+            annotate(folder, None, stubs, how=How(batch_size=2))
+    assert not (folder / "annotation/.staging").exists()
+    annotate(folder, None, stubs, how=How(batch_size=2))
+    assert tree(folder) == tree(whole)
 
 
 def test_the_command_makes_a_page(folder, exported, described):

@@ -8,13 +8,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from annotate_runner import stubs
+from annotate_runner import StubParser, stubs
 from PIL import Image
 from torch import nn
+from torchvision.models.detection import KeypointRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from reposer.annotation.annotate import How, annotate
+from reposer.annotation.annotators import Annotators
 from reposer.annotation.boxes import choose_cuts
 from reposer.annotation.interfaces import AnnotatorInfo
+from reposer.annotation.keypoint_detector import RcnnKeypoints
+from reposer.annotation.person_mask import DetectorMasker
 from reposer.annotation.photo_maker import LONG_SIDE, find_people
 from reposer.data.prepare import prepare_people
 from reposer.errors import UserError
@@ -212,3 +221,64 @@ def test_a_large_photo_is_looked_at_smaller_and_cut_at_its_own_size():
     boxes, scores = find_people(Looking().eval(), pixels)
     assert scores[0] == pytest.approx(0.9)  # the others are the soft edges
     assert np.abs(boxes[0] - [1000, 500, 1400, 1700]).max() < 2 * 3000 / LONG_SIDE
+
+
+def tiny(kind, **more):
+    """A torchvision R-CNN of the real class with a small body, random, for which everything is a person."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 7, 8, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1))
+    backbone = BackboneWithFPN(body, {"0": "0", "2": "1"}, [4, 8], 8)
+    network = kind(
+        backbone,
+        min_size=160,
+        max_size=320,
+        rpn_anchor_generator=AnchorGenerator(((64,), (96,), (128,)), ((1.0, 2.0),) * 3),
+        rpn_post_nms_top_n_test=40,
+        box_head=TwoMLPHead(8 * 49, 16),
+        box_predictor=FastRCNNPredictor(16, 2),
+        box_detections_per_img=6,
+        **more,
+    ).eval()
+    with torch.no_grad():
+        network.roi_heads.box_predictor.cls_score.bias.copy_(torch.tensor([-3.0, 3.0]))
+    return network
+
+
+def test_real_detectors_of_random_weights_through_the_whole_way(tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (300, 400, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    network = tiny(
+        MaskRCNN, mask_head=MaskRCNNHeads(8, (16,), 1), mask_predictor=MaskRCNNPredictor(16, 16, 2)
+    )
+
+    def annotators():
+        masker = DetectorMasker(network, AnnotatorInfo("tiny masks"))
+        return Annotators(
+            StubParser(),
+            masker,
+            RcnnKeypoints(
+                tiny(
+                    KeypointRCNN,
+                    keypoint_head=KeypointRCNNHeads(8, (16,)),
+                    keypoint_predictor=KeypointRCNNPredictor(16, 17),
+                ),
+                AnnotatorInfo("tiny joints"),
+            ),
+        )
+
+    report = annotate(folder, out, annotators, lambda: (network, AnnotatorInfo("tiny boxes")))
+    cuts, dropped = choose_cuts(*find_people(network, pixels), (300, 400))
+    assert report.annotated == len(cuts) > 0
+    assert sum(report.rules.values()) == len(dropped)
+    rows = pq.read_table(out / "annotation/manifest").to_pylist()
+    assert {tuple(row["box"]) for row in rows} == {one.box for one in cuts}
+    for row in rows:
+        left, top, right, bottom = row["box"]
+        crop = torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)[None].contiguous()
+        expected = DetectorMasker(network, AnnotatorInfo(""))(crop, StubParser()(crop))
+        mask = np.array(Image.open(out / row["mask"]))
+        assert row["mask_source"] == expected.source[0]
+        assert (mask == expected.mask[0]).mean() > 0.99
