@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ def choose_queries(scores: QueryScores, pids: NDArray[np.int64], kind: Kind, cou
         pids: (Q,) of the queries.
     """
     rows = np.flatnonzero(scores.hits > 0)
+    key: NDArray[Any]
     if kind == "failed":
         rows = rows[scores.worst.first_hit[rows] > 1]
         key = -scores.worst.first_hit[rows]

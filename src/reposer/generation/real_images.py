@@ -75,7 +75,8 @@ class RealImages:
         """
         if is_sealed(out / REAL_ROWS) and not real_faults(out, how):
             return []
-        put, notes = (_copy if how == "copy" else _link), []
+        put: Callable[[Path, Path], None] = _copy if how == "copy" else _link
+        notes: list[str] = []
         if how != "none":
             (out / REAL).mkdir(exist_ok=True)
             for path, row in zip(self.paths, self.rows, strict=True):
