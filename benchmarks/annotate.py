@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from functools import partial
@@ -137,8 +135,9 @@ def annotate_with_stub(images: Path) -> tuple[float, float, float]:
     started = now()
     annotate(images, None, stub_annotators)
     seconds, processor = since(started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return seconds, processor, peak / 1024 if sys.platform != "darwin" else peak / 2**20
+    status = Path("/proc/self/status").read_text()  # ru_maxrss of a spawned process holds its parent's peak
+    (peak,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    return seconds, processor, peak / 1024
 
 
 def draw(folder: Path, count: int) -> Path:

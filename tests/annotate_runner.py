@@ -24,6 +24,8 @@ from reposer.annotation.annotate import How, annotate
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.interfaces import AnnotatorInfo, Poses
 from reposer.annotation.person_mask import ParsingMasker
+from reposer.errors import UserError
+from reposer.folder_lock import locked
 
 
 class StubParser:
@@ -117,12 +119,23 @@ def main(folder: Path, kills: int, processes: int) -> None:
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             struck += 1
-            time.sleep(0.5 if processes > 1 else 0)  # orphans notice at once, and end
+            wait_for_orphans(folder / journal.BOOK)
         elif os.WEXITSTATUS(status):
             sys.exit("an attempt failed")
         else:
             break
     print(struck)
+
+
+def wait_for_orphans(book: Path) -> None:
+    """Processes of a killed parent notice at once, and end; on a busy machine that takes a while."""
+    for _ in range(300):
+        try:
+            with locked(book):
+                return
+        except UserError:
+            time.sleep(0.1)
+    sys.exit("somebody still holds the folder")
 
 
 def state(folder: Path) -> tuple[int, bool]:
