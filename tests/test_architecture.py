@@ -29,7 +29,7 @@ ROOMS = {
 }
 GROUND_FLOOR = {
     *("errors", "structures", "paths", "files", "config", "images", "image_rules", "grids", "sections"),
-    *("runs", "progress", "checkpoint", "state", "runtime", "weights", "downloads", "hub"),
+    *("tables", "runs", "progress", "checkpoint", "state", "runtime", "weights", "downloads", "hub"),
     *("folder_lock", "worker_processes", "licences"),
 }
 TOP = {"report"}  # reads JSON and images only

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from reposer.config import read_json
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, sha256_file, write_atomic
+from reposer.tables import read_table
 
 SCHEMA_VERSION = 1
 JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
@@ -97,15 +98,6 @@ def read_part(path: Path) -> pa.Table:
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: is damaged: {reason}", "run the same command again to mend it") from error
-
-
-def read_table(data: bytes) -> pa.Table:
-    """The rows of a Parquet file's bytes, read in this thread.
-
-    ``pq.read_table`` reads in threads of Arrow's; one that is still winding up when Python ends aborts the
-    process (pyarrow 26, about one short command in 40 on a busy machine).
-    """
-    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
 def file_faults(folder: Path, rows: pa.Table) -> Iterator[tuple[str, str]]:

@@ -9,14 +9,12 @@ them.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -24,6 +22,7 @@ from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationError
 from reposer.files import sha256_bytes, sha256_file
 from reposer.structures import NUM_JOINTS, PairBatch
+from reposer.tables import read_table
 
 SCHEMA_VERSION = 1
 ARRAYS = ("images", "parsing", "mask")  # <name>.npy each
@@ -122,7 +121,7 @@ class PackedPeople:
             raise AnnotationError(path, "file", f"cannot be read ({error.strerror})", _AGAIN) from None
         if sha256_bytes(data) != self.header["sha256"][ROWS]:
             raise AnnotationError(path, "sha256", f"differs from {HEADER}", _AGAIN)
-        return pq.read_table(io.BytesIO(data))
+        return read_table(data)
 
     def _image_tensor(self, indices: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(np.take(self.images, indices, axis=0)).permute(0, 3, 1, 2)

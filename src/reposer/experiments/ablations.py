@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from reposer.config import Config, apply_overrides, load_config, read_json
@@ -34,6 +33,7 @@ from reposer.files import sha256_file
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.runtime import setup
 from reposer.sections import Fold, Picture, Section, Table, write_sections
+from reposer.tables import read_table
 from reposer.training.gan import train
 from reposer.training.gan_config import GanConfig
 
@@ -227,7 +227,7 @@ def _rows(config: AblationConfig, cache: StageCache, trials: Sequence[Trial]) ->
 
 
 def _per_image(cache: StageCache, trial: Trial) -> pa.Table:
-    table = pq.read_table(cache.file(trial.quality, PER_IMAGE))
+    table = read_table(cache.file(trial.quality, PER_IMAGE))
     return table.filter(pa.compute.equal(table["method"], "model"))
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from reposer.config import load_config
 from reposer.experiments.image_evaluation import open_model
@@ -46,6 +45,7 @@ from reposer.generation.augmented_job import AugmentOptions
 from reposer.generation.export import weights_hash
 from reposer.generation.map_prediction import MapPredictor
 from reposer.models.embedding_files import embedding_from_run
+from reposer.tables import read_table
 from reposer.training.reid_config import ReidConfig
 
 _VERSION = 1  # of what the stages compute; a change of meaning raises it
@@ -224,7 +224,7 @@ def plan_stages(root: Path) -> Sequence[Stage]:
 
 def read_scores(cache: StageCache, cell: Cell) -> pa.Table:
     """Scores of every query with a valid match under every method: method, query, pid, the scores."""
-    return pq.read_table(cache.file(cell.scores, SCORES))
+    return read_table(cache.file(cell.scores, SCORES))
 
 
 _SPEED = ("real", "shard_items", "encoders", "filters")  # no picture depends on them, or named elsewhere

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.data.orientation import ORIENTATIONS
@@ -22,6 +21,7 @@ from reposer.errors import UserError
 from reposer.generation.donor_draws import Groups, other_groups, same_group
 from reposer.generation.outfits import Outfits, outfits
 from reposer.generation.pose_space import PoseSpace, cover
+from reposer.tables import read_table
 
 FEWEST_MATCHES = 8  # of the whole outfit; below it only the lower garment must match
 CANDIDATES = 64  # of each orientation, drawn for each person (twice its images, if that is more)
@@ -243,7 +243,7 @@ def _pool(people: PackedPeople, rows: NDArray[np.int64] | None, seed: int) -> Po
             f"{people.folder}, row {row} ({people.names[row]}): is of split {people.splits[row]}",
             "donors and sources must be training images",
         )
-    has_parsing = pq.read_table(people.folder / ROWS, columns=["has_parsing"])["has_parsing"].to_numpy()
+    has_parsing = read_table(people.folder / ROWS, columns=["has_parsing"])["has_parsing"].to_numpy()
     usable = wanted[has_parsing[wanted]]
     pool = Pool(people, usable, seed)
     if len(usable) < len(wanted):

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reposer.config import read_json
-from reposer.data.generated_files import IMAGES, JOB, MANIFEST, list_parts, read_part, read_table, write_part
+from reposer.data.generated_files import IMAGES, JOB, MANIFEST, list_parts, read_part, write_part
 from reposer.errors import UserError
 from reposer.files import disk_faults, remove_temporaries, sync_folder, write_atomic
 from reposer.folder_lock import locked
 from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
 from reposer.generation.real_list import COLUMNS as REAL_COLUMNS
 from reposer.generation.real_list import REAL, REAL_ROWS
+from reposer.tables import read_table
 
 FORGETTING = "forgetting.json"  # the note; names the person, since it is there only while they are
 REMOVED = "removed.json"  # counts of people, pictures and real images removed so far

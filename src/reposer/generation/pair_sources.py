@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.config import canonical_json
@@ -22,6 +21,7 @@ from reposer.generation.inputs import Person, load_person, people_batch
 from reposer.generation.targets import PoseTarget
 from reposer.images import read_picture
 from reposer.structures import PairBatch, PersonRecord
+from reposer.tables import read_table
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # what a folder is searched for
 
@@ -53,7 +53,7 @@ class PackedPairs:
 
     def __init__(self, people: PackedPeople, pairs: NDArray[np.int64]) -> None:
         pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
-        columns = pq.read_table(people.folder / ROWS, columns=["sha256", "has_parsing"])
+        columns = read_table(people.folder / ROWS, columns=["sha256", "has_parsing"])
         usable = columns["has_parsing"].to_numpy()[pairs]  # (P, 2)
         self._people, self._pairs = people, pairs[usable.all(1)]
         self._sha256: list[str] = columns["sha256"].to_pylist()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from reposer.errors import UserError
 from reposer.files import write_atomic
 from reposer.structures import FeatureSet
+from reposer.tables import read_table
 
 REQUIRED = ("features", "pid", "camid", "split")
 COLUMNS = (*REQUIRED, "name")
@@ -102,7 +103,7 @@ def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
     try:
         names = set(pq.read_schema(path).names)
         _require(names, path)
-        table = pq.read_table(path, columns=[name for name in COLUMNS if name in names])
+        table = read_table(path, columns=[name for name in COLUMNS if name in names])
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})", "write it again") from error
     for name in table.column_names:
