@@ -48,7 +48,7 @@ def test_help_names_every_verb_and_loads_no_torch():
         (["train", "san_demo", "--data", "x", "--out", "y", "--set", "optimizer.lrr=1"], "optimizer.lr"),
         (["render", "out", "--size", "128"], "HEIGHTxWIDTH"),
         (["prepare", "market1501", "/nowhere", "--out", "x"], "/nowhere"),
-        (["generate", "shipped", "--out", "x"], "--source and --donor"),
+        (["generate", "shipped", "--out", "x"], "--source and one of --donor and --target"),
         (["study", "augmentatio", "--data", "/nowhere", "--out", "x"], "did you mean augmentation"),
         (["study", "augmentation", "--data", "/nowhere", "--out", "x"], "/nowhere"),
         (["study", "augmentation", "--data", "/nowhere", "--out", "x", "--arms", "x9"], "there is no arm x9"),
