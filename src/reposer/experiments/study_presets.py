@@ -20,7 +20,7 @@ GENERATED = (
     Arm(name="x2_any", factor=2),
     Arm(name="x2_compatible", factor=2, policy="compatible"),
     Arm(name="x2_coverage", factor=2, policy="coverage"),
-    Arm(name="x2_filtered", factor=2, filter=ArmFilter()),
+    Arm(name="x2_filtered", factor=2, filter=ArmFilter(identity_quantile=0.99)),
     Arm(name="x2_donor_background", factor=2, background="donor"),
     Arm(name="x4_any", factor=4),
 )
