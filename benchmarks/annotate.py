@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    count, repeats, many = (64, 3, 1300) if options.quick else (192, 5, 13_000)
+    count, repeats, many = (128, 3, 1300) if options.quick else (512, 3, 13_000)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         figures = compare(folder, count, repeats)
