@@ -11,7 +11,7 @@ help: ## Say what can be made
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,onnx]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,onnx,annotate]'
 	@touch $@
 
 venv: $(VENV)/.installed ## Create .venv and install everything into it

@@ -136,6 +136,7 @@ def test_an_interrupted_set_is_finished_to_the_same_bytes(prepared, whole, tmp_p
     assert augment(runner.stub_model(), prepared, out, options).written == 0
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_tree(prepared, whole, tmp_path):
     run_runner("write", prepared, tmp_path / "two", 3, 2, 8)
     assert tree(tmp_path / "two") == tree(whole)
