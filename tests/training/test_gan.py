@@ -61,7 +61,7 @@ def uninterrupted(prepared, tmp_path_factory) -> Path:
 
 def test_a_run_writes_what_it_promises(uninterrupted):
     lines = read_metrics(uninterrupted)
-    assert [line["step"] for line in lines if "lr" in line] == [3, 6, 9, 12, 15]
+    assert [line["step"] for line in lines if "lr" in line] == [3, 6, 9, 12, 15, 16]
     assert [line["step"] for line in lines if "validation/l1" in line] == [8, 16]
     assert [step for step, _ in checkpoint.steps(uninterrupted / "checkpoints")] == [16, 15]
     grids = sorted((uninterrupted / "samples").iterdir())

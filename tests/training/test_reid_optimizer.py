@@ -8,13 +8,14 @@ import pytest
 
 from reposer.models.embedding import Embedding
 from reposer.models.reid_network import ReidNetwork
+from reposer.training.optimizers import set_learning_rate
 from reposer.training.reid_config import (
     ReidConfig,
     ReidDataConfig,
     ReidOptimizerConfig,
     ReidScheduleConfig,
 )
-from reposer.training.reid_optimizer import build_optimizer, scheduled_rate, set_rate
+from reposer.training.reid_optimizer import build_optimizer, scheduled_rate
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
@@ -22,7 +23,7 @@ def test_every_parameter_has_its_factor_and_decay(kind):
     network = ReidNetwork(Embedding("small"), classes=3)
     config = ReidOptimizerConfig(kind=kind, lr=0.5, backbone_factor=0.1, bias_factor=2.0, bias_decay=False)
     optimizer = build_optimizer(network, config)
-    set_rate(optimizer, 0.5)
+    set_learning_rate(optimizer, 0.5)
     rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     expected = {
         "embedding.backbone.stem.0.weight": (0.05, 5e-4),

@@ -10,10 +10,9 @@ from reposer.experiments.parsing_presets import PARSING_PRESETS
 from reposer.experiments.presets import find_preset
 from reposer.experiments.reid_presets import REID_PRESETS
 from reposer.training.gan import train
-from reposer.training.gan_record import GanSummary
 from reposer.training.parsing import train_parser
+from reposer.training.record import TrainingSummary
 from reposer.training.reid import train_reid
-from reposer.training.reid_record import ReidSummary
 
 
 def train_preset(
@@ -25,7 +24,7 @@ def train_preset(
     threads: int | None = None,
     device: str = "auto",
     max_minutes: float | None = None,
-) -> GanSummary | ReidSummary:
+) -> TrainingSummary:
     """Train a preset on a prepared folder, or go on with the run in ``out``.
 
     Args:

@@ -9,7 +9,6 @@ parts, the generator's parts but the last are judged by the discriminator before
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,16 +29,15 @@ from reposer.structures import PairBatch
 from reposer.training.gan_config import GanConfig
 from reposer.training.gan_data import GanData, Part
 from reposer.training.gan_losses import GanNetworks, discriminator_loss, generate, generator_loss
-from reposer.training.gan_record import GanRecord, GanSummary
+from reposer.training.gan_record import GanRecord
 from reposer.training.gan_state import GanState
 from reposer.training.optimizers import check_finite, gradient_norm, learning_rate, set_learning_rate
-
-_log = logging.getLogger(__name__)
+from reposer.training.record import TrainingSummary
 
 
 def train(
     config: GanConfig, run_dir: str | Path, *, device: str = "auto", max_minutes: float | None = None
-) -> GanSummary:
+) -> TrainingSummary:
     """Train from the start, or go on with the run in ``run_dir``, until the schedule is done.
 
     Args:
@@ -55,7 +53,7 @@ def train(
         SystemExit: 143 after SIGTERM or SIGUSR1, 130 after Ctrl-C, once the step is finished and saved.
     """
     runtime = setup(device, config.precision, config.threads, config.seed)
-    accelerator, total, every = runtime.accelerator, config.total_steps, config.output
+    accelerator, total = runtime.accelerator, config.total_steps
     data = GanData(config, runtime.rank, runtime.world_size)
     state = GanState(config, runtime)
     nets = _networks(config, runtime, state)
@@ -86,25 +84,7 @@ def train(
                             accelerator.backward(loss)
                         _update(accelerator, state, "generator", parts, part)
                 state.ema.update_parameters(state.generator)
-                state.step += 1
-
-                meter.update(state.step)
-                told, late = stop.requested(runtime), runtime.is_past(deadline)
-                ends = told or late or state.step == total
-                if state.step % every.log_every == 0:
-                    record.log(lr, meter.rate)
-                if state.step % every.validate_every == 0 or state.step == total:
-                    record.validate()
-                if state.step % every.sample_every == 0 or state.step == total:
-                    record.samples()
-                if state.step % every.checkpoint_every == 0 or ends:
-                    record.save()
-                if told:
-                    _log.warning(
-                        "told to stop: saved step %d, the same command goes on from here", state.step
-                    )
-                    raise SystemExit(stop.exit_code)
-                if late:
+                if record.end_step(meter, stop, deadline, lr):
                     break
     finally:
         record.close()

@@ -45,9 +45,9 @@ def learning_rate(step: int, lr: float, steps_const: int, steps_decay: int) -> f
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of ``optimizer`` the learning rate."""
+    """Give every group of ``optimizer`` the learning rate, times the group's ``factor`` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("factor", 1.0)
 
 
 def gradient_norm(module: nn.Module) -> Tensor:

@@ -15,14 +15,14 @@ from accelerate.utils import DistributedDataParallelKwargs
 from reposer.progress import progress
 from reposer.runtime import StopSignal, setup
 from reposer.training.map_task import MapTask
-from reposer.training.optimizers import check_finite, gradient_norm
+from reposer.training.optimizers import check_finite, gradient_norm, set_learning_rate
 from reposer.training.parser_task import ParserTask
 from reposer.training.parsing_config import ParsingConfig
 from reposer.training.parsing_record import ParsingRecord
 from reposer.training.parsing_state import ParsingState
 from reposer.training.predictor_config import PredictorConfig
 from reposer.training.predictor_task import PredictorTask
-from reposer.training.reid_record import ReidSummary
+from reposer.training.record import TrainingSummary
 
 
 def train_parser(
@@ -31,7 +31,7 @@ def train_parser(
     *,
     device: str = "auto",
     max_minutes: float | None = None,
-) -> ReidSummary:
+) -> TrainingSummary:
     """Train a parser, or a predictor of target maps, until the schedule is done; goes on with ``run_dir``.
 
     Args:
@@ -46,7 +46,7 @@ def train_parser(
         SystemExit: 143 after SIGTERM or SIGUSR1, 130 after Ctrl-C, once the step is finished and saved.
     """
     runtime = setup(device, config.precision, config.threads, config.seed)
-    accelerator, every = runtime.accelerator, config.output
+    accelerator = runtime.accelerator
     task: MapTask = (
         ParserTask(config, runtime) if isinstance(config, ParsingConfig) else PredictorTask(config, runtime)
     )
@@ -62,27 +62,14 @@ def train_parser(
             network.train()
             while state.step < total:
                 rate = config.rate(state.step, total)
-                state.set_rate(rate)
+                set_learning_rate(state.optimizer, rate)
                 loss, parts, names = task.loss(network, state.step, runtime)
                 accelerator.backward(loss)
                 state.means.add(parts)
                 check_finite({**parts, "parsing/gradient": gradient_norm(state.network)}, state.step, names)
                 state.optimizer.step()
                 state.optimizer.zero_grad()
-                state.step += 1
-
-                meter.update(state.step)
-                told, late = stop.requested(runtime), runtime.is_past(deadline)
-                ends = told or late or state.step == total
-                if state.step % every.log_every == 0 or state.step == total:
-                    record.log(rate, meter.rate)
-                if state.step % every.validate_every == 0 or state.step == total:
-                    record.validate()
-                if state.step % every.checkpoint_every == 0 or ends:
-                    record.save()
-                if told:
-                    raise SystemExit(stop.exit_code)
-                if late:
+                if record.end_step(meter, stop, deadline, rate):
                     break
     finally:
         record.close()

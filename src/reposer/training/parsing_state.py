@@ -33,11 +33,6 @@ class ParsingState(NetworkState):
         self.means = RunningMeans()
         self.step = 0  # optimizer steps done
 
-    def set_rate(self, rate: float) -> None:
-        """Give every group the rate times its factor."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-
 
 def _build_optimizer(network: nn.Module, task: MapTask) -> torch.optim.Optimizer:
     """AdamW; two groups for each learning rate, slowest first: biases and norms, without decay; the rest."""

@@ -17,19 +17,20 @@ from torch import nn
 from reposer.models.embedding import load_pretrained
 from reposer.progress import progress
 from reposer.runtime import Runtime, StopSignal, setup
-from reposer.training.optimizers import check_finite, gradient_norm
+from reposer.training.optimizers import check_finite, gradient_norm, set_learning_rate
+from reposer.training.record import TrainingSummary
 from reposer.training.reid_config import ReidConfig
 from reposer.training.reid_data import ReidData
 from reposer.training.reid_losses import reid_loss
-from reposer.training.reid_optimizer import scheduled_rate, set_rate
-from reposer.training.reid_record import ReidRecord, ReidSummary
+from reposer.training.reid_optimizer import scheduled_rate
+from reposer.training.reid_record import ReidRecord
 from reposer.training.reid_state import ReidState
 from reposer.training.reid_teacher import Teacher
 
 
 def train_reid(
     config: ReidConfig, run_dir: str | Path, *, device: str = "auto", max_minutes: float | None = None
-) -> ReidSummary:
+) -> TrainingSummary:
     """Train from the start, or go on with the run in ``run_dir``, until the schedule is done.
 
     Args:
@@ -44,7 +45,7 @@ def train_reid(
         SystemExit: 143 after SIGTERM or SIGUSR1, 130 after Ctrl-C, once the step is finished and saved.
     """
     runtime = setup(device, config.precision, config.threads, config.seed)
-    accelerator, total, every = runtime.accelerator, config.total_steps, config.output
+    accelerator, total = runtime.accelerator, config.total_steps
     data = ReidData(config, runtime.rank, runtime.world_size)
     state = ReidState(config, runtime, len(data.pids))
     notes = _initialize(config, state) | data.notes()
@@ -59,7 +60,7 @@ def train_reid(
             network.train()
             while state.step < total:
                 rate = scheduled_rate(state.step, config)
-                set_rate(state.optimizer, rate)
+                set_learning_rate(state.optimizer, rate)
                 batch, names = data.batch(state.step)
                 batch = batch.to(runtime.device, non_blocking=True)
                 with runtime.autocast():
@@ -74,20 +75,7 @@ def train_reid(
                 state.optimizer.step()
                 state.move_centers(output.pooled, batch, config.loss.center_rate, accelerator)
                 state.optimizer.zero_grad()
-                state.step += 1
-
-                meter.update(state.step)
-                told, late = stop.requested(runtime), runtime.is_past(deadline)
-                ends = told or late or state.step == total
-                if state.step % every.log_every == 0 or state.step == total:
-                    record.log(rate, meter.rate)
-                if state.step % every.validate_every == 0 or state.step == total:
-                    record.validate()
-                if state.step % every.checkpoint_every == 0 or ends:
-                    record.save()
-                if told:
-                    raise SystemExit(stop.exit_code)
-                if late:
+                if record.end_step(meter, stop, deadline, rate):
                     break
     finally:
         record.close()

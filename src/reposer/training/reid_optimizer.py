@@ -48,9 +48,3 @@ def scheduled_rate(step: int, config: ReidConfig) -> float:
         return config.optimizer.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
     passed = bisect_right([config.steps_of(epoch) for epoch in sorted(schedule.milestones)], step)
     return float(config.optimizer.lr * schedule.gamma**passed)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the rate times its factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
