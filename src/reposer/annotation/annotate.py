@@ -112,6 +112,7 @@ def annotate(
         foreign=_foreign(root, annotators, apart),
         maker=maker,
         processes=how.processes,
+        given=annotators.given,
         on_progress=how.on_progress("annotating"),
         after=finish,
     )

@@ -21,11 +21,14 @@ from reposer.data.keypoint_imports import FORMATS
 from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationError, AnnotationProblem
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError
+from reposer.files import sha256_bytes
+from reposer.images import MAX_FILE_BYTES
+from reposer.paths import RefusedFileError, read_regular
 from reposer.structures import NUM_JOINTS
 from reposer.weights import cache_folders
 
 NONE = "none"
+_MISSING = "missing"  # the rule of a file that is not there
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Annotation:
     keypoints: Pose | None = None  # (18, 2) pixels, NaN for a missing joint
     scores: NDArray[np.float32] | None = None  # (18,)
     people: int = -1  # seen by a detector; -1: nobody counted
+    given: str = ""  # Annotators.given, taken before the files were read
     problems: list[AnnotationProblem] = field(default_factory=list)
 
 
@@ -130,9 +134,22 @@ class Annotators:
             described["keypoints"] |= {"path": str(self.keypoints.path)}
         return described
 
+    def given(self, name: str) -> str:
+        """sha256 of the user's own mask and key-point files of an image, as they are now; "" without any.
+
+        Tables are not among them: their hash is in ``describe``, so that a changed one is another job.
+        """
+        states = []
+        if isinstance(self.masks, FolderMasks):
+            for stem in _stems(name):
+                states += [_state(place, self.masks.folder) for place in self.masks.places(stem)]
+        if isinstance(self.keypoints, KeypointFiles):
+            states += [_state(place, self.keypoints.path) for place in self.keypoints.places(name)]
+        return sha256_bytes("\n".join(states).encode()) if set(states) - {_MISSING} else ""
+
     def annotate(self, images: Tensor, names: list[str]) -> list[Annotation]:
         """(B, 3, H, W) uint8 and the images' paths -> what is known about each."""
-        annotations = [Annotation() for _ in names]
+        annotations = [Annotation(given=self.given(name)) for name in names]
         size = (int(images.shape[2]), int(images.shape[3]))
         poses = self._add_keypoints(images, names, size, annotations)
         parsing = None
@@ -190,8 +207,7 @@ def _own_mask(
     masks: FolderMasks, name: str, size: tuple[int, int], problems: list[AnnotationProblem]
 ) -> NDArray[np.bool_] | None:
     """The user's mask of an image; one that cannot be used is listed."""
-    stem = name.rpartition(".")[0]
-    for candidate in dict.fromkeys((stem, stem.replace("/", "_"))):
+    for candidate in _stems(name):
         try:
             mask = masks.find(candidate, size)
         except AnnotationError as error:
@@ -207,6 +223,20 @@ def _own_mask(
     message = f"no mask for {name}"
     problems.append(AnnotationProblem(str(masks.folder), 0, "mask", message, "missing-mask"))
     return None
+
+
+def _stems(name: str) -> list[str]:
+    """a/b.jpg -> a/b and a_b."""
+    stem = name.rpartition(".")[0]
+    return list(dict.fromkeys((stem, stem.replace("/", "_"))))
+
+
+def _state(path: Path, root: Path) -> str:
+    """sha256 of a file, or the rule that refuses it."""
+    try:
+        return sha256_bytes(read_regular(path, max_bytes=MAX_FILE_BYTES, root=root))
+    except RefusedFileError as error:
+        return error.rule
 
 
 def _named(text: str) -> tuple[str, Path | None]:

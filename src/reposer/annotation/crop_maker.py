@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from reposer.annotation.annotators import Annotation, Annotators
-from reposer.annotation.journal import Rows, source_hash
+from reposer.annotation.journal import GIVEN, Rows, source_hash
 from reposer.annotation.quality import measure
 from reposer.annotation.shard_writing import Encode, Put
 from reposer.data.parsing import PALETTE
@@ -42,6 +42,7 @@ COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
     ("mask_source", pa.string()),  # see interfaces.MaskSource
     ("keypoints", pa.list_(pa.float32())),  # x, y of 18 joints, NaN for a missing one
     ("joint_scores", pa.list_(pa.float32())),
+    (GIVEN, pa.string()),  # Annotators.given: the user's own files that were used
     ("people", pa.int32()),  # seen by a detector; -1: nobody counted
     ("mask_area", pa.float64()),
     ("agreement", pa.float64()),
@@ -140,7 +141,7 @@ class CropMaker:
         row |= origin
         row["mask_source"], row["people"] = annotation.mask_source, annotation.people
         row["mask_area"], row["agreement"] = quality.mask_area, quality.agreement
-        row["joints"] = quality.joints
+        row["joints"], row[GIVEN] = quality.joints, annotation.given
         row["problems"] = [problem_cell(problem) for problem in annotation.problems]
         row["problems"] += [problem_cell(used_by_rule(name, rule)) for rule in picture.rules]
         return row

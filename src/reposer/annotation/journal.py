@@ -2,15 +2,14 @@
 
 A shard is a fixed list of images. Its files are staged, fsynced and renamed to their places; then its rows
 appear in ``manifest/``, and their seal. A shard is done when its seal is there, every file has its hash, and
-its images are still the ones that were read; every other shard is made again. So a kill -9 at any moment
+its images, and the user's own files that were used for them, are still the ones that were read; every other
+shard is made again. So a kill -9 at any moment
 costs at most the shards at hand. New images are appended as new shards. In the folder ``annotation``:
 
     job.json                      what annotates, with what settings; another job is refused
     plan.json                     the shards
     manifest/part-00000.parquet   at least a row for each image; ``pyarrow.parquet.read_table`` reads them all
     manifest/_part-00000.sha256   the seal
-
-Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,22 @@ from typing import Any
 import pyarrow as pa
 
 from reposer.config import differences, read_json
-from reposer.data.generated_files import JOB, MANIFEST, Columns, is_sealed, part_path, read_part, write_part
+from reposer.data.generated_files import (
+    FILE_COLUMNS,
+    JOB,
+    MANIFEST,
+    Columns,
+    is_sealed,
+    part_path,
+    read_part,
+    write_part,
+)
 from reposer.errors import UserError
 from reposer.files import remove_temporaries, sha256_bytes, sha256_file, sync_folder, write_atomic
 from reposer.images import MAX_FILE_BYTES
 from reposer.paths import RefusedFileError, contained, printable, read_regular
 
+GIVEN = "given_sha256"  # column of the hash of the user's own files that were used for an image
 BOOK = "annotation"  # the folder, beside what is made
 PLAN, STAGING = "plan.json", ".staging"
 SHARD_ITEMS = 64
@@ -41,6 +50,7 @@ _FSYNC_THREADS = 8  # waiting for a disk takes no processor time
 
 Shard = tuple[int, list[str]]  # its number and its images, relative to the folder of images
 Rows = list[dict[str, Any]]
+Given = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +106,20 @@ def open_journal(task: Task, images: Sequence[str], foreign: Sequence[Path]) -> 
     return _planned(task.book / PLAN, images, notes), notes
 
 
-def unfinished(task: Task, shards: Sequence[Shard], notes: list[str]) -> list[Shard]:
-    """The shards that are not done; adds a note for each that has to be made again."""
+def unfinished(task: Task, shards: Sequence[Shard], notes: list[str], given: Given) -> list[Shard]:
+    """The shards that are not done; adds a note for each that has to be made again.
+
+    Args:
+        task: the job.
+        shards: all of them.
+        notes: for the user.
+        given: hash of the user's own files for an image, as they are now.
+    """
     todo = []
     for number, images in shards:
         path = part_path(task.book, number)
         if is_sealed(path):
-            fault = _fault(task, path, images)
+            fault = _fault(task, path, images, given)
             if not fault:
                 continue
             notes.append(f"{images[0]} and {len(images) - 1} more are annotated again: {fault}")
@@ -182,17 +199,22 @@ def _planned(path: Path, images: Sequence[str], notes: list[str]) -> list[Shard]
     return list(enumerate(shards))
 
 
-def _fault(task: Task, part: Path, images: Sequence[str]) -> str:
+def _fault(task: Task, part: Path, images: Sequence[str], given: Given) -> str:
     """Why a sealed shard is not what is wanted now; empty when it is."""
     try:
-        rows = read_part(part).to_pylist()
+        table = read_part(part)
     except UserError as error:
         return str(error)
+    if table.column_names != [name for name, _ in (*FILE_COLUMNS, *task.columns)]:
+        return f"{part.name} is of another version"
+    rows = table.to_pylist()
     if {row["file"] for row in rows} != set(images):
         return f"{part.name} has other images"
     for row in rows:
         if source_hash(task.images / row["file"], task.images) != row["sha256"]:
             return f"{row['file']} has changed"
+        if not row["left_out"] and given(row["file"]) != (row.get(GIVEN) or ""):
+            return f"your own mask or key-point file of {row['file']} has changed"
         for place, digest in task.outputs:
             made = row[place] if not row["left_out"] else None
             if made and not _is_whole(task.root / made, row[digest]):

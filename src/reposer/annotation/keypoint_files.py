@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.annotation.interfaces import AnnotatorInfo
-from reposer.data.keypoint_imports import FORMATS, import_keypoints
+from reposer.data.keypoint_imports import FORMATS, import_keypoints, keypoint_places
 from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
@@ -46,6 +46,12 @@ class KeypointFiles:
         if kind in _TABLES:
             self._table  # noqa: B018 read now, so that a wrong header is told before anything is made
 
+    def places(self, image: str) -> list[Path]:
+        """The files that may hold an image's key-points; none for a table, whose hash is in ``info``."""
+        if self.kind in _TABLES:
+            return []
+        return [place for name in _names(image) for place in keypoint_places(self.path, self.kind, name)]
+
     def find(self, image: str, size: tuple[int, int]) -> tuple[Pose | None, list[AnnotationProblem]]:
         """(18, 2) of an image, None where there is none, and what was wrong with it.
 
@@ -53,7 +59,7 @@ class KeypointFiles:
             image: its path, '/' as separator.
             size: its (H, W); a pose with a joint outside is not used.
         """
-        names = list(dict.fromkeys((image, image.replace("/", "_"))))
+        names = _names(image)
         if self.kind in _TABLES:
             table, problems = self._table
             pose = next((table[n] for n in (*names, image.rpartition("/")[2]) if n in table), None)
@@ -86,6 +92,10 @@ class KeypointFiles:
 def joint_scores(poses: Sequence[Pose]) -> NDArray[np.float32]:
     """(B, 18) 1 for a joint that is there: files tell no confidence that means the same everywhere."""
     return (~np.isnan(np.stack(poses)[..., 0])).astype(np.float32)
+
+
+def _names(image: str) -> list[str]:
+    return list(dict.fromkeys((image, image.replace("/", "_"))))
 
 
 def _outside(pose: Pose, size: tuple[int, int]) -> NDArray[np.bool_]:

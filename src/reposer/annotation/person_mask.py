@@ -80,6 +80,10 @@ class FolderMasks:
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder", "give the folder that holds the masks")
 
+    def places(self, stem: str) -> list[Path]:
+        """Where the mask of the image ``stem`` is looked for; the first one counts."""
+        return [self.folder / f"{stem}{suffix}" for suffix in _SUFFIXES]
+
     def find(self, stem: str, size: tuple[int, int]) -> NDArray[np.bool_] | None:
         """(H, W) bool of the image ``stem``; None where the folder has no file for it.
 
@@ -87,8 +91,7 @@ class FolderMasks:
             RefusedFileError: unreadable, or more than two values.
             AnnotationError: another size.
         """
-        for suffix in _SUFFIXES:
-            path = self.folder / f"{stem}{suffix}"
+        for path in self.places(stem):
             if path.is_file():
                 return read_mask(path, size, self.folder)
         return None

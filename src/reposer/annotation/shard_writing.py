@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from reposer.annotation.journal import (
     STAGING,
+    Given,
     Rows,
     Shard,
     ShardFiles,
@@ -71,6 +72,7 @@ def make_all(
     foreign: Sequence[Path] = (),
     maker: Maker | None = None,
     processes: int = 1,
+    given: Given = lambda image: "",
     on_progress: Progress = None,
     after: Callable[[Work], None] | None = None,
 ) -> Work:
@@ -83,6 +85,7 @@ def make_all(
         foreign: see :func:`journal.open_journal`.
         maker: the Maker of this process, where there is one already.
         processes: how many make shards; with one it is this one. The annotations do not depend on it.
+        given: see :func:`journal.unfinished`.
         on_progress: called in this thread.
         after: called at the end, still under the lock.
 
@@ -95,7 +98,7 @@ def make_all(
         task.book.mkdir(parents=True, exist_ok=True)
         with locked(task.book) as lock:
             shards, work.notes = open_journal(task, images, foreign)
-            todo = unfinished(task, shards, work.notes)
+            todo = unfinished(task, shards, work.notes, given)
             share(task.book, lock)
             work.images = sum(len(shard) for _, shard in shards)
             work.kept = work.images - sum(len(shard) for _, shard in todo)

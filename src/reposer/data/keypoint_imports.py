@@ -70,20 +70,25 @@ def import_keypoints(
                 f"{printable(path)}: no folder", f"give the folder that holds the {kind} key-points"
             )
         read = _read_pidm if kind == "pidm" else _read_openpose
-        suffixes = (".txt",) if kind == "pidm" else ("_keypoints.json", ".json")
-        poses, problems = _from_folder(path, names, suffixes, read)
+        poses, problems = _from_folder(path, kind, names, read)
     moved = {name: pose + np.array([shift_x, 0], np.float32) for name, pose in poses.items()}
     return {name: _without_negative(pose) for name, pose in moved.items()}, problems
 
 
+def keypoint_places(folder: Path, kind: str, name: str) -> list[Path]:
+    """Where the key-points of an image are looked for, of a kind with a file for each; the first one counts."""
+    stem = name.rpartition(".")[0] or name
+    suffixes = (".txt",) if kind == "pidm" else ("_keypoints.json", ".json")
+    return [folder / f"{stem}{suffix}" for suffix in suffixes]
+
+
 def _from_folder(
-    folder: Path, names: Iterable[str], suffixes: tuple[str, ...], read: Callable[[Path, Path], Pose]
+    folder: Path, kind: str, names: Iterable[str], read: Callable[[Path, Path], Pose]
 ) -> tuple[Poses, Problems]:
     poses: Poses = {}
     problems: Problems = []
     for name in names:
-        stem = name.rpartition(".")[0] or name
-        places = [folder / f"{stem}{suffix}" for suffix in suffixes]
+        places = keypoint_places(folder, kind, name)
         place = next((p for p in places if p.exists()), None)
         if place is None:
             message = f"no {places[0].name} for {printable(name)}"

@@ -1,0 +1,158 @@
+"""The user's own masks and key-points: what changes in them between two calls is noticed, and only that."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from annotate_runner import StubParser, draw_folder, tree
+from PIL import Image
+
+from reposer.annotation import journal
+from reposer.annotation.annotate import How, annotate
+from reposer.annotation.annotators import Annotators
+from reposer.annotation.keypoint_files import KeypointFiles
+from reposer.annotation.person_mask import FolderMasks
+from reposer.data.keypoints import read_keypoints_csv, write_keypoints_csv
+from reposer.errors import UserError
+
+SIZE = (40, 24)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(journal, "SHARD_ITEMS", 2)
+
+
+@pytest.fixture
+def people(tmp_path) -> Path:
+    return draw_folder(tmp_path / "people", 6, (SIZE,), people=1)
+
+
+def stem(number: int) -> str:
+    return f"0001/{number:04d}_c{number % 2 + 1}"
+
+
+def put_mask(folder: Path, number: int, rows: int) -> None:
+    place = folder / f"{stem(number)}.png"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros(SIZE, bool)
+    mask[:rows, 4:20] = True
+    Image.fromarray(mask).save(place)
+
+
+def put_pose(folder: Path, number: int, x: float, kind: str) -> None:
+    place = folder / (f"{stem(number)}_keypoints.json" if kind != "pidm" else f"{stem(number)}.txt")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "pidm":
+        place.write_text("".join(f"{x} {joint}\n" for joint in range(18)))
+    else:
+        points = [value for joint in range(18) for value in (x, joint, 1)]
+        place.write_text(json.dumps({"people": [{"pose_keypoints_2d": points}]}))
+
+
+def run(people: Path, masks: Path | None, keypoints: tuple[str, Path] | None = None):
+    def opened() -> Annotators:
+        files = KeypointFiles(*keypoints) if keypoints else None
+        return Annotators(StubParser(), FolderMasks(masks) if masks else None, files)
+
+    return annotate(people, None, opened, how=How(batch_size=2))
+
+
+def test_a_mask_that_changes_comes_goes_or_breaks(people, tmp_path):
+    masks = tmp_path / "masks"
+    for number in range(5):  # the sixth image has none
+        put_mask(masks, number, 30)
+    assert run(people, masks).rules == {"missing-mask": 1}
+    assert run(people, masks).work.made == 0
+
+    put_mask(masks, 0, 20)
+    report = run(people, masks)
+    assert report.work.made == 2  # its shard
+    assert report.work.notes == [
+        "0001/0000_c1.png and 1 more are annotated again: your own mask or key-point file of "
+        "0001/0000_c1.png has changed"
+    ]
+    assert np.array(Image.open(people / f"mask/{stem(0)}.png")).sum() == 20 * 16
+
+    put_mask(masks, 5, 10)  # comes
+    report = run(people, masks)
+    assert (report.work.made, report.rules) == (2, {})
+    assert np.array(Image.open(people / f"mask/{stem(5)}.png")).sum() == 10 * 16
+
+    (masks / f"{stem(2)}.png").unlink()  # goes
+    report = run(people, masks)
+    assert (report.work.made, report.rules) == (2, {"missing-mask": 1})
+
+    (masks / f"{stem(4)}.png").write_bytes(b"broken")
+    report = run(people, masks)
+    assert (report.work.made, report.rules) == (2, {"bad-mask": 1, "missing-mask": 1})
+    assert run(people, masks).work.made == 0
+
+
+def test_a_touched_or_copied_folder_is_the_same(people, tmp_path):
+    masks = tmp_path / "masks"
+    for number in range(6):
+        put_mask(masks, number, 30)
+    run(people, masks)
+    before = tree(people)
+    os.utime(masks / f"{stem(0)}.png", (1, 1))
+    (masks / "0001/stray.png").write_bytes(b"of no image")
+    assert run(people, masks).work.made == 0
+    assert tree(people) == before
+
+
+def test_a_file_that_shadows_another_is_noticed(people, tmp_path):
+    """a/b.png is looked for before a_b.png."""
+    masks = tmp_path / "masks"
+    for number in range(6):
+        put_mask(masks, number, 30)
+        shutil.move(masks / f"{stem(number)}.png", masks / f"{stem(number).replace('/', '_')}.png")
+    assert run(people, masks).rules == {}
+    put_mask(masks, 3, 15)
+    assert run(people, masks).work.made == 2
+    assert np.array(Image.open(people / f"mask/{stem(3)}.png")).sum() == 15 * 16
+
+
+@pytest.mark.parametrize("kind", ["openpose", "viton", "pidm"])
+def test_keypoint_files_that_change(people, tmp_path, kind):
+    folder = tmp_path / "poses"
+    for number in range(5):
+        put_pose(folder, number, 7.0, kind)
+    assert run(people, None, (kind, folder)).rules == {"missing-keypoints": 1}
+    assert run(people, None, (kind, folder)).work.made == 0
+    put_pose(folder, 2, 9.0, kind)
+    put_pose(folder, 5, 11.0, kind)
+    report = run(people, None, (kind, folder))
+    assert (report.work.made, report.rules) == (4, {})
+    poses, _ = read_keypoints_csv(people / "keypoints.csv", {})
+    assert [poses[f"{stem(n)}.png"][0, 0] for n in range(6)] == [7, 7, 9, 7, 7, 11]
+
+
+def test_a_table_that_changes_is_another_job(people, tmp_path):
+    table = tmp_path / "poses.csv"
+    pose = np.full((18, 2), 7, np.float32)
+    write_keypoints_csv(table, {f"{stem(n)}.png": pose for n in range(6)})
+    run(people, None, ("colon", table))
+    before = tree(people)
+    write_keypoints_csv(table, {f"{stem(n)}.png": pose + n for n in range(6)})
+    with pytest.raises(UserError, match=r"belongs to another job, these differ: keypoints\.sha256"):
+        run(people, None, ("colon", table))
+    assert tree(people) == before
+
+
+def test_a_journal_of_another_version_is_made_again(people, tmp_path, monkeypatch):
+    from reposer.annotation import annotate as module
+
+    masks = tmp_path / "masks"
+    put_mask(masks, 0, 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "COLUMNS", tuple(c for c in module.COLUMNS if c[0] != journal.GIVEN))
+        run(people, masks)
+    report = run(people, masks)
+    assert report.work.made == 6
+    assert "is of another version" in report.work.notes[0]
