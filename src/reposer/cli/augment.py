@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli.options import Device, Predictor, Threads
+from reposer.cli.options import Device, Model, Predictor, Threads
 
 app = typer.Typer()
 
 
 @app.command()
 def augment(
-    model: Annotated[str, typer.Argument(help="Run folder, exported folder, hub id, or `shipped`.")],
+    model: Model,
     data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
     out: Annotated[Path, typer.Option(help="Folder for the set; an unfinished one of the same job goes on.")],
     factor: Annotated[int, typer.Option(help="Images afterwards per real one: 1 real + the rest.")] = 2,

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli.options import Device, Predictor, SetOption, Threads, WeightsFolder, parse_names, set_threads
+from reposer.cli.options import (
+    Device,
+    Model,
+    Predictor,
+    SetOption,
+    Threads,
+    WeightsFolder,
+    parse_names,
+    set_threads,
+)
 from reposer.errors import UserError
 
 app = typer.Typer()
@@ -40,7 +49,7 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder, exported folder, hub id, or `shipped`.")],
+    model: Model,
     data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
     out: Annotated[Path, typer.Option(help="Folder for table, per-image values and grid.")],
     pairs: Annotated[Path | None, typer.Option(help="CSV from,to; default: the validation pairs.")] = None,
@@ -106,7 +115,7 @@ def evaluate(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="Run folder, exported folder, hub id, or `shipped`.")],
+    model: Model,
     out: Annotated[
         Path, typer.Option(help="Folder for the pictures and their manifest; PNG file for one picture.")
     ],

@@ -14,9 +14,15 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting, as optimizer.lr=1e-4; repeatable.")
 ]
+Model = Annotated[
+    str, typer.Argument(help="Run folder, exported folder, hub id, `shipped` (SAN) or `shipped-rsa`.")
+]
 Predictor = Annotated[
     str | None,
-    typer.Option(help="Predictor of target maps: run folder of `train predictor_small`, export, or hub id."),
+    typer.Option(
+        help="Predictor of target maps: run folder of `train predictor_small`, export, hub id, or"
+        " `shipped-predictor`."
+    ),
 ]
 WeightsFolder = Annotated[
     Path | None, typer.Option(help="Folder with .safetensors files of metric networks.")

@@ -20,6 +20,7 @@ from reposer.evaluation.quality_report import ImageQualityReport
 from reposer.files import write_atomic
 from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.shipped import GENERATORS
 from reposer.grids import draw_grid
 from reposer.images import encode_png
 from reposer.metrics.protocols import weights_in
@@ -32,9 +33,9 @@ GRID_TITLES = ("source", "target map", "generated", "true target")
 
 
 def open_model(name: str, runtime: Runtime | None = None) -> PoseTransfer:
-    """A generator by what a user calls it: "shipped", a run folder, an exported folder, or a hub id."""
-    if name == "shipped":
-        return PoseTransfer.shipped(runtime)
+    """A generator by what a user calls it: "shipped", "shipped-rsa", a run, an export, or a hub id."""
+    if name in GENERATORS:
+        return PoseTransfer.shipped(runtime, name)
     if (Path(name) / "checkpoints").is_dir():
         return PoseTransfer.from_run(name, runtime)
     return PoseTransfer.from_pretrained(name, runtime)

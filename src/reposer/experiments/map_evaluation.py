@@ -16,6 +16,7 @@ from reposer.evaluation.map_quality import MapQualityReport, Maps, evaluate_maps
 from reposer.experiments.image_evaluation import GRID_PEOPLE, read_named_pairs
 from reposer.files import write_atomic
 from reposer.generation.map_prediction import MapPredictor
+from reposer.generation.shipped import PREDICTOR
 from reposer.grids import draw_grid
 from reposer.images import encode_png
 from reposer.models.generators import PREDICTORS
@@ -25,7 +26,9 @@ GRID_TITLES = ("source", "its map", "predicted", "true map", "true target")
 
 
 def is_predictor(name: str) -> bool:
-    """Whether a run folder or an exported folder is that of a predictor of maps."""
+    """Whether this is a predictor of maps: the shipped one, a run folder, or an exported folder."""
+    if name == PREDICTOR:
+        return True
     path = Path(name) / "config.json"
     if not path.is_file():
         return False

@@ -22,6 +22,7 @@ from reposer.generation.export import (
     save_generator,
     weights_hash,
 )
+from reposer.generation.shipped import PREDICTOR, load_shipped_predictor
 from reposer.hub import fetch_folder
 from reposer.models.generators import PREDICTORS
 from reposer.models.parsing_predictor import decide_maps
@@ -46,11 +47,13 @@ class MapPredictor:
 
     @classmethod
     def open(cls, name: str | Path, runtime: Runtime | None = None) -> Self:
-        """By a run folder of ``reposer train predictor_small``, an exported folder, or a hub id.
+        """By a run folder of ``reposer train predictor_small``, an export, a hub id, or "shipped-predictor".
 
         Raises:
             UserError: no such folder, nothing trained in it yet, a damaged file, or no predictor.
         """
+        if name == PREDICTOR:
+            return cls(*load_shipped_predictor(), runtime)
         if not (Path(name) / "config.json").is_file() or not (Path(name) / "checkpoints").is_dir():
             network, config = load_generator(fetch_folder(name, FILES))
             if config.generator not in PREDICTORS:

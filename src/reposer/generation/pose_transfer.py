@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import cached_property
-from importlib.resources import as_file
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +25,7 @@ from reposer.generation.export import (
 )
 from reposer.generation.inputs import Person, people_batch, resize
 from reposer.generation.map_prediction import MapPredictor, complete_targets, lacks_maps
+from reposer.generation.shipped import load_shipped
 from reposer.generation.stitching import stitch
 from reposer.hub import fetch_folder
 from reposer.images import to_uint8
@@ -36,7 +35,6 @@ from reposer.structures import PairBatch
 
 MAPS = ("given", "predicted")
 _EVERYTHING = tuple(field.name for field in fields(PairBatch))
-SHIPPED = "san_rendered"  # in reposer.assets: SAN for the built-in rendered people
 
 
 class PoseTransfer:
@@ -119,17 +117,17 @@ class PoseTransfer:
         return cls(generator, config, runtime)
 
     @classmethod
-    def shipped(cls, runtime: Runtime | None = None) -> Self:
-        """The generator in the package, trained on the built-in rendered people.
+    def shipped(cls, runtime: Runtime | None = None, name: str = "shipped") -> Self:
+        """A generator in the package, trained on the built-in rendered people.
+
+        Args:
+            runtime: device and precision; None: ``runtime.setup()``.
+            name: "shipped", SAN, or "shipped-rsa", RSA-GAN (reconstruction from the abstract).
 
         Raises:
             UserError: this installation has none.
         """
-        folder = resources("reposer.assets") / SHIPPED
-        if not (folder / "config.json").is_file():
-            raise UserError("this installation ships no generator", "train one, or name a folder")
-        with as_file(folder) as path:
-            return cls(*load_generator(path), runtime)
+        return cls(*load_shipped(name), runtime)
 
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, trained_on: str = "", card: str = ""
