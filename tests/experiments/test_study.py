@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny_study import ARMS, tiny
 
 from reposer.config import save_config
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED, prepare_market1501
-from reposer.data.rendered.dataset import write_rendered_dataset
+from reposer.data.prepare import PACKED
 from reposer.errors import UserError
 from reposer.experiments.copying import copy_source
 from reposer.experiments.reid_presets import REID_PRESETS
 from reposer.experiments.stages import DONE, STAGES
 from reposer.experiments.studies import configure, run_study
-from reposer.experiments.study_config import Arm, Budget, StudyConfig, StudyRecipe, with_steps
+from reposer.experiments.study_config import Arm, Budget, StudyRecipe, with_steps
 from reposer.experiments.study_plan import StudyPlan
 from reposer.experiments.study_presets import STUDIES, find_study
 from reposer.experiments.study_results import Block, summarize_block
@@ -35,32 +35,11 @@ STUDY = "import sys; from pathlib import Path; from reposer.config import load_c
 STUDY += "from reposer.experiments.study_config import StudyConfig; "
 STUDY += "from reposer.experiments.studies import run_study; "
 STUDY += "run_study(load_config(StudyConfig, Path(sys.argv[1])), Path(sys.argv[2]), workers=int(sys.argv[3]))"
-ARMS = (
-    Arm(name="real"),
-    Arm(name="real_repeated", factor=2, repeated=True),
-    Arm(name="generated", factor=2),
-    Arm(name="half_weight", factor=2, settings=("generated.weight=0.5",)),
-)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    write_rendered_dataset(folder / "people", identities=5, test_identities=3, images_per_identity=4, seed=5)
-    prepare_market1501(folder / "people", folder / "prepared")
-    return folder / "prepared"
-
-
-def tiny(prepared: Path, **changes) -> StudyConfig:
-    values = {
-        "data": prepared,
-        "arms": ARMS,
-        "recipes": (StudyRecipe(preset="reid_demo", methods=("euclidean", "kissme")),),
-        "seeds": (0, 1),
-        "steps": 2,
-        "settings": ("batch_size=8", "data.images_per_person=2", "embedding.stripes=1"),
-    }
-    return StudyConfig(**{**values, **changes})
+def prepared(small_prepared) -> Path:
+    return small_prepared
 
 
 # ---- the plan

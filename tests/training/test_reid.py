@@ -127,6 +127,20 @@ def test_a_run_writes_what_it_promises(whole):
     assert json.loads((run / "environment.json").read_text())["initial"] == "random weights"
 
 
+def test_held_out_people_need_not_be_looked_at(prepared, tmp_path):
+    config = tiny(prepared, schedule={"epochs": 1}, output={"validate_every": 1})
+    train_reid(config, tmp_path / "looks", device="cpu")
+    train_reid(
+        config.changed(output=config.output.changed(held_out=False)), tmp_path / "does_not", device="cpu"
+    )
+    told = [
+        {name for line in read_metrics(tmp_path / run) for name in line if name.startswith("validation/")}
+        for run in ("looks", "does_not")
+    ]
+    assert told == [{"validation/nearest_is_same"}, set()]
+    assert final_hashes(tmp_path / "does_not") == final_hashes(tmp_path / "looks")
+
+
 def test_resuming_twice_inside_an_epoch_gives_the_same_bits(whole, prepared, tmp_path, monkeypatch):
     recipe, run = whole
     for steps in (7, 4):  # dies at step 7, resumes from 5, dies at 9, resumes from 5 again

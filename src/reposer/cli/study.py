@@ -21,6 +21,13 @@ def study(
         str, typer.Option(help="Run folder, exported folder, hub id, or `shipped`; not for ablations.")
     ] = "shipped",
     arms: Annotated[str, typer.Option(help="Only these arms (rows), comma-separated.")] = "",
+    variants: Annotated[
+        list[str] | None,
+        typer.Option("--arm", help="One more arm, as 'NAME=ARM FIELD=VALUE ...'; repeatable."),
+    ] = None,
+    predictor: Annotated[
+        str, typer.Option(help="Predictor of target maps for the arms x2_predicted...: run folder or export.")
+    ] = "",
     overrides: SetOption = None,
     workers: Annotated[
         int, typer.Option(help="Processes side by side, each with --set threads=N of its own.")
@@ -31,13 +38,25 @@ def study(
 
     chosen = parse_names(arms)
     if name == "ablations":
+        from reposer.errors import UserError
         from reposer.experiments.ablations import ablations, run_ablations
 
+        if variants or predictor:
+            raise UserError("study ablations: has no use for --arm and --predictor", "leave them out")
         run_ablations(ablations(data, chosen, overrides or []), out, workers=workers)
     else:
         from reposer.experiments.studies import configure, run_study
 
-        run_study(configure(name, data, generator, chosen, overrides or []), out, workers=workers)
+        made = configure(
+            name,
+            data,
+            generator,
+            chosen,
+            overrides or [],
+            predictor=predictor,
+            variants=variants or [],
+        )
+        run_study(made, out, workers=workers)
     print((out / "table.md").read_text())
     lead = "Every number on this page was measured by `reposer study`; its files lie in the same folder."
     print(f"report: {write_report(out, title=f'Reposer study: {name}', lead=lead)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reposer.config import apply_overrides
-from reposer.experiments.study_config import StudyConfig, save_study
+from reposer.errors import UserError
+from reposer.experiments.study_config import STUDYS, Arm, StudyConfig, save_study
 from reposer.experiments.study_plan import StudyPlan, plan_stages, read_scores
 from reposer.experiments.study_presets import EXTRA_ARMS, find_study
 from reposer.experiments.study_report import study_notes, write_report_parts
@@ -40,23 +42,64 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
 
 
 def configure(
-    name: str, data: Path, generator: str, arms: Sequence[str] = (), overrides: Sequence[str] = ()
+    name: str,
+    data: Path,
+    generator: str,
+    arms: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    predictor: str = "",
+    variants: Sequence[str] = (),
 ) -> StudyConfig:
     """A study of STUDIES on a prepared folder.
 
     Args:
         arms: names, of the study's arms or EXTRA_ARMS; empty: the study's.
         overrides: "a.b=c", on top of the preset.
+        predictor: of target maps, for arms that take the study's.
+        variants: further arms, each "NAME=ARM FIELD=VALUE ...": an arm above (or a variant before it) under
+            another name with some fields changed, as "x2_other=x2_any generator=RUN".
 
     Raises:
-        UserError: an unknown study, arm or setting.
+        UserError: an unknown study, arm or setting; a variant that says nothing new; an arm that needs a
+            predictor where none is named, or one is named that no arm needs.
     """
-    study = find_study(name).changed(data=data, generator=generator)
-    if arms:
-        known = {arm.name for arm in study.arms}
-        extra = tuple(arm for arm in EXTRA_ARMS if arm.name not in known)
-        study = study.changed(arms=(*study.arms, *extra)).only(tuple(arms))
-    return apply_overrides(study, overrides)
+    study = find_study(name).changed(data=data, generator=generator, predictor=predictor)
+    known = {arm.name: arm for arm in (*EXTRA_ARMS, *study.arms)}
+    chosen = list(arms or (arm.name for arm in study.arms))
+    for text in variants:
+        variant = _variant(text, known)
+        known[variant.name] = variant
+        chosen.append(variant.name)
+    study = apply_overrides(study.changed(arms=tuple(known.values())).only(tuple(chosen)), overrides)
+    for arm in study.arms:
+        study.painter_of(arm, study.budgets[0])
+    if study.predictor and all(arm.predictor != STUDYS for arm in study.arms):
+        takers = ", ".join(arm.name for arm in EXTRA_ARMS if arm.predictor == STUDYS)
+        advice = f"take {takers}, or add one: --arm 'NAME=ARM predictor={STUDYS}'"
+        raise UserError(f"--predictor {study.predictor}: no arm of the study uses it", advice)
+    return study
+
+
+def _variant(text: str, known: Mapping[str, Arm]) -> Arm:
+    """The arm of "NAME=ARM FIELD=VALUE ..."."""
+    try:
+        head, *fields = shlex.split(text)
+    except ValueError:
+        head, fields = "", []
+    name, _, base = (part.strip() for part in head.partition("="))
+    form = "write NAME=ARM FIELD=VALUE, as 'x2_other=x2_any generator=RUN'"
+    if not (name and base and fields):
+        raise UserError(f"--arm {text}: is no arm with another name and other fields", form)
+    if base not in known:
+        raise UserError(f"--arm {text}: there is no arm {base}", f"choose among {', '.join(known)}")
+    if name in known or any(field.partition("=")[0] == "name" for field in fields):
+        raise UserError(f"--arm {text}: there is an arm {name} already, or two names", "give one new name")
+    try:
+        return apply_overrides(known[base], [f"name={name}", *fields])
+    except UserError as error:
+        told = str(error).removeprefix("--set").lstrip(": ")
+        raise UserError(f"--arm {text}: {told}") from error
 
 
 def collect(plan: StudyPlan) -> dict[Block, list[ArmResult]]:

@@ -15,10 +15,12 @@ from reposer.config import Config, apply_overrides, differences, load_config, sa
 from reposer.errors import UserError
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.experiments.reid_presets import REID_PRESETS
+from reposer.experiments.study_painters import Painter
 from reposer.reid.distances import DISTANCES
 from reposer.training.reid_config import ReidConfig
 
 STUDY_FILE = "study.json"
+STUDYS = "study"  # an arm's predictor: the one that the study names
 
 
 class ArmFilter(Config):
@@ -45,7 +47,7 @@ class Arm(Config):
     policy: str = "any"  # of donors, a key of generation.donors.POLICIES
     background: str = "generated"  # generated | donor | source
     generator: str = ""  # of this arm, as the study's; empty: the study's
-    predictor: str = ""  # of target maps: only the pose is the donor's; empty: its maps are used too
+    predictor: str = ""  # of target maps, of this arm, or "study"; empty: the donor's maps are used
     filter: ArmFilter | None = None
     donor_seed: int = 0
     settings: tuple[str, ...] = ()  # overrides of the recipe, as generated.weight=0.5 or augment.erase=0.5
@@ -60,6 +62,10 @@ class Arm(Config):
         if self.repeated and not (plain and not self.generator and not self.predictor):
             raise ValueError(
                 f"arm {self.name}: repeated images have no donor, background, generator, predictor or filter"
+            )
+        if self.predictor and self.background == "donor":
+            raise ValueError(
+                f"arm {self.name}: the donor's background needs the donor's mask, which a predictor replaces"
             )
         return self
 
@@ -93,6 +99,7 @@ class StudyConfig(Config):
 
     data: Path  # written by `reposer prepare`; tested on its query and gallery, or on its held-out people
     generator: str = "shipped"  # run folder, exported folder, hub id, or "shipped"
+    predictor: str = ""  # run folder, exported folder or hub id; for arms with the predictor "study"
     arms: tuple[Arm, ...]
     recipes: tuple[StudyRecipe, ...]
     budgets: tuple[Budget, ...] = (Budget(),)
@@ -129,9 +136,16 @@ class StudyConfig(Config):
         """The first arm on real images alone; its network judges the generated ones."""
         return next((arm for arm in self.arms if arm.factor == 1), None)
 
-    def generator_of(self, budget: Budget) -> str:
-        """The generator that a budget's pictures come from."""
-        return budget.generator or self.generator
+    def painter_of(self, arm: Arm, budget: Budget) -> Painter:
+        """Who makes the pictures of an arm: its own generator, else the budget's, else the study's.
+
+        Raises:
+            UserError: the arm wants the study's predictor, and the study names none.
+        """
+        predictor = self.predictor if arm.predictor == STUDYS else arm.predictor
+        if arm.predictor and not predictor:
+            raise UserError(f"arm {arm.name}: needs a predictor of target maps", "name one: --predictor RUN")
+        return Painter(arm.generator or budget.generator or self.generator, predictor)
 
     def only(self, names: tuple[str, ...]) -> Self:
         """The same study with these arms only, and those of its controls that are among them.
@@ -180,7 +194,11 @@ def training_config(
     """
     config = REID_PRESETS[recipe.preset]()
     data = config.data.changed(folder=study.data, budget=budget.share, budget_seed=study.budget_seed)
-    output = config.output.changed(validate_every=study.steps, checkpoint_every=max(1, study.steps // 2))
+    output = config.output.changed(
+        validate_every=study.steps,
+        held_out=False,  # they may be the test people: scored once, at the end
+        checkpoint_every=max(1, study.steps // 2),
+    )
     config = config.changed(data=data, output=output, threads=study.threads, seed=seed)
     config = apply_overrides(config, [*recipe.settings, *study.settings])
     folder = [f"generated.folder={generated}"] if generated else []

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from reposer.config import load_config
-from reposer.experiments.image_evaluation import open_model
 from reposer.experiments.stages import Stage, StageCache, in_order
 from reposer.experiments.study_config import (
     STUDY_FILE,
@@ -28,6 +27,7 @@ from reposer.experiments.study_config import (
     StudyRecipe,
     training_config,
 )
+from reposer.experiments.study_painters import Painter
 from reposer.experiments.study_stages import (
     RUN,
     SCORES,
@@ -43,7 +43,6 @@ from reposer.experiments.study_stages import (
 from reposer.files import sha256_file
 from reposer.generation.augmented_job import AugmentOptions
 from reposer.generation.export import weights_hash
-from reposer.generation.map_prediction import MapPredictor
 from reposer.models.embedding_files import embedding_from_run
 from reposer.tables import read_table
 from reposer.training.reid_config import ReidConfig
@@ -67,9 +66,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Judgment:
-    """Whether the pictures of a generator keep who is shown, under a network trained on real images."""
+    """Whether the pictures of some arms keep who is shown, under a network trained on real images."""
 
     budget: Budget
+    arms: tuple[str, ...]  # whose pictures come from this generator and predictor, over this background
     background: str
     stage: Stage
 
@@ -138,7 +138,7 @@ class StudyPlan:
 
     def augmented(self, arm: Arm, budget: Budget) -> Stage:
         """The generated set of an arm with a factor above 1."""
-        name, rule = arm.generator or self.study.generator_of(budget), arm.filter
+        painter, rule = self.study.painter_of(arm, budget), arm.filter
         options = AugmentOptions(
             factor=arm.factor,
             policy=arm.policy,
@@ -153,13 +153,11 @@ class StudyPlan:
         inputs = {field: getattr(options, field) for field in AugmentOptions.__slots__ if field not in _SPEED}
         inputs |= {"version": _VERSION, "data": self._data_hash}
         inputs |= {"filter": rule and rule.model_dump(mode="json")}
-        inputs |= {"generator": "the source itself" if arm.repeated else _generator_hash(name)}
-        if arm.predictor:  # only then, so that sets made without one keep their names
-            inputs |= {"predictor": MapPredictor.open(arm.predictor).weights_hash}
+        inputs |= {"generator": "the source itself"} if arm.repeated else painter.describe(self.study.data)
         judge = self._judge(budget) if rule and rule.identity else None
         network = self.cache.folder(judge) / RUN if judge else None
         title = f"pictures of {arm.name}, {_percent(budget.share)}"
-        make = partial(augment_stage, arm, name, self._place, options, network)
+        make = partial(augment_stage, arm, painter, self._place, options, network)
         return Stage("augmented", title, inputs, make, (judge,) if judge else ())
 
     def _judge(self, budget: Budget) -> Stage:
@@ -185,18 +183,21 @@ class StudyPlan:
         )
 
     def _judgments(self) -> Iterator[Judgment]:
-        """One for each budget and background, where there are pictures and a network to judge them."""
-        backgrounds = sorted(
-            {arm.background for arm in self.study.arms if arm.factor > 1 and not arm.repeated}
-        )
+        """One for each budget, generator and background, where there is a network to judge the pictures."""
         for budget in self.study.budgets if self.study.real_arm else ():
-            judge, name = self._judge(budget), self.study.generator_of(budget)
-            for background in backgrounds:
-                inputs = {"version": _VERSION, "data": self._data_hash, "generator": _generator_hash(name)}
-                make = partial(judge_stage, self.cache, judge, name, self._place, background)
-                title = f"identity kept, {_percent(budget.share)}, background {background}"
-                stage = Stage("identity", title, inputs | {"background": background}, make, (judge,))
-                yield Judgment(budget, background, stage)
+            made: dict[tuple[str, Painter], list[str]] = {}
+            for arm in self.study.arms:
+                if arm.factor > 1 and not arm.repeated:
+                    made.setdefault((arm.background, self.study.painter_of(arm, budget)), []).append(arm.name)
+            judge = self._judge(budget)
+            for (background, painter), arms in made.items():
+                inputs = {"version": _VERSION, "data": self._data_hash, "background": background}
+                inputs |= painter.describe(self.study.data)
+                make = partial(judge_stage, self.cache, judge, painter, self._place, background)
+                title = f"identity kept, {_percent(budget.share)}, {arms[0]}"
+                yield Judgment(
+                    budget, tuple(arms), background, Stage("identity", title, inputs, make, (judge,))
+                )
 
     def _covered(self) -> Iterator[Coverage]:
         """One for each generated set."""
@@ -235,16 +236,12 @@ def _described(config: ReidConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     settings["data"].pop("folder")
     settings["generated"].pop("folder")  # a stage that is needed
+    settings["output"].pop("held_out")  # moves no weight, and older stages say nothing about it
     if config.initial_path is not None:
         settings["initial_path"] = sha256_file(config.initial_path)
     if config.generated.teacher is not None:
         settings["generated"]["teacher"] = weights_hash(embedding_from_run(config.generated.teacher)[0])
     return settings
-
-
-@cache
-def _generator_hash(name: str) -> str:
-    return open_model(name).weights_hash
 
 
 def _percent(share: float) -> str:

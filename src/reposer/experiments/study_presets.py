@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reposer.errors import UserError
-from reposer.experiments.study_config import Arm, ArmFilter, Budget, StudyConfig, StudyRecipe
+from reposer.experiments.study_config import STUDYS, Arm, ArmFilter, Budget, StudyConfig, StudyRecipe
 
 REAL = Arm(name="real")
 REPEATED = Arm(name="real_repeated", factor=2, repeated=True)
@@ -28,11 +28,22 @@ POLICIES = tuple(
     Arm(name=f"x2_{policy}", factor=2, policy=policy)
     for policy in ("same_camera", "other_camera", "same_identity", "canonical")
 )
+_MOSTLY_REAL = ("generated.real_share=0.75",)  # of every batch
 LABELS = (  # how generated images enter the loss; all of them share the pictures of x2_any
     Arm(name="x2_smoothed", factor=2, settings=("generated.label=smoothed",)),
     Arm(name="x2_uniform", factor=2, settings=("generated.label=uniform",)),
     Arm(name="x2_half_weight", factor=2, settings=("generated.weight=0.5",)),
-    Arm(name="x2_three_quarters_real", factor=2, settings=("generated.real_share=0.75",)),
+    Arm(name="x2_three_quarters_real", factor=2, settings=_MOSTLY_REAL),
+)
+LEVERS = (  # what raised the pictures of real people most, alone and with a milder use
+    Arm(name="x2_compatible_smoothed", factor=2, policy="compatible", settings=("generated.label=smoothed",)),
+    Arm(name="x2_compatible_three_quarters_real", factor=2, policy="compatible", settings=_MOSTLY_REAL),
+    Arm(name="x2_same_identity_three_quarters_real", factor=2, policy="same_identity", settings=_MOSTLY_REAL),
+    Arm(name="x2_filtered_strict", factor=2, filter=ArmFilter(identity_quantile=0.8)),
+)
+PREDICTED = (  # the donor lends its pose only: target maps are the predictor's, from what the source wears
+    Arm(name="x2_predicted", factor=2, predictor=STUDYS),
+    Arm(name="x2_predicted_three_quarters_real", factor=2, predictor=STUDYS, settings=_MOSTLY_REAL),
 )
 
 
@@ -49,8 +60,7 @@ def augmentation() -> StudyConfig:
 def market_dev() -> StudyConfig:
     """Market-1501's development split: IDE on MobileNetV2, 8 arms, two budgets, 3 seeds, 300 steps each.
 
-    Wants ``--set 'settings=["initial_path=FILE"]'``, the weights of ``ide_small``. Arms beyond these:
-    ``--arms`` takes those of LABELS too.
+    Wants ``--set 'settings=["initial_path=FILE"]'``, the weights of ``ide_small``.
     """
     return StudyConfig(
         data=Path("prepared/market1501"),
@@ -95,7 +105,7 @@ STUDIES: dict[str, Callable[[], StudyConfig]] = {
     "market_dev": market_dev,
     "san_table": san_table,
 }
-EXTRA_ARMS = LABELS  # of any study, by name in --arms
+EXTRA_ARMS = (*CLASSICAL, *GENERATED, *POLICIES, *LABELS, *LEVERS, *PREDICTED)  # of any study, by name
 
 
 def find_study(name: str) -> StudyConfig:

@@ -132,14 +132,14 @@ def _identity_section(plan: StudyPlan) -> Section | None:
         document = _json(plan, part, IDENTITY)
         for name, result in document["rows"].items():
             values = [f"{100 * result[key]:.1f}" for key in ("rank1", "mAP_step")]
-            rows.append([f"{100 * part.budget.share:g} %", part.background, name, *values])
+            rows.append([f"{100 * part.budget.share:g} %", ", ".join(part.arms), name, *values])
     if not rows:
         return None
     text = (
         "Test people re-posed and looked for among real images, by the network of the first seed that was"
         " trained on real images only. Nothing here is trained on."
     )
-    table = Table(["budget", "background", "queries", "rank-1", "mAP (step)"], rows, plain=True)
+    table = Table(["budget", "pictures of", "queries", "rank-1", "mAP (step)"], rows, plain=True)
     return Section("Is it still the same person?", [text], tables=[table])
 
 

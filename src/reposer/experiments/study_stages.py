@@ -20,16 +20,15 @@ from reposer.evaluation.reid_comparison import ReidReport, compare_methods
 from reposer.evaluation.reidentification import Rerank
 from reposer.experiments.copying import copy_source
 from reposer.experiments.identity import measure_identity
-from reposer.experiments.image_evaluation import open_model
 from reposer.experiments.reid_rows import tested_rows
 from reposer.experiments.stages import Stage, StageCache
 from reposer.experiments.study_config import Arm
+from reposer.experiments.study_painters import Painter
 from reposer.files import write_atomic
 from reposer.generation.augmentation import augment
 from reposer.generation.augmented_job import AugmentOptions
 from reposer.generation.donors import DonorPlan
 from reposer.generation.filters import FilterOptions
-from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_coverage import pose_coverage
 from reposer.metrics.retrieval import per_query
 from reposer.models.embedding_files import embedding_from_run
@@ -64,16 +63,14 @@ class Place:
 
 def augment_stage(
     arm: Arm,
-    name: str,
+    painter: Painter,
     place: Place,
     options: AugmentOptions,
     network: Path | None,
     folder: Path,
 ) -> Sequence[str]:
-    """The generated set of an arm by the generator of that name; repeated: copies of the sources instead."""
-    model = copy_source(place.people) if arm.repeated else open_model(name, place.runtime())
-    if arm.predictor:
-        model = model.with_predictor(MapPredictor.open(arm.predictor, model.runtime), "predicted")
+    """The generated set of an arm; repeated: copies of the sources instead."""
+    model = copy_source(place.people) if arm.repeated else painter.open(place.runtime())
     if (rule := arm.filter) is not None:
         filters = FilterOptions(
             identity=network,
@@ -158,10 +155,10 @@ def score_features(path: Path, methods: Sequence[str], rerank: bool) -> ReidRepo
 
 
 def judge_stage(
-    cache: StageCache, judge: Stage, name: str, place: Place, background: str, folder: Path
+    cache: StageCache, judge: Stage, painter: Painter, place: Place, background: str, folder: Path
 ) -> Sequence[str]:
     """Are generated test people found among the real ones, by a network trained on real images?"""
-    model = open_model(name, place.runtime())
+    model = painter.open(place.runtime())
     measure_identity(model, cache.folder(judge) / RUN, place.data, folder, background=background)
     return [IDENTITY]
 

@@ -80,7 +80,7 @@ def augment(
     prepared, out, runtime = Path(prepared), Path(out), pose_transfer.runtime
     _check(options, processes)
     people = PackedPeople.open(prepared / PACKED)
-    notes = _check_generator(pose_transfer, people)
+    notes = check_generator(pose_transfer, people)
     rows = budget_rows(people, options.budget, options.budget_seed, (SPLIT,))
     _refuse_generated(people, rows)
     if pose_transfer.maps == "predicted":
@@ -171,8 +171,12 @@ def _check(options: AugmentOptions, processes: int) -> None:
             raise UserError(f"{name} {value}: at least 1 is wanted")
 
 
-def _check_generator(pose_transfer: PoseTransfer, people: PackedPeople) -> list[str]:
-    """Refuse a generator of another size or one that has seen held-out people; returns notes."""
+def check_generator(pose_transfer: PoseTransfer, people: PackedPeople) -> list[str]:
+    """Notes about whom a generator and its predictor were trained on.
+
+    Raises:
+        UserError: the generator is of another size, or one of them has seen people that ``people`` holds out.
+    """
     if people.size != pose_transfer.size:
         wanted = "x".join(map(str, pose_transfer.size))
         raise UserError(

@@ -130,6 +130,7 @@ class ReidOutputConfig(Config):
     validate_every: int = Field(default=500, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     keep_last: int = Field(default=2, ge=2)  # checkpoints
+    held_out: bool = True  # validate on held-out people; false: nobody looks at them during the training
 
 
 class ReidConfig(Config):

@@ -83,9 +83,12 @@ class ReidRecord(TrainingRecord):
         return facts | {"identity_hash": self._data.people.identity_hash(*splits)}
 
     def validate(self) -> None:
-        """A quick figure to watch, from held-out people; CMC and mAP come from ``reposer reid evaluate``."""
+        """A quick figure to watch, from held-out people unless ``output.held_out`` is false.
+
+        CMC and mAP come from ``reposer reid evaluate``.
+        """
         rows = self._data.validation[:_VALIDATION_IMAGES]
-        if self._run is None or not len(rows):
+        if self._run is None or not len(rows) or not self._config.output.held_out:
             return
         embedding = self._state.network.embedding.eval()
         people, chunks = self._data.people, []
