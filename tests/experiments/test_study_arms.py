@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_study import ARMS, FILTERED, tiny
+from torch import nn
 
 from reposer.data.generated_files import read_rows
 from reposer.data.packed import PackedPeople
@@ -15,7 +18,7 @@ from reposer.data.prepare import PACKED
 from reposer.errors import UserError
 from reposer.experiments.studies import configure, run_study
 from reposer.experiments.study_config import ArmFilter, Budget
-from reposer.experiments.study_painters import Painter
+from reposer.experiments.study_painters import Painter, _describe_parser
 from reposer.experiments.study_plan import StudyPlan
 from reposer.experiments.study_stages import SET
 from reposer.generation.export import GeneratorConfig
@@ -106,6 +109,46 @@ def test_their_pictures_are_theirs(prepared, tmp_path, others):
     assert np.abs(seen[0] - seen[1]).mean() > 8
 
 
+def test_a_filter_of_poses_judges_by_the_named_parser(prepared, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 20, 1).eval()
+    file = tmp_path / "parser.onnx"
+    sample, free = torch.zeros(2, 3, 128, 64), ({0: torch.export.Dim("batch", min=1)},)
+    torch.onnx.export(
+        network, (sample,), file, dynamo=True, external_data=False, dynamic_shapes=free, verbose=False
+    )
+    description = {"size": [128, 64], "labels": "lip20", "fit": "resize", "mean": [0.5] * 3, "std": [0.5] * 3}
+    file.with_suffix(".json").write_text(json.dumps(description))
+    rule = ArmFilter(identity=False, pose="mask", pose_quantile=0.5)
+    arm = ARMS[2].changed(name="pose", filter=rule)
+    study = tiny(prepared, arms=(ARMS[0], arm), parser=str(file), controls=())
+    plan = StudyPlan(study, tmp_path / "study")
+    made = plan.cells[1].augmented
+    assert plan.cache.make(made)
+    people, folder = plan.people, plan.cache.folder(made) / SET
+
+    def agreement(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            scores = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+        seen, wanted = scores.argmax(1).numpy() > 0, people.parsing[rows] > 0
+        return (seen & wanted).sum((1, 2)) / (seen | wanted).sum((1, 2))
+
+    table = read_rows(folder)
+    donors = np.array([people.index(name) for name in table["donor"].to_pylist()])
+    pictures = np.stack([decode(folder / "images" / name) for name in table["file"].to_pylist()])
+    scores = table["pose_agreement"].to_numpy()
+    np.testing.assert_allclose(agreement(pictures, donors), scores, atol=0.02)  # judged before the JPEG
+    training = np.flatnonzero(people.splits == "train")
+    threshold = np.quantile(agreement(people.images[training], training), 0.5)
+    assert table["kept"].to_pylist() == (scores >= threshold).tolist()
+    fallen = json.loads((folder / "summary.json").read_text())["dropped"]
+    assert fallen == {"pose": int((scores < threshold).sum())}
+    network.bias.data[0] += 1
+    torch.onnx.export(network, (sample,), file, dynamo=True, external_data=False, verbose=False)
+    _describe_parser.cache_clear()
+    assert StudyPlan(study, tmp_path / "study").cells[1].augmented.key != made.key
+
+
 def test_arms_are_named_on_the_command_line(prepared, others):
     study = configure(
         "market_dev",
@@ -131,6 +174,8 @@ def test_arms_are_named_on_the_command_line(prepared, others):
     [
         (["x2_predicted"], {}, "arm x2_predicted: needs a predictor of target maps: name one: --predictor"),
         (["x2_any"], {"predictor": "P"}, "--predictor P: no arm of the study uses it: take x2_predicted"),
+        (["x2_filtered_pose"], {}, "arm x2_filtered_pose: needs a parser .*--parser FILE.onnx"),
+        (["x2_any"], {"parser": "P"}, "--parser P: no arm of the study uses it: take x2_filtered_pose"),
         ([], {"variants": ["mine"]}, "--arm mine: is no arm .*write NAME=ARM FIELD=VALUE"),
         ([], {"variants": ["mine=x2_any"]}, "--arm mine=x2_any: is no arm with another name and other"),
         ([], {"variants": ["mine=x3 factor=3"]}, "there is no arm x3: choose among real_plain"),

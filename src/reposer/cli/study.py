@@ -28,6 +28,12 @@ def study(
     predictor: Annotated[
         str, typer.Option(help="Predictor of target maps for the arms x2_predicted...: run folder or export.")
     ] = "",
+    parser: Annotated[
+        str, typer.Option(help="Parser for arms that judge poses: .onnx file of `export-parser`.")
+    ] = "",
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You accept the terms of the parser's weights.")
+    ] = False,
     overrides: SetOption = None,
     workers: Annotated[
         int, typer.Option(help="Processes side by side, each with --set threads=N of its own.")
@@ -41,8 +47,10 @@ def study(
         from reposer.errors import UserError
         from reposer.experiments.ablations import ablations, run_ablations
 
-        if variants or predictor:
-            raise UserError("study ablations: has no use for --arm and --predictor", "leave them out")
+        if variants or predictor or parser:
+            raise UserError(
+                "study ablations: has no use for --arm, --predictor and --parser", "leave them out"
+            )
         run_ablations(ablations(data, chosen, overrides or []), out, workers=workers)
     else:
         from reposer.experiments.studies import configure, run_study
@@ -54,6 +62,8 @@ def study(
             chosen,
             overrides or [],
             predictor=predictor,
+            parser=parser,
+            accept_licence=accept_licence,
             variants=variants or [],
         )
         run_study(made, out, workers=workers)

@@ -49,6 +49,8 @@ def configure(
     overrides: Sequence[str] = (),
     *,
     predictor: str = "",
+    parser: str = "",
+    accept_licence: bool = False,
     variants: Sequence[str] = (),
 ) -> StudyConfig:
     """A study of STUDIES on a prepared folder.
@@ -57,14 +59,17 @@ def configure(
         arms: names, of the study's arms or EXTRA_ARMS; empty: the study's.
         overrides: "a.b=c", on top of the preset.
         predictor: of target maps, for arms that take the study's.
+        parser: for arms that judge poses.
+        accept_licence: of the parser's weights.
         variants: further arms, each "NAME=ARM FIELD=VALUE ...": an arm above (or a variant before it) under
             another name with some fields changed, as "x2_other=x2_any generator=RUN".
 
     Raises:
         UserError: an unknown study, arm or setting; a variant that says nothing new; an arm that needs a
-            predictor where none is named, or one is named that no arm needs.
+            predictor or a parser where none is named, or one is named that no arm needs.
     """
-    study = find_study(name).changed(data=data, generator=generator, predictor=predictor)
+    study = find_study(name).changed(data=data, generator=generator)
+    study = study.changed(predictor=predictor, parser=parser, accept_licence=accept_licence)
     known = {arm.name: arm for arm in (*EXTRA_ARMS, *study.arms)}
     chosen = list(arms or (arm.name for arm in study.arms))
     for text in variants:
@@ -72,13 +77,23 @@ def configure(
         known[variant.name] = variant
         chosen.append(variant.name)
     study = apply_overrides(study.changed(arms=tuple(known.values())).only(tuple(chosen)), overrides)
+    _check_helpers(study)
+    return study
+
+
+def _check_helpers(study: StudyConfig) -> None:
+    """Every arm has the predictor or parser that it needs, and none is named in vain."""
     for arm in study.arms:
         study.painter_of(arm, study.budgets[0])
+        study.parser_of(arm)
     if study.predictor and all(arm.predictor != STUDYS for arm in study.arms):
         takers = ", ".join(arm.name for arm in EXTRA_ARMS if arm.predictor == STUDYS)
         advice = f"take {takers}, or add one: --arm 'NAME=ARM predictor={STUDYS}'"
         raise UserError(f"--predictor {study.predictor}: no arm of the study uses it", advice)
-    return study
+    if study.parser and not any(map(study.parser_of, study.arms)):
+        takers = ", ".join(arm.name for arm in EXTRA_ARMS if arm.filter and arm.filter.pose)
+        advice = f"take {takers}, or add one: --arm 'NAME=ARM filter.pose=mask'"
+        raise UserError(f"--parser {study.parser}: no arm of the study uses it", advice)
 
 
 def _variant(text: str, known: Mapping[str, Arm]) -> Arm:

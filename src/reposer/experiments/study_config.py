@@ -7,7 +7,7 @@ an arm differs from another only in the images that these steps see.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from reposer.config import Config, apply_overrides, differences, load_config, sa
 from reposer.errors import UserError
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.experiments.reid_presets import REID_PRESETS
-from reposer.experiments.study_painters import Painter
+from reposer.experiments.study_painters import Painter, ParserChoice
 from reposer.reid.distances import DISTANCES
 from reposer.training.reid_config import ReidConfig
 
@@ -28,13 +28,15 @@ class ArmFilter(Config):
 
     identity: bool = True  # near enough to its person, under the study's own network of real images alone
     sharpness: bool = False  # as sharp as real images; a small generator's pictures are hardly ever
+    pose: Literal["merged8", "mask"] | None = None  # shows the map, or silhouette, that was asked for
     identity_quantile: float = Field(default=0.95, gt=0, le=1)
     sharpness_quantile: float = Field(default=0.05, ge=0, lt=1)
+    pose_quantile: float = Field(default=0.05, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _something_is_asked(self) -> Self:
-        if not (self.identity or self.sharpness):
-            raise ValueError("a filter judges identity, sharpness, or both")
+        if not (self.identity or self.sharpness or self.pose):
+            raise ValueError("a filter judges identity, sharpness, pose, or several of them")
         return self
 
 
@@ -100,6 +102,8 @@ class StudyConfig(Config):
     data: Path  # written by `reposer prepare`; tested on its query and gallery, or on its held-out people
     generator: str = "shipped"  # run folder, exported folder, hub id, or "shipped"
     predictor: str = ""  # run folder, exported folder or hub id; for arms with the predictor "study"
+    parser: str = ""  # .onnx file of `reposer export-parser`, folder or name; for filters of the pose
+    accept_licence: bool = False  # of the parser's weights
     arms: tuple[Arm, ...]
     recipes: tuple[StudyRecipe, ...]
     budgets: tuple[Budget, ...] = (Budget(),)
@@ -127,7 +131,7 @@ class StudyConfig(Config):
         missing = [name for name in self.controls if name not in names]
         if missing:
             raise ValueError(f"controls: there is no arm {missing[0]}; arms: {', '.join(names)}")
-        if any(arm.filter for arm in self.arms) and self.real_arm is None:
+        if any(arm.filter and arm.filter.identity for arm in self.arms) and self.real_arm is None:
             raise ValueError("a filter needs an arm with factor 1: its network judges whom a picture shows")
         return self
 
@@ -147,6 +151,19 @@ class StudyConfig(Config):
             raise UserError(f"arm {arm.name}: needs a predictor of target maps", "name one: --predictor RUN")
         return Painter(arm.generator or budget.generator or self.generator, predictor)
 
+    def parser_of(self, arm: Arm) -> ParserChoice | None:
+        """Who judges the poses of an arm's pictures; None where nobody does.
+
+        Raises:
+            UserError: its filter wants a parser, and the study names none.
+        """
+        if arm.filter is None or arm.filter.pose is None:
+            return None
+        if not self.parser:
+            problem = f"arm {arm.name}: needs a parser to judge poses by"
+            raise UserError(problem, "name one: --parser FILE.onnx, written by `reposer export-parser`")
+        return ParserChoice(self.parser, self.accept_licence)
+
     def only(self, names: tuple[str, ...]) -> Self:
         """The same study with these arms only, and those of its controls that are among them.
 
@@ -158,7 +175,7 @@ class StudyConfig(Config):
         if unknown:
             raise UserError(f"--arms: there is no arm {unknown[0]}", f"choose among {', '.join(known)}")
         arms = tuple(known[name] for name in dict.fromkeys(names))
-        if any(arm.filter for arm in arms) and all(arm.factor > 1 for arm in arms):
+        if any(arm.filter and arm.filter.identity for arm in arms) and all(arm.factor > 1 for arm in arms):
             real = self.real_arm.name if self.real_arm else "one with factor 1"
             problem = "--arms: a filter judges by the network of an arm on real images alone"
             raise UserError(problem, f"take {real} too")

@@ -1,11 +1,13 @@
-"""Who makes an arm's pictures: a generator, and a predictor of maps where only the pose is the donor's."""
+"""The networks behind an arm's pictures: generator and predictor of maps paint, a parser judges poses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from reposer.annotation.parser import SegmentationParser, open_parser
 from reposer.data.packed import PackedPeople
 from reposer.data.prepare import PACKED
 from reposer.experiments.image_evaluation import open_model
@@ -41,6 +43,36 @@ class Painter:
                 trained on people whom that holds out.
         """
         return dict(_describe(self, data))
+
+
+@dataclass(frozen=True)
+class ParserChoice:
+    """The parser that the poses of pictures are judged by."""
+
+    name: str  # as open_parser knows it: an .onnx file of `reposer export-parser`, a folder, or a known name
+    accept_licence: bool = False  # of its weights
+
+    def open(self) -> SegmentationParser:
+        """Ready to parse.
+
+        Raises:
+            UserError: as ``open_parser``.
+        """
+        return open_parser(self.name, accept_licence=self.accept_licence)
+
+    def describe(self) -> dict[str, Any]:
+        """Its weights by their hash, and how they are used.
+
+        Raises:
+            UserError: as ``open_parser``.
+        """
+        return _describe_parser(self)
+
+
+@cache
+def _describe_parser(choice: ParserChoice) -> dict[str, Any]:
+    parser = choice.open()
+    return {"sha256": parser.info.sha256, **parser.description.model_dump(mode="json")}
 
 
 @cache

@@ -152,12 +152,17 @@ class StudyPlan:
         )
         inputs = {field: getattr(options, field) for field in AugmentOptions.__slots__ if field not in _SPEED}
         inputs |= {"version": _VERSION, "data": self._data_hash}
-        inputs |= {"filter": rule and rule.model_dump(mode="json")}
+        # What is not asked for is not named, so that sets of earlier studies keep their names.
+        unasked = {"pose", "pose_quantile"} if rule and not rule.pose else set()
+        inputs |= {"filter": rule and rule.model_dump(mode="json", exclude=unasked)}
+        parser = self.study.parser_of(arm)
+        if parser is not None:
+            inputs |= {"parser": parser.describe()}
         inputs |= {"generator": "the source itself"} if arm.repeated else painter.describe(self.study.data)
         judge = self._judge(budget) if rule and rule.identity else None
         network = self.cache.folder(judge) / RUN if judge else None
         title = f"pictures of {arm.name}, {_percent(budget.share)}"
-        make = partial(augment_stage, arm, painter, self._place, options, network)
+        make = partial(augment_stage, arm, painter, self._place, options, network, parser)
         return Stage("augmented", title, inputs, make, (judge,) if judge else ())
 
     def _judge(self, budget: Budget) -> Stage:

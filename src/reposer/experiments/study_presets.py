@@ -40,6 +40,7 @@ LEVERS = (  # what raised the pictures of real people most, alone and with a mil
     Arm(name="x2_compatible_three_quarters_real", factor=2, policy="compatible", settings=_MOSTLY_REAL),
     Arm(name="x2_same_identity_three_quarters_real", factor=2, policy="same_identity", settings=_MOSTLY_REAL),
     Arm(name="x2_filtered_strict", factor=2, filter=ArmFilter(identity_quantile=0.8)),
+    Arm(name="x2_filtered_pose", factor=2, filter=ArmFilter(identity=False, pose="merged8")),
 )
 PREDICTED = (  # the donor lends its pose only: target maps are the predictor's, from what the source wears
     Arm(name="x2_predicted", factor=2, predictor=STUDYS),

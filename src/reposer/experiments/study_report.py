@@ -22,6 +22,7 @@ from reposer.experiments.study_stages import (
     IDENTITY,
     REPORT,
     SET,
+    SUMMARY,
     score_features,
 )
 from reposer.experiments.study_table import Results, block_cells, title_of
@@ -78,17 +79,18 @@ def write_report_parts(plan: StudyPlan, results: Results, notes: Sequence[str], 
 
 def _arms_table(plan: StudyPlan) -> Table:
     """Each arm and budget: how many pictures, how many fell, which poses came in."""
-    found = {(c.budget.share, c.arm.name): _json(plan, c, COVERAGE) for c in plan.coverage}
+    found = {(c.budget.share, c.arm.name): c for c in plan.coverage}
     rows = []
     for budget in plan.study.budgets:
         for arm in plan.study.arms:
-            facts = found.get((budget.share, arm.name))
+            key = (budget.share, arm.name)
+            facts = _json(plan, found[key], COVERAGE) if key in found else None
             row = [f"{100 * budget.share:g} %", arm.name, str(arm.factor)]
             if facts is None:
                 row += ["" if arm.factor == 1 else "the sources again", *[""] * 4, ", ".join(arm.settings)]
             else:
                 before, after = facts["before"], facts["after"]
-                row += [arm.policy, arm.background, f"{facts['kept']:,} of {facts['generated']:,}"]
+                row += [arm.policy, arm.background, _kept(plan, found[key])]
                 row += [_change(before, after, key) for key in ("orientations", "pose_gap")]
                 row += [", ".join(arm.settings)]
             rows.append(row)
@@ -96,6 +98,13 @@ def _arms_table(plan: StudyPlan) -> Table:
     columns += ["orientations a person (of 8)", "pose gap (torso lengths)", "settings"]
     caption = "Poses: real images → with the pictures, each taken to have its donor's pose."
     return Table(columns, rows, caption, plain=True)
+
+
+def _kept(plan: StudyPlan, part: Coverage) -> str:
+    """For example ``70 of 96 (20 identity, 6 pose)``."""
+    summary = read_json(plan.cache.file(part.stage.needs[0], SUMMARY))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["dropped"].items())
+    return f"{summary['kept']:,} of {summary['generated']:,}" + (f" ({reasons})" if reasons else "")
 
 
 def _change(before: dict[str, Any], after: dict[str, Any], key: str) -> str:

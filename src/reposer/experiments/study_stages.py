@@ -23,7 +23,7 @@ from reposer.experiments.identity import measure_identity
 from reposer.experiments.reid_rows import tested_rows
 from reposer.experiments.stages import Stage, StageCache
 from reposer.experiments.study_config import Arm
-from reposer.experiments.study_painters import Painter
+from reposer.experiments.study_painters import Painter, ParserChoice
 from reposer.files import write_atomic
 from reposer.generation.augmentation import augment
 from reposer.generation.augmented_job import AugmentOptions
@@ -39,6 +39,7 @@ from reposer.training.reid import train_reid
 from reposer.training.reid_config import ReidConfig
 
 SET, RUN = "set", "run"  # folders inside a stage's
+SUMMARY = f"{SET}/summary.json"  # of a generated set
 FEATURES, SCORES, REPORT = "features.npz", "scores.parquet", "methods.json"
 IDENTITY, COVERAGE = "identity.json", "coverage.json"
 
@@ -67,6 +68,7 @@ def augment_stage(
     place: Place,
     options: AugmentOptions,
     network: Path | None,
+    parser: ParserChoice | None,
     folder: Path,
 ) -> Sequence[str]:
     """The generated set of an arm; repeated: copies of the sources instead."""
@@ -75,12 +77,14 @@ def augment_stage(
         filters = FilterOptions(
             identity=network,
             sharpness=rule.sharpness,
+            pose=rule.pose,
+            pose_quantile=rule.pose_quantile,
             identity_quantile=rule.identity_quantile,
             sharpness_quantile=rule.sharpness_quantile,
         )
         options = replace(options, filters=filters)
-    augment(model, place.data, folder / SET, options)
-    return [f"{SET}/summary.json"]
+    augment(model, place.data, folder / SET, options, parser=parser.open() if parser else None)
+    return [SUMMARY]
 
 
 def cover_stage(
