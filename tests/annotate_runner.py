@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,6 +25,7 @@ from reposer.annotation.annotate import How, annotate
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.interfaces import AnnotatorInfo, Poses
 from reposer.annotation.person_mask import ParsingMasker
+from reposer.data.generated_files import write_part
 from reposer.errors import UserError
 from reposer.folder_lock import locked
 
@@ -85,6 +87,29 @@ def tree(folder: Path) -> dict[str, str]:
         else "folder"
         for path in folder.rglob("*")
     }
+
+
+def flip(path: Path) -> None:
+    """Change one bit."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    """Take the end away."""
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def edit_rows(part: str, columns, change):
+    """A part whose rows were changed, under a correct seal."""
+
+    def inject(root: Path) -> None:
+        rows = pq.read_table(root / part).to_pylist()
+        changed = change(rows)
+        write_part(root / part, rows if changed is None else changed, columns, synthetic=False)
+
+    return inject
 
 
 def attempt(folder: Path, processes: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from annotate_runner import StubParser, stubs
+from annotate_runner import StubParser, edit_rows, flip, stubs
+from annotate_runner import cut as cut_file
 from PIL import Image
 from torch import nn
 from torchvision.models.detection import KeypointRCNN, MaskRCNN
@@ -21,12 +23,15 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from reposer.annotation.annotate import How, annotate
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.boxes import choose_cuts
+from reposer.annotation.faults import annotation_faults
 from reposer.annotation.interfaces import AnnotatorInfo
 from reposer.annotation.keypoint_detector import RcnnKeypoints
 from reposer.annotation.person_mask import DetectorMasker
+from reposer.annotation.photo_maker import COLUMNS as PHOTO_COLUMNS
 from reposer.annotation.photo_maker import LONG_SIDE, find_people
 from reposer.data.prepare import prepare_people
 from reposer.errors import UserError
+from reposer.experiments.verification import verify_folder
 
 SIZE = (400, 600)  # of a photo
 
@@ -177,6 +182,55 @@ def test_photos_become_crops_with_provenance(photos, tmp_path):
         "folders", out, tmp_path / "prepared", options={"anonymous": True}, pairs="parsing"
     )
     assert prepared.annotations["mask"] == 3
+
+
+def test_verify_finds_faults_between_photos_and_crops(photos, tmp_path):
+    folder, _ = photos
+    out = tmp_path / "out"
+    annotate(folder, out, stubs, redness)
+    assert annotation_faults(out) == []
+    whole = tmp_path / "whole"
+    shutil.copytree(out, whole)
+    part = "annotation/photos/manifest/part-00000.parquet"
+    cases = {
+        "crop": (lambda r: flip(r / "one_p01.png"), "one_p01.png: the image differs from its sha256"),
+        "photos' part": (lambda r: cut_file(r / part), f"{part}: is damaged"),
+        "photos' plan": (
+            lambda r: cut_file(r / "annotation/photos/plan.json"),
+            "photos/plan.json: is not valid",
+        ),
+        "box": (
+            edit_rows(part, PHOTO_COLUMNS, lambda rows: [{**r, "box": [1, 2, 3, 4]} for r in rows]),
+            ", box: is not what",
+        ),
+        "crop of nothing": (
+            edit_rows(part, PHOTO_COLUMNS, lambda rows: [{**r, "crop": None} for r in rows]),
+            "comes from no photo",
+        ),
+        "crop not annotated": (
+            edit_rows(part, PHOTO_COLUMNS, lambda rows: [*rows, {**rows[0], "crop": "x_p01.png"}]),
+            ", crop: x_p01.png is not annotated",
+        ),
+        "photo without row": (
+            edit_rows(part, PHOTO_COLUMNS, lambda rows: [r for r in rows if r["file"] != "nobody.png"]),
+            "has no row for nobody.png",
+        ),
+        "stray": (
+            lambda r: shutil.copy(r / "one_p01.png", r / "one_p07.png"),
+            "one_p07.png: the image is in no row of the manifest; delete it",
+        ),
+    }
+    for name, (inject, told) in cases.items():
+        shutil.rmtree(out)
+        shutil.copytree(whole, out)
+        inject(out)
+        faults = annotation_faults(out)
+        assert any(told in fault for fault in faults), (name, faults)
+    shutil.rmtree(out)
+    (out / "annotation").mkdir(parents=True)
+    shutil.copytree(whole / "annotation/photos", out / "annotation/photos")
+    with pytest.raises(UserError, match=r"there is no report\.json|shards are not there"):
+        verify_folder(out)
 
 
 def test_a_new_photo_and_processes(photos, tmp_path):

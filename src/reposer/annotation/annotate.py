@@ -23,7 +23,7 @@ from torch import nn
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.crop_maker import COLUMNS, COPIES, MASK, OUTPUTS, PARSING, CropMaker
 from reposer.annotation.interfaces import AnnotatorInfo
-from reposer.annotation.journal import BOOK, Task, read_book
+from reposer.annotation.journal import BOOK, PHOTOS, Task, read_book
 from reposer.annotation.keypoint_files import KeypointFiles
 from reposer.annotation.photo_maker import COLUMNS as PHOTO_COLUMNS
 from reposer.annotation.photo_maker import OUTPUTS as PHOTO_OUTPUTS
@@ -37,7 +37,7 @@ from reposer.errors import UserError
 from reposer.files import remove_tree
 from reposer.paths import printable
 
-PHOTOS, SAMPLE = "photos", "sample"  # folders in BOOK: the journal of the cutting, and a first look
+SAMPLE = "sample"  # folder in BOOK: a first look
 OpenDetector = Callable[[], tuple[nn.Module, AnnotatorInfo]]
 
 

@@ -44,6 +44,7 @@ from reposer.paths import RefusedFileError, contained, printable, read_regular
 
 GIVEN = "given_sha256"  # column of the hash of the user's own files that were used for an image
 BOOK = "annotation"  # the folder, beside what is made
+PHOTOS = "photos"  # a folder in it: the journal of the cutting, where people were cut out of photos
 PLAN, STAGING = "plan.json", ".staging"
 SHARD_ITEMS = 64
 _FSYNC_THREADS = 8  # waiting for a disk takes no processor time
@@ -133,11 +134,23 @@ def read_book(book: Path) -> pa.Table:
     Raises:
         UserError: not finished, or damaged.
     """
-    shards = read_json(book / PLAN).get("shards", [])
+    shards = read_shards(book / PLAN)
     parts = [part_path(book, number) for number in range(len(shards))]
     if not parts or not all(is_sealed(part) for part in parts):
         raise UserError(f"{printable(book)}: is not finished", "run the same command again to go on")
     return pa.concat_tables([read_part(part) for part in parts])
+
+
+def read_shards(path: Path) -> list[list[str]]:
+    """The images of each shard, from plan.json.
+
+    Raises:
+        UserError: missing, damaged, or no plan.
+    """
+    shards = read_json(path).get("shards")
+    if not isinstance(shards, list) or not all(isinstance(shard, list) and shard for shard in shards):
+        raise UserError(f"{path}: holds no plan", "restore it, or annotate into another folder")
+    return shards
 
 
 def source_hash(path: Path, root: Path) -> str:
@@ -146,6 +159,17 @@ def source_hash(path: Path, root: Path) -> str:
         return sha256_bytes(read_regular(path, max_bytes=MAX_FILE_BYTES, root=root))
     except RefusedFileError:
         return ""
+
+
+def place_fault(root: Path, place: str, digest: str) -> str:
+    """Why a made file is not as it was written; empty when it is."""
+    try:
+        path = contained(root, place)
+    except RefusedFileError as error:
+        return error.reason
+    if not path.is_file():
+        return "is missing"
+    return "" if sha256_file(path) == digest else "differs from its sha256"
 
 
 class ShardFiles:
@@ -188,7 +212,7 @@ class ShardFiles:
 
 def _planned(path: Path, images: Sequence[str], notes: list[str]) -> list[Shard]:
     """The shards of plan.json, with new ones for images that are new."""
-    shards: list[list[str]] = read_json(path).get("shards", []) if path.exists() else []
+    shards = read_shards(path) if path.exists() else []
     known = {image for shard in shards for image in shard}
     new = [image for image in images if image not in known]
     if shards and new:
@@ -210,6 +234,7 @@ def _fault(task: Task, part: Path, images: Sequence[str], given: Given) -> str:
     rows = table.to_pylist()
     if {row["file"] for row in rows} != set(images):
         return f"{part.name} has other images"
+    places: set[str] = set()
     for row in rows:
         if source_hash(task.images / row["file"], task.images) != row["sha256"]:
             return f"{row['file']} has changed"
@@ -217,13 +242,13 @@ def _fault(task: Task, part: Path, images: Sequence[str], given: Given) -> str:
             return f"your own mask or key-point file of {row['file']} has changed"
         for place, digest in task.outputs:
             made = row[place] if not row["left_out"] else None
-            if made and not _is_whole(task.root / made, row[digest]):
-                return f"{made} is missing or differs from its sha256"
+            if made in places:
+                return f"{made} stands in {part.name} twice"
+            places |= {made} if made else set()
+            fault = place_fault(task.root, made, row[digest]) if made else ""
+            if fault:
+                return f"{made} {fault}"
     return ""
-
-
-def _is_whole(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256_file(path) == digest
 
 
 def _sync(path: Path) -> None:

@@ -71,38 +71,38 @@ def write_results(
         UserError: the journal is not finished; a full disk.
     """
     rows = read_book(task.book).to_pylist()
-    listed = [*problems, *_row_problems(rows)]
+    listed = [*problems, *row_problems(rows)]
     good = [row for row in rows if not row["left_out"]]
     if with_keypoints:
-        poses, unfit = _poses(good)
+        poses, unfit = listed_poses(good)
         listed += unfit
         write_keypoints_csv(task.root / KEYPOINTS, poses)
     write_atomic(task.book / PROBLEMS, problems_csv(listed))
-    rules = Counter(problem.rule for problem in listed if problem.rule not in ACCEPTED)
+    counts = count(rows, listed)
+    write_atomic(task.book / REPORT, f"{json.dumps(counts, indent=2)}\n".encode())
+    write_overview(task.book, task.images, task.root, good, counts, task.settings)
+    return AnnotationReport(**counts, root=task.root, work=work)
+
+
+def count(rows: Rows, problems: Sequence[AnnotationProblem]) -> dict[str, Any]:
+    """The first six fields of an AnnotationReport, from a journal's rows and all lines of problems.csv."""
+    good = [row for row in rows if not row["left_out"]]
+    rules = Counter(problem.rule for problem in problems if problem.rule not in ACCEPTED)
     flags = Counter(flag for row in good for flag in row["flags"])
     pixels = [row["label_pixels"] for row in good if row["label_pixels"]]
     seen = (np.array(pixels) > 0).sum(axis=0) if pixels else np.zeros(0, np.int64)
-    report = AnnotationReport(
-        images=len(rows),
-        annotated=len(good),
-        left_out=len(rows) - len(good),
-        rules=dict(sorted(rules.items())),
-        flags={flag: flags[flag] for flag in FLAGS if flags[flag]},
-        labels=dict(zip(LIP_LABELS, seen.tolist(), strict=False)),
-        root=task.root,
-        work=work,
-    )
-    write_atomic(task.book / REPORT, f"{json.dumps(_counts(report), indent=2)}\n".encode())
-    write_overview(task.book, task.images, task.root, good, _counts(report), task.settings)
-    return report
+    return {
+        "images": len(rows),
+        "annotated": len(good),
+        "left_out": len(rows) - len(good),
+        "rules": dict(sorted(rules.items())),
+        "flags": {flag: flags[flag] for flag in FLAGS if flags[flag]},
+        "labels": dict(zip(LIP_LABELS, seen.tolist(), strict=False)),
+    }
 
 
-def _counts(report: AnnotationReport) -> dict[str, Any]:
-    names = ("images", "annotated", "left_out", "rules", "flags", "labels")
-    return {name: getattr(report, name) for name in names}
-
-
-def _row_problems(rows: Rows) -> list[AnnotationProblem]:
+def row_problems(rows: Rows) -> list[AnnotationProblem]:
+    """What the rows of a journal list."""
     return [
         AnnotationProblem(cell["file"], 0, cell["field"], cell["message"], cell["rule"])
         for row in rows
@@ -110,7 +110,7 @@ def _row_problems(rows: Rows) -> list[AnnotationProblem]:
     ]
 
 
-def _poses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Pose], list[AnnotationProblem]]:
+def listed_poses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Pose], list[AnnotationProblem]]:
     """Poses by path, in the order of paths; a path that the colon CSV cannot hold is listed."""
     poses: dict[str, Pose] = {}
     problems = []

@@ -25,7 +25,7 @@ def report(
 @app.command()
 def verify(
     folder: Annotated[
-        Path, typer.Argument(help="Run, prepared folder, generated folder or exported generator.")
+        Path, typer.Argument(help="Run, exported network; prepared, annotated or generated folder.")
     ],
 ) -> None:
     """Re-read a folder and compare every file with the hash that was written beside it."""

@@ -76,7 +76,7 @@ def import_keypoints(
 
 
 def keypoint_places(folder: Path, kind: str, name: str) -> list[Path]:
-    """Where the key-points of an image are looked for, of a kind with a file for each; the first one counts."""
+    """Where an image's key-points are looked for, in a kind with a file for each; the first one counts."""
     stem = name.rpartition(".")[0] or name
     suffixes = (".txt",) if kind == "pidm" else ("_keypoints.json", ".json")
     return [folder / f"{stem}{suffix}" for suffix in suffixes]

@@ -1,4 +1,4 @@
-"""Is a folder still what was written? Runs, prepared folders, generated folders, exported networks.
+"""Is a folder still what was written? Runs, prepared, annotated and generated folders, exported networks.
 
 What needs torch is imported where it is used: torch alone takes 500 MB, and the manifest of a million
 generated pictures is to be verified with less.
@@ -15,6 +15,8 @@ from reposer.data.generated_files import JOB, find_faults
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import KIND
 from reposer.generation.lineage import set_faults
+
+ANNOTATION = "annotation"  # journal.BOOK
 
 
 def verify_folder(folder: Path) -> tuple[str, list[str]]:
@@ -33,13 +35,18 @@ def verify_folder(folder: Path) -> tuple[str, list[str]]:
         return "training run, every checkpoint's sha256", _checkpoint_faults(folder)
     if (folder / "packed").is_dir():
         return "prepared data set, every array's sha256", _faults(partial(_verify_packed, folder))
+    if (folder / ANNOTATION).is_dir():
+        from reposer.annotation.faults import annotation_faults, is_annotated
+
+        if is_annotated(folder):
+            return "annotated people, every file and row", annotation_faults(folder)
     if (folder / "model.safetensors").is_file():
         if "embedding" in read_json(folder / "config.json"):
             kind = "exported Re-ID network, hash, names and shapes"
             return kind, _faults(partial(_load_embedding, folder))
         return "exported generator, hash, names and shapes", _faults(partial(_load_generator, folder))
     raise UserError(
-        f"{folder}: is no run, no prepared or generated folder and no exported network",
+        f"{folder}: is no run, no prepared, annotated or generated folder and no exported network",
         "give a folder that reposer wrote",
     )
 
