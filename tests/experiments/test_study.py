@@ -51,7 +51,8 @@ def test_arms_share_the_stages_that_are_the_same(prepared, tmp_path):
     counts = {kind: kinds.count(kind) for kind in set(kinds)}
     # generated and half_weight share their pictures; every arm and seed is a training of its own
     assert counts == {
-        "augmented": 2, "training": 8, "features": 8, "scores": 8, "coverage": 1, "identity": 1
+        "augmented": 2, "training": 8, "features": 8, "scores": 8, "coverage": 1, "identity": 1,
+        "mistakes": 2,  # of the generated pictures, and of the real images
     }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from reposer.experiments.study_config import (
     StudyRecipe,
     training_config,
 )
+from reposer.experiments.study_mistakes import PICTURES, mistakes_stage
 from reposer.experiments.study_painters import Painter
 from reposer.experiments.study_stages import (
     RUN,
@@ -47,6 +48,7 @@ from reposer.models.embedding_files import embedding_from_run
 from reposer.tables import read_table
 from reposer.training.reid_config import ReidConfig
 
+REAL_IMAGES = "real images"
 _VERSION = 1  # of what the stages compute; a change of meaning raises it
 
 
@@ -83,6 +85,15 @@ class Coverage:
     stage: Stage
 
 
+@dataclass(frozen=True)
+class Mistakes:
+    """Which pictures of some arms are taken for another person."""
+
+    budget: Budget
+    name: str  # of the first arm with these pictures, or REAL_IMAGES
+    stage: Stage
+
+
 class StudyPlan:
     """The stages of a study.
 
@@ -106,12 +117,13 @@ class StudyPlan:
             for arm in study.arms
         ]
         self.judgments, self.coverage = list(self._judgments()), list(self._covered())
+        self.mistakes = list(self._mistakes())
 
     @property
     def stages(self) -> list[Stage]:
         """All of them, what is needed before what needs it."""
-        extra = [*(part.stage for part in self.coverage), *(part.stage for part in self.judgments)]
-        return in_order([cell.scores for cell in self.cells] + extra)
+        extra = (*self.coverage, *self.judgments, *self.mistakes)
+        return in_order([cell.scores for cell in self.cells] + [part.stage for part in extra])
 
     # ---- the parts
 
@@ -217,6 +229,20 @@ class StudyPlan:
                     yield Coverage(
                         budget, arm, Stage("coverage", f"poses of {made.title}", inputs, make, (made,))
                     )
+
+    def _mistakes(self) -> Iterator[Mistakes]:
+        """One for each generated set and one for the real images, where there is a network to judge them."""
+        first = (self.study.recipes[0], self.study.real_arm, self.study.seeds[0])
+        for judge in (cell for cell in self.cells if (cell.recipe, cell.arm, cell.seed) == first):
+            sets = {c.stage.needs[0].key: c for c in reversed(self.coverage) if c.budget == judge.budget}
+            for part in (None, *reversed(sets.values())):
+                made = part.stage.needs[0] if part else None
+                name = part.arm.name if part else REAL_IMAGES
+                inputs = {"version": _VERSION, "data": self._data_hash, "pictures": PICTURES}
+                make = partial(mistakes_stage, self.cache, judge.training, judge.features, made, self._place)
+                title = f"mistaken pictures of {name}, {_percent(judge.budget.share)}"
+                needs = (judge.training, judge.features, *([made] if made else []))
+                yield Mistakes(judge.budget, name, Stage("mistakes", title, inputs, make, needs))
 
     @property
     def _data_hash(self) -> str:

@@ -14,6 +14,7 @@ from reposer.data.generated_files import IMAGES, read_rows
 from reposer.evaluation.cmc_plot import draw_curves
 from reposer.evaluation.ranklists import write_rank_lists
 from reposer.experiments.study_config import STUDY_FILE
+from reposer.experiments.study_mistakes_table import write_mistakes
 from reposer.experiments.study_plan import Cell, Coverage, StudyPlan
 from reposer.experiments.study_results import Block
 from reposer.experiments.study_stages import (
@@ -70,6 +71,7 @@ def write_report_parts(plan: StudyPlan, results: Results, notes: Sequence[str], 
         Section("What was compared", list(notes), tables=[_arms_table(plan)]),
         *_block_sections(plan, results, root),
         _identity_section(plan),
+        write_mistakes(plan, root),
         _generated_section(plan, root),
         _sheets_section(plan, root),
         Section("Configuration", folds=[Fold("study", (root / STUDY_FILE).read_text())]),
