@@ -69,7 +69,7 @@ def test_shares_count_pictures_and_their_spread_counts_people():
     assert (everything["low"], everything["high"]) == (0.25, 1.0)  # person 1 twice, person 2 twice
     assert (same["bin"], same["pictures"], same["people"], same["mistaken"]) == ("same person", 4, 1, 0.25)
     assert same["low"] is None  # one person says nothing about others
-    assert unknown["mistaken"] == 1.0
+    assert (unknown["mistaken"], unknown["low"]) == (1.0, None)  # nor do values that are all alike
 
 
 def test_a_study_tells_which_of_its_pictures_are_mistaken(small_prepared, tmp_path):

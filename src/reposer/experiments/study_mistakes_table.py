@@ -56,7 +56,7 @@ def write_mistakes(plan: StudyPlan, root: Path) -> Section | None:
         "Share of pictures whose nearest real training image, the source left out, shows another person,"
         " under the network of the first seed that was trained on the budget's real images only; 95 %"
         " interval over people (bootstrap); number of pictures. At most"
-        f" {PICTURES:,} of each set, kept and dropped ones.",
+        f" {PICTURES:,} of each set, kept and dropped ones. No interval: one person, or all alike.",
         "Real images are judged by a network that has learned them: a floor. Nothing here says why: who"
         " moves one column moves others. The distance to one's own is part of the verdict itself.",
     ]
@@ -85,7 +85,8 @@ def shares(table: pa.Table) -> list[dict[str, Any]]:
 
 def _share(factor: str, name: str, part: pa.Table) -> dict[str, Any]:
     mistaken, pids = part["mistaken"].to_numpy().astype(np.float64), part["pid"].to_numpy()
-    low, high = mean_interval(mistaken, pids) or (None, None)
+    found = mean_interval(mistaken, pids) if 0 < mistaken.mean() < 1 else None
+    low, high = found or (None, None)  # drawing from equal values tells no spread
     row = {"factor": factor, "bin": name, "pictures": len(pids), "people": len(np.unique(pids))}
     return row | {"mistaken": float(mistaken.mean()), "low": low, "high": high}
 
