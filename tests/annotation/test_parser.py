@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from reposer.annotation.annotators import Choice, chosen_sides
 from reposer.annotation.interfaces import Parser
 from reposer.annotation.parser import best_class, open_parser
 from reposer.annotation.segmentation_model import MODELS, SegmentationModel
-from reposer.annotation.sides import resolve_sides
+from reposer.annotation.sides import correct_sides, resolve_sides
 from reposer.config import load_config
 from reposer.data.parsing import ATR_LABELS, LIP_LABELS
 from reposer.errors import MissingWeightsError, UserError
@@ -159,6 +160,51 @@ def test_sides_with_missing_joints():
     shoes, legs = np.full((1, 10), 22, np.uint8), nobody.copy()
     legs[[9, 12]] = (8, 0), (1, 0)  # knees stand in for the ankles
     assert resolve_sides(shoes, legs).tolist() == [[18] * 5 + [19] * 5]
+
+
+def test_own_sides_are_corrected_where_both_limbs_are_known():
+    shirt, l_arm, r_arm, l_leg, r_leg = (
+        LIP_LABELS.index(name) for name in ("upper-clothes", "left-arm", "right-arm", "left-leg", "right-leg")
+    )
+    parsing = np.array([[l_arm] * 4 + [shirt] * 2 + [r_arm] * 4, [l_leg, r_leg] * 5], np.uint8)
+    pose = np.full((18, 2), np.nan, np.float32)
+    assert np.array_equal(correct_sides(parsing, pose), parsing)  # nothing is known
+    pose[13] = (0, 1)  # the left ankle alone
+    pose[[4, 7]] = (0, 0), (9, 0)  # both wrists: the right arm lies left in the image
+    corrected = correct_sides(parsing, pose)
+    assert corrected[0].tolist() == [r_arm] * 4 + [shirt] * 2 + [l_arm] * 4
+    assert corrected[1].tolist() == parsing[1].tolist()
+    pose[8] = (9, 1)  # and the right hip
+    assert correct_sides(parsing, pose)[1].tolist() == [l_leg] * 5 + [r_leg] * 5
+    assert np.array_equal(parsing[1], [l_leg, r_leg] * 5)  # untouched
+
+
+def test_who_tells_the_sides_can_be_chosen(exported, described, tmp_path):
+    _, file = exported()
+    own = described(file, "own", size=[33, 33], labels="lip20")
+    told = described(file, "told", size=[33, 33], labels="lip20", sides="keypoints")
+    sideless = described(exported(classes=3)[1], "less", size=[33, 33], labels=["background", "arms", "legs"])
+    assert not open_parser(own).needs_keypoints
+    assert open_parser(own, sides="keypoints").needs_keypoints
+    assert open_parser(told).needs_keypoints
+    assert not open_parser(told, sides="model").needs_keypoints
+    images = pictures(2, (33, 33))
+    joints = torch.full((2, 18, 2), torch.nan)
+    joints[:, [2, 8]] = torch.tensor([0.0, 16])  # right shoulder and hip at the left border, as in front
+    joints[:, [5, 11]] = torch.tensor([32.0, 16])
+    plain, by_points = open_parser(own)(images), open_parser(told)(images, joints)
+    assert torch.equal(open_parser(told)(images), plain)
+    assert not torch.equal(by_points, plain)
+    expected = [correct_sides(m, k) for m, k in zip(plain.numpy(), joints.numpy(), strict=True)]
+    assert np.array_equal(by_points, np.stack(expected))
+    with pytest.raises(UserError, match=r"less\.onnx: knows no left and right"):
+        open_parser(sideless, sides="model")
+    with pytest.raises(UserError, match="sides: input should be"):
+        open_parser(described(file, "typo", size=[33, 33], labels="lip20", sides="joints"))
+    with pytest.raises(UserError, match="--sides keypoints: needs a parser and key-points"):
+        Choice(str(own), sides="keypoints").open()
+    with pytest.raises(UserError, match="--sides left: unknown"):
+        chosen_sides("left")
 
 
 def test_outside_label_sets_have_the_right_length():

@@ -17,6 +17,7 @@ from reposer.annotation.keypoint_detector import open_keypoint_detector
 from reposer.annotation.keypoint_files import KeypointFiles, joint_scores
 from reposer.annotation.parser import SegmentationParser, open_parser
 from reposer.annotation.person_mask import FolderMasks, ParsingMasker, open_detector_masker
+from reposer.annotation.segmentation_model import Sides
 from reposer.data.keypoint_imports import FORMATS
 from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationError, AnnotationProblem
@@ -42,6 +43,7 @@ class Choice:
     accept_licence: bool = False  # the user accepts the terms of the weights
     may_download: bool = False
     device: str = "cpu"
+    sides: Sides | None = None  # who tells left from right; None: as the parser's description says
 
     def open(self) -> Annotators:
         """Load them.
@@ -55,6 +57,8 @@ class Choice:
             raise UserError("parser, mask and keypoints are all none", "choose at least one")
         if chosen.parser is None and isinstance(chosen.masks, ParsingMasker):
             raise UserError("masks come from parsing maps, and there is no parser", "use --mask none")
+        if self.sides == "keypoints" and (chosen.parser is None or chosen.keypoints is None):
+            raise UserError("--sides keypoints: needs a parser and key-points", "give both, or leave it away")
         return chosen
 
     def open_detector(self) -> tuple[nn.Module, AnnotatorInfo]:
@@ -70,7 +74,7 @@ class Choice:
         if self.parser == NONE:
             return None
         name, weights = _named(self.parser)
-        return open_parser(name, weights, **self._how())
+        return open_parser(name, weights, sides=self.sides, **self._how())
 
     def _masks(self) -> PersonMasker | FolderMasks | None:
         if self.mask in (NONE, "parsing"):
@@ -95,6 +99,18 @@ class Choice:
             "may_download": self.may_download,
             "device": self.device,
         }
+
+
+def chosen_sides(text: str | None) -> Sides | None:
+    """The value of --sides.
+
+    Raises:
+        UserError: it is none.
+    """
+    known: dict[str | None, Sides | None] = {None: None, "model": "model", "keypoints": "keypoints"}
+    if text not in known:
+        raise UserError(f"--sides {text}: unknown", "use model or keypoints")
+    return known[text]
 
 
 @dataclass(slots=True)

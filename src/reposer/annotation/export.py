@@ -31,7 +31,10 @@ def export_parser(run_dir: str | Path, path: str | Path) -> Path:
     network, facts = parsing_network_from_run(run_dir)
     height, width = facts["size"]
     half = (0.5, 0.5, 0.5)  # model float: [-1, 1]
-    description = SegmentationModel(size=(height, width), labels="lip20", mean=half, std=half)
+    # it mixes up legs (docs/results.md), so key-points decide where there are any
+    description = SegmentationModel(
+        size=(height, width), labels="lip20", mean=half, std=half, sides="keypoints"
+    )
     export_module(network, torch.zeros(2, 3, height, width), path, (INPUT, OUTPUT))
     save_config(description, path.with_suffix(".json"))
     return path

@@ -15,8 +15,8 @@ from torch import Tensor
 from reposer.annotation.fitting import into_model, onto_image, resample
 from reposer.annotation.interfaces import AnnotatorInfo
 from reposer.annotation.networks import Network, OnnxNetwork, TransformersNetwork
-from reposer.annotation.segmentation_model import MODELS, SegmentationModel
-from reposer.annotation.sides import resolve_sides
+from reposer.annotation.segmentation_model import MODELS, SegmentationModel, Sides
+from reposer.annotation.sides import correct_sides, resolve_sides
 from reposer.config import load_config
 from reposer.errors import UserError
 from reposer.files import sha256_file
@@ -53,7 +53,8 @@ class SegmentationParser:
         Args:
             images: of one size.
             keypoints: (B, 18, 2) pixels, NaN for a missing joint; they tell left from right where the model
-                cannot. None counts as all missing (sides.py says what happens then).
+                cannot, or its description says so. None counts as all missing (sides.py says what happens
+                then).
 
         Raises:
             RefusedFileError: rule ``outputs``: the network's answer is not what its description says.
@@ -72,6 +73,8 @@ class SegmentationParser:
         if keypoints is not None:
             poses = keypoints.cpu().numpy()
         maps = [resolve_sides(m, pose) for m, pose in zip(parsing.numpy(), poses, strict=True)]
+        if self.description.sides == "keypoints":
+            maps = [correct_sides(m, pose) for m, pose in zip(maps, poses, strict=True)]
         return torch.from_numpy(np.stack(maps))
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -122,6 +125,7 @@ def open_parser(
     accept_licence: bool = False,
     may_download: bool = False,
     device: str = "cpu",
+    sides: Sides | None = None,
 ) -> SegmentationParser:
     """A parser by name, or from a file or folder of the user's.
 
@@ -132,6 +136,7 @@ def open_parser(
         accept_licence: the user has accepted the terms of the weights.
         may_download: get official weights that are not on this machine.
         device: "cpu" or "cuda".
+        sides: instead of the description's.
 
     Raises:
         LicenceError: the terms are not accepted yet; shows them.
@@ -141,7 +146,8 @@ def open_parser(
     """
     name = str(model)
     if name in MODELS:
-        return _open_known(name, weights, accept_licence, may_download, device)
+        description = _with_sides(MODELS[name], name, sides)
+        return _open_known(name, description, weights, accept_licence, may_download, device)
     path = Path(model)
     if path.is_dir():
         place = path / DESCRIPTION
@@ -157,13 +163,24 @@ def open_parser(
         )
     if not path.exists():
         raise UserError(f"{path}: no such file", "check the path")
-    return _build(path.stem, path, load_config(SegmentationModel, place), accept_licence, device)
+    description = _with_sides(load_config(SegmentationModel, place), path.name, sides)
+    return _build(path.stem, path, description, accept_licence, device)
+
+
+def _with_sides(description: SegmentationModel, name: str, sides: Sides | None) -> SegmentationModel:
+    if sides == "model" and description.is_sideless:
+        raise UserError(f"{name}: knows no left and right", "leave --sides away, or use --sides keypoints")
+    return description if sides is None else description.changed(sides=sides)
 
 
 def _open_known(
-    name: str, weights: str | Path | None, accept_licence: bool, may_download: bool, device: str
+    name: str,
+    description: SegmentationModel,
+    weights: str | Path | None,
+    accept_licence: bool,
+    may_download: bool,
+    device: str,
 ) -> SegmentationParser:
-    description = MODELS[name]
     if name in KNOWN:
         known = KNOWN[name]
         description = description.changed(licence=known.licence, non_commercial=known.non_commercial)

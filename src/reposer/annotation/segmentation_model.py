@@ -48,6 +48,9 @@ _CONVERTIBLE = ("lip20", "cihp20", "atr18")  # the other sets of data/parsing.py
 LABEL_NAMES = (*_CONVERTIBLE, *_OUTSIDE_SETS)
 
 
+Sides = Literal["model", "keypoints"]  # who tells left from right
+
+
 class SegmentationModel(Config):
     """What a parser must know about a network; pixel values are divided by 255 before mean and std."""
 
@@ -60,6 +63,7 @@ class SegmentationModel(Config):
     output: int = Field(default=0, ge=0)  # number of the output to use
     layout: Literal["nchw", "nhwc", "labels"] = "nchw"  # scores, scores, or (B, h, w) class indices
     align_corners: bool = False  # of the interpolation of its scores
+    sides: Sides = "model"  # "keypoints": they decide where they know both limbs, the model elsewhere
     licence: str = ""  # of the weights, in a few words
     non_commercial: bool = False  # whether the licence forbids commercial use
 
@@ -96,6 +100,11 @@ class SegmentationModel(Config):
 
     @property
     def needs_keypoints(self) -> bool:
+        """Whether key-points tell left from right."""
+        return self.sides == "keypoints" or self.is_sideless
+
+    @property
+    def is_sideless(self) -> bool:
         """Whether some label has no side."""
         return bool((self.lookup() >= NUM_LABELS).any())
 

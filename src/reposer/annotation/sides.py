@@ -1,4 +1,7 @@
-"""Left and right for the limbs of a model that has no sides: the nearer of the person's two limbs."""
+"""Left and right by key-points: a pixel belongs to the nearer of the person's two limbs.
+
+For models that know no sides, and for those whose own sides are not to be trusted.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,26 @@ def resolve_sides(parsing: NDArray[np.uint8], keypoints: NDArray[np.float32]) ->
             is_right = to_right < to_left
         resolved[rows, columns] = np.where(is_right, LIP_LABELS.index(right), LIP_LABELS.index(left))
     return resolved
+
+
+def correct_sides(parsing: NDArray[np.uint8], keypoints: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """One map whose arms, legs and shoes are told apart anew, where both limbs have a joint that is known.
+
+    Elsewhere the model's own sides stay: a single limb says less than they do.
+
+    Args:
+        parsing: (H, W) LIP-20.
+        keypoints: (18, 2) x, y in pixels, NaN for a missing joint.
+    """
+    corrected = parsing.copy()
+    for part, names in SIDELESS.items():
+        left, right = (LIP_LABELS.index(name) for name in names)
+        rows, columns = np.nonzero((parsing == left) | (parsing == right))
+        points = np.stack([columns, rows], axis=1).astype(np.float64)
+        to_left, to_right = (_distance(points, keypoints, part, side) for side in (0, 1))
+        if not (np.isinf(to_left).any() or np.isinf(to_right).any()):
+            corrected[rows, columns] = np.where(to_right < to_left, right, left)
+    return corrected
 
 
 def _distance(

@@ -39,6 +39,10 @@ def annotate(
             help="none, keypointrcnn, vitpose, or {openpose,viton,pidm}:FOLDER, {colon,comma}:FILE of others."
         ),
     ] = "none",
+    sides: Annotated[
+        str | None,
+        typer.Option(help="Who tells left from right: model, keypoints; default: as the parser says."),
+    ] = None,
     detect: Annotated[
         str | None,
         typer.Option(help="The images are photos: cut people out first, by maskrcnn_v2 or keypointrcnn."),
@@ -67,14 +71,16 @@ def annotate(
     """
     from reposer.annotation.annotate import How
     from reposer.annotation.annotate import annotate as annotate_folder
-    from reposer.annotation.annotators import NONE, Choice
+    from reposer.annotation.annotators import NONE, Choice, chosen_sides
     from reposer.annotation.journal import BOOK
     from reposer.report import write_report
 
     set_threads(threads)
     if weights is not None:
         os.environ["REPOSER_WEIGHTS"] = str(weights.absolute())  # for the processes started here as well
-    choice = Choice(parser, mask, keypoints, detect or NONE, accept_licence, download, device)
+    choice = Choice(
+        parser, mask, keypoints, detect or NONE, accept_licence, download, device, chosen_sides(sides)
+    )
     with ExitStack() as meters:
         how = How(batch_size, sample, processes, partial(_meter, meters))
         report = annotate_folder(folder, out, choice.open, choice.open_detector if detect else None, how)
