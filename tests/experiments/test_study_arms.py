@@ -17,7 +17,7 @@ from reposer.data.packed import PackedPeople
 from reposer.data.prepare import PACKED
 from reposer.errors import UserError
 from reposer.experiments.studies import configure, run_study
-from reposer.experiments.study_config import ArmFilter, Budget
+from reposer.experiments.study_config import ArmFilter, Budget, training_config
 from reposer.experiments.study_painters import Painter, _describe_parser
 from reposer.experiments.study_plan import StudyPlan
 from reposer.experiments.study_stages import SET
@@ -42,6 +42,9 @@ def test_settings_that_nobody_asked_for_are_in_no_key(prepared, tmp_path):
     judged = {"identity", "sharpness", "identity_quantile", "sharpness_quantile"}
     assert inputs["filtered"]["filter"].keys() == judged
     assert "held_out" not in plan.cells[0].training.inputs["recipe"]["output"]
+    cell = plan.cells[0]
+    config = training_config(plan.study, cell.recipe, cell.arm, cell.budget, cell.seed, None)
+    assert not config.output.held_out  # test people are looked at once, at the end
     (judgment,) = plan.judgments
     assert judgment.stage.inputs.keys() == {"version", "data", "generator", "background"}
 

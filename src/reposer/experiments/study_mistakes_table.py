@@ -57,8 +57,8 @@ def write_mistakes(plan: StudyPlan, root: Path) -> Section | None:
         " under the network of the first seed that was trained on the budget's real images only; 95 %"
         " interval over people (bootstrap); number of pictures. At most"
         f" {PICTURES:,} of each set, kept and dropped ones. No interval: one person, or all alike.",
-        "Real images are judged by a network that has learned them: a floor. Nothing here says why: who"
-        " moves one column moves others. The distance to one's own is part of the verdict itself.",
+        "Real images are judged by a network that has learned them: a floor. Lines are related to each"
+        " other, so none is a cause by itself; the distance to one's own is part of the verdict.",
     ]
     tables = [_table(rows, share) for share in dict.fromkeys(row["budget"] for row in rows)]
     parts = [f"# {TITLE}", *text]
