@@ -42,7 +42,7 @@ _SCHEMA = pa.schema(
 
 def write_mistakes(plan: StudyPlan, root: Path) -> Section | None:
     """Write mistakes.parquet and mistakes.md of a finished study; returns the section of its report."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"budget": part.budget.share, "arm": part.name} | row
         for part in plan.mistakes
         for row in shares(read_table(plan.cache.file(part.stage, MISTAKES)))
