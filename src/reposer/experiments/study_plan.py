@@ -122,7 +122,7 @@ class StudyPlan:
     @property
     def stages(self) -> list[Stage]:
         """All of them, what is needed before what needs it."""
-        extra = (*self.coverage, *self.judgments, *self.mistakes)
+        extra: tuple[Coverage | Judgment | Mistakes, ...] = (*self.coverage, *self.judgments, *self.mistakes)
         return in_order([cell.scores for cell in self.cells] + [part.stage for part in extra])
 
     # ---- the parts
