@@ -4,11 +4,13 @@ A step is generator, discriminator, perceptual network, both Adams and the avera
 of SAN "lean", then of RSA-GAN (reconstruction from the abstract) as ``rsa_market_small`` trains it. Both arms
 start from the same weights, see the same random pairs, and generate once a step. They differ in precision
 (bfloat16 where the hardware has it), memory layout, fused updates, memory handling and, for RSA-GAN, the
-attention kernel: the plain arm computes softmax(Q K^T / sqrt(d)) V step by step. Each arm lives in a process
-of its own and they take turns. The perceptual network has random weights: timing does not depend on them.
+attention kernel (the plain arm computes softmax(Q K^T / sqrt(d)) V step by step) and the forms of
+``parts/plain_rsa.py``. Each arm lives in a process of its own and they take turns. The perceptual network has
+random weights: timing does not depend on them. With ``--memory`` it is the peak memory of a step of
+``rsa_deepfashion`` instead (``parts/train_memory.py``).
 
 Usage: python benchmarks/train_step.py [--model san|rsa|both] [--quick] [--threads N] [--repeats N]
-       [--compile]
+       [--compile] [--memory BATCH ...]
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from parts import plain_rsa, train_memory
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -81,10 +84,16 @@ def random_pairs(config: GanConfig, size: tuple[int, int], step: int) -> PairBat
 
 
 def our_step(
-    config: GanConfig, runtime: Runtime, state: GanState, compiled: bool
+    config: GanConfig,
+    runtime: Runtime,
+    state: GanState,
+    compiled: bool,
+    perceptual: PerceptualNetwork | None = None,
 ) -> Callable[[PairBatch], Tensor]:
     """What ``reposer.training.gan.train`` does in a step, guards included."""
-    nets = GanNetworks(state.generator, state.discriminator, perceptual_network(channels_last=True))
+    perceptual = perceptual or perceptual_network(channels_last=True)
+    norm, layers = config.perceptual.norm, config.feature_layers
+    nets = GanNetworks(state.generator, state.discriminator, perceptual, norm, layers)
     if compiled:
         state.generator.compile()
         state.discriminator.compile()
@@ -113,6 +122,7 @@ def our_step(
 
 def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
     """The same update as it is commonly written: torch's default Adam, the average as a loop."""
+    plain_rsa.install()
     generator = build_generator(
         config.generator, **config.generator_args
     )  # in GanState's order: same weights
@@ -121,7 +131,7 @@ def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
         if isinstance(
             module, nn.Conv2d | nn.ConvTranspose2d
         ):  # our models lay their inputs out channels last
-            module.register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
+            module.register_forward_pre_hook(lambda _, inputs: contiguous(inputs))
     nets = GanNetworks(generator, discriminator, perceptual_network(channels_last=False))
     pool, rng = ImagePool(config.gan.pool), torch.Generator().manual_seed(config.seed)
     rates = (config.optimizer.lr, (config.optimizer.beta1, config.optimizer.beta2))
@@ -148,6 +158,11 @@ def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
         return loss.detach()
 
     return step
+
+
+def contiguous(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tensors in NCHW memory, anything else as it is."""
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def perceptual_network(channels_last: bool) -> PerceptualNetwork:
@@ -185,7 +200,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each arm (default 2)")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each arm (default 5)")
     parser.add_argument("--compile", action="store_true", help="torch.compile both networks of our arm")
+    parser.add_argument(
+        "--memory", type=int, nargs="+", metavar="BATCH", help="peak memory of rsa_deepfashion"
+    )
     options = parser.parse_args()
+    if options.memory:
+        print(json.dumps(train_memory.report(options.memory, options.threads) | {"threads": options.threads}))
+        return
     figures: dict[str, Any] = {}
     for model in ("san", "rsa") if options.model == "both" else (options.model,):
         print(f"\n{TITLES[model]}")

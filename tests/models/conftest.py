@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,18 @@ def random_batch(size: int = 2, height: int = 64, width: int = 32, seed: int = 0
         target_keypoints=torch.rand(size, 18, 2, generator=rng) * 32,
         pids=torch.arange(size),
     )
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it to put the plain form of RSA-GAN (benchmarks/parts) in the place of ours for this test."""
+    path = Path(__file__).parents[2] / "benchmarks" / "parts" / "plain_rsa.py"
+    spec = importlib.util.spec_from_file_location("plain_rsa", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda: module.install(monkeypatch.setattr)
 
 
 @pytest.fixture

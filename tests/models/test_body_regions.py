@@ -9,7 +9,7 @@ import torch
 
 from reposer.data.parsing import LIP_LABELS, MERGED8_LABELS, convert
 from reposer.errors import UserError
-from reposer.models.body_regions import LIMBS, MERGE_TABLE, REGIONS, limb_prior, membership
+from reposer.models.body_regions import LIMBS, MERGE_TABLE, REGIONS, limb_prior, membership, regions_of
 
 
 def test_sides_are_the_persons_own_and_garments_belong_to_several_regions():
@@ -49,7 +49,7 @@ def test_the_limb_prior_is_the_distance_to_the_nearest_limb():
     points = torch.rand(1, 18, 2, generator=generator) * torch.tensor([15.0, 23.0])
     points[0, [3, 12]] = torch.nan
     joints, _ = membership()
-    found = limb_prior(points, joints, 24, 16)
+    found = limb_prior(points, [region.limbs for region in regions_of()], 24, 16)
     for region, row in enumerate(joints):
         segments = [(a, b) for a, b in LIMBS if row[a] and row[b]] + [(j, j) for j in range(18) if row[j]]
         seen = [
@@ -71,10 +71,16 @@ def _to_segment(p, a, b):
 
 
 def test_a_region_without_a_joint_has_no_prior():
-    joints, _ = membership()
     points = torch.full((1, 18, 2), torch.nan)
     points[0, 0] = torch.tensor([3.0, 4.0])
-    prior = limb_prior(points, joints, 8, 6)
+    prior = limb_prior(points, [region.limbs for region in regions_of()], 8, 6)
     assert (prior[0, 1:] == 1).all()
     assert prior[0, 0, 4, 3] == 1
     assert prior[0, 0, 0, 0] < 1
+
+
+def test_a_region_of_one_label_has_all_joints_of_its_regions_and_the_background_none():
+    every = regions_of("labels")
+    assert every[0].joints == every[0].limbs == ()
+    assert (limb_prior(torch.zeros(1, 18, 2), [every[0].limbs], 4, 3) == 1).all()
+    assert every[14].limbs == ((5, 6), (6, 7))  # the left arm

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from reposer.errors import UserError
 from reposer.models import rsa_correspondence
+from reposer.models.pose_maps import PoseMaps
 from reposer.models.rsa_attention import GatedCrossAttention
 from reposer.models.rsa_correspondence import StyleInjection, warp
 from reposer.models.rsa_fusion import RegionalFusion
@@ -19,7 +20,7 @@ LEFT_ARM_LABEL, LEFT_ARM = 14, 3
 
 def _fusion_inputs(size=(32, 16)):
     generator = torch.Generator().manual_seed(0)
-    pose = torch.rand(2, 18, *size, generator=generator)
+    pose = PoseMaps(*(torch.rand(2, 18, side, generator=generator) for side in size))
     parsing = F.one_hot(torch.randint(0, 20, (2, *size), generator=generator), 20).permute(0, 3, 1, 2).float()
     return pose, parsing, torch.ones(2, 6, *size)
 
@@ -57,7 +58,7 @@ def test_a_region_without_a_joint_gets_its_learned_vector():
     torch.nn.init.constant_(module.mix.bias, -50.0)  # the pose alone
     torch.nn.init.normal_(module.unseen)
     pose, parsing, prior = _fusion_inputs()
-    pose[:, [5, 6, 7]] = 0.0
+    pose.along_x[:, [5, 6, 7]] = 0.0
     with torch.inference_mode():
         regions = module.regional(pose, parsing, prior)
     expected = module.unseen[LEFT_ARM].view(1, 6, 1, 1).expand(2, 6, 8, 4)

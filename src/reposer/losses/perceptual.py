@@ -17,6 +17,7 @@ from torchvision.models.squeezenet import Fire
 
 from reposer.errors import MissingWeightsError, UserError
 from reposer.images import imagenet_normalize
+from reposer.losses.squared_error import mean_squared_error
 from reposer.weights import find_weights, load_state_dict_file
 
 _VGG_CONVS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # convolutions per block
@@ -165,5 +166,5 @@ def layer_differences(maps: Sequence[Tensor], wanted: Sequence[Tensor], norm: st
     """Mean square (l2) or mean absolute (l1) difference of each pair of maps, in float32; scalars."""
     if norm not in NORMS:
         raise UserError(f"norm={norm!r} is not known", f"use one of {', '.join(NORMS)}")
-    distance = F.mse_loss if norm == "l2" else F.l1_loss
+    distance = mean_squared_error if norm == "l2" else F.l1_loss
     return [distance(a.float(), b.float()) for a, b in zip(maps, wanted, strict=True)]

@@ -7,6 +7,7 @@ find the part of the garment that lies there. Limbs are pairs of OpenPose-18 joi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,70 +44,89 @@ LIMBS = (
 )
 
 
-def membership(partition: str = "six", labels: str = "lip20") -> tuple[Tensor, Tensor]:
-    """Joints and labels of each region.
+class Members(NamedTuple):
+    """Of one region, in a partition and a set of labels; by index, ascending."""
+
+    joints: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def limbs(self) -> tuple[tuple[int, int], ...]:
+        """Limbs with both ends in the region; a joint that is on none of them is a limb of no length."""
+        limbs = [(a, b) for a, b in LIMBS if a in self.joints and b in self.joints]
+        ends = {end for limb in limbs for end in limb}
+        return (*limbs, *((j, j) for j in self.joints if j not in ends))
+
+
+def regions_of(partition: str = "six", labels: str = "lip20") -> tuple[Members, ...]:
+    """The regions of a partition.
 
     Args:
         partition: "six"; "merged_sides": head, torso, arms, legs; "labels": a region for each label, with the
             joints of all regions that the label belongs to.
         labels: "lip20" or "merged8".
 
-    Returns:
-        a (R, 18) and b (R, L), bool.
-
     Raises:
         UserError: neither of the names.
     """
     check_choice("partition", partition, PARTITIONS)
     check_choice("labels", labels, LABEL_COUNTS)
-    joints = torch.zeros(len(REGIONS), NUM_JOINTS, dtype=torch.bool)
-    members = torch.zeros(len(REGIONS), LABEL_COUNTS[labels], dtype=torch.bool)
-    for row, region in enumerate(REGIONS.values()):
-        joints[row, list(region.joints)] = True
-        members[row, list(region.labels if labels == "lip20" else region.merged)] = True
+    six = [(set(r.joints), set(r.labels if labels == "lip20" else r.merged)) for r in REGIONS.values()]
     if partition == "merged_sides":
-        sides = ((0,), (1,), (2, 3), (4, 5))
-        joints = torch.stack([joints[list(rows)].any(0) for rows in sides])
-        members = torch.stack([members[list(rows)].any(0) for rows in sides])
+        six = [six[0], six[1], *(({*a, *c}, {*b, *d}) for (a, b), (c, d) in (six[2:4], six[4:6]))]
     elif partition == "labels":
-        joints = (members.T.float() @ joints.float()) > 0
-        members = torch.eye(len(joints), dtype=torch.bool)
-    return joints, members
+        everywhere = range(LABEL_COUNTS[labels])
+        six = [({j for joints, own in six if label in own for j in joints}, {label}) for label in everywhere]
+    return tuple(Members(tuple(sorted(joints)), tuple(sorted(own))) for joints, own in six)
 
 
-def limb_prior(keypoints: Tensor, joints: Tensor, height: int, width: int, sigma: float = 0.05) -> Tensor:
+def membership(partition: str = "six", labels: str = "lip20") -> tuple[Tensor, Tensor]:
+    """Joints and labels of each region: a (R, 18) and b (R, L), bool; arguments as of ``regions_of``."""
+    regions = regions_of(partition, labels)
+    joints = [[j in region.joints for j in range(NUM_JOINTS)] for region in regions]
+    members = [[label in region.labels for label in range(LABEL_COUNTS[labels])] for region in regions]
+    return torch.tensor(joints), torch.tensor(members)
+
+
+def limb_prior(
+    keypoints: Tensor,
+    limbs: Sequence[Sequence[tuple[int, int]]],
+    height: int,
+    width: int,
+    sigma: float = 0.05,
+) -> Tensor:
     """How near each pixel is to the limbs of each region: exp(-d^2 / 2 s^2), s = ``sigma`` x height.
 
-    d is the distance to the nearest limb of which both joints are visible and belong to the region, or to a
-    visible joint of it. A region without a visible joint has no prior: 1 everywhere.
+    d is the distance to the nearest limb of which both joints are visible, or to a visible joint: a limb with
+    one visible end is that point. A region without a visible joint has no prior: 1 everywhere.
 
     Args:
         keypoints: (B, 18, 2) x, y in pixels, NaN missing.
-        joints: (R, 18) bool, from ``membership``.
+        limbs: of each region (:attr:`Members.limbs`).
 
     Returns:
         (B, R, H, W) float32 in [0, 1].
     """
-    device = keypoints.device
-    pairs = torch.tensor(
-        [*LIMBS, *((j, j) for j in range(NUM_JOINTS))], device=device
-    )  # a joint is a short limb
-    ends = keypoints.float()[:, pairs]  # (B, S, 2, 2)
-    seen = ~ends.isnan().any(-1).any(-1)  # (B, S)
-    start, stop = ends.nan_to_num(0.0).unbind(2)  # (B, S, 2)
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device, dtype=torch.float32),
-        torch.arange(width, device=device, dtype=torch.float32),
-        indexing="ij",
-    )
-    grid = torch.stack((x, y), -1).view(1, 1, -1, 2)  # (1, 1, HW, 2)
-    along = (stop - start).unsqueeze(2)  # (B, S, 1, 2)
-    offset = grid - start.unsqueeze(2)
-    share = (offset * along).sum(-1) / along.square().sum(-1).clamp_min(1e-6)
-    distance = (offset - share.clamp(0, 1).unsqueeze(-1) * along).square().sum(-1)  # (B, S, HW), squared
-    inside = joints.to(device)[:, pairs].all(-1)  # (R, S)
-    usable = seen.unsqueeze(1) & inside  # (B, R, S)
-    masked = torch.where(usable.unsqueeze(-1), distance.unsqueeze(1), torch.inf)
-    prior = torch.exp(-0.5 * masked.amin(2) / (sigma * height) ** 2)  # (B, R, HW)
-    prior = torch.where(usable.any(2).unsqueeze(-1), prior, 1.0)
-    return prior.view(len(keypoints), len(joints), height, width)
+    keypoints = keypoints.detach().float()
+    x = torch.arange(width, device=keypoints.device, dtype=torch.float32)
+    y = torch.arange(height, device=keypoints.device, dtype=torch.float32)[:, None]
+    squared = torch.stack([_squared_distance(keypoints, region, y, x) for region in limbs], 1)  # (B, R, H, W)
+    prior = torch.exp(squared * (-0.5 / (sigma * height) ** 2))
+    return torch.where(squared.isinf(), 1.0, prior)
+
+
+def _squared_distance(keypoints: Tensor, limbs: Sequence[tuple[int, int]], y: Tensor, x: Tensor) -> Tensor:
+    """(B, H, W) squared distance to the nearest of the limbs, infinite where none is visible."""
+    if not limbs:  # of the background, where every label is a region
+        return torch.full((len(keypoints), len(y), len(x)), torch.inf, device=keypoints.device)
+    ends = keypoints[:, torch.tensor(limbs, device=keypoints.device).T]  # (B, 2, S, 2)
+    seen = ~ends.isnan().any(-1, keepdim=True)  # (B, 2, S, 1)
+    ends = torch.where(seen, ends, ends.flip(1))
+    start, stop = ends.nan_to_num(0.0)[..., None, None].unbind(1)  # (B, S, 2, 1, 1)
+    along_x, along_y = (stop - start).unbind(2)  # (B, S, 1, 1)
+    dx, dy = x - start[:, :, 0], y - start[:, :, 1]  # (B, S, 1, W), (B, S, H, 1)
+    length = (along_x.square() + along_y.square()).clamp_min(1e-6)
+    share = (dx * (along_x / length) + dy * (along_y / length)).clamp_(0, 1)  # (B, S, H, W)
+    away_x, away_y = torch.addcmul(dx, share, along_x, value=-1), torch.addcmul(dy, share, along_y, value=-1)
+    distance = away_x.square_().add_(away_y.square_())
+    return distance.masked_fill_(~seen.any(1)[..., None], torch.inf).amin(1)

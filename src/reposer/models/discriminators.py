@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.layers import ConvNormAct, Padding, ResidualBlock, check_choice, conv, init_weights
-from reposer.models.pose_maps import gaussian_maps
+from reposer.models.pose_maps import convolve, pose_maps
 from reposer.models.san_blocks import join_planes
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
@@ -75,13 +75,23 @@ class ResnetDiscriminator(nn.Module):
         if self.pairing == "shape":
             pair = join_planes([image, batch.target_mask.unsqueeze(1)], batch.target_parsing, self.labels)
         elif self.pairing == "pose":
-            pair = torch.cat([image, gaussian_maps(batch.target_keypoints, *image.shape[2:])], dim=1)
+            return self._judge_pose(image, batch.target_keypoints)
         elif self.pairing == "none":
             pair = image
         else:
             beside = batch.target_image if self.pairing == "as_printed" and fake else source_image
             pair = torch.cat([to_float(beside), image], dim=1)
         logits: Tensor = self.network(pair.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def _judge_pose(self, image: Tensor, keypoints: Tensor) -> Tensor:
+        """The logits of the image beside its key-point maps, never made: the first layer is linear."""
+        (first, *rest), *steps = self.network
+        maps = pose_maps(keypoints, *image.shape[2:])
+        weight = first.weight
+        x = first._conv_forward(image.contiguous(memory_format=torch.channels_last), weight[:, :3], None)
+        x = x + convolve(maps, weight[:, 3:], first.stride[0], first.kernel_size[0] // 2, first.padding_mode)
+        logits: Tensor = nn.Sequential(*rest, *steps)(x)
         return logits
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer.errors import UserError
+from reposer.models.instance_norm import InstanceNorm
 
 Padding = Literal["reflect", "zeros"]
 
@@ -31,7 +32,7 @@ def check_choice(option: str, value: object, choices: Collection[object]) -> Non
 def make_norm(kind: str, channels: int) -> nn.Module:
     """Batch norm with learned scale and shift, or instance norm without (PATN's choice for DeepFashion)."""
     check_choice("norm", kind, NORMS)
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.InstanceNorm2d(channels, affine=False)
+    return nn.BatchNorm2d(channels) if kind == "batch" else InstanceNorm(channels)
 
 
 def conv(
@@ -93,6 +94,27 @@ class ResidualBlock(nn.Module):
         return branch.add_(x)  # in place: a norm's backward pass does not read its output
 
 
+class DoublingConv2d(nn.Conv2d):
+    """Nearest up-sampling by 2, then a 3x3 convolution: (B, in, H, W) -> (B, out, 2H, 2W).
+
+    Two of three taps see the same small pixel. So it is computed as a transposed 4x4 convolution of the small
+    map with stride 2, with the taps added up: 4/9 of the work, and no large map in between.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding: Padding = "reflect") -> None:
+        check_choice("padding", padding, PADDINGS)
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False, padding_mode=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = F.pad(self.weight, (1, 1, 1, 1))
+        kernel = kernel[:, :, :-1] + kernel[:, :, 1:]
+        kernel = kernel[..., :-1] + kernel[..., 1:]  # (out, in, 4, 4)
+        kernel = kernel.flip(2, 3).transpose(0, 1)
+        if self.padding_mode == "reflect":  # the border of the large map repeats that of the small one
+            return F.conv_transpose2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, stride=2, padding=3)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1)
+
+
 class UpNormAct(nn.Sequential):
     """(B, in, H, W) -> (B, out, 2H, 2W), by a 4x4 transposed convolution or by resizing and a 3x3."""
 
@@ -112,10 +134,8 @@ class UpNormAct(nn.Sequential):
         ):  # 4x4 with stride 2: every output pixel sees the same number of taps, no checkerboard
             steps = [nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)]
         else:
-            steps = [
-                nn.Upsample(scale_factor=2, mode="nearest"),
-                conv(in_channels, out_channels, padding=padding),
-            ]
+            # nothing first: saved weights are named by their place behind what was a module of its own
+            steps = [nn.Identity(), DoublingConv2d(in_channels, out_channels, padding)]
         super().__init__(*steps, make_norm(norm, out_channels), nn.LeakyReLU(lrelu_slope, inplace=True))
 
 

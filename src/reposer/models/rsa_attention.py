@@ -31,6 +31,11 @@ class ChannelNorm(nn.Module):
         return F.layer_norm(places, self.weight.shape, self.weight, self.bias).permute(0, 3, 1, 2)
 
 
+def _places(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, hw, C)."""
+    return x.flatten(2).transpose(1, 2)
+
+
 class PointDepth(nn.Sequential):
     """1x1 convolution, then a depth-wise 3x3: (B, in, h, w) -> (B, out, h, w)."""
 
@@ -128,16 +133,16 @@ class GatedCrossAttention(nn.Module):
         self, query: Tensor, style: Tensor, semantics: Tensor | None, tokens: Tensor | None
     ) -> Tensor:
         """Ordinary multi-head attention over the places of all memories."""
-        pairs = [self.from_style(style).flatten(2)]
+        pairs = [_places(self.from_style(style))]
         if semantics is not None and self.from_semantics is not None:
-            pairs.append(self.from_semantics(semantics).flatten(2))
+            pairs.append(_places(self.from_semantics(semantics)))
         if tokens is not None:
-            extra = tokens.transpose(1, 2)
-            pairs.append(torch.cat((extra, extra), 1))
-        key, value = torch.cat(pairs, 2).chunk(2, 1)  # (B, C, M) each
-        q, k, v = (self._by_head(x).transpose(2, 3) for x in (query.flatten(2), key, value))
-        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, hw, c)
-        return attended.transpose(2, 3).reshape(query.shape)
+            pairs.append(torch.cat((tokens, tokens), 2).to(pairs[0].dtype))
+        key, value = torch.cat(pairs, 1).chunk(2, 2)  # (B, M, C) each
+        # (B, heads, M, c) with adjacent channels in memory: the fused kernels want no other layout
+        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (_places(query), key, value))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, hw, C)
+        return attended.transpose(1, 2).unflatten(2, query.shape[2:])
 
     def _between_channels(
         self, query: Tensor, style: Tensor, semantics: Tensor | None, tokens: Tensor | None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from reposer.errors import UserError
+from reposer.models.instance_norm import instance_norm
 from reposer.models.layers import Padding, ResidualBlock, check_choice, conv
 
 KEYS = ("pose", "pose+semantics", "pose+image")
@@ -81,7 +82,7 @@ class StyleInjection(nn.Module):
             warped = warp(self.query(target_pose), self.key(known), values, self.temperature)
             style, warped_image = warped[:, :-3].to(style.dtype), warped[:, -3:].float()
         scale, shift = style.chunk(2, 1)
-        coarse: Tensor = self.refine(F.instance_norm(target_pose) * (1 + scale) + shift)
+        coarse: Tensor = self.refine(instance_norm(target_pose) * (1 + scale) + shift)
         return coarse, warped_image
 
 
@@ -115,7 +116,7 @@ def warp(query: Tensor, key: Tensor, values: Tensor, temperature: float) -> Tens
 
 
 def _look_up(query: Tensor, key: Tensor, values: Tensor, temperature: float) -> Tensor:
-    return torch.softmax(query @ key.transpose(1, 2) / temperature, 2) @ values
+    return torch.softmax((query / temperature) @ key.transpose(1, 2), 2) @ values
 
 
 def _comparable(x: Tensor) -> Tensor:

@@ -8,43 +8,88 @@ Intell. Technol. 2023, doi 10.1049/cit2.12255, say what it is for; its form is o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reposer.models.body_regions import membership
+from reposer.models.body_regions import Members, membership, regions_of
 from reposer.models.layers import ConvNormAct, Padding, ResidualBlock, check_choice, make_norm
-from reposer.structures import NUM_JOINTS
+from reposer.models.pose_maps import PoseMaps, convolve
 
 FUSIONS = ("gate", "film", "concat")
 
 
-class RegionEncoder(nn.Sequential):
-    """(B, R K, H, W) -> (B, R c, h, w): stride-2 convolutions in which no region sees another."""
+class RegionConv(nn.Conv2d):
+    """The first convolution of every region, stride 2, of the planes that belong to it; in groups.
 
-    def __init__(
-        self,
-        regions: int,
-        planes: int,
-        channels: int,
-        halvings: int,
-        norm: str,
-        slope: float,
-        padding: Padding,
-    ) -> None:
+    Its R K input planes, of which most are zero, are never made: subclasses see the K planes that there are.
+    """
+
+    own: Tensor  # (R c, K, 1, 1) float, buffer: whether an output's region has that plane
+
+    def __init__(self, members: Tensor, channels: int, padding: Padding) -> None:
+        regions, planes = members.shape
+        super().__init__(
+            *(regions * planes, regions * channels, 3, 2, 1),
+            groups=regions,
+            bias=False,
+            padding_mode=padding,
+        )
+        own = members.float().repeat_interleave(channels, 0)[:, :, None, None]
+        self.register_buffer("own", own, persistent=False)
+
+
+class JointConv(RegionConv):
+    """:class:`RegionConv` of key-point maps: PoseMaps of (B, 18, H, W) -> (B, R c, H/2, W/2)."""
+
+    def forward(self, maps: PoseMaps) -> Tensor:  # type: ignore[override]
+        return convolve(maps, self.weight * self.own, 2, 1, self.padding_mode)
+
+
+class LabelConv(RegionConv):
+    """:class:`RegionConv` of labels, each weighted by its region's prior.
+
+    What it sees are the P pairs (region, label) that exist, 36 of 120 planes for six regions of LIP-20, and
+    one dense convolution of them: libraries are several times slower at groups.
+    """
+
+    pick: Tensor  # (L, P) float, buffers: the label of each pair
+    spread: Tensor  # (R, P), its region
+
+    def __init__(self, regions: Sequence[Members], members: Tensor, channels: int, padding: Padding) -> None:
+        super().__init__(members, channels, padding)
+        pairs = [(r, label) for r, region in enumerate(regions) for label in region.labels]
+        pick = torch.tensor([[float(i == label) for _, label in pairs] for i in range(members.shape[1])])
+        spread = torch.tensor([[float(i == r) for r, _ in pairs] for i in range(len(regions))])
+        self.register_buffer("pick", pick, persistent=False)
+        self.register_buffer("spread", spread, persistent=False)
+
+    def planes(self, parsing: Tensor, prior: Tensor) -> Tensor:
+        """(B, L, H, W) one-hot and (B, R, H, W) -> (B, P, H, W), label times prior; channels last."""
+        labels, priors = (x.permute(0, 2, 3, 1) for x in (parsing, prior))
+        return ((labels @ self.pick) * (priors @ self.spread)).permute(0, 3, 1, 2)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        own = self.spread.repeat_interleave(self.out_channels // self.groups, 0)  # (R c, P)
+        weight = (self.weight.permute(2, 3, 0, 1) @ self.pick * own).permute(2, 3, 0, 1)  # (R c, P, 3, 3)
+        if self.padding_mode == "reflect":
+            return F.conv2d(F.pad(planes, (1, 1, 1, 1), mode="reflect"), weight, stride=2)
+        return F.conv2d(planes, weight, stride=2, padding=1)
+
+
+class RegionEncoder(nn.Sequential):
+    """What ``first`` takes -> (B, R c, h, w): stride-2 convolutions in which no region sees another."""
+
+    def __init__(self, first: RegionConv, halvings: int, norm: str, slope: float, padding: Padding) -> None:
+        width, regions = first.out_channels, first.groups
         steps: list[nn.Module] = []
         for step in range(halvings):
-            width = regions * (channels if step else planes)
-            steps += [
-                nn.Conv2d(
-                    *(width, regions * channels, 3, 2, 1),
-                    groups=regions,
-                    bias=False,
-                    padding_mode=padding,
-                ),
-                make_norm(norm, regions * channels),
-                nn.LeakyReLU(slope, inplace=True),
-            ]
+            layer: nn.Module = first
+            if step:
+                layer = nn.Conv2d(width, width, 3, 2, 1, groups=regions, bias=False, padding_mode=padding)
+            steps += [layer, make_norm(norm, width), nn.LeakyReLU(slope, inplace=True)]
         super().__init__(*steps)
 
 
@@ -68,13 +113,17 @@ class RegionalFusion(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("fusion", fusion, FUSIONS)
+        parts = regions_of(partition, labels)
         joints, members = membership(partition, labels)
         self.register_buffer("joints", joints, persistent=False)
         self.register_buffer("members", members, persistent=False)
         self.regions, self.region_channels, self.fusion = len(joints), region_channels, fusion
+        self.limbs = tuple(region.limbs for region in parts)  # for limb_prior
         layer = (norm, lrelu_slope, padding)
-        self.encode_pose = RegionEncoder(self.regions, NUM_JOINTS, region_channels, halvings, *layer)
-        self.encode_labels = RegionEncoder(self.regions, members.shape[1], region_channels, halvings, *layer)
+        self.encode_pose = RegionEncoder(JointConv(joints, region_channels, padding), halvings, *layer)
+        self.encode_labels = RegionEncoder(
+            LabelConv(parts, members, region_channels, padding), halvings, *layer
+        )
         self.unseen = nn.Parameter(
             torch.zeros(self.regions, region_channels)
         )  # pose of a region without joints
@@ -87,11 +136,11 @@ class RegionalFusion(nn.Module):
             ResidualBlock(channels, 0.0, norm, lrelu_slope, padding),
         )
 
-    def forward(self, pose: Tensor, parsing: Tensor, prior: Tensor) -> Tensor:
+    def forward(self, pose: PoseMaps, parsing: Tensor, prior: Tensor) -> Tensor:
         """The fused semantics.
 
         Args:
-            pose: (B, 18, H, W) key-point maps of the source, all zero for a missing joint.
+            pose: of (B, 18, H, W), key-point maps of the source, all zero for a missing joint.
             parsing: (B, L, H, W) one-hot label map of the source.
             prior: (B, R, H, W) in [0, 1], how near a pixel is to the region's limbs; or 1.
 
@@ -102,14 +151,13 @@ class RegionalFusion(nn.Module):
         semantics: Tensor = self.join(fused.flatten(1, 2))
         return semantics
 
-    def regional(self, pose: Tensor, parsing: Tensor, prior: Tensor) -> Tensor:
+    def regional(self, pose: PoseMaps, parsing: Tensor, prior: Tensor) -> Tensor:
         """(B, R, c, h, w) the regions before they are joined; arguments as of ``forward``."""
-        joints, members = self.joints, self.members  # (R, 18), (R, L)
-        p = self._split(self.encode_pose((pose.unsqueeze(1) * joints[:, :, None, None]).flatten(1, 2)))
-        labeled = parsing.unsqueeze(1) * members[:, :, None, None] * prior.unsqueeze(2)
-        s = self._split(self.encode_labels(labeled.flatten(1, 2)))
-        visible = (pose.amax((2, 3)) > 0).unsqueeze(1) & joints  # (B, R, 18)
-        seen = visible.any(2)[:, :, None, None, None]
+        first = self.encode_labels[0]
+        assert isinstance(first, LabelConv)
+        p = self._split(self.encode_pose(pose))
+        s = self._split(self.encode_labels(first.planes(parsing, prior)))
+        seen = (pose.lit().unsqueeze(1) & self.joints).any(2)[:, :, None, None, None]  # (B, R, 1, 1, 1)
         p = torch.where(seen, p, self.unseen[:, :, None, None].to(p.dtype))
         mixed = self._split(self.mix(torch.cat((p, s), 2).flatten(1, 2)))
         if self.fusion == "gate":

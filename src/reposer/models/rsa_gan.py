@@ -27,9 +27,10 @@ from reposer.models.layers import (
     conv,
     crop_to,
     init_weights,
+    make_norm,
     pad_to_multiple,
 )
-from reposer.models.pose_maps import gaussian_maps
+from reposer.models.pose_maps import PoseConv2d, PoseMaps, pose_maps
 from reposer.models.rsa_attention import GatedCrossAttention
 from reposer.models.rsa_correspondence import StyleInjection
 from reposer.models.rsa_fusion import RegionalFusion
@@ -46,8 +47,8 @@ class RsaParts(NamedTuple):
 
 class _Inputs(NamedTuple):
     image: Tensor  # (B, 3, H, W) float
-    source_pose: Tensor  # (B, 18, H, W)
-    target_pose: Tensor  # (B, 18, H, W)
+    source_pose: PoseMaps  # of (B, 18, H, W)
+    target_pose: PoseMaps
     labels: Tensor  # (B, L, H, W) float
     prior: Tensor  # (B, R, H, W)
 
@@ -101,8 +102,14 @@ class RSAGAN(nn.Module):
         self.register_buffer("label_table", _label_table(labels), persistent=False)  # (256,) uint8
         self.labels = LABEL_COUNTS[labels]
         bodies = [ResidualBlock(width, 0.0, **layer) for _ in range(res_blocks)]
-        self.image_encoder = nn.Sequential(*_encoder(3, widths, **layer), *bodies)
-        self.pose_encoder = nn.Sequential(*_encoder(NUM_JOINTS, widths, **layer))
+        self.image_encoder = nn.Sequential(
+            ConvNormAct(3, widths[0], 7, **layer), *_halvings(widths, **layer), *bodies
+        )
+        first = PoseConv2d(NUM_JOINTS, widths[0], 7, padding=3, bias=False, padding_mode=padding)
+        act = nn.LeakyReLU(lrelu_slope, inplace=True)
+        self.pose_encoder = nn.Sequential(
+            nn.Sequential(first, make_norm(norm, widths[0]), act), *_halvings(widths, **layer)
+        )
         region_channels = width * 3 // 16
         self.fusion = (
             RegionalFusion(width, region_channels, halvings, partition, labels, fusion, **layer)
@@ -155,19 +162,22 @@ class RSAGAN(nn.Module):
     def _inputs(self, batch: PairBatch) -> _Inputs:
         """Everything that the networks see, padded until the modules' resolution divides it."""
         height, width = batch.source_image.shape[-2:]
-        poses = [
-            gaussian_maps(points, height, width, self.sigma)
+        source_pose, target_pose = (
+            pose_maps(points, height, width, self.sigma).padded(self.total_stride)
             for points in (batch.source_keypoints, batch.target_keypoints)
-        ]
+        )
         labels = onehot_parsing(self.label_table[batch.source_parsing.long()], self.labels).float()
         if self.fusion is None:
             prior = labels.new_ones(())
         elif self.use_prior:
-            prior = limb_prior(batch.source_keypoints, self.fusion.joints, height, width)
+            prior = limb_prior(batch.source_keypoints, self.fusion.limbs, height, width)
         else:
             prior = labels.new_ones(len(labels), self.fusion.regions, height, width)
-        maps = [to_float(batch.source_image), *poses, labels, prior]
-        return _Inputs(*(pad_to_multiple(x, self.total_stride) if x.dim() else x for x in maps))
+        image, labels, prior = (
+            pad_to_multiple(x, self.total_stride) if x.dim() else x
+            for x in (to_float(batch.source_image), labels, prior)
+        )
+        return _Inputs(image, source_pose, target_pose, labels, prior)
 
     def _tokens(self, appearance: Tensor, inputs: _Inputs) -> Tensor | None:
         """(B, R, C) mean appearance of each region, 0 for an empty one."""
@@ -181,10 +191,9 @@ class RSAGAN(nn.Module):
         return tokens
 
 
-def _encoder(planes: int, widths: list[int], **layer: Any) -> list[nn.Module]:
-    """7x7 at full resolution, then a stride-2 3x3 for each halving."""
-    steps: list[nn.Module] = [ConvNormAct(planes, widths[0], 7, **layer)]
-    return steps + [ConvNormAct(a, b, 3, 2, **layer) for a, b in pairwise(widths)]
+def _halvings(widths: list[int], **layer: Any) -> list[nn.Module]:
+    """A stride-2 3x3 from each width to the next."""
+    return [ConvNormAct(a, b, 3, 2, **layer) for a, b in pairwise(widths)]
 
 
 def _downward(widths: list[int]) -> list[tuple[int, int]]:

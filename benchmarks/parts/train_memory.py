@@ -1,0 +1,83 @@
+"""Peak memory of one whole training step at 256x176: generator, both critics, perceptual terms, updates.
+
+The correspondence of RSA-GAN compares every place with every other, (hw)² numbers a picture: 7.9 million at
+256x176. It is held in parts (models.rsa_correspondence), which this figure is the proof of.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from multiprocessing.connection import Connection
+
+import torch
+
+from reposer.experiments.presets import find_preset
+from reposer.losses.perceptual import PerceptualNetwork
+from reposer.models import rsa_correspondence
+from reposer.runtime import setup
+from reposer.training.gan_config import GanConfig
+from reposer.training.gan_state import GanState
+
+VGG19_SHAPES = {  # up to relu5_1: index in torchvision's list -> channels out, in
+    **{0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128)},
+    **dict.fromkeys((12, 14, 16), (256, 256)),
+    **{19: (512, 256), 21: (512, 512), 23: (512, 512), 25: (512, 512), 28: (512, 512)},
+}
+
+
+def deepfashion(batch_size: int) -> GanConfig:
+    """The preset ``rsa_deepfashion``, at full width, in float32."""
+    return find_preset("rsa_deepfashion").changed(batch_size=batch_size, precision="float32")
+
+
+def perceptual_network(config: GanConfig) -> PerceptualNetwork:
+    """VGG-19 to the deepest layer of the preset, with random weights."""
+    weights = {}
+    for index, shape in VGG19_SHAPES.items():
+        weights[f"{index}.weight"] = torch.randn(*shape, 3, 3) * (2 / (9 * shape[1])) ** 0.5
+        weights[f"{index}.bias"] = torch.zeros(shape[0])
+    names = list(dict.fromkeys(name for layers in config.feature_layers.values() for name in layers))
+    return PerceptualNetwork("vgg19", names, weights).to(memory_format=torch.channels_last)
+
+
+def measure(batch_size: int, threads: int, whole: bool) -> tuple[float, float]:
+    """Peak resident GB and processor seconds of one step in a process of its own.
+
+    Args:
+        whole: hold the correlation in one piece, to compare.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    context.Process(target=_work, args=(batch_size, threads, whole, theirs), daemon=True).start()
+    theirs.close()
+    result: tuple[float, float] = pipe.recv()
+    return result
+
+
+def _work(batch_size: int, threads: int, whole: bool, pipe: Connection) -> None:
+    from train_step import our_step, random_pairs  # what a step is
+
+    if whole:
+        rsa_correspondence._CHUNK_ELEMENTS = 2**62
+    config = deepfashion(batch_size)
+    runtime = setup("cpu", config.precision, threads, config.seed)
+    step = our_step(config, runtime, GanState(config, runtime), False, perceptual_network(config))
+    started = time.process_time()
+    loss = step(random_pairs(config, (256, 176), 0))
+    assert loss.isfinite()
+    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.process_time() - started))
+
+
+def report(batch_sizes: list[int], threads: int) -> dict[str, float]:
+    """Print the table; the figures for JSON."""
+    print(f"{'batch':>5} {'correlation':>12} {'peak GB':>8} {'CPU s':>7}")
+    figures = {}
+    for batch_size in batch_sizes:
+        for whole in (False, True):
+            peak, seconds = measure(batch_size, threads, whole)
+            kind = "whole" if whole else "parts"
+            print(f"{batch_size:5} {kind:>12} {peak:8.2f} {seconds:7.1f}", flush=True)
+            figures[f"rsa_peak_gb_batch{batch_size}_{kind}"] = peak
+    return figures
