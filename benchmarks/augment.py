@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reposer.data.generated_files import IMAGES, JOB, MANIFEST, part_path, write_part
-from reposer.data.generated_names import generated_name
+from reposer.data.generated.files import IMAGES, JOB, MANIFEST, part_path, write_part
+from reposer.data.generated.names import generated_name
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED, prepare_market1501
+from reposer.data.preparing.prepare import PACKED, prepare_market1501
 from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.files import sha256_bytes
 from reposer.generation.augmentation import AugmentOptions, augment

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from reposer.data.packed import PackedPeople
-from reposer.data.packing import pack
 from reposer.data.parsing import write_parsing
+from reposer.data.preparing.packing import pack
 from reposer.generation.batch import Options, generate
 from reposer.generation.export import GeneratorConfig
 from reposer.generation.pair_sources import PackedPairs

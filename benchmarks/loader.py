@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from reposer.data.datasets import PairDataset, TrainingSteps
 from reposer.data.packed import PackedPeople
-from reposer.data.packing import pack
 from reposer.data.parsing import write_parsing
+from reposer.data.preparing.packing import pack
 from reposer.data.samplers import draw_pairs
 from reposer.images import encode_jpeg, encode_png
 from reposer.structures import PairBatch, PersonRecord

@@ -25,7 +25,7 @@ from reposer.annotation.annotate import How, annotate
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.interfaces import AnnotatorInfo, Poses
 from reposer.annotation.person_mask import ParsingMasker
-from reposer.data.generated_files import write_part
+from reposer.data.generated.files import write_part
 from reposer.errors import UserError
 from reposer.folder_lock import locked
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reposer.data.generated_files import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, part_path, write_part
+from reposer.data.generated.files import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, part_path, write_part
 from reposer.data.packed import PackedPeople
 from reposer.files import sha256_bytes
 from reposer.generation.outputs import encode_marked

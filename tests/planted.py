@@ -10,8 +10,8 @@ import numpy as np
 
 from reposer.data.keypoints import JOINTS
 from reposer.data.packed import PackedPeople
-from reposer.data.packing import pack
 from reposer.data.parsing import LIP_LABELS, write_parsing
+from reposer.data.preparing.packing import pack
 from reposer.images import encode_png
 from reposer.structures import PersonRecord
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reposer.experiments.study_config import Arm, ArmFilter, StudyConfig, StudyRecipe
+from reposer.experiments.study.config import Arm, ArmFilter, StudyConfig, StudyRecipe
 
 ARMS = (
     Arm(name="real"),

@@ -27,7 +27,7 @@ from reposer.annotation.annotators import Annotators, Choice
 from reposer.annotation.parser import open_parser
 from reposer.cli.main import app
 from reposer.data.keypoints import read_keypoints_csv
-from reposer.data.prepare import prepare_people
+from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
 from reposer.files import DiskError
 

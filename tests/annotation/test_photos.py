@@ -29,7 +29,7 @@ from reposer.annotation.keypoint_detector import RcnnKeypoints
 from reposer.annotation.person_mask import DetectorMasker
 from reposer.annotation.photo_maker import COLUMNS as PHOTO_COLUMNS
 from reposer.annotation.photo_maker import LONG_SIDE, find_people
-from reposer.data.prepare import prepare_people
+from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
 from reposer.experiments.verification import verify_folder
 

@@ -10,7 +10,7 @@ import pytest
 
 from reposer.cli import main as cli
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.generation.export import GeneratorConfig
 from reposer.generation.pose_transfer import PoseTransfer

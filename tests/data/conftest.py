@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from reposer.data.packed import PackedPeople
-from reposer.data.packing import pack
 from reposer.data.parsing import write_parsing
+from reposer.data.preparing.packing import pack
 from reposer.images import encode_png
 from reposer.structures import PersonRecord
 

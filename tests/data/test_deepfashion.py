@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reposer.data.deepfashion import inshop_pairs, read_deepfashion
-from reposer.data.deepfashion_keypoints import NARROW, SQUARE, frame_of, to_image
-from reposer.data.inshop_names import parse_inshop_name, split_overlap
 from reposer.data.keypoints import HEADER
+from reposer.data.layouts.deepfashion import inshop_pairs, read_deepfashion
+from reposer.data.layouts.deepfashion_keypoints import NARROW, SQUARE, frame_of, to_image
+from reposer.data.layouts.inshop_names import parse_inshop_name, split_overlap
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import prepare_people
+from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
 from reposer.images import encode_jpeg
 from reposer.paths import RefusedFileError

@@ -10,11 +10,11 @@ import pytest
 from generated_sets import write_set
 from PIL import Image
 
-from reposer.data import generated_cache
-from reposer.data.generated import GeneratedPeople
-from reposer.data.leaks import refuse_synthetic
-from reposer.data.mixed_datasets import MixedDataset
+from reposer.data.generated import cache as generated_cache
+from reposer.data.generated.mixed_datasets import MixedDataset
+from reposer.data.generated.people import GeneratedPeople
 from reposer.data.packed import PackedPeople
+from reposer.data.preparing.leaks import refuse_synthetic
 from reposer.data.reid_datasets import ReidDataset
 from reposer.errors import UserError
 from reposer.generation.outputs import encode_marked

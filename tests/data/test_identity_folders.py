@@ -10,9 +10,9 @@ import pytest
 
 from reposer.data.keypoints import write_keypoints_csv
 from reposer.data.label_files import read_mask
+from reposer.data.layouts.reid_readers import read_people
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import prepare_people
-from reposer.data.reid_readers import read_people
+from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
 from reposer.images import ImageError, encode_png
 

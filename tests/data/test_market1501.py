@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reposer.data.keypoints import write_keypoints_csv
-from reposer.data.market1501 import read_market1501
-from reposer.data.market_names import MarketName, parse_name, stem
+from reposer.data.layouts.market1501 import read_market1501
+from reposer.data.layouts.market_names import MarketName, parse_name, stem
 from reposer.errors import UserError
 from reposer.images import encode_jpeg, encode_png
 from reposer.paths import RefusedFileError

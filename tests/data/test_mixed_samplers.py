@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from reposer.data.mixed_samplers import (
+from reposer.data.generated.mixed_samplers import (
     Mixture,
     draw_mixed_images,
     draw_mixed_pairs,

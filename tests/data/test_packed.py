@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from reposer.data.packed import PackedPeople
-from reposer.data.packing import claimed, pack
+from reposer.data.preparing.packing import claimed, pack
 from reposer.data.problems import AnnotationError
 from reposer.errors import UserError
 from reposer.structures import MISSING_LABEL, PersonRecord

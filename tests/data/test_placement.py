@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reposer.data.placement import FITS, Placement, known_fit
+from reposer.data.preparing.placement import FITS, Placement, known_fit
 from reposer.errors import UserError
 
 

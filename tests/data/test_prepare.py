@@ -20,7 +20,7 @@ from bad_inputs import CORPUS, encoded, exif, file_name, jpeg, picture, pixels
 
 from reposer.data.keypoints import HEADER, write_keypoints_csv
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.data.records import read_manifest
 from reposer.errors import UserError
 from reposer.image_rules import ACCEPTED

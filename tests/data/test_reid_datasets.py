@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reposer.data.packed import PackedPeople
-from reposer.data.packing import pack
+from reposer.data.preparing.packing import pack
 from reposer.data.reid_datasets import ReidDataset
 from reposer.errors import UserError
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.io
 
+from reposer.data.layouts.reid_readers import LAYOUTS, check_counts, read_people
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import prepare_people
-from reposer.data.reid_readers import LAYOUTS, check_counts, read_people
+from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
 from reposer.images import encode_jpeg, encode_png
 

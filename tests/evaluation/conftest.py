@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reposer.data.packed import PackedPeople
-from reposer.data.packing import pack
+from reposer.data.preparing.packing import pack
 from reposer.files import sha256_file
 from reposer.metrics.protocols import METRICS, FrechetMetric
 from reposer.structures import PersonRecord

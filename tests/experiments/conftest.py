@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reposer.data.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.data.rendered.dataset import write_rendered_dataset
 
 

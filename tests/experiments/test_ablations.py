@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from reposer.data.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.errors import UserError
 from reposer.experiments.ablation_table import AblationCell, AblationRow, cells_of

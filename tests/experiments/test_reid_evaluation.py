@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED, prepare_market1501
+from reposer.data.preparing.prepare import PACKED, prepare_market1501
 from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.errors import UserError
 from reposer.evaluation.feature_map import draw_map, map_points

@@ -19,20 +19,20 @@ from tiny_study import ARMS, tiny
 
 from reposer.config import save_config
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED
+from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.experiments.copying import copy_source
 from reposer.experiments.reid_presets import REID_PRESETS
 from reposer.experiments.stages import DONE, STAGES
 from reposer.experiments.studies import configure, run_study
-from reposer.experiments.study_config import Arm, Budget, StudyRecipe, with_steps
-from reposer.experiments.study_plan import StudyPlan
-from reposer.experiments.study_presets import STUDIES, find_study
-from reposer.experiments.study_results import Block, summarize_block
-from reposer.experiments.study_table import LATEX, PARQUET, to_latex, to_markdown
+from reposer.experiments.study.config import Arm, Budget, StudyRecipe, with_steps
+from reposer.experiments.study.plan import StudyPlan
+from reposer.experiments.study.presets import STUDIES, find_study
+from reposer.experiments.study.results import Block, summarize_block
+from reposer.experiments.study.table import LATEX, PARQUET, to_latex, to_markdown
 
 STUDY = "import sys; from pathlib import Path; from reposer.config import load_config; "
-STUDY += "from reposer.experiments.study_config import StudyConfig; "
+STUDY += "from reposer.experiments.study.config import StudyConfig; "
 STUDY += "from reposer.experiments.studies import run_study; "
 STUDY += "run_study(load_config(StudyConfig, Path(sys.argv[1])), Path(sys.argv[2]), workers=int(sys.argv[3]))"
 

@@ -12,15 +12,15 @@ import torch
 from tiny_study import ARMS, FILTERED, tiny
 from torch import nn
 
-from reposer.data.generated_files import read_rows
+from reposer.data.generated.files import read_rows
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED
+from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.experiments.studies import configure, run_study
-from reposer.experiments.study_config import ArmFilter, Budget, training_config
-from reposer.experiments.study_painters import Painter, _describe_parser
-from reposer.experiments.study_plan import StudyPlan
-from reposer.experiments.study_stages import SET
+from reposer.experiments.study.config import ArmFilter, Budget, training_config
+from reposer.experiments.study.painters import Painter, _describe_parser
+from reposer.experiments.study.plan import StudyPlan
+from reposer.experiments.study.stages import SET
 from reposer.generation.export import GeneratorConfig
 from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_transfer import PoseTransfer

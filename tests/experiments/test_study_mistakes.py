@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_study import ARMS, tiny
 
-from reposer.data.generated_files import read_rows
+from reposer.data.generated.files import read_rows
 from reposer.experiments.stages import work
-from reposer.experiments.study_mistakes import FACTORS, MISTAKES, TERCILES, _terciles, judged
-from reposer.experiments.study_mistakes_table import shares, write_mistakes
-from reposer.experiments.study_plan import REAL_IMAGES, StudyPlan
-from reposer.experiments.study_stages import FEATURES, SET
+from reposer.experiments.study.mistakes import FACTORS, MISTAKES, TERCILES, _terciles, judged
+from reposer.experiments.study.mistakes_table import shares, write_mistakes
+from reposer.experiments.study.plan import REAL_IMAGES, StudyPlan
+from reposer.experiments.study.stages import FEATURES, SET
 from reposer.generation.outfits import LOWER, outfits
 from reposer.reid.feature_files import read_features
 from reposer.structures import FeatureSet

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from reposer.data.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.export import GeneratorConfig
 from reposer.generation.forgetting import forget

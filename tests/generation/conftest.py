@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from reposer.data.packed import PackedPeople
-from reposer.data.packing import pack
 from reposer.data.parsing import write_parsing
+from reposer.data.preparing.packing import pack
 from reposer.generation.export import GeneratorConfig
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_png, to_float

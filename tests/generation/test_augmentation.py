@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from reposer.data.generated_names import check_names, generated_name, is_generated, parse_generated
-from reposer.data.market_names import parse_name
+from reposer.data.generated.names import check_names, generated_name, is_generated, parse_generated
+from reposer.data.layouts.market_names import parse_name
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.errors import UserError
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.filters import FilterOptions
@@ -334,7 +334,7 @@ def fault_kinds():
         return sorted((folder / "manifest").glob("part-*.parquet"))[1]
 
     def edit(folder, change):
-        from reposer.data.generated_files import read_part, write_part
+        from reposer.data.generated.files import read_part, write_part
         from reposer.generation.augmented_rows import COLUMNS
 
         path = part(folder)

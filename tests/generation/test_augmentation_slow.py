@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from reposer.data.generated_files import read_rows
+from reposer.data.generated.files import read_rows
 from reposer.generation.lineage import set_faults
 
 PICTURES = int(os.environ.get("REPOSER_AUGMENT_PICTURES", "20000"))

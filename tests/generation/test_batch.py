@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reposer.data.generated_files import find_faults, read_rows
+from reposer.data.generated.files import find_faults, read_rows
 from reposer.errors import UserError
 from reposer.generation.batch import Options, generate
 from reposer.generation.inputs import load_person

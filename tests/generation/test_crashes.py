@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reposer.data.generated_files import find_faults, read_rows
+from reposer.data.generated.files import find_faults, read_rows
 from reposer.errors import UserError
 from reposer.files import DiskError
 from reposer.generation import shards

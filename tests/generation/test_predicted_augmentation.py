@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reposer.data.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.files import sha256_file
 from reposer.generation.augmentation import AugmentOptions, augment

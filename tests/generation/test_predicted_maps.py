@@ -10,7 +10,7 @@ import torch
 from planted import SIZE, Planted, pack_planted
 from torch import nn
 
-from reposer.data.prepare import PACKED
+from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.generation import augmentation
 from reposer.generation.augmentation import AugmentOptions, augment

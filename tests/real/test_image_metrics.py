@@ -16,8 +16,8 @@ from torch import nn
 
 from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.packed import PackedPeople
-from reposer.data.packing import pack
 from reposer.data.pairs import read_pairs_csv
+from reposer.data.preparing.packing import pack
 from reposer.evaluation.image_quality import COPY, NEAREST, evaluate_pairs
 from reposer.evaluation.measurement import FLOOR
 from reposer.files import sha256_file

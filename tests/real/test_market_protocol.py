@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reposer.data.market_names import parse_name
+from reposer.data.layouts.market_names import parse_name
 from reposer.evaluation.reidentification import Rerank, evaluate_reid
 from reposer.reid.kissme import KISSME
 from reposer.reid.pair_statistics import pair_statistics

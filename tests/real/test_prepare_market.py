@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reposer.data.market_names import parse_name
+from reposer.data.layouts.market_names import parse_name
 from reposer.data.packed import PackedPeople
 from reposer.data.records import read_manifest
 
@@ -35,7 +35,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     out = tmp_path_factory.mktemp("market") / "out"
     code = """if True:
         import re, sys
-        from reposer.data.prepare import prepare_market1501
+        from reposer.data.preparing.prepare import prepare_market1501
         print(prepare_market1501(sys.argv[1], sys.argv[2], holdout=100).summary())
         # VmHWM is this program's own peak; ru_maxrss begins with that of the process which started it
         print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024)

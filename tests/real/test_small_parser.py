@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reposer.data.parsing_scores import label_confusion
-from reposer.data.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.experiments.parsing_presets import parser_small
 from reposer.models.parsing_network import parsing_network_from_run
 from reposer.training.parsing import train_parser

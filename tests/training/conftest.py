@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from reposer import checkpoint
-from reposer.data.packing import pack
 from reposer.data.pairs import write_pairs_csv
+from reposer.data.preparing.packing import pack
 from reposer.structures import PersonRecord
 from reposer.training.gan_config import (
     AdversarialConfig,

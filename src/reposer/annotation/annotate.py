@@ -30,8 +30,8 @@ from reposer.annotation.photo_maker import OUTPUTS as PHOTO_OUTPUTS
 from reposer.annotation.photo_maker import PhotoMaker, crop_origins
 from reposer.annotation.results import KEYPOINTS, AnnotationReport, write_results
 from reposer.annotation.shard_writing import Progress, Work, make_all
-from reposer.data.folder_scan import drop_collisions
-from reposer.data.identity_folders import list_images
+from reposer.data.layouts.folder_scan import drop_collisions
+from reposer.data.layouts.identity_folders import list_images
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import remove_tree

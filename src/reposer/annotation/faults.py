@@ -27,8 +27,7 @@ from reposer.annotation.result_faults import result_faults
 from reposer.annotation.results import REPORT
 from reposer.annotation.row_checks import row_faults
 from reposer.config import read_json
-from reposer.data.folder_scan import drop_collisions
-from reposer.data.generated_files import (
+from reposer.data.generated.files import (
     FILE_COLUMNS,
     JOB,
     MANIFEST,
@@ -38,7 +37,8 @@ from reposer.data.generated_files import (
     read_part,
     seal_path,
 )
-from reposer.data.identity_folders import list_images
+from reposer.data.layouts.folder_scan import drop_collisions
+from reposer.data.layouts.identity_folders import list_images
 from reposer.errors import UserError
 from reposer.paths import printable
 

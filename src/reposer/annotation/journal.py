@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 
 from reposer.config import differences, read_json
-from reposer.data.generated_files import (
+from reposer.data.generated.files import (
     FILE_COLUMNS,
     JOB,
     MANIFEST,

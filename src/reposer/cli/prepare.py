@@ -17,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Chosen = tuple[str, dict[str, Any]]  # layout and its keywords, see reposer.data.reid_readers and deepfashion
+Chosen = tuple[str, dict[str, Any]]  # layout and its keywords, see reposer.data.layouts
 
 
 def _root(
@@ -87,7 +87,7 @@ def _command(
 
 
 def _prepare(layout: str, options: dict[str, Any], shared: dict[str, Any]) -> None:
-    from reposer.data.prepare import prepare_people
+    from reposer.data.preparing.prepare import prepare_people
     from reposer.progress import Stages
 
     shared["size"] = parse_size(shared["size"])

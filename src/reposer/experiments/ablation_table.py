@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reposer.evaluation.significance import Difference
-from reposer.experiments.study_table import LATEX, MARKDOWN, PARQUET, p_text, tex
+from reposer.experiments.study.table import LATEX, MARKDOWN, PARQUET, p_text, tex
 from reposer.files import write_atomic
 
 _ARROWS = {"lower": "↓", "higher": "↑"}

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from reposer.config import Config, apply_overrides, load_config, read_json
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED
+from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.evaluation.image_quality import DEFAULT_METRICS
 from reposer.evaluation.significance import paired_bootstrap
@@ -27,7 +27,7 @@ from reposer.experiments.ablation_table import AblationCell, AblationRow, cells_
 from reposer.experiments.image_evaluation import evaluate_model
 from reposer.experiments.presets import find_preset
 from reposer.experiments.stages import Stage, StageCache, in_order
-from reposer.experiments.study_config import STUDY_FILE, save_study
+from reposer.experiments.study.config import STUDY_FILE, save_study
 from reposer.experiments.workers import make_all
 from reposer.files import sha256_file
 from reposer.generation.pose_transfer import PoseTransfer

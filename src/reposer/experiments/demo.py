@@ -17,13 +17,13 @@ from rich.console import Console
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import ordered_pairs
 from reposer.data.parsing import colorize
-from reposer.data.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
 from reposer.experiments.presets import san_demo
 from reposer.experiments.studies import run_study
-from reposer.experiments.study_config import StudyConfig
-from reposer.experiments.study_presets import demo as demo_study
+from reposer.experiments.study.config import StudyConfig
+from reposer.experiments.study.presets import demo as demo_study
 from reposer.files import remove_tree, write_atomic
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.grids import draw_grid

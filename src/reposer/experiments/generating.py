@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED
+from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.experiments.image_evaluation import read_named_pairs
 from reposer.generation.batch import Options, generate

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED
+from reposer.data.preparing.prepare import PACKED
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
 from reposer.experiments.reid_rows import tested_rows
 from reposer.files import write_atomic

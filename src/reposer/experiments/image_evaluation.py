@@ -13,7 +13,7 @@ from reposer.annotation.keypoint_detector import open_keypoint_detector
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import load_pairs
 from reposer.data.parsing import colorize
-from reposer.data.prepare import PACKED, PAIRS
+from reposer.data.preparing.prepare import PACKED, PAIRS
 from reposer.errors import UserError
 from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
 from reposer.evaluation.quality_report import ImageQualityReport

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from reposer.config import read_json
 from reposer.data.packed import PackedPeople
 from reposer.data.parsing import colorize
-from reposer.data.prepare import PACKED, PAIRS
+from reposer.data.preparing.prepare import PACKED, PAIRS
 from reposer.errors import UserError
 from reposer.evaluation.map_quality import MapQualityReport, Maps, evaluate_maps
 from reposer.experiments.image_evaluation import GRID_PEOPLE, read_named_pairs

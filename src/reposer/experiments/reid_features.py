@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.config import read_json
-from reposer.data.folder_scan import list_names
-from reposer.data.market_names import parse_name
+from reposer.data.layouts.folder_scan import list_names
+from reposer.data.layouts.market_names import parse_name
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.experiments.reid_rows import Rows

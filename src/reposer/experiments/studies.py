@@ -8,12 +8,12 @@ from pathlib import Path
 
 from reposer.config import apply_overrides
 from reposer.errors import UserError
-from reposer.experiments.study_config import STUDYS, Arm, StudyConfig, save_study
-from reposer.experiments.study_plan import StudyPlan, plan_stages, read_scores
-from reposer.experiments.study_presets import EXTRA_ARMS, find_study
-from reposer.experiments.study_report import study_notes, write_report_parts
-from reposer.experiments.study_results import ArmResult, Block, summarize_block
-from reposer.experiments.study_table import write_tables
+from reposer.experiments.study.config import STUDYS, Arm, StudyConfig, save_study
+from reposer.experiments.study.plan import StudyPlan, plan_stages, read_scores
+from reposer.experiments.study.presets import EXTRA_ARMS, find_study
+from reposer.experiments.study.report import study_notes, write_report_parts
+from reposer.experiments.study.results import ArmResult, Block, summarize_block
+from reposer.experiments.study.table import write_tables
 from reposer.experiments.workers import make_all
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from reposer.config import read_json
-from reposer.data.generated_files import JOB, find_faults
+from reposer.data.generated.files import JOB, find_faults
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import KIND
 from reposer.generation.lineage import set_faults
@@ -62,7 +62,7 @@ def _checkpoint_faults(run: Path) -> list[str]:
 
 def _verify_packed(folder: Path) -> None:
     from reposer.data.packed import PackedPeople
-    from reposer.data.prepare import PACKED
+    from reposer.data.preparing.prepare import PACKED
 
     PackedPeople.open(folder / PACKED).verify()
 

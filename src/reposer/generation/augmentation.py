@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from reposer.data.budgets import budget_rows
-from reposer.data.generated_checks import RealSet
-from reposer.data.generated_names import is_generated
+from reposer.data.generated.checks import RealSet
+from reposer.data.generated.names import is_generated
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import PACKED
+from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.generation.augmented_job import SPLIT, AugmentedPictures
 from reposer.generation.augmented_job import AugmentOptions as AugmentOptions

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from reposer.config import canonical_json
-from reposer.data.generated_names import check_names, generated_name
+from reposer.data.generated.names import check_names, generated_name
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.files import sha256_bytes

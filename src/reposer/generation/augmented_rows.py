@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from reposer.data.generated_files import list_parts, read_part, seal_path
+from reposer.data.generated.files import list_parts, read_part, seal_path
 from reposer.files import sha256_bytes, sha256_file, write_atomic
 from reposer.generation.real_list import REAL_ROWS
 

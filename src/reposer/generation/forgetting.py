@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reposer.config import read_json
-from reposer.data.generated_files import IMAGES, JOB, MANIFEST, list_parts, read_part, write_part
+from reposer.data.generated.files import IMAGES, JOB, MANIFEST, list_parts, read_part, write_part
 from reposer.errors import UserError
 from reposer.files import disk_faults, remove_temporaries, sync_folder, write_atomic
 from reposer.folder_lock import locked

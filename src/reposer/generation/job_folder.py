@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reposer.config import differences, read_json
-from reposer.data.generated_files import IMAGES, JOB, MANIFEST, file_faults, is_sealed, part_path, read_part
+from reposer.data.generated.files import IMAGES, JOB, MANIFEST, file_faults, is_sealed, part_path, read_part
 from reposer.errors import UserError
 from reposer.files import remove_temporaries, write_atomic
 

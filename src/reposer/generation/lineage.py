@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reposer.config import read_json
-from reposer.data.generated_files import (
+from reposer.data.generated.files import (
     FILE_COLUMNS,
     IMAGES,
     JOB,
@@ -28,8 +28,8 @@ from reposer.data.generated_files import (
     read_part,
     seal_path,
 )
-from reposer.data.generated_names import generated_name, parse_generated
-from reposer.data.market_names import stem
+from reposer.data.generated.names import generated_name, parse_generated
+from reposer.data.layouts.market_names import stem
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, SUMMARY, summarize
 from reposer.generation.forgetting import CACHES, FORGETTING, REMOVED, removed_counts

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.config import canonical_json
-from reposer.data.annotation_lookup import Annotations
 from reposer.data.packed import ROWS, PackedPeople
+from reposer.data.preparing.annotation_lookup import Annotations
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, sha256_file

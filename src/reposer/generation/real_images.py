@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from reposer.config import read_json
-from reposer.data.generated_files import is_sealed, write_part
-from reposer.data.generated_names import collisions
+from reposer.data.generated.files import is_sealed, write_part
+from reposer.data.generated.names import collisions
 from reposer.data.packed import PackedPeople
-from reposer.data.prepare import MANIFEST, REPORT
+from reposer.data.preparing.prepare import MANIFEST, REPORT
 from reposer.data.records import read_manifest
 from reposer.errors import UserError
 from reposer.files import disk_faults, sha256_file, sync_folder, write_atomic

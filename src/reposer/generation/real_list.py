@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from reposer.data.generated_files import read_part
-from reposer.data.generated_names import collisions
+from reposer.data.generated.files import read_part
+from reposer.data.generated.names import collisions
 from reposer.errors import UserError
 from reposer.files import sha256_file
 

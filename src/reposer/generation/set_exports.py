@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reposer.config import read_json
-from reposer.data.generated_files import IMAGES, JOB, list_parts, read_part
-from reposer.data.generated_names import collisions
-from reposer.data.market_names import parse_name
+from reposer.data.generated.files import IMAGES, JOB, list_parts, read_part
+from reposer.data.generated.names import collisions
+from reposer.data.layouts.market_names import parse_name
 from reposer.errors import UserError
 from reposer.files import atomic_folder, write_new
 from reposer.generation.augmented_rows import KIND

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reposer.data.generated_files import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, Columns, part_path, write_part
+from reposer.data.generated.files import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, Columns, part_path, write_part
 from reposer.files import DiskError, sha256_bytes, sync_folder
 from reposer.folder_lock import locked, share
 from reposer.generation.job_folder import STAGING, open_job, unfinished

@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.data.budgets import budget_rows
-from reposer.data.generated import GeneratedPeople
-from reposer.data.mixed_datasets import MixedDataset
-from reposer.data.mixed_samplers import (
+from reposer.data.generated.mixed_datasets import MixedDataset
+from reposer.data.generated.mixed_samplers import (
     Mixture,
     draw_mixed_images,
     draw_mixed_pairs,
     draw_mixed_people,
     real_count,
 )
+from reposer.data.generated.people import GeneratedPeople
 from reposer.data.packed import PackedPeople
 from reposer.data.reid_datasets import ReidDataset
 from reposer.data.reid_samplers import Groups, draw_image_pairs, draw_images, draw_people

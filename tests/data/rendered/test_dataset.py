@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from reposer.data.keypoints import read_keypoints_csv
-from reposer.data.market1501 import read_market1501
-from reposer.data.market_names import parse_name
+from reposer.data.layouts.market1501 import read_market1501
+from reposer.data.layouts.market_names import parse_name
 from reposer.data.parsing import read_parsing
 from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.data.rendered.shots import iterate_rendered, plan_shot, render_shots

@@ -1,0 +1,148 @@
+"""One way from the name of a layout to what `reposer prepare` writes: records, problems, pairs, remarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reposer.data.layouts.deepfashion import read_deepfashion
+from reposer.data.layouts.labeled_files import NO_CAMERA, Problems, Progress
+from reposer.data.layouts.market1501 import read_market1501
+from reposer.data.layouts.reid_readers import LAYOUTS, read_people
+from reposer.data.pairs import development_pairs, official_train_pairs
+from reposer.data.preparing.leaks import TRAINING
+from reposer.errors import UserError
+from reposer.structures import NUM_JOINTS, PersonRecord
+
+MARKET1501, DEEPFASHION = "market1501", "deepfashion"
+
+# torso: images that show both shoulders and hips, the official rule; parsing: images with a parsing map
+PairRule = Literal["torso", "parsing"]
+PAIR_RULES: tuple[PairRule, ...] = ("torso", "parsing")
+
+Place = str | Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A data set as it was read."""
+
+    records: list[PersonRecord]
+    problems: Problems
+    pairs: dict[str, list[tuple[str, str]]]  # "train", "val" -> names of source and target
+    notes: list[str] = field(default_factory=list)  # for the summary
+    training: tuple[str, ...] = TRAINING  # splits whose people may be trained on or chosen by
+
+
+def read_layout(
+    layout: str,
+    root: Path,
+    options: dict[str, Any],
+    *,
+    pairs: PairRule,
+    holdout: int,
+    places: tuple[Place, Place, Place],
+    soft_masks: bool,
+    on_progress: Progress | None,
+) -> Found:
+    """Read a data set of any layout.
+
+    Args:
+        options: keywords of the layout's reader.
+        pairs: which images make pairs.
+        places: of parsing maps, masks and key-points.
+        root, holdout, soft_masks, on_progress: see the readers.
+
+    Raises:
+        UserError: an unknown layout, option or pair rule, and all that the readers raise.
+    """
+    if pairs not in PAIR_RULES:
+        raise UserError(f"pairs {pairs}: unknown rule", f"use one of {', '.join(PAIR_RULES)}")
+    if layout == DEEPFASHION:
+        return _deepfashion(root, options, pairs, holdout, places, soft_masks, on_progress)
+    if layout == MARKET1501:
+        records, problems = read_market1501(root, *places, holdout, on_progress, soft_masks=soft_masks)
+    else:
+        if layout not in LAYOUTS:
+            known = ", ".join((MARKET1501, DEEPFASHION, *LAYOUTS))
+            raise UserError(f"layout {layout!r}: unknown", f"use one of {known}")
+        parsing, mask, keypoints = places
+        records, problems = read_people(
+            layout,
+            root,
+            options=options,
+            parsing=parsing,
+            mask=mask,
+            keypoints=keypoints,
+            soft_masks=soft_masks,
+            holdout=holdout,
+            on_progress=on_progress,
+        )
+    found = {split: _pairs(records, split, pairs) for split in ("train", "val")}
+    return Found(records, problems, found, _notes(records, bool(options.get("anonymous"))))
+
+
+def _deepfashion(
+    root: Path,
+    options: dict[str, Any],
+    pairs: PairRule,
+    holdout: int,
+    places: tuple[Place, Place, Place],
+    soft_masks: bool,
+    on_progress: Progress | None,
+) -> Found:
+    if holdout or pairs != "torso":
+        problem = "deepfashion has its own test images and pair rule"
+        raise UserError(f"{problem}: holdout and pairs cannot be chosen", "leave them out")
+    unknown = options.keys() - {"images", "lists", "frame"}
+    if unknown:
+        raise UserError(f"layout deepfashion: unknown option {min(unknown)}", "use images, lists or frame")
+    people = read_deepfashion(root, *places, **options, soft_masks=soft_masks, on_progress=on_progress)
+    notes = [f"identities    overlap of the official split: {people.overlap}"]
+    return Found(people.records, people.problems, people.pairs, notes, training=("train",))
+
+
+def _pairs(records: Sequence[PersonRecord], split: str, rule: PairRule) -> list[tuple[str, str]]:
+    """The official rule for training; for validation the fixed sample on which results are compared."""
+    chosen = [record for record in records if record.split == split]
+    if rule == "parsing":
+        chosen = [record for record in chosen if record.parsing is not None]
+    names = [record.name for record in chosen]
+    poses = np.array([_pose(record, rule) for record in chosen], np.float32).reshape(-1, NUM_JOINTS, 2)
+    pairs = (official_train_pairs if split == "train" else development_pairs)(names, poses)
+    return [(names[source], names[target]) for source, target in pairs.tolist()]
+
+
+def _pose(record: PersonRecord, rule: PairRule) -> NDArray[np.float32]:
+    """What the official rule looks at; where a parsing map is enough, every joint counts as present."""
+    if rule == "parsing":
+        return np.zeros((NUM_JOINTS, 2), np.float32)
+    return np.full((NUM_JOINTS, 2), np.nan, np.float32) if record.keypoints is None else record.keypoints
+
+
+def _notes(records: Sequence[PersonRecord], anonymous: bool) -> list[str]:
+    """What follows for training and measuring from labels that nobody knows."""
+    notes = []
+    if anonymous:
+        notes.append(
+            "identities    unknown: every image counts as a person of its own. No pair can be made: re-pose"
+            " these people with a trained generator, and do not train Re-ID on them"
+        )
+    unknown = sum(record.camid == NO_CAMERA for record in records)
+    if unknown == len(records):
+        notes.append(
+            f"cameras       unknown: every image has camera {NO_CAMERA}. Re-ID"
+            " scores take every image as a camera of its own; do not compare such numbers"
+            " with Market-1501's protocol; nothing tells whether the background is recognized"
+        )
+    elif unknown:
+        notes.append(
+            f"cameras       {unknown:,} images have camera {NO_CAMERA} (unknown) and count as one camera: two"
+            " of them of one person are never a match"
+        )
+    return notes

@@ -1,0 +1,280 @@
+"""Write a packed folder: decode, resize and store every image and annotation once, streaming, all or nothing.
+
+The folder is filled under a temporary name beside its place, synchronized and renamed; what a killed run left
+is removed by the next one, which starts again. Rows are appended to the files, so memory does not grow with
+the data set.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from reposer.data.keypoints import Pose
+from reposer.data.label_files import read_mask
+from reposer.data.packed import ARRAYS, HEADER, ROWS, SCHEMA_VERSION
+from reposer.data.parsing import read_parsing
+from reposer.data.preparing.array_writer import ArrayWriter
+from reposer.data.preparing.placement import Fit, Placement
+from reposer.data.problems import AnnotationError, AnnotationProblem
+from reposer.errors import UserError
+from reposer.files import atomic_folder, remove_tree, require_space, sha256_file
+from reposer.images import decode
+from reposer.paths import RefusedFileError
+from reposer.structures import MISSING_LABEL, NUM_JOINTS, PersonRecord
+
+MaskSource = Literal["mask", "parsing", "union"]
+MASK_SOURCES: tuple[MaskSource, ...] = ("mask", "parsing", "union")
+
+_CHUNK = 128  # people decoded ahead of the writer; bounds memory
+_ROWS_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("pid", pa.int64()),
+        ("camid", pa.int64()),
+        ("split", pa.string()),
+        ("sha256", pa.string()),  # of the original image file
+        (
+            "keypoints",
+            pa.list_(pa.float32(), NUM_JOINTS * 2),
+        ),  # x, y of each joint, pixels of the packed size, NaN missing
+        ("has_parsing", pa.bool_()),
+        ("mask_source", pa.string()),  # "mask", "parsing" (its labels other than background), "union", "ones"
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """What ``pack`` wrote, and what it could not use."""
+
+    count: int  # people packed
+    missing_parsing: int  # of them, without a usable parsing map: filled with MISSING_LABEL
+    mask_sources: dict[str, int]  # people by "mask", "parsing", "union", "ones"
+    problems: list[
+        AnnotationProblem
+    ]  # unreadable images (left out), unusable maps and masks (treated as missing)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How pictures and annotations become arrays of one size."""
+
+    size: tuple[int, int]  # (H, W)
+    fit: Fit = "resize"  # see placement.py
+    mask_source: MaskSource = "mask"  # the files first, the parsing alone, or both together
+    soft_masks: bool = False  # masks of more than two values are cut at half instead of refused
+
+
+@dataclass(slots=True)
+class _Person:
+    """One person at the packed size."""
+
+    record: PersonRecord
+    image: NDArray[np.uint8] | None  # (H, W, 3); None when the image cannot be read
+    parsing: NDArray[np.uint8]  # (H, W)
+    mask: NDArray[np.bool_]  # (H, W)
+    keypoints: Pose  # (J, 2)
+    has_parsing: bool
+    mask_source: str
+    problems: list[AnnotationProblem] = field(default_factory=list)
+
+
+def pack(
+    records: Sequence[PersonRecord],
+    root: str | Path,
+    out: str | Path,
+    size: tuple[int, int] | Packing,
+    *,
+    threads: int = 4,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PackReport:
+    """Write the packed folder ``out`` in the order of ``records``; ``PackedPeople.open`` reads it.
+
+    Images of another size are fitted (bilinear with antialiasing), maps and masks by nearest neighbor,
+    key-points by the same mapping. A person without a mask gets the parsing's labels other than background,
+    else all ones (docs/method.md, 33).
+
+    Args:
+        root: folder that the records' paths are relative to; it is only read.
+        size: (H, W) of the packed arrays, or more about how they are made.
+        threads: decoding threads; the result does not depend on them.
+        on_progress: called with (people done, people in all).
+
+    Raises:
+        UserError: no records, a name twice, no readable image, or the disk is full.
+    """
+    out = Path(out)
+    how = size if isinstance(size, Packing) else Packing(size)
+    repeated = [name for name, times in Counter(record.name for record in records).items() if times > 1]
+    if repeated:
+        raise UserError(
+            f"{root}: {len(repeated)} names occur more than once, first {repeated[0]}", "rename the files"
+        )
+    if not records:
+        raise UserError(f"{root}: the data set is empty", "check the folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    remove_remains(out)
+    height, width = how.size
+    require_space(out.parent, len(records) * height * width * 5)
+    with atomic_folder(out) as folder, claimed(folder):
+        with ArrayWriter(folder, how.size) as writer:
+            rows, report = _write_people(
+                _read_people(records, Path(root), how, threads), writer, len(records), on_progress
+            )
+        if not report.count:
+            raise UserError(f"{root}: none of {len(records)} images can be read", str(report.problems[0]))
+        pq.write_table(pa.Table.from_pylist(rows, schema=_ROWS_SCHEMA), folder / ROWS)
+        _write_header(folder, how, report)
+    return report
+
+
+def _write_people(
+    people: Iterator[_Person],
+    writer: ArrayWriter,
+    total: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[list[dict[str, Any]], PackReport]:
+    rows: list[dict[str, Any]] = []
+    problems: list[AnnotationProblem] = []
+    for done, person in enumerate(people, start=1):
+        problems += person.problems
+        if person.image is not None:
+            writer.append(person.image, person.parsing, person.mask)
+            rows.append(_row(person))
+        if on_progress is not None:
+            on_progress(done, total)
+    masks = Counter(str(row["mask_source"]) for row in rows)
+    missing = sum(not row["has_parsing"] for row in rows)
+    return rows, PackReport(len(rows), missing, dict(sorted(masks.items())), problems)
+
+
+def _row(person: _Person) -> dict[str, Any]:
+    record = person.record
+    return {
+        **{name: getattr(record, name) for name in ("name", "pid", "camid", "split", "sha256")},
+        "keypoints": person.keypoints.ravel(),
+        "has_parsing": person.has_parsing,
+        "mask_source": person.mask_source,
+    }
+
+
+def _read_people(
+    records: Sequence[PersonRecord], root: Path, how: Packing, threads: int
+) -> Iterator[_Person]:
+    """People in the order of the records, ``_CHUNK`` decoded ahead (Pillow decodes outside the GIL)."""
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(records), _CHUNK):
+            yield from pool.map(partial(_read_person, root=root, how=how), records[start : start + _CHUNK])
+
+
+def _read_person(record: PersonRecord, root: Path, how: Packing) -> _Person:
+    problems: list[AnnotationProblem] = []
+    image = parsing = mask = None
+    with _listed(problems, record.path, "image", "the person is left out"):
+        image = decode(root / record.path, root)
+    original = (record.height, record.width) if image is None else (image.shape[0], image.shape[1])
+    if image is not None and record.parsing is not None:
+        with _listed(problems, record.parsing, "parsing", "treated as missing"):
+            parsing = read_parsing(root / record.parsing, original, root=root)
+    if image is not None and record.mask is not None and how.mask_source != "parsing":
+        with _listed(problems, record.mask, "mask", "treated as missing"):
+            mask = read_mask(root / record.mask, original, root, soft=how.soft_masks)
+    person, mask_source = _person_mask(mask, parsing, original, how.mask_source)
+    labels = np.full(original, MISSING_LABEL, np.uint8) if parsing is None else parsing
+    keypoints = np.full((NUM_JOINTS, 2), np.nan, np.float32) if record.keypoints is None else record.keypoints
+    place = Placement.of(original, how.size, how.fit)
+    return _Person(
+        record=record,
+        image=None if image is None else place.picture(image),
+        parsing=place.labels(labels, outside=MISSING_LABEL if parsing is None else 0),
+        mask=place.labels(person.astype(np.uint8)).astype(np.bool_),
+        keypoints=place.keypoints(keypoints),
+        has_parsing=parsing is not None,
+        mask_source=mask_source,
+        problems=problems,
+    )
+
+
+def _person_mask(
+    mask: NDArray[np.bool_] | None,
+    parsing: NDArray[np.uint8] | None,
+    size: tuple[int, int],
+    source: MaskSource,
+) -> tuple[NDArray[np.bool_], str]:
+    """(H, W) True on the person, and what it was made of."""
+    parsed = parsing != 0 if parsing is not None and parsing.any() else None
+    if mask is not None and parsed is not None and source == "union":
+        return mask | parsed, "union"
+    if mask is not None:
+        return mask, "mask"
+    return (np.ones(size, np.bool_), "ones") if parsed is None else (parsed, "parsing")
+
+
+@contextmanager
+def _listed(problems: list[AnnotationProblem], file: str, what: str, consequence: str) -> Iterator[None]:
+    """Turn the refusal of one file into a line of the report."""
+    try:
+        yield
+    except UserError as error:
+        reason = error.problem
+        if isinstance(error, RefusedFileError):
+            reason = error.reason
+        elif isinstance(error, AnnotationError):
+            reason = f"{error.listed.field} {error.listed.message}"
+        problems.append(AnnotationProblem(file, 0, what, f"{reason}; {consequence}"))
+
+
+def _write_header(folder: Path, how: Packing, report: PackReport) -> None:
+    hashes = {name: sha256_file(folder / name) for name in (*(f"{array}.npy" for array in ARRAYS), ROWS)}
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "size": list(how.size),
+        "fit": how.fit,
+        "count": report.count,
+        "labels": "lip20",
+        "missing_parsing": report.missing_parsing,
+        "mask_sources": report.mask_sources,
+        "problems": len(report.problems),
+        "sha256": hashes,
+        "content_hash": hashlib.sha256("\n".join(hashes.values()).encode()).hexdigest(),
+    }
+    (folder / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Lock a temporary folder while its writer lives; the kernel drops the lock when the writer is killed."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_remains(out: Path) -> None:
+    """Delete temporary folders of killed runs; one whose writer lives is locked and stays."""
+    for folder in sorted(out.parent.glob(f".{out.name}.tmp-*")):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_tree(folder)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,203 @@
+"""`reposer prepare`: index a data set, check all of it, pack it for training; the originals are only read.
+
+A prepared folder holds manifest.parquet, report.json, problems.csv, pairs_train.csv, pairs_val.csv, packed/.
+It is built beside its place and renamed: complete or not there. Preparing again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from reposer.data.pairs import write_pairs_csv
+from reposer.data.preparing.by_layout import MARKET1501, Found, PairRule, read_layout
+from reposer.data.preparing.leaks import find_leaks, refuse_synthetic
+from reposer.data.preparing.packing import MASK_SOURCES, MaskSource, Packing, claimed, pack, remove_remains
+from reposer.data.preparing.placement import Fit, known_fit
+from reposer.data.preparing.report import PrepareReport, count_annotations, count_problems, count_splits
+from reposer.data.problems import problems_csv
+from reposer.data.records import write_manifest
+from reposer.errors import UserError
+from reposer.files import atomic_folder, replaced_name, sha256_file, write_new
+from reposer.paths import printable
+
+REPORT, MANIFEST, PROBLEMS, PACKED = "report.json", "manifest.parquet", "problems.csv", "packed"
+PAIRS = {"train": "pairs_train.csv", "val": "pairs_val.csv"}
+
+Progress = Callable[[str, int, int], None]  # ("checking" or "packing", images done, images in all)
+
+
+class PrepareArguments(TypedDict, total=False):
+    """What every layout can be told; the defaults are in DEFAULTS."""
+
+    holdout: int  # people of the training split to hold out for validation, those with the highest pids
+    size: tuple[int, int]  # (H, W) of the packed images
+    fit: Fit  # how pictures of another size get there, see placement.py
+    pairs: PairRule  # who makes a pair, see prepare_layouts.py
+    parsing: str | Path | None  # folder of label maps, inside the root
+    mask: str | Path | None  # folder of masks, inside the root
+    keypoints: str | Path | None  # colon CSV of joints
+    mask_source: MaskSource  # what the packed masks are made of, see packing.py
+    soft_masks: bool  # masks of more than two values are cut at half instead of refused
+
+
+DEFAULTS: PrepareArguments = {
+    "holdout": 0,
+    "size": (128, 64),
+    "fit": "resize",
+    "pairs": "torso",
+    "parsing": None,
+    "mask": None,
+    "keypoints": None,
+    "mask_source": "mask",
+    "soft_masks": False,
+}
+_PLACES: tuple[Literal["parsing"], Literal["mask"], Literal["keypoints"]] = ("parsing", "mask", "keypoints")
+_LATER = ("fit", "pairs", "mask_source", "soft_masks")  # written where they differ from the default
+
+
+def prepare_market1501(
+    root: str | Path,
+    out: str | Path,
+    *,
+    on_progress: Progress | None = None,
+    **arguments: Unpack[PrepareArguments],
+) -> PrepareReport:
+    """:func:`prepare_people` for a data set in Market-1501's layout and names (see market1501.py)."""
+    return prepare_people(MARKET1501, root, out, on_progress=on_progress, **arguments)
+
+
+def prepare_people(
+    layout: str,
+    root: str | Path,
+    out: str | Path,
+    *,
+    options: dict[str, Any] | None = None,
+    on_progress: Progress | None = None,
+    **arguments: Unpack[PrepareArguments],
+) -> PrepareReport:
+    """Read a data set and write the prepared folder ``out``.
+
+    Good rows are kept; everything else is a line of problems.csv: file, row, field, rule, message.
+
+    Args:
+        layout: "market1501", "deepfashion" or a key of ``reid_readers.LAYOUTS``.
+        root: the data set's folder.
+        out: folder to write; replaced when it was prepared with the same arguments, else refused.
+        options: keywords of the layout, JSON values.
+        on_progress: called after each image.
+        arguments: see PrepareArguments.
+
+    Raises:
+        UserError: an unusable data set, layout, option or argument, an ``out`` of another configuration, a
+            full disk. Nothing is written then.
+    """
+    root, out = Path(root), Path(os.path.abspath(out))
+    chosen: PrepareArguments = {**DEFAULTS, **arguments}
+    if unknown := chosen.keys() - DEFAULTS.keys():
+        raise TypeError(f"prepare_people() got an unexpected keyword argument {min(unknown)!r}")
+    how = _packing(chosen)
+    config = _config(layout, root, options or {}, chosen)
+    _check_out(root, out, config)
+    found = read_layout(
+        layout,
+        root,
+        options or {},
+        pairs=chosen["pairs"],
+        holdout=chosen["holdout"],
+        places=(chosen["parsing"], chosen["mask"], chosen["keypoints"]),
+        soft_masks=how.soft_masks,
+        on_progress=_stage(on_progress, "checking"),
+    )
+    refuse_synthetic(root, found.records)
+    found.problems.extend(find_leaks(found.records, found.training))
+    return _write(root, out, config, found, how, on_progress)
+
+
+def _write(
+    root: Path,
+    out: Path,
+    config: dict[str, Any],
+    found: Found,
+    how: Packing,
+    on_progress: Progress | None,
+) -> PrepareReport:
+    remove_remains(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(out) as folder, claimed(folder):
+        write_manifest(folder / MANIFEST, found.records)
+        for split, name in PAIRS.items():
+            write_pairs_csv(folder / name, found.pairs[split])
+        write_new(folder / PROBLEMS, problems_csv(found.problems))
+        counts, examples = count_problems(found.problems)
+        report = PrepareReport(
+            root=printable(root),
+            out=printable(out),
+            config=config,
+            splits=count_splits(found.records),
+            annotations=count_annotations(found.records),
+            pairs={split: len(found.pairs[split]) for split in PAIRS},
+            problems=counts,
+            examples=examples,
+            manifest_sha256=sha256_file(folder / MANIFEST),
+            notes=found.notes,
+        )
+        progress = _stage(on_progress, "packing")
+        packed = pack(found.records, root, folder / PACKED, how, on_progress=progress)
+        if packed.problems:
+            raise UserError(f"{packed.problems[0]}", "the data set changed while it was read; prepare again")
+        write_new(folder / REPORT, report.to_json())
+    return report
+
+
+def _packing(chosen: PrepareArguments) -> Packing:
+    source = chosen["mask_source"]
+    if source not in MASK_SOURCES:
+        raise UserError(f"mask source {source}: unknown", f"use one of {', '.join(MASK_SOURCES)}")
+    return Packing(chosen["size"], known_fit(chosen["fit"]), source, chosen["soft_masks"])
+
+
+def _config(layout: str, root: Path, options: dict[str, Any], chosen: PrepareArguments) -> dict[str, Any]:
+    """What decides the result, as JSON; arguments that came later are there only where they are used."""
+    config: dict[str, Any] = {
+        "data_set": os.path.abspath(root),
+        "holdout": chosen["holdout"],
+        "size": list(chosen["size"]),
+    }
+    for name in _PLACES:
+        place = chosen[name]
+        config[name] = None if place is None else os.path.abspath(place)
+    given: dict[str, Any] = {**chosen}
+    defaults: dict[str, Any] = {**DEFAULTS}
+    config |= {name: given[name] for name in _LATER if given[name] != defaults[name]}
+    return config if layout == MARKET1501 else config | {"layout": layout, "options": options}
+
+
+def _check_out(root: Path, out: Path, config: dict[str, Any]) -> None:
+    """Refuse to write into the data set, over a foreign folder, or over another configuration's."""
+    real_root, real_out = os.path.realpath(root), os.path.realpath(out)
+    if os.path.commonpath((real_root, real_out)) in (real_root, real_out):
+        advice = "give a folder outside the data set, which is never changed"
+        raise UserError(f"{printable(out)}: overlaps with the data set {printable(root)}", advice)
+    aside = replaced_name(out)
+    if aside.is_dir() and not out.exists():
+        os.rename(aside, out)  # a kill between the two renames of an earlier run
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        before = json.loads((out / REPORT).read_bytes())["config"]
+        changed = [key for key in config | before if before.get(key) != config.get(key)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{printable(out)}: exists and is no prepared folder"
+        raise UserError(problem, "give another folder") from error
+    if changed:
+        values = ", ".join(f"{key} {before.get(key)} (now {config.get(key)})" for key in changed)
+        advice = "give another folder, or delete this one"
+        raise UserError(f"{printable(out)}: was prepared with other arguments: {values}", advice)
+
+
+def _stage(on_progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    return None if on_progress is None else lambda done, total: on_progress(stage, done, total)

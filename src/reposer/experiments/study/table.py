@@ -1,0 +1,165 @@
+"""The table of a study as Parquet (every number), Markdown (to read) and LaTeX (to print)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reposer.experiments.study.results import ArmResult, Block, Comparison
+from reposer.files import write_atomic
+
+Results = Mapping[Block, Sequence[ArmResult]]
+PARQUET, MARKDOWN, LATEX = "table.parquet", "table.md", "table.tex"
+SHOWN = ("rank1", "mAP_step", "mAP_trapezoid")
+_LABELS = {"rank1": "rank-1", "mAP_step": "mAP (step)", "mAP_trapezoid": "mAP (trapezoid)"}
+_ALPHA = 0.05  # a star in LaTeX: below it after Holm's adjustment
+
+
+def write_tables(folder: Path, results: Results, notes: Sequence[str]) -> None:
+    """Write table.parquet, table.md and table.tex into ``folder``; each appears whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(long_table(results), sink)
+    write_atomic(folder / PARQUET, sink.getvalue().to_pybytes())
+    write_atomic(folder / MARKDOWN, to_markdown(results, notes).encode())
+    write_atomic(folder / LATEX, to_latex(results).encode())
+
+
+def long_table(results: Results) -> pa.Table:
+    """A row for each block, arm, metric and control; fractions in [0, 1].
+
+    An arm without a control (the control itself) has one row with nulls, so that every mean is in the table.
+    """
+    rows: list[dict[str, Any]] = []
+    for block, arms in results.items():
+        for result in arms:
+            for metric, mean in result.means.items():
+                same = {"recipe": block.recipe, "budget": block.budget, "method": block.method}
+                same |= {"arm": result.arm, "metric": metric, "mean": mean, "sd": result.deviations[metric]}
+                same |= {"by_seed": list(result.by_seed[metric])}
+                comparisons: Sequence[Comparison | None] = result.comparisons.get(metric) or [None]
+                rows += [same | _columns(comparison) for comparison in comparisons]
+    return pa.Table.from_pylist(rows, _SCHEMA)
+
+
+def to_markdown(results: Results, notes: Sequence[str]) -> str:
+    """A table for each block, percent; then the notes."""
+    lines = []
+    for block, arms in results.items():
+        lines += [f"### {title_of(block)}", ""]
+        header, rows = block_cells(arms)
+        lines += [_line(header), _line(["---", *["---:"] * (len(header) - 1)]), *map(_line, rows), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
+
+
+def title_of(block: Block) -> str:
+    """For example ``ide_small, 20 % of the images, xqda``."""
+    return f"{block.recipe}, {100 * block.budget:g} % of the images, {block.method}"
+
+
+def block_cells(arms: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a block: percent, mean and standard deviation over seeds, then the differences."""
+    controls = list(dict.fromkeys(c.control for arm in arms for c in arm.comparisons["rank1"]))
+    header = ["arm", *(_LABELS[metric] for metric in SHOWN)]
+    for control in controls:
+        header += [f"{_LABELS[metric]} - {control} [95 %], p" for metric in SHOWN[:2]]
+    rows = []
+    for arm in arms:
+        cells = [arm.arm, *(_mean(arm, metric) for metric in SHOWN)]
+        for control in controls:
+            for metric in SHOWN[:2]:
+                found = [c for c in arm.comparisons[metric] if c.control == control]
+                cells.append(_compared(found[0]) if found else "")
+        rows.append(cells)
+    return header, rows
+
+
+def to_latex(results: Results) -> str:
+    """A tabular for each budget: an arm a line, rank-1 and mAP (step) of each recipe and distance; the layout
+    of the paper's table. A star marks what differs from the first control after Holm's adjustment (5 %)."""
+    parts = []
+    for budget, group in groupby(results, key=lambda block: block.budget):
+        blocks = list(group)
+        columns = "l" + "rr" * len(blocks)
+        heads = " & ".join(
+            rf"\multicolumn{{2}}{{c}}{{{tex(block.recipe)}, {tex(block.method)}}}" for block in blocks
+        )
+        lines = [rf"% {100 * budget:g} % of the images", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
+        lines += [rf" & {heads} \\", "arm" + " & rank-1 & mAP" * len(blocks) + r" \\", r"\hline"]
+        for number, first in enumerate(results[blocks[0]]):
+            cells = [tex(first.arm)]
+            for block in blocks:
+                arm = results[block][number]
+                cells += [_tex_mean(arm, metric) for metric in SHOWN[:2]]
+            lines.append(" & ".join(cells) + r" \\")
+        parts.append("\n".join([*lines, r"\hline", r"\end{tabular}"]))
+    return "\n\n".join(parts) + "\n"
+
+
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("recipe", "method", "arm", "metric")),
+        ("budget", pa.float64()),
+        ("mean", pa.float64()),
+        ("sd", pa.float64()),  # over seeds
+        ("by_seed", pa.list_(pa.float64())),
+        ("control", pa.string()),
+        *((name, pa.float64()) for name in ("difference", "low", "high", "p", "p_seeds", "p_holm")),
+        ("identities", pa.int64()),
+    ]
+)
+
+
+def _columns(comparison: Comparison | None) -> dict[str, Any]:
+    if comparison is None:
+        return {}
+    found = comparison.difference
+    return {
+        "control": comparison.control,
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "p_seeds": found.p_seeds,
+        "p_holm": comparison.p_holm,
+        "identities": found.identities,
+    }
+
+
+def _mean(arm: ArmResult, metric: str) -> str:
+    deviation = arm.deviations[metric]
+    text = f"{100 * arm.means[metric]:.1f}"
+    return text if deviation is None else f"{text} ± {100 * deviation:.1f}"
+
+
+def _compared(comparison: Comparison) -> str:
+    d = comparison.difference
+    interval = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+    adjusted = f"Holm {p_text(comparison.p_holm)}, seeds {p_text(d.p_seeds)}"
+    return f"{100 * d.value:+.1f} {interval}, p {p_text(d.p)} ({adjusted})"
+
+
+def p_text(value: float) -> str:
+    """Three digits; 10,000 draws give no more."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _tex_mean(arm: ArmResult, metric: str) -> str:
+    text = _mean(arm, metric).replace("±", r"$\pm$")
+    comparisons = arm.comparisons[metric][:1]
+    return text + ("$^*$" if comparisons and comparisons[0].p_holm < _ALPHA else "")
+
+
+def tex(text: str) -> str:
+    """Signs that mean something to LaTeX, as themselves."""
+    for sign in "_%&#":
+        text = text.replace(sign, "\\" + sign)
+    return text
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
