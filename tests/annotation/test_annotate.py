@@ -229,6 +229,14 @@ def test_every_bad_image_has_its_rule_and_the_others_are_done(tmp_path):
     assert again.work.made == 0
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_name_that_no_copy_can_bear_costs_only_itself(folder, tmp_path, apart):
+    shutil.copy(folder / "0001/0000_c1.png", folder / "c:x.png")
+    report = annotate(folder, tmp_path / "out" if apart else None, stubs)
+    assert (report.annotated, report.rules) == (12, {"bad-path": 1})
+    assert "c:x.png,,name,bad-path" in (report.root / "annotation/problems.csv").read_text()
+
+
 def test_a_photo_is_no_crop(tmp_path):
     Image.new("RGB", (2001, 2000)).save(tmp_path / "photo.png")
     Image.new("RGB", (24, 40), (90, 0, 0)).save(tmp_path / "crop.png")

@@ -35,7 +35,7 @@ from reposer.data.layouts.identity_folders import list_images
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import remove_tree
-from reposer.paths import printable
+from reposer.paths import check_relative, printable
 
 SAMPLE = "sample"  # folder in BOOK: a first look
 OpenDetector = Callable[[], tuple[nn.Module, AnnotatorInfo]]
@@ -120,7 +120,13 @@ def annotate(
 
 
 def _images(folder: Path, problems: list[AnnotationProblem]) -> list[str]:
-    found = list_images(folder, problems)
+    found = []
+    for path in list_images(folder, problems):
+        try:
+            found.append(check_relative(path))
+        except ValueError as error:  # c:x.jpg: no place of a copy, and no file on Windows
+            message = f"{error}; left out: rename the file"
+            problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-path"))
     kept, collisions = drop_collisions((path, path.rpartition(".")[0]) for path in found)
     problems += collisions
     if not kept:

@@ -40,7 +40,7 @@ from reposer.data.generated.files import (
 from reposer.errors import UserError
 from reposer.files import remove_temporaries, sha256_bytes, sha256_file, sync_folder, write_atomic
 from reposer.images import MAX_FILE_BYTES
-from reposer.paths import RefusedFileError, contained, printable, read_regular
+from reposer.paths import RefusedFileError, check_relative, contained, printable, read_regular
 
 GIVEN = "given_sha256"  # column of the hash of the user's own files that were used for an image
 BOOK = "annotation"  # the folder, beside what is made
@@ -198,16 +198,28 @@ class ShardFiles:
         """Make all of it durable, move it to its place, and only then say so in the manifest."""
         with ThreadPoolExecutor(_FSYNC_THREADS) as pool:
             deque(pool.map(_sync, self._places.values()), maxlen=0)
-        folders = set()
+        folders: dict[str, Path] = {}  # by their relative paths
         for place, staged in self._places.items():
-            target = contained(self._task.root, place)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged, target)
-            folders |= {parent for parent in target.parents if parent.is_relative_to(self._task.root)}
-        for folder in sorted(folders, reverse=True):
+            inside, _, name = check_relative(place).rpartition("/")
+            if inside not in folders:
+                folders[inside] = _made_folder(self._task.root, inside)
+            os.replace(staged, folders[inside] / name)  # a link of this name is replaced, not followed
+        above = {parent for folder in folders.values() for parent in (folder, *folder.parents)}
+        for folder in sorted((one for one in above if one.is_relative_to(self._task.root)), reverse=True):
             sync_folder(folder)
         write_part(part_path(self._task.book, self._number), rows, self._task.columns, synthetic=False)
         os.rmdir(self._staging)
+
+
+def _made_folder(root: Path, inside: str) -> Path:
+    """``root / inside``, which is made; refused where it leads outside.
+
+    Raises:
+        RefusedFileError: rule ``link-outside``.
+    """
+    folder = contained(root, inside) if inside else root
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _planned(path: Path, images: Sequence[str], notes: list[str]) -> list[Shard]:
