@@ -9,11 +9,13 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
 
 from reposer.experiments.presets import find_preset
+from reposer.images import to_float
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.models import rsa_correspondence
 from reposer.runtime import setup
@@ -64,8 +66,10 @@ def _work(batch_size: int, threads: int, whole: bool, pipe: Connection) -> None:
     config = deepfashion(batch_size)
     runtime = setup("cpu", config.precision, threads, config.seed)
     step = our_step(config, runtime, GanState(config, runtime), False, perceptual_network(config))
+    batch = random_pairs(config, (256, 176), 0)
+    batch = replace(batch, target_image=to_float(batch.target_image))
     started = time.process_time()
-    loss = step(random_pairs(config, (256, 176), 0))
+    loss = step(batch)
     assert loss.isfinite()
     pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.process_time() - started))
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 def mean_squared_error(maps: Tensor, wanted: Tensor) -> Tensor:
     """``F.mse_loss`` of (B, C, H, W), to float tolerance; a scalar. Only ``maps`` receives a gradient."""
-    loss: Tensor = _MeanSquaredError.apply(maps, wanted.detach())  # type: ignore[no-untyped-call]
+    loss: Tensor = _MeanSquaredError.apply(maps, wanted.detach())
     return loss
 
 
@@ -21,10 +21,11 @@ class _MeanSquaredError(torch.autograd.Function):
         difference = maps - wanted
         ctx.save_for_backward(difference)
         # one pass; a norm of all at once would add up millions of float32 one by one
-        return torch.linalg.vector_norm(difference, dim=(1, 3)).square().sum() / difference.numel()
+        lengths: Tensor = torch.linalg.vector_norm(difference, dim=(1, 3))
+        return lengths.square().sum() / difference.numel()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return difference * (gradient * (2 / difference.numel())), None

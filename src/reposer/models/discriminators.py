@@ -86,13 +86,17 @@ class ResnetDiscriminator(nn.Module):
 
     def _judge_pose(self, image: Tensor, keypoints: Tensor) -> Tensor:
         """The logits of the image beside its key-point maps, never made: the first layer is linear."""
-        (first, *rest), *steps = self.network
-        maps = pose_maps(keypoints, *image.shape[2:])
-        weight = first.weight
-        x = first._conv_forward(image.contiguous(memory_format=torch.channels_last), weight[:, :3], None)
-        x = x + convolve(maps, weight[:, 3:], first.stride[0], first.kernel_size[0] // 2, first.padding_mode)
-        logits: Tensor = nn.Sequential(*rest, *steps)(x)
-        return logits
+        stem = self.network[0]
+        assert isinstance(stem, ConvNormAct)
+        layer = stem[0]
+        assert isinstance(layer, nn.Conv2d)
+        image = image.contiguous(memory_format=torch.channels_last)
+        x = layer._conv_forward(image, layer.weight[:, :3], None)
+        maps = pose_maps(keypoints, x.shape[2], x.shape[3])
+        x = x + convolve(maps, layer.weight[:, 3:], 1, layer.kernel_size[0] // 2, layer.padding_mode)
+        for step in (*list(stem)[1:], *list(self.network)[1:]):
+            x = step(x)
+        return x
 
 
 class DiscriminatorPair(nn.Module):

@@ -45,7 +45,7 @@ def instance_norm(x: Tensor) -> Tensor:
     )
     if not ours:
         return F.instance_norm(x, eps=EPSILON)
-    y: Tensor = _InstanceNorm.apply(x)  # type: ignore[no-untyped-call]
+    y: Tensor = _InstanceNorm.apply(x)
     return y
 
 
@@ -64,7 +64,7 @@ class _InstanceNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         x, mean, inverse = ctx.saved_tensors
         dx = torch.empty_like(x, memory_format=torch.channels_last)

@@ -140,9 +140,11 @@ class GatedCrossAttention(nn.Module):
             pairs.append(torch.cat((tokens, tokens), 2).to(pairs[0].dtype))
         key, value = torch.cat(pairs, 1).chunk(2, 2)  # (B, M, C) each
         # (B, heads, M, c) with adjacent channels in memory: the fused kernels want no other layout
-        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (_places(query), key, value))
+        q, k, v = (
+            x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (_places(query), key, value)
+        )
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, hw, C)
-        return attended.transpose(1, 2).unflatten(2, query.shape[2:])
+        return attended.transpose(1, 2).reshape(query.shape)
 
     def _between_channels(
         self, query: Tensor, style: Tensor, semantics: Tensor | None, tokens: Tensor | None
