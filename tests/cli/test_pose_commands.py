@@ -3,61 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
-import pytest
 
-from reposer.cli import main as cli
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.prepare import prepare_market1501
-from reposer.data.rendered.dataset import write_rendered_dataset
-from reposer.generation.export import GeneratorConfig
-from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import read_picture
-from reposer.models.generators import build_generator
-from reposer.runtime import setup
 
-SIZE = (64, 32)
-SAN = {"ngf": 4, "enc_strides": [2, 2, 1], "blocks": 1, "n_convs": 1, "deep_channels": [8]}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; gives exit code, standard output, standard error."""
-
-    def _run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["reposer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return _run
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    root = tmp_path_factory.mktemp("people")
-    write_rendered_dataset(
-        root / "raw",
-        identities=4,
-        test_identities=1,
-        images_per_identity=3,
-        size=SIZE,
-        samples=1,
-        workers=1,
-    )
-    prepare_market1501(root / "raw", root / "prepared", size=SIZE, holdout=1)
-    return root / "prepared"
-
-
-@pytest.fixture(scope="module")
-def san(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "san"
-    config = GeneratorConfig(generator="san", generator_args=SAN, size=SIZE)
-    PoseTransfer(build_generator("san", **SAN), config, setup("cpu", "float32")).save_pretrained(folder)
-    return folder
+SIZE = (64, 32)  # of conftest.py
 
 
 def test_a_predictor_from_training_to_pictures(run, prepared, san, tmp_path):

@@ -23,7 +23,7 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.shipped import GENERATORS
 from reposer.grids import draw_grid
 from reposer.images import encode_png
-from reposer.metrics.protocols import weights_in
+from reposer.metrics.protocols import find_metric, weights_in
 from reposer.runtime import Runtime
 from reposer.structures import PairBatch
 
@@ -75,8 +75,10 @@ def evaluate_model(
         detector: of key-points, for pckh.
 
     Raises:
-        UserError: no pairs, unknown names, another image size, or an unknown metric.
+        UserError: no pairs, unknown names, another image size, or an unknown metric; pckh without a detector,
+            or a detector that no metric reads.
     """
+    _check_detector(metrics, detector)
     people = PackedPeople.open(prepared / PACKED)
     if people.size != model.size:
         raise UserError(
@@ -102,6 +104,18 @@ def evaluate_model(
     report.write(out)
     write_atomic(out / "people.png", encode_png(pairs_grid(model, people, pairs)))
     return report
+
+
+def _check_detector(metrics: Sequence[str], detector: KeypointDetector | None) -> None:
+    """Whoever asks for a metric by name shall get it, and not a table without it."""
+    readers = [name for name in metrics if "generated_keypoints" in getattr(find_metric(name), "needs", ())]
+    if readers and detector is None:
+        raise UserError(
+            f"{readers[0]}: needs a detector of the key-points of the generated images",
+            "add --keypoint-detector keypointrcnn, or vitpose=FOLDER",
+        )
+    if detector is not None and not readers:
+        raise UserError("--keypoint-detector: no metric reads it", "add pckh to --metrics, or leave it out")
 
 
 def read_named_pairs(path: Path, people: PackedPeople) -> NDArray[np.int64]:
