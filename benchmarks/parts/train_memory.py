@@ -1,7 +1,7 @@
 """Peak memory of one whole training step at 256x176: generator, both critics, perceptual terms, updates.
 
 The correspondence of RSA-GAN compares every place with every other, (hw)² numbers a picture: 7.9 million at
-256x176. It is held in parts (models.rsa_correspondence), which this figure is the proof of.
+256x176. It is held in parts of 2^25 numbers, so from five pictures on (models.rsa_correspondence).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from reposer.experiments.presets import find_preset
 from reposer.images import to_float
 from reposer.losses.perceptual import PerceptualNetwork
-from reposer.models import rsa_correspondence
 from reposer.runtime import setup
 from reposer.training.gan_config import GanConfig
 from reposer.training.gan_state import GanState
@@ -44,25 +43,19 @@ def perceptual_network(config: GanConfig) -> PerceptualNetwork:
     return PerceptualNetwork("vgg19", names, weights).to(memory_format=torch.channels_last)
 
 
-def measure(batch_size: int, threads: int, whole: bool) -> tuple[float, float]:
-    """Peak resident GB and processor seconds of one step in a process of its own.
-
-    Args:
-        whole: hold the correlation in one piece, to compare.
-    """
+def measure(batch_size: int, threads: int) -> tuple[float, float]:
+    """Peak resident GiB and processor seconds of one step in a process of its own."""
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    context.Process(target=_work, args=(batch_size, threads, whole, theirs), daemon=True).start()
+    context.Process(target=_work, args=(batch_size, threads, theirs), daemon=True).start()
     theirs.close()
     result: tuple[float, float] = pipe.recv()
     return result
 
 
-def _work(batch_size: int, threads: int, whole: bool, pipe: Connection) -> None:
+def _work(batch_size: int, threads: int, pipe: Connection) -> None:
     from train_step import our_step, random_pairs  # what a step is
 
-    if whole:
-        rsa_correspondence._CHUNK_ELEMENTS = 2**62
     config = deepfashion(batch_size)
     runtime = setup("cpu", config.precision, threads, config.seed)
     step = our_step(config, runtime, GanState(config, runtime), False, perceptual_network(config))
@@ -76,12 +69,10 @@ def _work(batch_size: int, threads: int, whole: bool, pipe: Connection) -> None:
 
 def report(batch_sizes: list[int], threads: int) -> dict[str, float]:
     """Print the table; the figures for JSON."""
-    print(f"{'batch':>5} {'correlation':>12} {'peak GB':>8} {'CPU s':>7}")
+    print(f"{'batch':>5} {'peak GB':>8} {'CPU s':>7}")
     figures = {}
     for batch_size in batch_sizes:
-        for whole in (False, True):
-            peak, seconds = measure(batch_size, threads, whole)
-            kind = "whole" if whole else "parts"
-            print(f"{batch_size:5} {kind:>12} {peak:8.2f} {seconds:7.1f}", flush=True)
-            figures[f"rsa_peak_gb_batch{batch_size}_{kind}"] = peak
+        peak, seconds = measure(batch_size, threads)
+        print(f"{batch_size:5} {peak:8.2f} {seconds:7.1f}", flush=True)
+        figures[f"rsa_peak_gb_batch{batch_size}"] = peak
     return figures
