@@ -27,9 +27,10 @@ class People(SimpleNamespace):
         n = len(source)
         image = lambda rows: torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)  # noqa: E731
         labels, mask = torch.zeros(n, 8, 4, dtype=torch.uint8), torch.ones(n, 8, 4, dtype=torch.bool)
-        joints = torch.zeros(n, 18, 2)
+        known = getattr(self, "keypoints", np.zeros((len(self.pids), 18, 2), np.float32))
+        joints = [torch.from_numpy(known[rows]) for rows in (source, target)]
         pids = torch.from_numpy(self.pids[source])
-        return PairBatch(image(source), image(target), labels, labels, mask, mask, joints, joints, pids)
+        return PairBatch(image(source), image(target), labels, labels, mask, mask, *joints, pids)
 
 
 @pytest.fixture
@@ -79,3 +80,24 @@ def test_nobody_to_test_on(people):
     people.splits = np.full(18, "train")
     with pytest.raises(UserError, match="nobody"):
         identity_kept(lambda batch, _: batch.source_image, Colors(), people)
+
+
+class PoseOnly:
+    """Takes predicted maps: refuses donors without key-points, and paints the donor."""
+
+    maps = "predicted"
+
+    def __call__(self, batch, _):
+        assert torch.isfinite(batch.target_keypoints).all(2).any(1).all()
+        return batch.target_image
+
+
+def test_nobody_lends_a_pose_that_nobody_knows(people):
+    """With predicted maps, images without key-points are no donors; a person's own others still are."""
+    people.keypoints = np.zeros((18, 18, 2), np.float32)
+    people.keypoints[1::3] = np.nan
+    results = identity_kept(PoseOnly(), Colors(), people)
+    assert results[OWN_POSE].values.rank1 == 1.0
+    people.keypoints[:] = np.nan
+    with pytest.raises(UserError, match="key-points"):
+        identity_kept(PoseOnly(), Colors(), people)

@@ -16,6 +16,7 @@ from torch import nn
 
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
+from reposer.errors import UserError
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
 from reposer.experiments.reid_rows import tested_rows
 from reposer.files import write_atomic
@@ -48,13 +49,13 @@ def identity_kept(
         seed: of the choice of donors.
 
     Raises:
-        UserError: nobody to test on.
+        UserError: nobody to test on, or nobody whose pose can be lent.
     """
     query, gallery = tested_rows(people)
     against = extract_features(embedding, people, gallery)
     real = extract_features(embedding, people, query)
     results = {REAL: evaluate_reid(real, against)}
-    test = np.concatenate([query, gallery])
+    test = _lenders(model, people, np.concatenate([query, gallery]))
     for row, same in ((OWN_POSE, True), (OTHER_POSE, False)):
         donors = _donors(people.pids, query, test, same, np.random.default_rng([seed, same]))
         images = _generate(model, people, query, donors, background)
@@ -97,18 +98,30 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
     return "\n".join(lines)
 
 
+def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The test images that can lend their pose: those with a key-point, where maps are predicted from them."""
+    if getattr(model, "maps", "given") == "predicted":
+        test = test[np.isfinite(people.keypoints[test]).all(2).any(1)]
+    if not len(test):
+        raise UserError("no test image has key-points to predict maps from", "leave out --predictor")
+    return test
+
+
 def _donors(
     pids: NDArray[np.int64],
     query: NDArray[np.int64],
-    test: NDArray[np.int64],
+    lenders: NDArray[np.int64],
     same: bool,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """A test image for each query: of the same person (another image) or of another person."""
+    """A lender for each query: of the same person (another image, else itself) or of another person."""
     donors = []
     for source in query.tolist():
-        choice = test[((pids[test] == pids[source]) == same) & (test != source)]
-        donors.append(rng.choice(choice) if len(choice) else source)
+        choice = lenders[((pids[lenders] == pids[source]) == same) & (lenders != source)]
+        if not len(choice) and source in lenders:
+            donors.append(source)
+        else:
+            donors.append(rng.choice(choice if len(choice) else lenders))
     return np.array(donors, np.int64)
 
 
