@@ -269,6 +269,23 @@ def test_killed_jobs_end_with_the_same_bytes(tmp_path, count, kills, processes):
     assert len(list((cut / "mask").rglob("*.png"))) == count
 
 
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_folder(tmp_path):
+    """1,800 images more: their pixels alone, if they were kept, are 24 KiB each; a row needs far less."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); import torch; torch.set_num_threads(1)\n"
+        "from annotate_runner import stubs; from reposer.annotation.annotate import annotate\n"
+        "annotate(sys.argv[1], None, stubs)\n"
+        "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])"
+    )
+    peaks = []
+    for count in (300, 2100):
+        folder = draw_folder(tmp_path / str(count), count, ((128, 64),))
+        command = [sys.executable, "-c", code, str(folder), str(RUNNER.parent)]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] - peaks[0] < 1800 * 12, peaks  # KiB
+
+
 @pytest.mark.parametrize("call", [0, 7, 20, 40, 60])
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(folder, tmp_path, monkeypatch, call):
     whole = tmp_path / "whole"
