@@ -7,6 +7,7 @@ times with the shipped SAN, train Re-ID networks with and without its pictures, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from reposer.experiments.studies import run_study
 from reposer.experiments.study.config import StudyConfig
 from reposer.experiments.study.presets import demo as demo_study
 from reposer.files import remove_tree, write_atomic
+from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.grids import draw_grid
 from reposer.images import encode_png
@@ -80,16 +82,21 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
     say(f"[2/5] training a small SAN from scratch for {scale.minutes:.1f} minutes")
     _train_from_scratch(out, scale, threads)
     runtime = setup(threads=threads)
-    shipped = PoseTransfer.shipped(runtime)
+    shipped, rsa = PoseTransfer.shipped(runtime), PoseTransfer.shipped(runtime, "shipped-rsa")
+    predicting = PoseTransfer.shipped(runtime).with_predictor(
+        MapPredictor.open("shipped-predictor", runtime), "predicted"
+    )
     fresh = PoseTransfer.from_run(out / "training", runtime)
 
     say("[3/5] re-posing people that no generator has seen")
-    _write_pictures(out, people, pairs, shipped, fresh)
+    _write_pictures(out, people, pairs, [shipped, predicting, rsa, fresh])
 
     say("[4/5] measuring")
     methods: dict[str, Method] = {
         "SAN (shipped)": shipped,
         "SAN (shipped), donor's background": lambda batch: shipped(batch, "donor"),
+        "SAN (shipped), predicted maps": predicting,
+        "RSA-GAN (shipped)": rsa,
         f"SAN trained here for {scale.minutes:.1f} minutes": fresh,
     }
     quality = evaluate_pairs(
@@ -125,19 +132,26 @@ def _train_from_scratch(out: Path, scale: Scale, threads: int | None) -> None:
 
 
 def _write_pictures(
-    out: Path, people: PackedPeople, pairs: NDArray[np.int64], shipped: PoseTransfer, fresh: PoseTransfer
+    out: Path, people: PackedPeople, pairs: NDArray[np.int64], models: Sequence[PoseTransfer]
 ) -> None:
-    """Two grids: pairs with their true target, and single people in the poses of others."""
+    """Two grids: pairs with their true target by every model, and single people in the poses of others.
+
+    Args:
+        out: of the demo.
+        people: all that were rendered.
+        pairs: (P, 2) source and target rows.
+        models: shipped SAN, the same with predicted maps, RSA-GAN, and the SAN from scratch.
+    """
+    shipped = models[0]
     shown = pairs[:: max(1, len(pairs) // 16)][:16]
     columns = [
         list(people.images[shown[:, 0]]),
         [colorize(labels) for labels in people.parsing[shown[:, 1]]],
-        _pictures(shipped, people, shown),
+        *(_pictures(model, people, shown) for model in models),
         _pictures(shipped, people, shown, "donor"),
-        _pictures(fresh, people, shown),
         list(people.images[shown[:, 1]]),
     ]
-    titles = ["source", "target map", "generated", "stitched", "from scratch", "true target"]
+    titles = ["source", "target map", "SAN", "pose only", "RSA-GAN", "scratch", "stitched", "true target"]
     _save(
         out / "pictures" / "pairs.png", draw_grid(list(zip(*columns, strict=True)), titles, scale=2, groups=2)
     )
@@ -182,11 +196,11 @@ def _study_sections(out: Path) -> list[Section]:
 def _story(test_people: int, pairs: int, minutes: float) -> list[Section]:
     """What the page says before its tables."""
     pairs_text = (
-        "Source and target show the same rendered person. The generator sees the source image with its mask"
-        " and label map, and of the target only mask and label map. “Generated” is the shipped SAN,"
-        " “stitched” the same person over the target image's own background, “from scratch” the SAN that was"
-        " trained on"
-        f" this machine a moment ago, for {minutes:.1f} minutes."
+        "Source and target show the same rendered person. SAN sees the source image with its mask and label"
+        " map, and of the target only mask and label map. “Pose only”: the same SAN with maps that the"
+        " shipped predictor made from the target's key-points. “RSA-GAN” (reconstruction from the abstract)"
+        " gets no target map either. “Scratch” is the SAN that was trained on this machine a moment ago, for"
+        f" {minutes:.1f} minutes; “stitched” the shipped SAN's person over the target image's own background."
     )
     poses_text = (
         "In use there is no true target: another person lends the pose, and here the background too. The"
