@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from reposer.annotation.journal import Rows, Task, read_book
+from reposer.annotation.journal import BOOK, Rows, Task, read_book
 from reposer.annotation.overview import write_overview
 from reposer.annotation.quality import FLAGS
 from reposer.annotation.shard_writing import Work
@@ -48,7 +48,9 @@ class AnnotationReport:
         there = f", {work.kept:,} were done before" if work.kept else ""
         lines = [f"{self.root}: {work.made:,} images annotated{rate}{there}", *work.notes]
         if self.left_out:
-            lines.append(f"{self.left_out:,} of {self.images:,} images left out, see {PROBLEMS}")
+            lines.append(
+                f"{self.left_out:,} of {self.images:,} images left out, see {self.root / BOOK / PROBLEMS}"
+            )
         lines += [f"  {rule}: {count:,}" for rule, count in list(self.rules.items())[:_SHOWN]]
         if self.flags:
             lines.append("worth a look:")
