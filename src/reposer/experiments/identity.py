@@ -99,7 +99,7 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
 
 
 def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The test images that can lend their pose: those with a key-point, where maps are predicted from them."""
+    """The test images that can lend a pose: those with a key-point, where maps are predicted from them."""
     if getattr(model, "maps", "given") == "predicted":
         test = test[np.isfinite(people.keypoints[test]).all(2).any(1)]
     if not len(test):
