@@ -91,7 +91,7 @@ class ResnetDiscriminator(nn.Module):
         layer = stem[0]
         assert isinstance(layer, nn.Conv2d)
         image = image.contiguous(memory_format=torch.channels_last)
-        x = layer._conv_forward(image, layer.weight[:, :3], None)
+        x: Tensor = layer._conv_forward(image, layer.weight[:, :3], None)
         maps = pose_maps(keypoints, x.shape[2], x.shape[3])
         x = x + convolve(maps, layer.weight[:, 3:], 1, layer.kernel_size[0] // 2, layer.padding_mode)
         for step in (*list(stem)[1:], *list(self.network)[1:]):
