@@ -101,7 +101,7 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
 def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:
     """The test images that can lend a pose: those with a key-point, where maps are predicted from them."""
     if getattr(model, "maps", "given") == "predicted":
-        test = test[np.isfinite(people.keypoints[test]).all(2).any(1)]
+        test = test[np.isfinite(people.keypoints[test].sum(axis=2)).any(axis=1)]  # NaN: a missing joint
     if not len(test):
         raise UserError("no test image has key-points to predict maps from", "leave out --predictor")
     return test
