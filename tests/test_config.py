@@ -278,3 +278,15 @@ def test_differences_name_every_leaf() -> None:
         "teacher.weight: 1.0 -> (absent)",
     ]
     assert differences({"a": 1}, {"a": 1.0}) == ["a: 1 -> 1.0"]
+
+
+def test_differences_of_lists_with_names_are_told_item_by_item():
+    old = {"arms": [{"name": "real", "factor": 1}, {"name": "any", "factor": 2}]}
+    new = {"arms": [{"name": "real", "factor": 1}, {"name": "any", "factor": 4}, {"name": "long" * 50}]}
+    lines = differences(old, new)
+    assert lines[0] == 'arms[any]: {"name": "any", "factor": 2} -> {"name": "any", "factor": 4}'
+    assert len(lines) == 2
+    assert lines[1].startswith("arms[longlong")
+    assert "(absent) -> " in lines[1]
+    assert lines[1].endswith("...")
+    assert differences(old, old) == []

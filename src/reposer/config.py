@@ -144,13 +144,16 @@ def config_hash(config: Config) -> str:
 
 
 def differences(a: Config | Mapping[str, Any], b: Config | Mapping[str, Any]) -> list[str]:
-    """Lines ``key: value in a -> value in b`` of every leaf that differs, sorted by key; empty when equal."""
+    """Lines ``key: value in a -> value in b`` of every leaf that differs, sorted by key; empty when equal.
+
+    Long values are cut. Of lists whose items have names, the items that differ are told one by one.
+    """
     left, right = (dict(_leaves(x.model_dump(mode="json") if isinstance(x, Config) else x)) for x in (a, b))
     lines = []
     for key in sorted(left.keys() | right.keys()):
         here, there = (json.dumps(side[key]) if key in side else "(absent)" for side in (left, right))
         if here != there:
-            lines.append(f"{key}: {here} -> {there}")
+            lines.append(f"{key}: {_cut(here)} -> {_cut(there)}")
     return lines
 
 
@@ -158,8 +161,19 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and value and all("name" in _fields(item) for item in value):
+            for item in value:
+                yield f"{prefix}{key}[{item['name']}]", item
         else:
             yield f"{prefix}{key}", value
+
+
+def _fields(item: object) -> Mapping[str, Any]:
+    return item if isinstance(item, Mapping) else {}
+
+
+def _cut(text: str, length: int = 100) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _problems(cls: type[_C], data: dict[str, Any]) -> list[Any]:
