@@ -19,8 +19,8 @@ venv: $(VENV)/.installed ## Create .venv and install everything into it
 demo: venv ## Re-pose the built-in rendered people, measure, and write a report (about five minutes on two cores)
 	$(BIN)/reposer demo --out demo
 
-test: venv ## Run the fast test suite
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not real"
+test: venv ## Run the fast test suite, in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not real"
 
 test-slow: venv ## Run the long tests: kills, faults, two processes
 	OMP_NUM_THREADS=$(SLOW_THREADS) $(BIN)/python -m pytest -m "slow and not real"
