@@ -10,20 +10,6 @@ from PIL import Image
 from reposer.cli import main as cli
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; returns exit code, standard output, standard error."""
-
-    def _run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["reposer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return _run
-
-
 def test_help_names_every_verb_and_loads_no_torch():
     code = (
         "import sys; sys.argv = ['reposer', '--help']\n"

@@ -1,12 +1,9 @@
-"""The command line in this process, a few rendered people, and a tiny SAN that knows nothing."""
+"""A few rendered people, and a tiny SAN that knows nothing."""
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from reposer.cli import main as cli
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.generation.export import GeneratorConfig
@@ -16,20 +13,6 @@ from reposer.runtime import setup
 
 SIZE = (64, 32)
 SAN = {"ngf": 4, "enc_strides": [2, 2, 1], "blocks": 1, "n_convs": 1, "deep_channels": [8]}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; gives exit code, standard output, standard error."""
-
-    def _run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["reposer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return _run
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reposer.cli import main as cli
 from reposer.data.keypoints import read_keypoints_csv, write_keypoints_csv
 from reposer.data.packed import PackedPeople
 from reposer.data.rendered.dataset import write_rendered_dataset
@@ -20,20 +18,6 @@ from reposer.reid.features import extract_features
 
 COMMANDS = ("market1501", "dukemtmc", "cuhk03", "msmt17", "viper", "folder", "table", "deepfashion")
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; gives exit code, standard output, standard error."""
-
-    def _run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["reposer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return _run
 
 
 @pytest.fixture
