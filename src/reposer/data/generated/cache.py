@@ -6,12 +6,9 @@ The folder ``packed_<H>x<W>`` holds images.npy (M, H, W, 3) uint8 in the order o
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +52,7 @@ def decoded(
     cache = folder / f"packed_{size[0]}x{size[1]}"
     shape = (len(names), *size, 3)
     key = {"files": files_hash(names, digests), "shape": list(shape)}
-    with _alone(folder / IMAGES):
+    with claimed(folder / IMAGES):  # one process at a time decodes a set
         if not _is_current(cache, key):
             _build(cache, folder / IMAGES, list(zip(names, digests, strict=True)), shape, key)
     array = np.load(cache / _ARRAY, mmap_mode="r", allow_pickle=False)
@@ -101,14 +98,3 @@ def _read(images: Path, file: tuple[str, str], size: tuple[int, int]) -> NDArray
         raise UserError(f"{images / name}: differs from its sha256 in the manifest", "generate the set again")
     pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None]
     return resize(pixels, size)[0].permute(1, 2, 0).contiguous().numpy()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time decodes a set; the lock goes with its process."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -259,7 +259,7 @@ def _write_header(folder: Path, how: Packing, report: PackReport) -> None:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Lock a temporary folder while its writer lives; the kernel drops the lock when the writer is killed."""
+    """Hold the lock of a folder, once nobody else does; the kernel drops it when its holder is killed."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
