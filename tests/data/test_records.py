@@ -64,6 +64,19 @@ def test_round_trip_and_equal_bytes(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_clothes_are_a_column_only_where_some_are_known(tmp_path: Path):
+    """Other data sets keep the manifests they had, byte for byte; -1 is an outfit nobody knows."""
+    dressed = [record(0, clothes=3), record(1)]
+    write_manifest(tmp_path / "a", dressed)
+    assert pq.read_table(tmp_path / "a")["clothes"].to_pylist() == [3, -1]
+    assert_equal(read_manifest(tmp_path / "a"), dressed)
+    write_manifest(tmp_path / "b", [record()])
+    assert "clothes" not in pq.read_table(tmp_path / "b").column_names
+    assert read_manifest(tmp_path / "b")[0].clothes == -1
+    with pytest.raises(UserError, match="row 1: clothes -2"):
+        write_manifest(tmp_path / "c", [record(clothes=-2)])
+
+
 def test_every_nan_has_the_same_bytes(tmp_path: Path):
     other = record()
     odd = np.array([0x7FC00001], np.uint32).view(np.float32)  # another NaN

@@ -52,6 +52,10 @@ class PackedPeople:
         self.names: tuple[str, ...] = tuple(rows["name"].to_pylist())
         self.pids: NDArray[np.int64] = rows["pid"].to_numpy()
         self.camids: NDArray[np.int64] = rows["camid"].to_numpy()
+        known = "clothes" in rows.column_names  # of data sets that tell a person's outfits apart
+        self.clothes: NDArray[np.int64] = (
+            rows["clothes"].to_numpy() if known else np.full(count, -1, np.int64)
+        )  # (N,) number of the outfit, -1 unknown
         self.splits: NDArray[np.str_] = np.array(rows["split"].to_pylist(), np.str_)
         self.sha256: tuple[str, ...] = tuple(rows["sha256"].to_pylist())  # of the original image files
         flat = rows["keypoints"].combine_chunks().values.to_numpy(zero_copy_only=False)

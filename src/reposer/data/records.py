@@ -43,20 +43,23 @@ _SCHEMA = pa.schema(
     ],
     metadata={_KIND: b"person-manifest", _VERSION: str(SCHEMA_VERSION).encode()},
 )
+_CLOTHES = pa.field("clothes", pa.int64(), nullable=False)  # only where some outfit is known
+_SCHEMA_CLOTHES = _SCHEMA.append(_CLOTHES)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_FILE_BYTES = 2_000_000_000
 _MAX_DECODED_BYTES = 4_000_000_000  # Parquet compresses: a small file may hold a bomb
 
 
 def write_manifest(path: str | Path, records: Sequence[PersonRecord]) -> None:
-    """Write the records, in their order, atomically.
+    """Write the records, in their order, atomically; the column clothes only where some record has one.
 
     Raises:
         UserError: a record that :func:`read_manifest` would refuse.
         DiskError: the disk refuses the file.
     """
     _check_all(records, str(path))
-    table = pa.Table.from_pylist([_row(record) for record in records], schema=_SCHEMA)
+    schema = _SCHEMA_CLOTHES if any(record.clothes >= 0 for record in records) else _SCHEMA
+    table = pa.Table.from_pylist([_row(record) for record in records], schema=schema)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
@@ -93,7 +96,7 @@ def check_record(record: PersonRecord) -> None:
             raise ValueError(f"{field} {value!r}: {error}") from error
     if record.split not in SPLITS:
         raise ValueError(f"split {record.split!r}: one of {', '.join(SPLITS)} is wanted")
-    for field, lowest in (("pid", -1), ("camid", 0), ("width", 1), ("height", 1)):
+    for field, lowest in (("pid", -1), ("camid", 0), ("width", 1), ("height", 1), ("clothes", -1)):
         if not lowest <= getattr(record, field) < 2**31:
             raise ValueError(f"{field} {getattr(record, field)}: at least {lowest} is wanted")
     if not _SHA256.fullmatch(record.sha256):
@@ -123,7 +126,7 @@ def _check_all(records: Iterable[PersonRecord], file: str) -> None:
 
 
 def _row(record: PersonRecord) -> dict[str, Any]:
-    row = {field: getattr(record, field) for field in _SCHEMA.names}
+    row = {field: getattr(record, field) for field in _SCHEMA_CLOTHES.names}
     if record.keypoints is not None:
         flat = np.asarray(record.keypoints, np.float32).ravel()
         row["keypoints"] = [
@@ -133,8 +136,8 @@ def _row(record: PersonRecord) -> dict[str, Any]:
 
 
 def _record(values: dict[str, Any]) -> PersonRecord:
-    for field in _SCHEMA:
-        if values[field.name] is None and not field.nullable:
+    for field in _SCHEMA_CLOTHES:
+        if values.get(field.name, -1) is None and not field.nullable:
             raise ValueError(f"{field.name}: is missing")
     numbers = values["keypoints"]
     if numbers is not None:
@@ -160,7 +163,7 @@ def _read_table(path: Path) -> pa.Table:
         decoded = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
         if not 0 <= decoded <= _MAX_DECODED_BYTES:
             raise UserError(f"{path}: says that it unpacks to {decoded:,} bytes", advice)
-        if not file.schema_arrow.equals(_SCHEMA):
+        if not any(file.schema_arrow.equals(schema) for schema in (_SCHEMA, _SCHEMA_CLOTHES)):
             raise UserError(f"{path}: its columns are not those of a manifest", advice)
         return file.read()
     except (UserError, RefusedFileError):

@@ -31,14 +31,15 @@ class LabeledFile(NamedTuple):
     pid: int
     camid: int
     split: str  # "train", "val", "query" or "gallery"
+    clothes: int = -1  # number of the outfit, from 0; -1 unknown
 
 
 Listing = tuple[list[LabeledFile], Problems]
 
 
-def labeled(path: str, pid: int, camid: int, split: str) -> LabeledFile:
+def labeled(path: str, pid: int, camid: int, split: str, clothes: int = -1) -> LabeledFile:
     """A file whose own name need not be unique or begin with the identity: 0012_c3_<path, '_' for '/'>."""
-    return LabeledFile(path, f"{pid:04d}_c{camid}_{path.replace('/', '_')}", pid, camid, split)
+    return LabeledFile(path, f"{pid:04d}_c{camid}_{path.replace('/', '_')}", pid, camid, split, clothes)
 
 
 def read_labeled(
@@ -114,4 +115,5 @@ def _read_person(root: Path, file: LabeledFile, problems: Problems) -> PersonRec
         for rule in picture.rules
     ]
     height, width = picture.pixels.shape[:2]
-    return PersonRecord(file.name, file.path, file.pid, file.camid, file.split, width, height, picture.sha256)
+    labels = (file.name, file.path, file.pid, file.camid, file.split)
+    return PersonRecord(*labels, width, height, picture.sha256, clothes=file.clothes)

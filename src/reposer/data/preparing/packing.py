@@ -139,7 +139,10 @@ def pack(
             )
         if not report.count:
             raise UserError(f"{root}: none of {len(records)} images can be read", str(report.problems[0]))
-        pq.write_table(pa.Table.from_pylist(rows, schema=_ROWS_SCHEMA), folder / ROWS)
+        schema = _ROWS_SCHEMA
+        if any(row["clothes"] >= 0 for row in rows):
+            schema = schema.append(pa.field("clothes", pa.int64()))
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / ROWS)
         _write_header(folder, how, report)
     return report
 
@@ -167,7 +170,7 @@ def _write_people(
 def _row(person: _Person) -> dict[str, Any]:
     record = person.record
     return {
-        **{name: getattr(record, name) for name in ("name", "pid", "camid", "split", "sha256")},
+        **{name: getattr(record, name) for name in ("name", "pid", "camid", "split", "sha256", "clothes")},
         "keypoints": person.keypoints.ravel(),
         "has_parsing": person.has_parsing,
         "mask_source": person.mask_source,
