@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import scipy.io
 
+from reposer.bounded import parse_json, read_mat
 from reposer.data.layouts.folder_scan import list_names
 from reposer.data.layouts.labeled_files import LabeledFile, Listing, Problems, labeled
 from reposer.data.layouts.reid_layouts import bad_name
 from reposer.errors import UserError
-from reposer.paths import printable, read_regular
+from reposer.paths import RefusedFileError, printable, read_regular
 
 _NAME = re.compile(r"([1-9])_([0-9]{3})_([12])_([0-9]{2})\.png", re.ASCII)
 _VARIABLES = ("filelist", "train_idx", "query_idx", "gallery_idx")
@@ -67,15 +64,16 @@ def _new_protocol(path: Path) -> dict[str, str]:
     """File name -> split of the published configuration (MATLAB 5; indices from 1)."""
     data = read_regular(path, max_bytes=_MAX_FILE_BYTES)
     try:
-        content: dict[str, Any] = scipy.io.loadmat(io.BytesIO(data), variable_names=_VARIABLES)
-        names = [str(np.asarray(cell).ravel()[0]) for cell in content["filelist"].ravel()]
+        content = read_mat(path, data, _VARIABLES)
+        names = [str(cell) for cell in content["filelist"].ravel()]
         keys = {"train": "train_idx", "query": "query_idx", "gallery": "gallery_idx"}
         places = {split: np.asarray(content[key]).ravel().astype(np.int64) for split, key in keys.items()}
         if any(len(p) and not (p.min() >= 1 and p.max() <= len(names)) for p in places.values()):
             raise ValueError("an index outside the list")
-    except Exception as error:  # whatever the parser raises on damaged bytes
+    except (RefusedFileError, KeyError, ValueError, TypeError, OverflowError) as error:
+        reason = error.reason if isinstance(error, RefusedFileError) else str(error)
         raise UserError(
-            f"{printable(path)}: not CUHK03's new protocol ({error})", "get the file again"
+            f"{printable(path)}: not CUHK03's new protocol ({reason})", "get the file again"
         ) from error
     return {names[place - 1]: split for split, rows in places.items() for place in rows.tolist()}
 
@@ -84,7 +82,7 @@ def _classic_test_names(path: Path, split: int) -> set[str]:
     """Names of all images of the test people of one classic split."""
     data = read_regular(path, max_bytes=_MAX_FILE_BYTES)
     try:
-        splits = json.loads(data)
+        splits = parse_json(data)
         if not 0 <= split < len(splits):
             raise UserError(f"{printable(path)}: holds {len(splits)} splits, {split} is wanted")
         rows = [*splits[split]["query"], *splits[split]["gallery"]]

@@ -1,0 +1,109 @@
+"""Untrusted bytes: a crash, a bomb or an endless parser ends in one line, and good files read rightly."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import struct
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+
+from reposer import bounded
+from reposer.bounded import parse_json, read_in_child, read_mat, read_npy, read_npz
+from reposer.errors import UserError
+from reposer.paths import RefusedFileError
+
+PATH = Path("x.mat")
+
+
+def mat(**variables) -> bytes:
+    content = io.BytesIO()
+    scipy.io.savemat(content, variables, do_compression=True)
+    return content.getvalue()
+
+
+def mat_bomb(count: int) -> bytes:
+    """A compressed MATLAB 5 file whose one variable ``x`` is ``count`` zero doubles."""
+    name = struct.pack("<II", 1, 1) + b"x" + bytes(7)
+    flags, dims = struct.pack("<IIII", 6, 8, 6, 0), struct.pack("<IIii", 5, 8, 1, count)
+    head = flags + dims + name + struct.pack("<II", 9, 8 * count)
+    packer = zlib.compressobj(9)
+    packed = packer.compress(struct.pack("<II", 14, len(head) + 8 * count) + head)
+    zeros = bytes(1 << 20)
+    packed += b"".join(packer.compress(zeros) for _ in range(8 * count >> 20)) + packer.flush()
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    return header + struct.pack("<II", 15, len(packed)) + packed
+
+
+def test_mat_variables_come_back_as_they_were_written():
+    names = np.array(["1_001_1_01.png", "b.png"], dtype=object)
+    data = mat(filelist=names, index=np.array([[1, 2, 3]]), features=np.eye(3, dtype=np.float32))
+    found = read_mat(PATH, data, ["filelist", "index", "features", "absent"])
+    assert set(found) == {"filelist", "index", "features"}
+    assert [str(v) for v in found["filelist"].ravel()] == ["1_001_1_01.png", "b.png"]
+    assert found["index"].ravel().tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(found["features"], np.eye(3))
+
+
+def test_a_mat_bomb_is_stopped_by_the_childs_limits():
+    data = mat_bomb(1 << 26)  # 512 MiB of zeros in half a megabyte
+    assert len(data) < 1_000_000
+    with pytest.raises(UserError, match=r"x\.mat: .*memory"):
+        read_in_child("mat", PATH, data, ["x"], memory=500 << 20)
+
+
+@pytest.mark.parametrize("ending", ["crash", "loop"])
+def test_a_dying_or_endless_parser_is_one_line(tmp_path, monkeypatch, ending):
+    # The child imports the program anew: a module of that name in front of SciPy does the harm.
+    (tmp_path / "scipy").mkdir()
+    (tmp_path / "scipy" / "__init__.py").write_text("")
+    body = f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})" if ending == "crash" else "while 1: pass"
+    (tmp_path / "scipy" / "io.py").write_text(body)
+    source = str(Path(bounded.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), source)))
+    monkeypatch.setattr(bounded, "_SOURCE", str(tmp_path))
+    began = time.monotonic()
+    with pytest.raises(UserError, match="crashed" if ending == "crash" else "too long"):
+        read_in_child("mat", PATH, b"x", ["x"], seconds=1)
+    assert time.monotonic() - began < 20
+
+
+def test_npz_counts_before_it_unpacks(tmp_path):
+    content = io.BytesIO()
+    np.savez_compressed(content, a=np.zeros(4_000_000), b=np.arange(3))
+    assert len(content.getvalue()) < 100_000
+    with pytest.raises(RefusedFileError, match="unpacks to 32,0"):
+        read_npz(PATH, content, max_bytes=1_000_000)
+    assert read_npz(PATH, content, ["b", "c"], max_bytes=1000)["b"].tolist() == [0, 1, 2]
+
+
+def test_arrays_that_claim_more_than_the_file_holds_take_no_memory():
+    content = io.BytesIO()
+    head = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**6)}
+    np.lib.format.write_array_header_1_0(content, head)
+    with pytest.raises(RefusedFileError, match="an array"):
+        read_npy(PATH, content.getvalue() + bytes(80))
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.npy", content.getvalue() + bytes(80))
+    with pytest.raises(RefusedFileError, match="an array"):
+        read_npz(PATH, archive)
+    good = io.BytesIO()
+    np.save(good, np.arange(6).reshape(2, 3))
+    assert read_npy(PATH, good.getvalue()).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_json_is_bounded_in_depth_and_number(monkeypatch):
+    assert parse_json(b'{"a": [1, 2.5, null]}') == {"a": [1, 2.5, None]}
+    with pytest.raises(ValueError, match="deep"):
+        parse_json("[" * 200_000 + "]" * 200_000)
+    monkeypatch.setattr(bounded, "MAX_JSON_VALUES", 100)
+    with pytest.raises(ValueError, match="more than 100 values"):
+        parse_json(b"[" + b"[]," * 200 + b"1]")
