@@ -46,6 +46,8 @@ _TURNS = {
     **{6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90},
 }
 _SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
+_BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
+_HEIC = (b"hei", b"hev", b"mif", b"msf")
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _CHUNK = 1 << 20  # bytes
 _WARNINGS = threading.Lock()  # the warning filters belong to the whole process
@@ -118,6 +120,28 @@ def upright_rgb(image: Image.Image, data: bytes, name: str) -> tuple[Image.Image
         rules.append("16-bit")
     rgb = _to_rgb(image, name, rules)
     return _upright(image, rgb, name, rules), rules
+
+
+def sniff(head: bytes) -> str | None:
+    """The image format that a file's first 32 bytes announce; None where they announce no image.
+
+    One of FORMATS, or the name of a format that is refused (GIF, TIFF, HEIC, AVIF, JPEG 2000).
+    """
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:  # two letters alone begin many a text
+        return "BMP"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if head[:4] == b"GIF8":
+        return "GIF"
+    if head[4:8] == b"ftyp":
+        return {b"avif": "AVIF", b"avis": "AVIF"}.get(head[8:12], "HEIC" if head[8:11] in _HEIC else None)
+    return "JPEG 2000" if head.startswith(b"\0\0\0\x0cjP  \r\n\x87\n") else None
 
 
 def file_format(image: Image.Image) -> str:

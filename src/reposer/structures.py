@@ -34,7 +34,7 @@ class PersonRecord:
     parsing: str | None = None  # LIP-20 label map, relative path
     mask: str | None = None  # binary person mask, relative path
     keypoints: NDArray[np.float32] | None = None  # (J, 2) x, y in pixels; NaN for a missing joint
-    clothes: int = -1  # number of the person's outfit, from 0, where the data set tells outfits apart; else -1
+    clothes: int = -1  # number of the outfit among the person's, from 0; -1 unknown
 
 
 class _Batch:

@@ -55,7 +55,7 @@ def test_every_layout_has_one_page_of_help(done, command: str):
         (["cuhk03", "ROOT", "--protocol", "newest"], "use detected or labeled, new or classic"),
         (["cuhk03", "ROOT"], "cuhk03_new_protocol_config_detected.mat: no such file"),
         (["msmt17", "ROOT"], "holds no folder train or mask_train_v2"),
-        (["dukemtmc", "ROOT"], "no usable image"),
+        (["dukemtmc", "ROOT"], "holds none of bounding_box_train"),
         (["deepfashion", "ROOT"], "neither train.lst nor test.lst"),
     ],
 )
@@ -209,3 +209,18 @@ def test_san_deepfashion_trains_on_a_small_in_shop_folder(done, tmp_path: Path):
     out = tmp_path / "generated"
     done("generate", model, "--data", data, "--pairs", data / "pairs_val.csv", "--out", out)
     assert len(list((out / "images").iterdir())) == 6
+
+
+def test_a_dry_run_says_and_writes_nothing(run, tmp_path: Path):
+    root = tmp_path / "root"
+    for path in ("train/anna/1_c1.jpg", "train/bert/1_c2.jpg", "masks/x.png", "train/notes.txt"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"not decoded")
+    before = sorted(tmp_path.rglob("*"))
+    code, out, _ = run("prepare", "folder", str(root), "--dry-run")
+    assert code == 0
+    assert "a dry run; no file was decoded" in out
+    assert "training          2 images      2 people   2 cameras" in out
+    assert "unread-folder: masks" in out
+    assert "unread-file: train/notes.txt" in out
+    assert sorted(tmp_path.rglob("*")) == before

@@ -174,7 +174,7 @@ def test_bad_lists_and_rows_cost_only_themselves(tmp_path: Path):
     found = rules(people.problems)
     assert found == {
         **{"repeated-path": 3, "bad-name": 4, "missing": 1, "item-train-test": 1},
-        **{"bad-keypoints": 4, "unknown-image": 1, "missing-keypoints": 5},
+        **{"bad-keypoints": 4, "unknown-image": 1, "missing-keypoints": 5, "unread-file": 1},
     }
     assert [r.name for r in people.records if r.split == "train"] == TRAIN[:7]
     assert [r.name for r in people.records if r.keypoints is not None][9:] == TRAIN[:2]
@@ -235,7 +235,7 @@ def test_one_list_and_lists_elsewhere(tmp_path: Path):
     (root / "test.lst").rename(tmp_path / "lists" / "test.lst")
     people = read_deepfashion(root, lists=str(tmp_path / "lists"), images="img")
     assert [record.name for record in people.records] == TEST
-    assert rules(people.problems) == {"missing-list": 1}
+    assert rules(people.problems) == {"missing-list": 1, "unread-file": 3, "unread-folder": 2}
 
 
 def test_prepared(tmp_path: Path):

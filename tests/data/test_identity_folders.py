@@ -101,7 +101,7 @@ def test_anonymous_people(tmp_path: Path):
 )
 def test_what_cannot_be_used_is_one_line(tmp_path: Path, options: dict, words: str):
     write(tmp_path, "a.png", "b.png")
-    tables = {"LATIN": b"path,pid\na.png,Ren\xe9\n", "COLUMNS": b"path;pid\na.png;1\n", "EMPTY": b""}
+    tables = {"LATIN": b"path,pid\na.png,Ren\xe9\n", "COLUMNS": b"file;pid\na.png;1\n", "EMPTY": b""}
     tables["TWICE"] = b"path,pid,pid\na.png,1,2\n"
     for name, content in tables.items():
         (tmp_path / f"{name}.csv").write_bytes(content)

@@ -30,7 +30,7 @@ from reposer.annotation.photo_maker import OUTPUTS as PHOTO_OUTPUTS
 from reposer.annotation.photo_maker import PhotoMaker, crop_origins
 from reposer.annotation.results import KEYPOINTS, AnnotationReport, write_results
 from reposer.annotation.shard_writing import Progress, Work, make_all
-from reposer.data.layouts.folder_scan import drop_collisions
+from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
 from reposer.data.layouts.identity_folders import list_images
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
@@ -127,7 +127,7 @@ def _images(folder: Path, problems: list[AnnotationProblem]) -> list[str]:
         except ValueError as error:  # c:x.jpg: no place of a copy, and no file on Windows
             message = f"{error}; left out: rename the file"
             problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-path"))
-    kept, collisions = drop_collisions((path, path.rpartition(".")[0]) for path in found)
+    kept, collisions = drop_collisions((path, without_suffix(path)) for path in found)
     problems += collisions
     if not kept:
         raise UserError(

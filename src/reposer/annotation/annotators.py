@@ -20,6 +20,7 @@ from reposer.annotation.person_mask import FolderMasks, ParsingMasker, open_dete
 from reposer.annotation.segmentation_model import Sides
 from reposer.data.keypoint_imports import FORMATS
 from reposer.data.keypoints import Pose
+from reposer.data.layouts.folder_scan import without_suffix
 from reposer.data.problems import AnnotationError, AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import sha256_bytes
@@ -243,7 +244,7 @@ def _own_mask(
 
 def _stems(name: str) -> list[str]:
     """a/b.jpg -> a/b and a_b."""
-    stem = name.rpartition(".")[0]
+    stem = without_suffix(name)
     return list(dict.fromkeys((stem, stem.replace("/", "_"))))
 
 

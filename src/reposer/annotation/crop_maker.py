@@ -16,6 +16,7 @@ from reposer.annotation.annotators import Annotation, Annotators
 from reposer.annotation.journal import GIVEN, Rows, source_hash
 from reposer.annotation.quality import measure
 from reposer.annotation.shard_writing import Encode, Put
+from reposer.data.layouts.folder_scan import without_suffix
 from reposer.data.parsing import PALETTE
 from reposer.data.problems import AnnotationProblem
 from reposer.image_rules import ACCEPTED
@@ -121,7 +122,7 @@ class CropMaker:
     def _row(self, name: str, picture: Picture, annotation: Annotation, put: Put) -> dict[str, Any]:
         height, width = picture.pixels.shape[:2]
         row: dict[str, Any] = {"file": name, "sha256": picture.sha256, "width": width, "height": height}
-        stem = name.rpartition(".")[0]
+        stem = without_suffix(name)
         if annotation.parsing is not None:
             data = encode_png(np.ascontiguousarray(annotation.parsing), PALETTE, _PNG_LEVEL)
             row[PARSING] = f"{PARSING}/{stem}.png"

@@ -37,7 +37,7 @@ from reposer.data.generated.files import (
     read_part,
     seal_path,
 )
-from reposer.data.layouts.folder_scan import drop_collisions
+from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
 from reposer.data.layouts.identity_folders import list_images
 from reposer.errors import UserError
 from reposer.paths import printable
@@ -203,13 +203,13 @@ def _foreign(root: Path, main: _Book) -> Iterator[str]:
     """Files without a row; those of parts that cannot be read are not judged."""
     if not main.shards:
         return
-    stems = {image.rpartition(".")[0] for image in main.unread}
+    stems = {without_suffix(image) for image in main.unread}
     for field in ("parsing", "mask"):
         known = {row[field] for row in main.found.values() if row[field]}
         known |= {f"{field}/{stem}.png" for stem in stems}
         for place in sorted(_below(root, field) - known):
             yield f"{printable(place)}: is in no row of the manifest; delete it"
-    images, _ = drop_collisions((path, path.rpartition(".")[0]) for path in list_images(root, []))
+    images, _ = drop_collisions((path, without_suffix(path)) for path in list_images(root, []))
     own = main.settings.get("images") == "."
     advice = _AGAIN if own and not (root / BOOK / PHOTOS).is_dir() else "delete it"
     for image, _ in images:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reposer.annotation.quality import FLAGS
+from reposer.data.layouts.folder_scan import without_suffix
 from reposer.structures import NUM_JOINTS, NUM_LABELS
 
 
@@ -16,7 +17,7 @@ def row_faults(row: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[
         full = [field for field in ("parsing", "mask", "keypoints") if row[field] is not None]
         yield from (f"{field}: the image was left out, and yet has it" for field in full)
         return
-    stem = row["file"].rpartition(".")[0]
+    stem = without_suffix(row["file"])
     for field in ("parsing", "mask"):
         wanted, there = settings.get(field, {}).get("name") != "none", row[field] is not None
         if there and not wanted:

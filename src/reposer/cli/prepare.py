@@ -22,7 +22,16 @@ Chosen = tuple[str, dict[str, Any]]  # layout and its keywords, see reposer.data
 
 def _root(
     root: Annotated[Path, typer.Argument(help="Folder of the extracted data set; it is only read.")],
-    out: Annotated[Path, typer.Option(help="Folder to write: manifest, problems, pairs, packed images.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write: manifest, problems, pairs, packed images.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say in seconds what would be taken and what left out, by names alone; write nothing.",
+        ),
+    ] = False,
 ) -> None:
     """The parameters before a layout's own."""
 
@@ -79,6 +88,8 @@ def _command(
 
         parameters = [p for part in parts for p in inspect.signature(part, eval_str=True).parameters.values()]
         parameters = [p.replace(default=size) if p.name == "size" else p for p in parameters]
+        # by keyword only: a parameter that must be given may then follow one that need not
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(name, help=inspect.getdoc(own))(command)
@@ -87,10 +98,16 @@ def _command(
 
 
 def _prepare(layout: str, options: dict[str, Any], shared: dict[str, Any]) -> None:
-    from reposer.data.preparing.prepare import prepare_people
+    from reposer.data.preparing.prepare import look_at_people, prepare_people
     from reposer.progress import Stages
 
     shared["size"] = parse_size(shared["size"])
+    if shared.pop("dry_run"):
+        shared.pop("out")
+        print(look_at_people(layout, options=options, **shared).summary())
+        return
+    if shared["out"] is None:
+        raise typer.BadParameter("a folder to write is wanted (or --dry-run)", param_hint="'--out'")
     report = prepare_people(layout, options=options, on_progress=Stages(), **shared)
     print(report.summary())
 
@@ -127,8 +144,33 @@ def _cuhk03(
 
 @_command("msmt17")
 def _msmt17() -> Chosen:
-    """MSMT17, both versions: list_{train,val,query,gallery}.txt beside train/ and test/, or mask_*_v2/."""
+    """MSMT17, both versions: list_{train,val,query,gallery}.txt beside train/ and test/, or mask_*_v2/.
+
+    Or Market-1501's folders with 0000_c1_0030.jpg, as several programs lay it out.
+    """
     return "msmt17", {}
+
+
+@_command("veri")
+def _veri() -> Chosen:
+    """VeRi-776 and sets in its names: image_train/, image_query/, image_test/; 0001_c001_00016450_0.jpg."""
+    return "veri", {}
+
+
+@_command("ltcc")
+def _ltcc() -> Chosen:
+    """LTCC: train/, query/, test/ with PERSON_CLOTHES_cCAMERA_NUMBER.png; outfits are kept."""
+    return "ltcc", {}
+
+
+@_command("prcc")
+def _prcc() -> Chosen:
+    """PRCC: rgb/train/PERSON/A_*.jpg and rgb/test/{A,B,C}/PERSON/*.jpg; rgb/val/ is not read.
+
+    A of the test folder is the gallery, B and C are the queries. C shows other
+    clothes (outfit 1) than A and B (outfit 0).
+    """
+    return "prcc", {}
 
 
 @_command("viper")
@@ -142,7 +184,11 @@ def _viper(
 @_command("folder")
 def _folder(
     identity: Annotated[
-        str | None, typer.Option(help="Regular expression on the file name; its first group is the person.")
+        str | None,
+        typer.Option(
+            help="Regular expression; its first group is the person. With a / it is looked for in the path,"
+            " else in the file name."
+        ),
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="CSV or Parquet with columns path, pid and perhaps camid, split.")
@@ -151,30 +197,37 @@ def _folder(
         bool, typer.Option("--anonymous", help="Nobody is known: every image is a person of its own.")
     ] = False,
     camera: Annotated[
-        str, typer.Option(help="Regular expression on the file name; its first group is the camera number.")
+        str, typer.Option(help="The same for the camera: a number, or a letter (A is 1).")
     ] = "_c([0-9]{1,3})",
+    zero_based: Annotated[
+        bool, typer.Option("--zero-based", help="People are counted from 0 (a distractor here): add 1.")
+    ] = False,
 ) -> Chosen:
     """Any folder of crops of people. Who they are: ROOT/PERSON/*.jpg, or --identity, --labels, --anonymous.
 
-    ROOT/{train,val,query,gallery}/ are the splits where there are such folders; else all people train.
+    ROOT/{train,val,query,gallery}/ are the splits where there are such folders (valid/, probe/, and test/
+    beside query/ too); else all people train.
     Maps, masks and key-points (as `reposer annotate` writes them) are found in ROOT/parsing/, ROOT/mask/ and
     ROOT/keypoints.csv by the image's path: a/b.jpg has parsing/a/b.png or parsing/a_b.png.
     Without cameras every image has camera 0, and Re-ID is scored without the same-camera rule.
     """
     table = None if labels is None else str(labels.absolute())
     options = {"camera": camera, "identity": identity, "labels": table, "anonymous": anonymous}
-    return "folders", options
+    return "folders", options | ({"zero_based": True} if zero_based else {})
 
 
 @_command("table")
 def _table(
     table: Annotated[Path, typer.Option(help="CSV (UTF-8, with a header) or Parquet.")],
+    zero_based: Annotated[
+        bool, typer.Option("--zero-based", help="People are counted from 0 (a distractor here): add 1.")
+    ] = False,
 ) -> Chosen:
     """A table with the columns path (relative to ROOT), pid, camid and split (train, val, query, gallery).
 
     pid -1 is junk, 0 a distractor; other columns are ignored. Bad rows are listed and left out.
     """
-    return "table", {"table": str(table.absolute())}
+    return "table", {"table": str(table.absolute())} | ({"zero_based": True} if zero_based else {})
 
 
 @_command("deepfashion", people=False, size="256x256")

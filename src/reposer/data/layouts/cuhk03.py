@@ -14,7 +14,7 @@ from reposer.data.layouts.reid_layouts import bad_name
 from reposer.errors import UserError
 from reposer.paths import RefusedFileError, printable, read_regular
 
-_NAME = re.compile(r"([1-9])_([0-9]{3})_([12])_([0-9]{2})\.png", re.ASCII)
+_NAME = re.compile(r"([1-9])_([0-9]{3})_([12])_([0-9]{2})\.(?:png|jpe?g|bmp|webp)", re.ASCII | re.IGNORECASE)
 _VARIABLES = ("filelist", "train_idx", "query_idx", "gallery_idx")
 _MAX_FILE_BYTES = 200_000_000
 

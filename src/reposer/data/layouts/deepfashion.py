@@ -29,6 +29,7 @@ from reposer.data.layouts.labeled_files import (
     Progress,
     left_out,
     read_labeled,
+    unread_problems,
 )
 from reposer.data.pairs import official_train_pairs, read_pairs_csv
 from reposer.data.preparing.annotation_lookup import Annotations
@@ -67,6 +68,7 @@ def read_deepfashion(
     lists: str | None = None,
     frame: str = "auto",
     soft_masks: bool = False,
+    look_only: bool = False,
     on_progress: Progress | None = None,
 ) -> InshopPeople:
     """Decode every listed image and read every annotation once; good rows become records, the rest is listed.
@@ -82,6 +84,7 @@ def read_deepfashion(
         lists: folder of the lists, anywhere; None: the first of LIST_FOLDERS below ``root`` that has one.
         frame: of the key-points, see ``deepfashion_keypoints.frame_of``.
         soft_masks: see ``label_files.read_mask``.
+        look_only: a dry run: nothing is decoded, records have no size, no hash and no key-points.
         on_progress: called after each image.
 
     Raises:
@@ -91,7 +94,7 @@ def read_deepfashion(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)}: no such folder", "check the path")
-    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks)
+    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks, look_only=look_only)
     problems: Problems = []
     where = _list_folder(root, lists)
     names = _read_lists(where, problems)
@@ -107,6 +110,9 @@ def read_deepfashion(
     if not sources and annotations.keypoints is not None:
         sources = [annotations.keypoints]
     problems += _overlap_problems(overlap, names["test"])
+    problems += unread_problems(root, records, problems, annotations, *map(str, sources))
+    if look_only:
+        return InshopPeople(records, problems, overlap, {split: [] for split in SPLITS.values()})
     records, order = add_keypoints(records, [(path, frame_of(path, frame)) for path in sources], problems)
     place = {name: number for number, name in enumerate(order)}
     records.sort(key=lambda record: place.get(record.name, len(place)))  # stable: else as listed

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError, contained, printable
+from reposer.image_rules import sniff
+from reposer.paths import RefusedFileError, contained, printable, require_regular
+
+_FEW = 20  # unread files of one folder that are listed one by one
 
 
 def list_names(root: Path, folder: str) -> list[str]:
@@ -67,3 +70,123 @@ def drop_collisions(
         message = f"is the same name as {printable(holder)}, which is kept; rename one of them"
         problems.append(AnnotationProblem(printable(path), 0, "name", message, "duplicate-name"))
     return kept, problems
+
+
+def nfc(text: str) -> str:
+    """A name as everybody but macOS writes it: macOS stores é as e and an accent (Unicode NFD)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def without_suffix(path: str) -> str:
+    """The path without the last suffix of its file name; the path itself where the name has none."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + (name.rpartition(".")[0] or name)
+
+
+def walk_files(
+    root: Path, problems: list[AnnotationProblem], below: str = "", skip: Container[str] = ()
+) -> list[str]:
+    """Sorted paths, relative to ``root``, of everything below ``root / below`` that is no folder.
+
+    Links to folders inside ``root`` are followed; one that leads outside, to nothing or back to a folder that
+    it lies in becomes a problem. Hidden files and folders are passed over.
+
+    Args:
+        skip: relative paths of folders that are not entered.
+    """
+    found: list[str] = []
+    base = os.path.realpath(root)
+    waiting = [below]
+    while waiting:
+        inside = waiting.pop()
+        for name in list_names(root, inside) if inside else sorted(os.listdir(root)):
+            path = f"{inside}/{name}" if inside else name
+            full = root / path
+            if name.startswith(".") or path in skip:
+                continue
+            if not full.is_dir():
+                found.append(path)
+                continue
+            real = os.path.realpath(full)
+            if full.is_symlink() and os.path.commonpath((base, real)) != base:
+                advice = "is a link that leads outside the data set; left out: copy the folder into it"
+                problems.append(AnnotationProblem(printable(path), 0, "path", advice, "link-outside"))
+            elif full.is_symlink() and os.path.commonpath((real, os.path.realpath(full.parent))) == real:
+                advice = "is a link to a folder that it lies in; left out: remove the link"
+                problems.append(AnnotationProblem(printable(path), 0, "path", advice, "link-loop"))
+            elif printable(path) != path or "\\" in path:
+                advice = "the name holds undecodable bytes, a backslash or control characters; left out"
+                problems.append(AnnotationProblem(printable(path), 0, "name", advice, "bad-path"))
+            else:
+                waiting.append(path)
+    return sorted(found)
+
+
+def format_of(root: Path, path: str) -> str | None:
+    """What a file's first bytes say: one of image_rules.FORMATS, another image format, or None.
+
+    A file that is none, or that may not be read, is None; nothing is raised.
+    """
+    full = root / path
+    try:
+        require_regular(full, root)
+        with full.open("rb") as file:
+            return sniff(file.read(32))
+    except (RefusedFileError, OSError, ValueError):
+        return None
+
+
+def unread(
+    root: Path, used: Iterable[str], problems: Iterable[AnnotationProblem], known: Container[str]
+) -> list[AnnotationProblem]:
+    """A problem for whatever lies below ``root`` and was neither used nor listed: nothing is silent.
+
+    A folder of which nothing was read is one line with the number of its files, and so are hidden files and
+    more than a few files of one folder.
+
+    Args:
+        used: relative paths of the files that were read.
+        problems: what is listed already.
+        known: files and folders that are no images and are used as a whole (lists, tables).
+    """
+    mentioned = {problem.file for problem in problems}
+    reached = {*used, *mentioned}
+    folders = {parent for path in reached for parent in _parents(path)}
+    found: list[AnnotationProblem] = []
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        left, hidden = [], []
+        for name in sorted(os.listdir(root / inside)):
+            path = f"{inside}/{name}" if inside else name
+            if path in reached or printable(path) in mentioned or path in known:
+                continue
+            if name.startswith("."):
+                hidden.append(path)
+            elif not (root / path).is_dir():
+                left.append(path)
+            elif path in folders:
+                waiting.append(path)
+            elif count := sum(len(files) for _, _, files in os.walk(root / path)):
+                message = f"is no part of what is read here; its {count:,} files are left out"
+                found.append(AnnotationProblem(printable(path), 0, "folder", message, "unread-folder"))
+        if hidden:
+            message = f"{len(hidden):,} hidden files or folders are left out, first {printable(hidden[0])}"
+            found.append(AnnotationProblem(printable(inside or root.name), 0, "folder", message, "hidden"))
+        if len(left) > _FEW:
+            message = (
+                f"{len(left):,} files that nothing here asks for are left out, first {printable(left[0])}"
+            )
+            found.append(
+                AnnotationProblem(printable(inside or root.name), 0, "folder", message, "unread-file")
+            )
+            continue
+        message = "nothing here asks for this file; left out"
+        found += [AnnotationProblem(printable(path), 0, "file", message, "unread-file") for path in left]
+    return sorted(found, key=lambda problem: problem.file)
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path

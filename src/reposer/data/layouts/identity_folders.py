@@ -1,30 +1,49 @@
 """Any folder of images as a data set: who is on them stands in sub-folders, names, a table, or nowhere.
 
     ROOT/PERSON/*.jpg                                    identities are folders (the default)
-    ROOT/**/*.jpg with a regular expression              identities are in the file names
+    ROOT/**/*.jpg with a regular expression              identities are in the file names or paths
     ROOT/**/*.jpg with a CSV or Parquet of path, pid     identities are in the table
     ROOT/**/*.jpg, anonymous                             every image counts as a person of its own
 
-Each also below ROOT/train/, val/, query/, gallery/, which are then the splits; without them all is training.
+Each also below ROOT/train/, val/, query/, gallery/ (or another name of SPLIT_NAMES), which are then the
+splits; without them all is training.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from reposer.data.layouts.folder_scan import format_of, nfc, walk_files
 from reposer.data.layouts.labeled_files import IMAGE_SUFFIXES, NO_CAMERA, Listing, Problems, labeled
 from reposer.data.layouts.tables import read_rows, row_problem
 from reposer.data.problems import AnnotationProblem
-from reposer.data.records import SPLITS
 from reposer.errors import UserError
+from reposer.image_rules import FORMATS
 from reposer.paths import printable
 
 CAMERA_IN_NAME = r"_c([0-9]{1,3})"
+# Names of a split's folder in the data sets and programs of the field, letter case aside; the first that is
+# there is the split. "test" is the gallery only beside a folder of queries: alone it may be anything.
+SPLIT_NAMES = {
+    "train": ("train", "training", "bounding_box_train", "image_train", "images_train", "train_all"),
+    "val": ("val", "valid", "validation", "dev"),
+    "query": ("query", "queries", "probe", "image_query", "query_images"),
+    "gallery": ("gallery", "bounding_box_test", "image_test", "gallery_images"),
+}
+_TEST = ("test", "testing")
 _BESIDE = ("parsing", "mask", "lists", "annotation")  # what annotations are in, see annotation_lookup.py
+# Top-level folders that no person is called like: they are listed, not taken for people.
+_LIKELY_ANNOTATIONS = {
+    *("masks", "maps", "parsings", "parsing_maps", "schp", "segmentation", "segmentations", "seg", "labels"),
+    *("label", "annotations", "keypoints", "poses", "pose", "openpose", "skeletons", "densepose"),
+    "silhouettes",
+}
 _NUMBER = re.compile("-1|[0-9]{1,9}", re.ASCII)
+_NAMED_PERSON = re.compile(r"(-1|[0-9]{2,})_(?:[0-9]+_)?[cC][0-9]", re.ASCII)  # Market, VeRi, Duke, LTCC
 
 
 def list_folders(
@@ -33,19 +52,25 @@ def list_folders(
     identity: str | None = None,
     labels: str | None = None,
     anonymous: bool = False,
+    zero_based: bool = False,
+    skip: Collection[str] = (),
 ) -> Listing:
     """The images below ``root``, hidden files and annotation folders aside, with identity and camera.
 
     Identities that are all numbers stay (-1 junk, 0 distractors); if any is not, people are numbered from 1
-    in the order of their names. A camera that nothing names is 0, which is listed.
+    in the order of their names. A camera that nothing names is 0, which is listed; single letters are
+    cameras too, A is 1. An expression that holds a "/" is looked for in the path below ``root``, any other in
+    the file name.
 
     Args:
         root: the folder.
-        camera: regular expression whose first group is the camera number, in the file name.
-        identity: regular expression whose first group is the identity, in the file name.
+        camera: regular expression whose first group is the camera.
+        identity: regular expression whose first group is the identity.
         labels: CSV or Parquet with the columns path (relative to ``root``) and pid (any text), and if you
             like camid and split.
         anonymous: nobody is known.
+        zero_based: people are counted from 0: 1 is added to every number from 0 on.
+        skip: relative paths of annotation folders, never scanned for people.
 
     Raises:
         UserError: more than one source of identities, a bad expression or table, folders that hold no images.
@@ -56,15 +81,16 @@ def list_folders(
         raise UserError(f"{' and '.join(given)}: two sources of identities", "give one")
     cameras = _compiled("camera", camera)
     problems: Problems = []
+    images = _images(root, problems, skip)
     if labels is not None:
-        found = _labeled_by_table(root, Path(labels), problems)
+        found = _labeled_by_table(root, Path(labels), images, problems)
     elif identity is not None:
-        found = _labeled_by_name(root, _compiled("identity", identity), problems)
+        found = _labeled_by_name(_compiled("identity", identity), images, problems)
     elif anonymous:
-        found = [(path, str(n), s, None) for n, (path, s) in enumerate(_images(root, problems), start=1)]
+        found = [(path, str(n), split, None) for n, (path, split, _) in enumerate(images, start=1)]
     else:
-        found = _labeled_by_folder(root, problems)
-    numbers = _numbers(person for _, person, _, _ in found)
+        found = _labeled_by_folder(root, images, problems)
+    numbers = _numbers((person for _, person, _, _ in found), zero_based)
     camids, unnamed = _camids(root, found, cameras)
     files = [
         labeled(path, numbers[person], camid, split)
@@ -74,44 +100,68 @@ def list_folders(
 
 
 _Found = list[tuple[str, str, str, int | None]]  # path, identity, split, camera where it is known
+_Images = Sequence[tuple[str, str, str]]  # path, split, path below the split's folder
 
 
-def _labeled_by_folder(root: Path, problems: Problems) -> _Found:
+def _labeled_by_folder(root: Path, images: _Images, problems: Problems) -> _Found:
     found: _Found = []
-    loose = ""
-    for path, split in _images(root, problems):
-        parts = path.split("/")
-        parts = parts[1:] if _splits(root) else parts
+    loose = deep = ""
+    told: defaultdict[str, set[str]] = defaultdict(set)
+    for path, split, below in images:
+        parts = below.split("/")
         if len(parts) == 2:
             found.append((path, parts[0], split, None))
+            if match := _NAMED_PERSON.match(parts[1]):
+                told[path.rpartition("/")[0]].add(match[1])
             continue
-        loose = loose or path
+        loose, deep = loose or path, deep or path * (len(parts) > 2)
         where = "lies in no person's folder" if len(parts) < 2 else "lies deeper than a person's folder"
         problems.append(AnnotationProblem(printable(path), 0, "path", f"{where}; left out", "no-folder"))
     if loose and not found:
         problem = f"{printable(root)}: {printable(loose)} and all other images lie in no folder of a person"
-        raise UserError(problem, "say who they are: --identity REGEX, --labels CSV or --anonymous")
+        named = _NAMED_PERSON.match(loose.rpartition("/")[2])
+        expression = "'^([0-9]+)_'" if named else "REGEX"
+        if deep:
+            problem = (
+                f"{printable(root)}: all images lie deeper than a person's folder, {printable(deep)} too"
+            )
+            expression = "REGEX (with a / it is looked for in the path)"
+        raise UserError(problem, f"say who they are: --identity {expression}, --labels CSV or --anonymous")
+    for folder, people in sorted(told.items()):
+        if len(people) > 1:
+            message = (
+                f"counts as one person, but its file names begin with {len(people)} numbers ({min(people)},"
+                f" {max(people)}); if those are the people, give --identity '^(-?[0-9]+)_'"
+            )
+            problems.append(AnnotationProblem(printable(folder), 0, "folder", message, "names-disagree"))
     return found
 
 
-def _labeled_by_name(root: Path, pattern: re.Pattern[str], problems: Problems) -> _Found:
+def _labeled_by_name(pattern: re.Pattern[str], images: _Images, problems: Problems) -> _Found:
     found: _Found = []
-    for path, split in _images(root, problems):
-        match = pattern.search(path.rpartition("/")[2])
+    for path, split, _ in images:
+        match = pattern.search(_looked_at(path, pattern))
         if match is not None and match[1]:
             found.append((path, match[1], split, None))
         else:
             message = f"{pattern.pattern} finds no identity in the name; left out"
+            if "/" in pattern.pattern:
+                message = f"{pattern.pattern} finds no identity in the path; left out"
+            elif pattern.search(path):
+                message += " (it matches the path: an expression with a / in it is looked for there)"
             problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-name"))
     return found
 
 
-def _labeled_by_table(root: Path, table: Path, problems: Problems) -> _Found:
+def _labeled_by_table(root: Path, table: Path, images: _Images, problems: Problems) -> _Found:
     found: _Found = []
     rows: dict[str, int] = {}
+    there = {nfc(path): path for path, _, _ in images}
+    there |= {path: path for path, _, _ in images}
     first, content = read_rows(table, ("path", "pid"), ("camid", "split"))
     for number, row in enumerate(content, start=first):
         row["split"] = row["split"] or "train"
+        path = row["path"] = there.get(row["path"]) or there.get(nfc(row["path"]), row["path"])
         wrong = row_problem(row | {"pid": "0", "camid": row["camid"] or "0"}, rows)
         if not wrong and not row["pid"]:
             wrong = ("pid", "no identity", "bad-label")
@@ -119,54 +169,80 @@ def _labeled_by_table(root: Path, table: Path, problems: Problems) -> _Found:
             field, message, rule = wrong
             problems.append(AnnotationProblem(table.name, number, field, f"{message}; left out", rule))
             continue
-        rows[row["path"]] = number
+        rows[path] = number
         camid = int(row["camid"]) if row["camid"] else None
-        found.append((row["path"], row["pid"], row["split"], camid))
-    for path, _ in _images(root, problems):
+        found.append((path, row["pid"], row["split"], camid))
+    for path, _, _ in images:
         if path not in rows:
             message = f"stands in no row of {table.name}; left out"
             problems.append(AnnotationProblem(printable(path), 0, "path", message, "unlabeled"))
     return found
 
 
-def list_images(root: Path, problems: Problems, below: str = "") -> list[str]:
+def list_images(root: Path, problems: Problems, below: str = "", skip: Collection[str] = ()) -> list[str]:
     """Sorted paths, relative to ``root``, of every image file below ``root / below``.
 
-    Told by the file name alone. Hidden files, annotation folders of ``root`` and links to folders are passed
-    over; a name that not every system can hold is listed as a problem.
+    Told by the suffix, else by the first bytes. Hidden files and annotation folders of ``root`` are passed
+    over; a link to a folder inside ``root`` is followed. Listed as problems: a link to elsewhere, a picture
+    of a format that is not read, a name that not every system can hold.
+
+    Args:
+        skip: relative paths of further folders that hold no people.
     """
     found = []
-    for folder, folders, names in os.walk(root / below):
-        if Path(folder) == root:
-            folders[:] = [name for name in folders if name not in _BESIDE]
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(folder).relative_to(root).as_posix()
-        for name in sorted(names):
-            path = name if inside == "." else f"{inside}/{name}"
-            if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
+    for path in walk_files(root, problems, below, {*_BESIDE, *skip}):
+        if not path.lower().endswith(IMAGE_SUFFIXES):
+            kind = format_of(root, path)
+            if kind is None:
                 continue
-            if printable(path) != path or "\\" in path:
-                message = "the name holds undecodable bytes, a backslash or control characters; left out"
-                problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-path"))
+            if kind not in FORMATS:
+                message = f"is {kind}; left out: convert it to JPEG, PNG, WebP or BMP"
+                problems.append(AnnotationProblem(printable(path), 0, "image", message, "format"))
                 continue
-            found.append(path)
+        if printable(path) != path or "\\" in path:
+            message = "the name holds undecodable bytes, a backslash or control characters; left out"
+            problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-path"))
+            continue
+        found.append(path)
+    return found
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """Split -> its folder below ``root``, by SPLIT_NAMES; empty where there is none."""
+    names: dict[str, str] = {}
+    for name in sorted(os.listdir(root), reverse=True):  # of Train and train the exact one stays, see below
+        if (root / name).is_dir():
+            names[name.lower()] = name
+    names |= {name: name for name in names if (root / name).is_dir()}
+    found = {}
+    for split, known in SPLIT_NAMES.items():
+        wanted = (*known, *_TEST) if split == "gallery" and "query" in found else known
+        chosen = next((names[name] for name in wanted if name in names), None)
+        if chosen is not None:
+            found[split] = chosen
+    return found
+
+
+def _images(root: Path, problems: Problems, skip: Collection[str]) -> _Images:
+    """Every image with its split and its path below the split's folder, sorted by path."""
+    splits = split_folders(root)
+    found: list[tuple[str, str, str]] = []
+    for split, folder in splits.items():
+        paths = list_images(root, problems, folder, skip)
+        found += [(path, split, path[len(folder) + 1 :]) for path in paths]
+    if not splits:
+        likely = [name for name in os.listdir(root) if name.lower() in _LIKELY_ANNOTATIONS]
+        for name in sorted(set(likely) - set(skip)):
+            message = "looks like annotations and is not read: give it by --mask or --parsing, else rename it"
+            problems.append(AnnotationProblem(printable(name), 0, "folder", message, "unread-folder"))
+        found = [(path, "train", path) for path in list_images(root, problems, "", {*skip, *likely})]
     return sorted(found)
 
 
-def _images(root: Path, problems: Problems) -> Sequence[tuple[str, str]]:
-    """(path relative to ``root``, split) of every image file, sorted."""
-    splits = _splits(root) or ("",)
-    return sorted((path, below or "train") for below in splits for path in list_images(root, problems, below))
-
-
-def _splits(root: Path) -> tuple[str, ...]:
-    return tuple(split for split in SPLITS if (root / split).is_dir())
-
-
-def _numbers(people: Iterable[str]) -> dict[str, int]:
+def _numbers(people: Iterable[str], zero_based: bool) -> dict[str, int]:
     known = sorted(set(people))
     if all(_NUMBER.fullmatch(person) for person in known):
-        return {person: int(person) for person in known}
+        return {person: int(person) + (zero_based and int(person) >= 0) for person in known}
     return {person: number for number, person in enumerate(known, start=1)}
 
 
@@ -174,18 +250,44 @@ def _camids(root: Path, found: _Found, pattern: re.Pattern[str]) -> tuple[list[i
     """The camera of every image, and a problem for each without one, or a single one when none has."""
     camids: list[int] = []
     unnamed: Problems = []
+    odd = ""
     for path, _, _, known in found:
-        match = pattern.search(path.rpartition("/")[2])
-        if known is None and (match is None or not _NUMBER.fullmatch(match[1] or "")):
+        match = pattern.search(_looked_at(path, pattern))
+        camid = known
+        if camid is None and match is not None:
+            camid = _camera(match[1] or "")
+        if camid is None:
             message = f"names no camera ({pattern.pattern}); camera {NO_CAMERA} is taken"
+            if match is not None:
+                odd = odd or printable(match[1] or "")
+                message = (
+                    f"{pattern.pattern} matched {printable(match[1] or '')!r}, neither a number nor a letter"
+                )
+                message = f"{message}; camera {NO_CAMERA} is taken"
             unnamed.append(AnnotationProblem(printable(path), 0, "camera", message, "no-camera"))
-            camids.append(NO_CAMERA)
-        else:
-            camids.append(int(match[1]) if known is None and match is not None else known or NO_CAMERA)
+        camids.append(NO_CAMERA if camid is None else camid)
     if found and len(unnamed) == len(found):
         message = f"no file name names a camera ({pattern.pattern}); camera {NO_CAMERA} is taken for all"
+        if odd:
+            message = f"{pattern.pattern} matched {odd!r}, neither a number nor a letter"
+            message = f"{message}; camera {NO_CAMERA} is taken for all"
+        elif "/" not in pattern.pattern and all(pattern.search(path) for path, _, _, _ in found):
+            message += " (it matches the paths: an expression with a / in it is looked for there)"
         unnamed = [AnnotationProblem(printable(root), 0, "camera", message, "no-camera")]
     return camids, unnamed
+
+
+def _camera(text: str) -> int | None:
+    """A number, or a single letter: A is 1."""
+    if _NUMBER.fullmatch(text) and text != "-1":
+        return int(text)
+    if len(text) == 1 and text.isascii() and text.isalpha():
+        return ord(text.upper()) - ord("A") + 1
+    return None
+
+
+def _looked_at(path: str, pattern: re.Pattern[str]) -> str:
+    return path if "/" in pattern.pattern else path.rpartition("/")[2]
 
 
 def _compiled(option: str, text: str) -> re.Pattern[str]:

@@ -21,6 +21,8 @@ from reposer.data.layouts.labeled_files import (
     hold_out,
     left_out,
     read_labeled,
+    unread_problems,
+    zero_problems,
 )
 from reposer.data.layouts.market_names import parse_name, stem
 from reposer.data.preparing.annotation_lookup import Annotations
@@ -43,6 +45,7 @@ def read_market1501(
     on_progress: Progress | None = None,
     *,
     soft_masks: bool = False,
+    look_only: bool = False,
 ) -> tuple[list[PersonRecord], Problems]:
     """Decode every image and read every annotation once; good rows become records, the rest is listed.
 
@@ -58,15 +61,18 @@ def read_market1501(
         holdout: the training people with this many highest pids get the split "val".
         on_progress: called after each image.
         soft_masks: see ``label_files.read_mask``.
+        look_only: a dry run: nothing is decoded, records have no size and no hash.
 
     Raises:
         UserError: no such folder, no usable image, an unusable key-point file, a holdout of everybody.
     """
     root = Path(root)
-    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks)
+    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks, look_only=look_only)
     files, problems = _list_images(root)
+    problems += zero_problems(files, "rename the files to begin with 0001")
     records = hold_out(read_labeled(root, files, problems, annotations, on_progress, stem), holdout)
-    return _without_generated_tests(records, problems), problems
+    records = _without_generated_tests(records, problems)
+    return records, problems + unread_problems(root, records, problems, annotations)
 
 
 def _without_generated_tests(records: list[PersonRecord], problems: Problems) -> list[PersonRecord]:

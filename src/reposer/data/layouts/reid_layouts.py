@@ -7,6 +7,7 @@ and problems. Identities are from 1: data sets that count from 0 are shifted, be
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,17 @@ from reposer.paths import printable
 
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 MSMT17_TRAINING_PEOPLE = 1041
-_DUKE = re.compile(r"(?P<pid>[0-9]{4})_c(?P<camid>[1-8])_f[0-9]+\.(?:jpg|png)", re.ASCII)
-_CUHK03_NP = re.compile(r"(?P<pid>[0-9]{4})_c(?P<camid>[12])_[0-9]+\.(?:jpg|png)", re.ASCII)
-_VIPER = re.compile(r"([0-9]{3})_[0-9]{1,3}\.(?:bmp|png|jpg)", re.ASCII)
-_MSMT17 = re.compile(r"[0-9]{4}/[0-9]{4}_[0-9]{3}_(?P<camid>[0-9]{2})_.+\.jpg", re.ASCII)
+_FLAGS = re.ASCII | re.IGNORECASE
+_SUFFIX = r"\.(?:jpe?g|png|bmp|webp)"
+_DUKE = re.compile(r"(?P<pid>[0-9]{4})_c(?P<camid>[1-8])_f[0-9]+" + _SUFFIX, _FLAGS)
+_CUHK03_NP = re.compile(r"(?P<pid>[0-9]{4})_c(?P<camid>[12])_[0-9]+" + _SUFFIX, _FLAGS)
+_VIPER = re.compile(r"([0-9]{3})_[0-9]{1,3}" + _SUFFIX, _FLAGS)
+_MSMT17 = re.compile(r"[0-9]{4}/[0-9]{4}_[0-9]{3}_(?P<camid>[0-9]{2})_.+" + _SUFFIX, _FLAGS)
+_MSMT17_BOX = re.compile(r"(?P<pid>[0-9]{4,5})_c(?P<camid>[0-9]{1,2})(?:_|s).+" + _SUFFIX, _FLAGS)
+_VERI = re.compile(r"(?P<pid>[0-9]{4,5})_c(?P<camid>[0-9]{3})_[0-9]+_[0-9]+" + _SUFFIX, _FLAGS)
+_LTCC = re.compile(
+    r"(?P<pid>[0-9]{3})_(?P<clothes>[0-9]{1,2})_c(?P<camid>[0-9]{1,2})_[0-9]+" + _SUFFIX, _FLAGS
+)
 
 
 def list_dukemtmc(root: Path) -> Listing:
@@ -42,15 +50,24 @@ def list_cuhk03_np(root: Path) -> Listing:
 def list_msmt17(root: Path) -> Listing:
     """MSMT17, both versions: list_{train,val,query,gallery}.txt and train/ test/ (or mask_{train,test}_v2/).
 
-    list_val.txt holds further images of the training people, so it is training data here. The lists count
-    people from 0, in training and test each: training people are 1 to 1041 here, test people 1042 and up.
+    Lists without ".txt" are read, and a missing list_val is only listed. Without lists, Market-1501's folders
+    with 0000_c1_0030.jpg, as several programs lay the data set out. list_val.txt holds further images of the
+    training people, so it is training data here. The lists count people from 0, in training and test each:
+    training people are 1 to 1041 here, test people 1042 and up.
     """
     problems: Problems = []
     files: list[LabeledFile] = []
+    if (root / "bounding_box_train").is_dir() and not (root / "train").is_dir():
+        return _msmt17_boxes(root)
     folders = {kind: _first_folder(root, (kind, f"mask_{kind}_v2")) for kind in ("train", "test")}
     lists = (("train", "train"), ("val", "train"), ("query", "query"), ("gallery", "gallery"))
     for list_name, split in lists:
         path = root / f"list_{list_name}.txt"
+        if not path.exists() and path.with_suffix("").exists():
+            path = path.with_suffix("")
+        if list_name == "val" and not path.exists():
+            problems.append(AnnotationProblem(path.name, 0, "file", "no such list", "missing-list"))
+            continue
         folder, shift = folders["test"], MSMT17_TRAINING_PEOPLE + 1
         if split == "train":
             folder, shift = folders["train"], 1
@@ -66,6 +83,78 @@ def list_msmt17(root: Path) -> Listing:
                 continue
             files.append(labeled(f"{folder}/{place}", int(number) + shift, int(match["camid"]), split))
     return files, problems
+
+
+def _msmt17_boxes(root: Path) -> Listing:
+    """Market's folders; people counted from 0 in training and test each are told apart as by the lists."""
+    files, problems = _list_boxes(root, _MSMT17_BOX, "0000_c1_0030.jpg")
+    people = {
+        training: {file.pid for file in files if (file.split == "train") == training}
+        for training in (True, False)
+    }
+    if 0 in people[True] or people[True] & people[False]:
+        shift = {"train": 1}
+        files = [
+            labeled(f.path, f.pid + shift.get(f.split, MSMT17_TRAINING_PEOPLE + 1), f.camid, f.split)
+            for f in files
+        ]
+    return files, problems
+
+
+def list_veri(root: Path) -> Listing:
+    """VeRi-776 and sets in its names: image_train/, image_query/, image_test/; PPPP_cCCC_FFFFFFFF_N.jpg."""
+    folders = {"image_train": "train", "image_query": "query", "image_test": "gallery"}
+    return _list_boxes(root, _VERI, "0001_c001_00016450_0.jpg", folders)
+
+
+def list_ltcc(root: Path) -> Listing:
+    """LTCC (Qian et al., ACCV 2020): train/, query/, test/ with PID_CLOTHES_cCAM_NUMBER.png.
+
+    The outfit's number, from 0, counts the outfits of one person (theirs are from 1). Where a person 0 is,
+    1 is added to every identity, since 0 is a distractor here.
+    """
+    folders = {"train": "train", "query": "query", "test": "gallery"}
+    files, problems = _list_boxes(root, _LTCC, "094_1_c9_015833.png", folders)
+    shift = int(any(file.pid == 0 for file in files))
+    return [
+        labeled(f.path, f.pid + shift, f.camid, f.split, max(int(f.name.split("_")[1]) - 1, 0)) for f in files
+    ], problems
+
+
+def list_prcc(root: Path) -> Listing:
+    """PRCC (Yang et al., TPAMI 2021): rgb/train/PID/A_*.jpg and rgb/test/{A,B,C}/PID/*.jpg.
+
+    Cameras A, B, C are 1, 2, 3. A person wears outfit 0 before A and B, outfit 1 before C. A of the test
+    folder is the gallery; B (same clothes) and C (others) are queries. rgb/val/ holds further images of the
+    training people, on which published methods do not train; it is listed as not read.
+
+    Args:
+        root: the folder that holds rgb/, or rgb/ itself.
+    """
+    base = "rgb/" if (root / "rgb").is_dir() else ""
+    files: list[LabeledFile] = []
+    problems: Problems = []
+    places = [(f"{base}train", "train", ""), *((f"{base}test/{c}", _PRCC_SPLITS[c], c) for c in "ABC")]
+    for folder, split, camera in places:
+        for person in list_names(root, folder):
+            pid = int(person) if re.fullmatch("[0-9]{1,5}", person, re.ASCII) else 0
+            if not pid or not (root / folder / person).is_dir():
+                problems.append(bad_name(f"{folder}/{person}", "001/ (a person's folder)"))
+                continue
+            for name in list_names(root, f"{folder}/{person}"):
+                letter = camera or (name[0] if re.fullmatch("[ABC]_.+" + _SUFFIX, name, _FLAGS) else "")
+                if not letter or not re.fullmatch(".+" + _SUFFIX, name, _FLAGS):
+                    problems.append(bad_name(f"{folder}/{person}/{name}", "A_cropped_rgb001.jpg"))
+                    continue
+                camid = "ABC".index(letter.upper()) + 1
+                path = f"{folder}/{person}/{name}"
+                files.append(labeled(path, pid, camid, split, int(camid == 3)))
+    if not files:
+        raise UserError(f"{printable(root)}: holds no images of PRCC", "give the folder that holds rgb/")
+    return files, problems
+
+
+_PRCC_SPLITS = {"A": "gallery", "B": "query", "C": "query"}
 
 
 def list_viper(root: Path, split: int = 0) -> Listing:
@@ -94,11 +183,16 @@ def bad_name(path: str, example: str) -> AnnotationProblem:
     return AnnotationProblem(printable(path), 0, "name", message, "bad-name")
 
 
-def _list_boxes(root: Path, pattern: re.Pattern[str], example: str) -> Listing:
-    """Market's three folders with names of another form; labels from the file name alone."""
+def _list_boxes(
+    root: Path, pattern: re.Pattern[str], example: str, folders: Mapping[str, str] = FOLDERS
+) -> Listing:
+    """Three folders, Market's or others, with names of another form; labels from the file name alone."""
     problems: Problems = []
     files: list[LabeledFile] = []
-    for folder, split in FOLDERS.items():
+    if not any((root / folder).is_dir() for folder in folders):
+        advice = "give the folder that holds them, or use another layout (reposer prepare --help)"
+        raise UserError(f"{printable(root)}: holds none of {', '.join(folders)}", advice)
+    for folder, split in folders.items():
         for name in list_names(root, folder):
             match = pattern.fullmatch(name)
             if match is None:

@@ -8,8 +8,24 @@ from typing import Any
 
 from reposer.data.layouts.cuhk03 import list_cuhk03
 from reposer.data.layouts.identity_folders import list_folders
-from reposer.data.layouts.labeled_files import Listing, Problems, Progress, hold_out, read_labeled
-from reposer.data.layouts.reid_layouts import list_cuhk03_np, list_dukemtmc, list_msmt17, list_viper
+from reposer.data.layouts.labeled_files import (
+    Listing,
+    Problems,
+    Progress,
+    hold_out,
+    read_labeled,
+    unread_problems,
+    zero_problems,
+)
+from reposer.data.layouts.reid_layouts import (
+    list_cuhk03_np,
+    list_dukemtmc,
+    list_ltcc,
+    list_msmt17,
+    list_prcc,
+    list_veri,
+    list_viper,
+)
 from reposer.data.layouts.tables import list_table
 from reposer.data.preparing.annotation_lookup import Annotations
 from reposer.data.problems import AnnotationProblem
@@ -23,6 +39,9 @@ LAYOUTS: dict[str, Callable[..., Listing]] = {
     "cuhk03_np": list_cuhk03_np,
     "msmt17": list_msmt17,
     "viper": list_viper,
+    "veri": list_veri,
+    "ltcc": list_ltcc,
+    "prcc": list_prcc,
     "folders": list_folders,
     "table": list_table,
 }
@@ -46,6 +65,7 @@ def read_people(
     mask: str | Path | None = None,
     keypoints: str | Path | None = None,
     soft_masks: bool = False,
+    look_only: bool = False,
     holdout: int = 0,
     on_progress: Progress | None = None,
 ) -> tuple[list[PersonRecord], Problems]:
@@ -58,11 +78,13 @@ def read_people(
         layout: a key of LAYOUTS.
         root: the data set's folder; only read.
         options: keywords of the layout's function: ``split`` of VIPeR; ``kind``, ``protocol`` and ``split``
-            of CUHK03; ``camera``, ``identity``, ``labels``, ``anonymous`` of folders; ``table`` of a table.
+            of CUHK03; ``camera``, ``identity``, ``labels``, ``anonymous``, ``zero_based`` of folders;
+            ``table``, ``zero_based`` of a table.
         parsing: folder of label maps inside ``root``; None: root/parsing where there is one.
         mask: folder of masks inside ``root``; None: root/mask where there is one.
         keypoints: CSV; None: root/keypoints.csv or root/lists/keypoints.csv where there is one.
         soft_masks: see ``label_files.read_mask``.
+        look_only: a dry run: nothing is decoded, records have no size and no hash.
         holdout: the training people with this many highest pids get the split "val".
         on_progress: called after each image.
 
@@ -74,11 +96,13 @@ def read_people(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)}: no such folder", "check the path")
-    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks)
+    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks, look_only=look_only)
+    places = {"skip": tuple(annotations.folders.values())} if layout == "folders" else {}
     try:
-        files, problems = LAYOUTS[layout](root, **(options or {}))
+        files, problems = LAYOUTS[layout](root, **(options or {}), **places)
     except TypeError as error:
         raise UserError(f"layout {layout}: {error}", "correct the options") from error
+    problems += zero_problems(files, "add 1 to every number (--zero-based does)")
     usable = [file for file in files if not (file.split in ("train", "val") and file.pid < 1)]
     message = "junk and distractors are no people to train on; left out"
     problems += [
@@ -88,7 +112,8 @@ def read_people(
     ]
     records = hold_out(read_labeled(root, usable, problems, annotations, on_progress), holdout)
     problems += check_counts(_official_name(layout, options or {}), records, str(root))
-    return records, problems
+    tables = [str(value) for key, value in (options or {}).items() if key in ("labels", "table") and value]
+    return records, problems + unread_problems(root, records, problems, annotations, *tables)
 
 
 def check_counts(name: str, records: Sequence[PersonRecord], root: str) -> Problems:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,18 +18,21 @@ from reposer.data.records import SPLITS
 from reposer.errors import UserError
 from reposer.paths import check_relative, printable, read_regular
 
+# Other words for a split; "test" is the gallery beside "query", otherwise nobody knows what it is.
+SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "probe": "query"}
 COLUMNS = ("path", "pid", "camid", "split")
 _MAX_FILE_BYTES = 2_000_000_000
 _MAX_DECODED_BYTES = 4_000_000_000  # Parquet compresses: a small file may hold a bomb
 
 
-def list_table(root: Path, table: str | Path) -> Listing:
+def list_table(root: Path, table: str | Path, zero_based: bool = False) -> Listing:
     """The rows of a table; bad ones are listed by their number (the CSV's header is row 1).
 
     Args:
         root: folder that the paths are relative to.
         table: .csv (UTF-8, with a header) or .parquet; pid -1 junk, 0 distractor; split one of
-            train, val, query, gallery.
+            train, val, query, gallery (or "test" beside "query", "valid", "probe"; see SPLIT_WORDS).
+        zero_based: people are counted from 0: 1 is added to every number from 0 on.
 
     Raises:
         UserError: another kind of file, damaged, or a column is missing.
@@ -44,7 +48,8 @@ def list_table(root: Path, table: str | Path) -> Listing:
             problems.append(AnnotationProblem(table.name, number, field, f"{message}; left out", rule))
             continue
         seen[row["path"]] = number
-        files.append(labeled(row["path"], int(row["pid"]), int(row["camid"]), row["split"]))
+        pid = int(row["pid"]) + (zero_based and int(row["pid"]) >= 0)
+        files.append(labeled(_spelled(root, row["path"]), pid, int(row["camid"]), row["split"]))
     return files, problems
 
 
@@ -52,6 +57,9 @@ def read_rows(
     table: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> tuple[int, Iterator[dict[str, str]]]:
     """The number of the first row of a CSV or Parquet file, and its rows as text; no value is "".
+
+    A CSV's separator is the comma, semicolon or tab of its header, whose letter case counts for nothing. Of
+    the values, "\\" and "./" of a path, "1.0" of a number and other words for a split are put right.
 
     Args:
         required: columns that the table must have, once each.
@@ -62,10 +70,12 @@ def read_rows(
     """
     data = read_regular(table, max_bytes=_MAX_FILE_BYTES)
     if table.suffix.lower() == ".csv":
-        return 2, _csv_rows(table, data, required, optional)
+        return 2, _put_right(_csv_rows(table, data, required, optional))
+    if table.suffix.lower() in (".tsv", ".txt"):
+        return 2, _put_right(_csv_rows(table, data, required, optional))
     if table.suffix.lower() == ".parquet":
-        return 1, _parquet_rows(table, data, required, optional)
-    raise UserError(f"{printable(table)}: unknown kind of table", "give a .csv or .parquet file")
+        return 1, _put_right(_parquet_rows(table, data, required, optional))
+    raise UserError(f"{printable(table)}: unknown kind of table", "give a .csv, .tsv or .parquet file")
 
 
 def row_problem(row: dict[str, str], seen: dict[str, int]) -> tuple[str, str, str] | None:
@@ -78,11 +88,39 @@ def row_problem(row: dict[str, str], seen: dict[str, int]) -> tuple[str, str, st
         if not re.fullmatch(pattern, row[field], re.ASCII):
             return field, f"{printable(row[field][:80])!r} is no {field}", "bad-label"
     if row["split"] not in SPLITS:
-        return "split", f"{printable(row['split'][:80])!r} is none of {', '.join(SPLITS)}", "bad-label"
+        advice = ": write gallery, or val" if row["split"].lower() == "test" else ""
+        words = f"{printable(row['split'][:80])!r} is none of {', '.join(SPLITS)}{advice}"
+        return "split", words, "bad-label"
     if row["path"] in seen:
         message = f"{printable(row['path'])} stands in row {seen[row['path']]} already"
         return "path", message, "repeated-path"
     return None
+
+
+def _put_right(rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Rows as spreadsheets, Windows and other programs write them, as this program does."""
+    content = list(rows)
+    words = {row["split"].strip().lower() for row in content if "split" in row}
+    asked = not words.isdisjoint({"query", "probe"})
+    for row in content:
+        for field in row.keys() & {"pid", "camid"}:
+            if re.fullmatch(r"-?[0-9]+\.0*", row[field], re.ASCII):
+                row[field] = row[field].partition(".")[0]
+        row["path"] = row["path"].replace("\\", "/")
+        while row["path"].startswith("./"):
+            row["path"] = row["path"][2:].lstrip("/")
+        if "split" in row:
+            word = row["split"].strip().lower()
+            row["split"] = SPLIT_WORDS.get(word, word if word in SPLITS else row["split"])
+            if word in ("test", "testing") and asked and "gallery" not in words:
+                row["split"] = "gallery"
+        yield row
+
+
+def _spelled(root: Path, path: str) -> str:
+    """The path as the disk spells it: a table in Unicode NFC may name a file in NFD, and the other way."""
+    spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    return next((spelling for spelling in spellings if (root / spelling).exists()), path)
 
 
 def _csv_rows(
@@ -92,9 +130,11 @@ def _csv_rows(
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{printable(table)}: is not UTF-8 ({error})", "save it as UTF-8") from error
-    reader = csv.reader(io.StringIO(text, newline=""))
+    first = text.lstrip("\r\n").partition("\n")[0]
+    separator = max(",;\t", key=first.count)  # of equal counts the comma
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip().lower() for name in next(reader, [])]
         found = _found_columns(table, header, required, optional)
         rows = list(reader)
     except csv.Error as error:
@@ -113,12 +153,16 @@ def _parquet_rows(
         groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
         if not 0 <= sum(groups) <= _MAX_DECODED_BYTES:
             raise UserError(f"{printable(table)}: says that it unpacks to {sum(groups):,} bytes")
-        found = _found_columns(table, file.schema_arrow.names, required, optional)
-        content = file.read(columns=found).to_pylist()
+        spelled = {name.lower(): name for name in file.schema_arrow.names}
+        header = [name.lower() for name in file.schema_arrow.names]
+        found = _found_columns(table, header, required, optional)
+        content = file.read(columns=[spelled[name] for name in found]).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{printable(table)}: damaged, or no Parquet file ({error})") from error
     for row in content:
-        yield dict.fromkeys(optional, "") | {n: "" if row[n] is None else str(row[n]) for n in found}
+        yield dict.fromkeys(optional, "") | {
+            name: "" if row[spelled[name]] is None else str(row[spelled[name]]) for name in found
+        }
 
 
 def _found_columns(

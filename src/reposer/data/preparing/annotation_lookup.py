@@ -7,18 +7,21 @@ made before anybody knows who is in the picture, from the paths alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from reposer.data.keypoints import Pose, read_keypoints_csv
 from reposer.data.label_files import read_mask
-from reposer.data.layouts.folder_scan import list_names, relative_folder
+from reposer.data.layouts.folder_scan import list_names, nfc, relative_folder, without_suffix
 from reposer.data.parsing import read_parsing
-from reposer.data.problems import AnnotationError, AnnotationProblem
+from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.paths import RefusedFileError, contained, printable
-from reposer.structures import PersonRecord
+from reposer.structures import NUM_JOINTS, PersonRecord
 
 _MAP_SUFFIXES = (".png", ".npy")
 _KEYPOINT_FILES = ("keypoints.csv", "lists/keypoints.csv")
@@ -30,9 +33,10 @@ class Annotations:
 
     root: Path
     folders: dict[str, str]  # "parsing", "mask" -> folder relative to root
-    names: dict[str, frozenset[str]]  # "parsing", "mask" -> file names in that folder
+    names: dict[str, dict[str, str]]  # "parsing", "mask" -> NFC of a file name in that folder -> the name
     keypoints: Path | None  # the CSV
     soft_masks: bool = False  # see label_files.read_mask
+    look_only: bool = False  # a dry run: names are looked up, nothing is decoded
 
     @classmethod
     def find(
@@ -43,6 +47,7 @@ class Annotations:
         keypoints: str | Path | None = None,
         *,
         soft_masks: bool = False,
+        look_only: bool = False,
     ) -> Self:
         """Look in the given places, else in those of the layout (see market1501.py).
 
@@ -55,11 +60,13 @@ class Annotations:
                 folders[kind] = relative_folder(root, given)
             elif (root / kind).is_dir():
                 folders[kind] = kind
-        names = {kind: frozenset(list_names(root, folder)) for kind, folder in folders.items()}
+        names = {
+            kind: {nfc(name): name for name in list_names(root, folder)} for kind, folder in folders.items()
+        }
         if keypoints is None:
             found = [contained(root, name) for name in _KEYPOINT_FILES if (root / name).exists()]
-            return cls(root, folders, names, found[0] if found else None, soft_masks)
-        return cls(root, folders, names, Path(keypoints), soft_masks)
+            return cls(root, folders, names, found[0] if found else None, soft_masks, look_only)
+        return cls(root, folders, names, Path(keypoints), soft_masks, look_only)
 
     def attach(self, record: PersonRecord, stem: str, problems: list[AnnotationProblem]) -> PersonRecord:
         """The record with the paths of its map and mask, each read and compared with the image's size."""
@@ -69,9 +76,15 @@ class Annotations:
         return replace(record, parsing=parsing, mask=mask)
 
     def add_keypoints(
-        self, records: Sequence[PersonRecord], problems: list[AnnotationProblem]
+        self,
+        records: Sequence[PersonRecord],
+        problems: list[AnnotationProblem],
+        twins: Mapping[str, str] | None = None,
     ) -> list[PersonRecord]:
-        """The records with their key-points.
+        """The records with their key-points; those of a dry run have no joint.
+
+        Args:
+            twins: name of an image -> name of another one; of the same bytes they share a row.
 
         Raises:
             UserError: the CSV as a whole cannot be used.
@@ -79,12 +92,19 @@ class Annotations:
         if self.keypoints is None:
             return list(records)
         known = _by_alias(records)
+        if self.look_only:
+            named = _row_names(self.keypoints)
+            listed = {known[nfc(name)] for name in named if nfc(name) in known}
+            empty = np.full((NUM_JOINTS, 2), np.nan, np.float32)
+            return [replace(r, keypoints=empty if r.name in listed else None) for r in records]
         sizes = {r.name: (r.width, r.height) for r in records}
-        rows, bad = read_keypoints_csv(self.keypoints, {a: sizes[name] for a, name in known.items()})
+        aliases = {name: nfc(name) for name in [*_row_names(self.keypoints), *known] if nfc(name) in known}
+        rows, bad = read_keypoints_csv(self.keypoints, {a: sizes[known[n]] for a, n in aliases.items()})
         problems += [replace(problem, rule="bad-keypoints") for problem in bad]
         file = printable(self.keypoints)
         poses: dict[str, Pose] = {}
-        for name, pose in sorted(rows.items()):
+        for given, pose in sorted(rows.items()):
+            name = aliases.get(given, given)
             if name not in known:
                 message = f"{printable(name)} is no usable image of the data set; the row is left out"
                 problems.append(AnnotationProblem(file, 0, "name", message, "unknown-image"))
@@ -93,6 +113,10 @@ class Annotations:
                 problems.append(AnnotationProblem(file, 0, "name", message, "bad-keypoints"))
             else:
                 poses[known[name]] = pose
+        content = {record.name: record.sha256 for record in records}
+        for name, other in (twins or {}).items():
+            if name in content and name not in poses and other in poses and content[name] == content[other]:
+                poses[name] = poses[other]
         for name in sorted(sizes.keys() - poses.keys()):
             problems.append(
                 AnnotationProblem(file, 0, "name", f"no usable row for {name}", "missing-keypoints")
@@ -110,14 +134,16 @@ class Annotations:
         """Relative path of a good annotation, None (and a problem) for a bad or missing one."""
         if kind not in self.folders:
             return None
-        found = next((file for file in _candidates(record, stem) if self._holds(kind, file)), None)
+        found = next(filter(None, (self._held(kind, file) for file in _candidates(record, stem))), None)
         if found is None:
             own = record.path.rpartition("/")[2] == record.name  # else the data set's name says little
-            wanted = stem if own else record.path.rpartition(".")[0]
+            wanted = stem if own else without_suffix(record.path)
             path, rule = f"{self.folders[kind]}/{wanted}{_MAP_SUFFIXES[0]}", f"missing-{kind}"
             problems.append(AnnotationProblem(path, 0, kind, "no such file", rule))
             return None
         path = f"{self.folders[kind]}/{found}"
+        if self.look_only:
+            return path
         try:
             if kind == "parsing":
                 read_parsing(contained(self.root, path), size)
@@ -134,22 +160,32 @@ class Annotations:
             return path
         return None
 
-    def _holds(self, kind: str, file: str) -> bool:
-        return file in self.names[kind] or ("/" in file and (self.root / self.folders[kind] / file).is_file())
+    def _held(self, kind: str, file: str) -> str | None:
+        """The file as the disk spells it."""
+        if "/" not in file:
+            return self.names[kind].get(nfc(file))
+        spellings = dict.fromkeys((file, nfc(file), unicodedata.normalize("NFD", file)))
+        return next((s for s in spellings if (self.root / self.folders[kind] / s).is_file()), None)
 
 
 def _candidates(record: PersonRecord, stem: str) -> list[str]:
     """Where a map or mask may lie in its folder, the data set's own name first."""
-    path = record.path.rpartition(".")[0]
+    path = without_suffix(record.path)
     # x.jpg.jpg is annotated by x.png or, where only the last extension was exchanged, by x.jpg.png
-    bases = (stem, record.name.rpartition(".")[0], path, path.replace("/", "_"))
+    bases = (stem, without_suffix(record.name), path, path.replace("/", "_"))
     return [base + suffix for suffix in _MAP_SUFFIXES for base in dict.fromkeys(bases)]
 
 
 def _by_alias(records: Sequence[PersonRecord]) -> dict[str, str]:
-    """What a key-point row may call an image -> its name; a name wins over a path."""
-    known = {record.name: record.name for record in records}
+    """What a key-point row may call an image, in NFC -> its name; a name wins over a path."""
+    known = {nfc(record.name): record.name for record in records}
     for record in records:
-        known.setdefault(record.path, record.name)
-        known.setdefault(record.path.replace("/", "_"), record.name)
+        known.setdefault(nfc(record.path), record.name)
+        known.setdefault(nfc(record.path.replace("/", "_")), record.name)
     return known
+
+
+def _row_names(table: Path) -> list[str]:
+    """What the rows of a colon CSV call their images: the text before the two columns of numbers."""
+    lines = (line.decode("utf-8", "replace") for line in text_lines(table))
+    return [line.rsplit(":", 2)[0].strip() for line in lines]

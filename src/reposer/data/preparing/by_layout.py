@@ -49,6 +49,7 @@ def read_layout(
     places: tuple[Place, Place, Place],
     soft_masks: bool,
     on_progress: Progress | None,
+    look_only: bool = False,
 ) -> Found:
     """Read a data set of any layout.
 
@@ -56,7 +57,7 @@ def read_layout(
         options: keywords of the layout's reader.
         pairs: which images make pairs.
         places: of parsing maps, masks and key-points.
-        root, holdout, soft_masks, on_progress: see the readers.
+        root, holdout, soft_masks, on_progress, look_only: see the readers.
 
     Raises:
         UserError: an unknown layout, option or pair rule, and all that the readers raise.
@@ -64,9 +65,11 @@ def read_layout(
     if pairs not in PAIR_RULES:
         raise UserError(f"pairs {pairs}: unknown rule", f"use one of {', '.join(PAIR_RULES)}")
     if layout == DEEPFASHION:
-        return _deepfashion(root, options, pairs, holdout, places, soft_masks, on_progress)
+        return _deepfashion(root, options, pairs, holdout, places, soft_masks, on_progress, look_only)
     if layout == MARKET1501:
-        records, problems = read_market1501(root, *places, holdout, on_progress, soft_masks=soft_masks)
+        records, problems = read_market1501(
+            root, *places, holdout, on_progress, soft_masks=soft_masks, look_only=look_only
+        )
     else:
         if layout not in LAYOUTS:
             known = ", ".join((MARKET1501, DEEPFASHION, *LAYOUTS))
@@ -80,6 +83,7 @@ def read_layout(
             mask=mask,
             keypoints=keypoints,
             soft_masks=soft_masks,
+            look_only=look_only,
             holdout=holdout,
             on_progress=on_progress,
         )
@@ -95,6 +99,7 @@ def _deepfashion(
     places: tuple[Place, Place, Place],
     soft_masks: bool,
     on_progress: Progress | None,
+    look_only: bool,
 ) -> Found:
     if holdout or pairs != "torso":
         problem = "deepfashion has its own test images and pair rule"
@@ -102,7 +107,9 @@ def _deepfashion(
     unknown = options.keys() - {"images", "lists", "frame"}
     if unknown:
         raise UserError(f"layout deepfashion: unknown option {min(unknown)}", "use images, lists or frame")
-    people = read_deepfashion(root, *places, **options, soft_masks=soft_masks, on_progress=on_progress)
+    people = read_deepfashion(
+        root, *places, **options, soft_masks=soft_masks, look_only=look_only, on_progress=on_progress
+    )
     notes = [f"identities    overlap of the official split: {people.overlap}"]
     return Found(people.records, people.problems, people.pairs, notes, training=("train",))
 

@@ -117,6 +117,52 @@ def prepare_people(
     return _write(root, out, config, found, how, on_progress)
 
 
+def look_at_people(
+    layout: str,
+    root: str | Path,
+    *,
+    options: dict[str, Any] | None = None,
+    **arguments: Unpack[PrepareArguments],
+) -> PrepareReport:
+    """What :func:`prepare_people` would take from a folder, told by names alone; nothing is written.
+
+    No image, map or mask is decoded: damaged files and copies are found by preparing only. No pairs are made.
+
+    Args:
+        layout, root, options, arguments: as for :func:`prepare_people`.
+
+    Raises:
+        UserError: an unusable data set, layout or option.
+    """
+    root = Path(root)
+    chosen: PrepareArguments = {**DEFAULTS, **arguments}
+    found = read_layout(
+        layout,
+        root,
+        options or {},
+        pairs=chosen["pairs"],
+        holdout=chosen["holdout"],
+        places=(chosen["parsing"], chosen["mask"], chosen["keypoints"]),
+        soft_masks=chosen["soft_masks"],
+        on_progress=None,
+        look_only=True,
+    )
+    leaks = [p for p in find_leaks(found.records, found.training) if p.rule == "person-train-test"]
+    counts, examples = count_problems([*found.problems, *leaks])
+    return PrepareReport(
+        root=printable(root),
+        out="",
+        config=_config(layout, root, options or {}, chosen) | {"dry_run": True},
+        splits=count_splits(found.records),
+        annotations=count_annotations(found.records),
+        pairs=dict.fromkeys(PAIRS, 0),
+        problems=counts,
+        examples=examples,
+        manifest_sha256="",
+        notes=found.notes,
+    )
+
+
 def _write(
     root: Path,
     out: Path,

@@ -21,7 +21,9 @@ _TITLES = {"train": "training", "val": "held out", "query": "query", "gallery": 
 _WARNINGS = (
     *("copy", "copy-other-person", "copy-train-test", "person-train-test"),
     *("official-count", "no-camera", "item-train-test", "missing-list", "joint-outside"),
+    *("person-zero", "names-disagree"),
 )
+_UNREAD = ("unread-folder", "unread-file", "hidden")
 _ANNOTATIONS = (
     *("bad-parsing", "bad-mask", "bad-keypoints", "unknown-image"),
     *("missing-parsing", "missing-mask", "missing-keypoints"),
@@ -29,6 +31,7 @@ _ANNOTATIONS = (
 _ADVICE = {
     "Left out": "mend or replace these files and prepare again; the rest is ready for use",
     "Annotations not used": "mend them and prepare again; the images are used without them",
+    "Not read": "nothing, unless a line names images or annotations that you want; then rename or name them",
     "Used by a rule": "nothing, unless a rule does not suit you (docs/data.md)",
     "Warnings": "decide which of the files are right, remove the others and prepare again",
 }
@@ -56,7 +59,10 @@ class PrepareReport:
 
     def summary(self) -> str:
         """Lines for people: what was found, what is wrong, what to do."""
+        dry = bool(self.config.get("dry_run"))
         lines = [f"{self.root} -> {self.out}"]
+        if dry:
+            lines = [f"{self.root}: a dry run; no file was decoded, nothing was written"]
         for split, title in _TITLES.items():
             if split in self.splits:
                 lines.append(f"  {title:<12}{_people(self.splits[split])}")
@@ -64,8 +70,11 @@ class PrepareReport:
             lines += [f"  {'official':<12}{self._official()}"]
         images = sum(counts["images"] for counts in self.splits.values())
         for kind, title in (("parsing", "parsing maps"), ("mask", "masks"), ("keypoints", "key-points")):
-            posed = f", {self.annotations['posed']:,} with a joint" if kind == "keypoints" else ""
+            posed = "" if dry else f", {self.annotations['posed']:,} with a joint"
+            posed = posed if kind == "keypoints" else ""
             lines.append(f"  {title:<14}{self.annotations[kind]:,} of {images:,} images{posed}")
+        if dry:
+            return "\n".join([*lines, *(f"  {note}" for note in self.notes), *self._problem_lines()])
         lines.append(
             f"  {'pairs':<14}{self.pairs['train']:,} for training, {self.pairs['val']:,} for validation"
         )
@@ -88,13 +97,15 @@ class PrepareReport:
 
     def _problem_lines(self) -> list[str]:
         if not self.problems:
-            return ["Nothing is wrong."]
+            return ["Nothing is left out." if self.config.get("dry_run") else "Nothing is wrong."]
         lines = []
         for title, advice in _ADVICE.items():
             rules = [rule for rule in self.problems if _section(rule) == title]
             if rules:
                 lines.append(f"{title} (what to do: {advice}):")
                 lines += [f"  {self.problems[rule]:>6,}  {rule}: {self.examples[rule]}" for rule in rules]
+        if self.config.get("dry_run"):
+            return lines
         return [*lines, f"Every one is listed in {self.out}/problems.csv"]
 
 
@@ -144,6 +155,8 @@ def _people(counts: dict[str, int]) -> str:
 def _section(rule: str) -> str:
     if rule in ACCEPTED:
         return "Used by a rule"
+    if rule in _UNREAD:
+        return "Not read"
     if rule in _WARNINGS:
         return "Warnings"
     return "Annotations not used" if rule in _ANNOTATIONS else "Left out"
