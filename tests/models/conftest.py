@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from reposer.structures import PairBatch
 
@@ -32,6 +35,74 @@ def random_batch(size: int = 2, height: int = 64, width: int = 32, seed: int = 0
         target_keypoints=torch.rand(size, 18, 2, generator=rng) * 32,
         pids=torch.arange(size),
     )
+
+
+class Operations(TorchFunctionMode):
+    """Multiply-accumulates of the calls inside, from the shapes of what goes in and comes out.
+
+    Literal, and by the names of the public functions: which kernel a release of PyTorch picks for a call, and
+    what its own counter knows of that kernel, makes no difference. ``with Operations() as counted:
+    net(batch)``, then ``counted.total``. The meta device gives the shapes without computing anything.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.total += _multiply_accumulates(func.__name__, args, kwargs or {}, result)
+        return result
+
+
+_ONE_PER_INPUT = ("conv_transpose2d",)  # every input value meets the kernel of all its output channels
+_PRODUCTS = ("matmul", "__matmul__", "bmm", "mm")
+_UNKNOWN = (
+    "addmm",
+    "baddbmm",
+    "addbmm",
+    "conv1d",
+    "conv3d",
+    "bilinear",
+    "tensordot",
+    "multi_head_attention_forward",
+)
+
+
+def _multiply_accumulates(name: str, args: Any, kwargs: Any, result: Any) -> int:
+    if name in ("conv2d", "linear"):  # weight (O, I / groups, ...)
+        return int(result.numel() * args[1][0].numel())
+    if name in _ONE_PER_INPUT:  # weight (I, O / groups, ...)
+        return int(args[0].numel() * args[1][0].numel())
+    if name in _PRODUCTS:
+        return int(result.numel() * args[0].shape[-1])
+    if name == "einsum":
+        operands = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
+        terms = args[0].split("->")[0].split(",")
+        sizes = {
+            i: n
+            for term, x in zip(terms, operands, strict=True)
+            for i, n in zip(term.strip(), x.shape, strict=True)
+        }
+        return prod(sizes.values())
+    if name == "scaled_dot_product_attention":  # Q K^T, then the weights times V
+        q, k, v = (*args, *(kwargs[key] for key in ("query", "key", "value") if key in kwargs))[:3]
+        return int(q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
+    if name in _UNKNOWN:
+        raise NotImplementedError(f"{name} multiplies, and nothing here says how often")
+    return 0
+
+
+@pytest.fixture
+def operations() -> Callable[[Callable[..., object]], float]:
+    """Call it with a function and its arguments: 1e9 multiply-accumulates of that call, without gradients."""
+
+    def count(work: Callable[..., object], *args: object) -> float:
+        with torch.no_grad(), Operations() as counted:
+            work(*args)
+        return counted.total / 1e9
+
+    return count
 
 
 @pytest.fixture

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from reposer.models.san import SAN, san_size
 from reposer.structures import PairBatch
 
 BatchMaker = Callable[..., PairBatch]
+Counter = Callable[..., float]
 
 
 MEASURED = [  # arguments, parameters (millions), GMAC at 128x64, GMAC at 256x256
@@ -34,26 +35,50 @@ MEASURED = [  # arguments, parameters (millions), GMAC at 128x64, GMAC at 256x25
 ]
 
 
-def cost(args: dict[str, Any], batch: PairBatch) -> tuple[float, float]:
+def cost(args: dict[str, Any], batch: PairBatch, operations: Counter) -> tuple[float, float]:
     """Parameters in millions and 1e9 multiply-accumulates per image; the meta device computes nothing."""
     with torch.device("meta"):
         net = SAN(**args).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(batch.to("meta"))
-    return sum(p.numel() for p in net.parameters()) / 1e6, counter.get_total_flops() / 2e9 / len(batch)
+    macs = operations(net, batch.to("meta")) / len(batch)
+    return sum(p.numel() for p in net.parameters()) / 1e6, macs
+
+
+def test_operations_are_those_of_loops_written_out(operations: Counter) -> None:
+    """Every multiplication of each kind of call, one by one: small enough to loop over."""
+    conv, up = nn.Conv2d(4, 6, 3, stride=2, groups=2), nn.ConvTranspose2d(4, 2, 2, stride=2)
+    image, tokens = torch.zeros(2, 4, 7, 5), torch.zeros(2, 3, 5, 4)
+    in_conv = sum(
+        1 for _ in product(range(2), range(6), range(3), range(2), range(4 // 2), range(3), range(3))
+    )
+    in_up = sum(1 for _ in product(range(2), range(4), range(7), range(5), range(2), range(2), range(2)))
+    in_attention = 2 * sum(1 for _ in product(range(2), range(3), range(5), range(5), range(4)))
+    assert operations(conv, image) == in_conv / 1e9
+    assert operations(up, image) == in_up / 1e9
+    assert (
+        operations(nn.functional.scaled_dot_product_attention, tokens, tokens, tokens) == in_attention / 1e9
+    )
+    assert operations(lambda x: x @ x.transpose(2, 3), tokens) == in_attention / 2 / 1e9
+    assert operations(torch.einsum, "bhqd,bhkd->bhqk", tokens, tokens) == in_attention / 2 / 1e9
+    with pytest.raises(NotImplementedError, match="conv3d"):
+        operations(nn.Conv3d(1, 1, 1), torch.zeros(1, 1, 2, 2, 2))
 
 
 @pytest.mark.parametrize(("args", "params", "macs", "macs_256"), MEASURED)
 def test_parameters_and_macs_are_those_of_the_design(
-    args: dict[str, Any], params: float, macs: float, macs_256: float | None, make_batch: BatchMaker
+    args: dict[str, Any],
+    params: float,
+    macs: float,
+    macs_256: float | None,
+    make_batch: BatchMaker,
+    operations: Counter,
 ) -> None:
-    assert cost(args, make_batch(1, 128, 64)) == pytest.approx((params, macs), rel=0.005)
+    assert cost(args, make_batch(1, 128, 64), operations) == pytest.approx((params, macs), rel=0.005)
     if macs_256 is not None:
-        assert cost(args, make_batch(1, 256, 256))[1] == pytest.approx(macs_256, rel=0.005)
+        assert cost(args, make_batch(1, 256, 256), operations)[1] == pytest.approx(macs_256, rel=0.005)
 
 
-def test_256x176_costs_what_256x192_costs(make_batch: BatchMaker) -> None:
-    assert cost({}, make_batch(1, 256, 176))[1] == pytest.approx(91.48, rel=0.005)
+def test_256x176_costs_what_256x192_costs(make_batch: BatchMaker, operations: Counter) -> None:
+    assert cost({}, make_batch(1, 256, 176), operations)[1] == pytest.approx(91.48, rel=0.005)
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 64), (256, 256)])
