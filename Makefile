@@ -3,24 +3,44 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SLOW_THREADS ?= 1
+EVERYTHING := .[dev,onnx,annotate,tensorboard]
+PIP := -m pip install --quiet --disable-pip-version-check
+FAST := -m pytest -n 2 --dist loadfile -m "not slow and not real"
 
-.PHONY: help venv demo test test-slow test-real lint types bench clean
+.PHONY: help venv demo test test-latest test-lowest pins test-slow test-real lint types bench clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(VENV)/.installed: pyproject.toml
+# The build tool comes from constraints.txt too, which pip does not apply inside a build's own environment.
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,onnx,annotate]'
+	$(BIN)/python $(PIP) -c constraints.txt hatchling editables
+	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '$(EVERYTHING)'
 	@touch $@
 
-venv: $(VENV)/.installed ## Create .venv and install everything into it
+venv: $(VENV)/.installed ## Create .venv and install everything into it, at the versions of constraints.txt
 
 demo: venv ## Re-pose the built-in rendered people, measure, and write a report (about five minutes on two cores)
 	$(BIN)/reposer demo --out demo
 
 test: venv ## Run the fast test suite, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not real"
+	OMP_NUM_THREADS=1 $(BIN)/python $(FAST)
+
+test-latest: ## The fast suite with the newest release of everything, in .venv-latest
+	rm -rf .venv-latest && $(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python $(PIP) hatchling editables
+	.venv-latest/bin/python $(PIP) --no-build-isolation -e '$(EVERYTHING)'
+	OMP_NUM_THREADS=1 .venv-latest/bin/python $(FAST)
+
+test-lowest: ## The fast suite with the lowest versions that pyproject.toml allows, in .venv-lowest (Python 3.11)
+	rm -rf .venv-lowest && $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/versions.py lowest > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python $(PIP) -c .venv-lowest/lowest.txt -e '$(EVERYTHING)'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(FAST)
+
+pins: ## Write constraints.txt from .venv-latest, after a green test-latest
+	.venv-latest/bin/python tests/versions.py installed > constraints.tmp && mv constraints.tmp constraints.txt
 
 test-slow: venv ## Run the long tests: kills, faults, two processes
 	OMP_NUM_THREADS=$(SLOW_THREADS) $(BIN)/python -m pytest -m "slow and not real"
@@ -37,5 +57,5 @@ types: venv ## Check types
 bench: venv ## Run every benchmark; each ends with one line of JSON
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b; done
 
-clean: ## Remove the environment and what the demo wrote
-	rm -rf $(VENV) demo
+clean: ## Remove the environments and what the demo wrote
+	rm -rf $(VENV) .venv-latest .venv-lowest demo

@@ -17,7 +17,7 @@ from reposer import checkpoint
 from reposer.config import save_config
 from reposer.errors import UserError
 from reposer.runs import read_metrics
-from reposer.training import gan
+from reposer.training import gan, record
 from reposer.training.gan import train
 from reposer.training.gan_config import (
     AdversarialConfig,
@@ -70,6 +70,19 @@ def test_a_run_writes_what_it_promises(uninterrupted):
         assert grid.mode == "RGB"
     assert list((uninterrupted / "tensorboard").glob("events.*"))
     assert "none" in json.loads((uninterrupted / "environment.json").read_text())["perceptual"]
+
+
+def test_without_tensorboard_training_logs_all_the_same_and_says_so_once(
+    prepared, uninterrupted, tmp_path, monkeypatch, caplog
+):
+    record._say_that_it_is_missing.cache_clear()
+    monkeypatch.setattr(record, "find_spec", lambda name: None)
+    for name, minutes in (("one", None), ("two", 0)):
+        summary = train(tiny_config(prepared), tmp_path / name, device="cpu", max_minutes=minutes)
+        assert "tensorboard/" not in summary.wrote
+        assert not (tmp_path / name / "tensorboard").exists()
+    assert _figures(tmp_path / "one") == _figures(uninterrupted)
+    assert caplog.text.count("pip install reposer[tensorboard]") == 1
 
 
 def test_a_checkpoint_holds_everything(uninterrupted):

@@ -40,7 +40,7 @@ class GanRecord(TrainingRecord):
     """
 
     counted = "pairs"
-    wrote = "checkpoints/, samples/*.png, metrics.jsonl, tensorboard/, config.json, environment.json"
+    wrote = "checkpoints/, samples/*.png, metrics.jsonl, config.json, environment.json"
 
     def __init__(
         self,

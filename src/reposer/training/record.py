@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -92,7 +94,7 @@ class TrainingRecord:
     """
 
     counted: ClassVar[str] = "images"  # what a speed counts
-    wrote: ClassVar[str] = "checkpoints/, metrics.jsonl, tensorboard/, config.json, environment.json"
+    wrote: ClassVar[str] = "checkpoints/, metrics.jsonl, config.json, environment.json"
 
     def __init__(
         self,
@@ -118,8 +120,7 @@ class TrainingRecord:
             self._saved_step = self._resume()
             if self._run is not None:
                 self._run.rewind(state.step)
-                self._tracker = TensorBoardTracker("tensorboard", folder, purge_step=state.step + 1)
-                self._tracker.start()
+                self._tracker = _tensorboard(folder, state.step + 1)
         except BaseException:
             self.close()
             raise
@@ -215,13 +216,30 @@ class TrainingRecord:
     def summary(self) -> TrainingSummary:
         """What this call came to."""
         minutes = (time.monotonic() - self._started) / 60
-        return TrainingSummary(
-            self.folder, self._progress.step, self._total, minutes, dict(self.last), self.wrote
-        )
+        wrote = self.wrote if self._tracker is None else f"{self.wrote}, tensorboard/"
+        return TrainingSummary(self.folder, self._progress.step, self._total, minutes, dict(self.last), wrote)
 
     def write(self, values: dict[str, float]) -> None:
-        """Into metrics.jsonl and TensorBoard, at the present step."""
+        """Into metrics.jsonl and, where it is installed, TensorBoard, at the present step."""
         self.last |= values
-        if self._run is not None and self._tracker is not None:
+        if self._run is not None:
             self._run.log(self._progress.step, values)
+        if self._tracker is not None:
             self._tracker.log(values, self._progress.step)
+
+
+def _tensorboard(folder: Path, step: int) -> TensorBoardTracker | None:
+    """Writes charts from ``step`` on; None, and a line that says so, where it is not installed."""
+    if find_spec("tensorboard") is None:
+        _say_that_it_is_missing()
+        return None
+    tracker = TensorBoardTracker("tensorboard", folder, purge_step=step)
+    tracker.start()
+    return tracker
+
+
+@functools.cache  # once a process: a study trains many networks
+def _say_that_it_is_missing() -> None:
+    _log.warning(
+        "no charts in tensorboard/: pip install reposer[tensorboard]; all figures are in metrics.jsonl"
+    )
