@@ -3,9 +3,9 @@
 Every variant renders the same people, poses and cameras. What it is compared with takes turns with it, one
 thread each: writing the same pictures as PNG, and the small SAN's forward pass over as many people. Medians
 of the ratios within a turn are reported, since images a second say more of the processor than of the code.
-``times_png`` and ``times_san`` are those of the data sets' default (128x64, 2x2 samples a pixel): how often the
-PNG encoding, or the forward pass, of a picture fits into rendering it; smaller is better. The workers' start
-(about half a second, once a data set) is not counted.
+``times_png`` and ``times_san`` are those of the data sets' default (128x64, 2x2 samples a pixel): how often
+the PNG encoding, or the forward pass, of a picture fits into rendering it; smaller is better. The workers'
+start (about half a second, once a data set) is not counted.
 """
 
 from __future__ import annotations
