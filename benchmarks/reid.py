@@ -4,7 +4,8 @@ Seeded unit features and labels: 3,368 queries, 15,913 gallery images, 2,048 num
 training. Seconds are the machine's, so every bar is a ratio to what is timed in turn in the same run: the
 float32 product of all features, a full argsort, the forward pass, or what a fit cannot do without (two
 float64 Gram matrices and an eigenproblem of their size). Memory is the peak above the inputs (Linux: VmHWM,
-reset before each part). Usage: OMP_NUM_THREADS=2 python benchmarks/reid.py [--quick] [--repeats N] [--skip-rerank]
+reset before each part). Usage:
+OMP_NUM_THREADS=2 python benchmarks/reid.py [--quick] [--repeats N] [--skip-rerank]
 """
 
 from __future__ import annotations
