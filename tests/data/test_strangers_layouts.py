@@ -459,6 +459,15 @@ def test_people_counted_from_zero_are_said(tmp_path: Path):
     assert "--zero-based" in report.examples["person-zero"]
 
 
+def test_a_dry_run_counts_rows_of_key_points(tmp_path: Path):
+    tree(tmp_path, ["anna/1_c1.jpg", "anna/2_c1.jpg"])
+    rows = ["name:keypoints_y:keypoints_x", "anna_1_c1.jpg:[1]:[1]", "other.jpg:[1]:[1]"]
+    (tmp_path / "keypoints.csv").write_text("\n".join(rows) + "\n")
+    report = look_at_people(FOLDER, tmp_path)
+    assert report.annotations["keypoints"] == 1
+    assert report.problems == {"missing-keypoints": 1}
+
+
 def test_folder_names_that_disagree_with_the_numbers_of_their_files(tmp_path: Path):
     tree(tmp_path, [f"part{n % 2}/{n:04d}_c001_0001_0.jpg" for n in range(1, 7)])
     report = look_at_people(FOLDER, tmp_path)

@@ -95,6 +95,11 @@ class Annotations:
         if self.look_only:
             named = _row_names(self.keypoints)
             listed = {known[nfc(name)] for name in named if nfc(name) in known}
+            for record in records:
+                if record.name not in listed:
+                    message = f"no row for {record.name}"
+                    where = printable(self.keypoints)
+                    problems.append(AnnotationProblem(where, 0, "name", message, "missing-keypoints"))
             empty = np.full((NUM_JOINTS, 2), np.nan, np.float32)
             return [replace(r, keypoints=empty if r.name in listed else None) for r in records]
         sizes = {r.name: (r.width, r.height) for r in records}
