@@ -19,7 +19,7 @@ from reposer.sections import Fold, Picture, Section, Table, read_sections
 
 REPORT_FILE = "report.html"
 CURVES_PER_FIGURE = 6
-REID_COLUMNS = ("rank1", "rank5", "rank10", "mAP_step", "mAP_trapezoid", "mINP")
+REID_COLUMNS = ("rank1", "rank5", "rank10", "rank20", "mAP_step", "mAP_trapezoid", "mINP")
 SAMPLES_SHOWN = 3  # first, middle and last sample grid of a training
 
 
@@ -126,7 +126,12 @@ def _reid_sections(path: Path, run_dir: Path) -> list[Section | None]:
 
 
 def _percent(result: dict[str, Any], name: str) -> str:
+    if name not in result:  # rank20 of a report written before it was told
+        curve = result.get("cmc", [])
+        return f"{100 * curve[19]:.2f}" if name == "rank20" and len(curve) >= 20 else "not told"
     text, interval = f"{100 * result[name]:.2f}", result["intervals"][name]
+    if interval is None and result.get("deviations"):
+        return f"{text} ± {100 * result['deviations'][name]:.2f}"
     return text if interval is None else f"{text} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 

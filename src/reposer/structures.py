@@ -88,13 +88,24 @@ class ReidBatch(_Batch):
 class FeatureSet:
     """Features of N images with the labels that the protocol needs."""
 
-    features: NDArray[np.float32]  # (N, D)
+    features: NDArray[np.floating]  # (N, D) float32; float64 where a file's numbers need it
     pids: NDArray[np.int64]  # (N,) raw identity; -1 junk, 0 distractor
     camids: NDArray[np.int64]  # (N,)
     names: tuple[str, ...]  # (N,) file names
+    clothes: NDArray[np.int64] | None = None  # (N,) number of the outfit, where a data set tells it
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def rows(self, chosen: NDArray[np.int64]) -> FeatureSet:
+        """The images at these positions (n,), in this order."""
+        return FeatureSet(
+            self.features[chosen],
+            self.pids[chosen],
+            self.camids[chosen],
+            tuple(self.names[i] for i in chosen.tolist()),
+            None if self.clothes is None else self.clothes[chosen],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,37 @@ RankLists = Annotated[
 Map = Annotated[
     str, typer.Option("--map", help="Draw the features in the plane: tsne, or umap (extra `maps`).")
 ]
-Seed = Annotated[int, typer.Option(help="Of the bootstrap, of sampled pairs and of the map.")]
+Seed = Annotated[int, typer.Option(help="Of the bootstrap, of trials, folds, sampled pairs and the map.")]
+Variant = Annotated[
+    str,
+    typer.Option(help="Re-ranking of other code: zhong (the paper), fourth_power, fastreid; docs/reid.md."),
+]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        help="market1501, single_shot, sysu_all, sysu_indoor, ltcc_standard, ltcc_cloth_changing,"
+        " prcc_same_clothes, prcc_cross_clothes."
+    ),
+]
+Shots = Annotated[
+    int | None,
+    typer.Option(help="Gallery images of each person in a trial of a sampling protocol; default 1."),
+]
+Trials = Annotated[int | None, typer.Option(help="Random galleries of a sampling protocol; default 10.")]
+Expand = Annotated[
+    int, typer.Option(help="Every method once more, each query summed with so many nearest gallery images.")
+]
+Alpha = Annotated[
+    float, typer.Option(help="Query expansion: power of the similarity as weight; 0: plain average.")
+]
+Raw = Annotated[bool, typer.Option("--raw", help="Take features as they are, not at length 1 (LOMO + XQDA).")]
+NoMatchOption = Annotated[
+    str, typer.Option("--no-match", help="Queries without a valid match: skip, or zero (the MATLAB code).")
+]
+KeepOwn = Annotated[
+    bool, typer.Option("--keep-same-camera", help="Do not leave out a person's images of the query's camera.")
+]
+Roc = Annotated[bool, typer.Option("--roc", help="Also score pairs one to one: TPR at FPR, AUC, EER.")]
 
 
 @app.command("train")
@@ -78,6 +108,16 @@ def reid_evaluate(
     crops: Annotated[Path | None, typer.Option(help="Folder of multi-query crops, as gt_bbox.")] = None,
     rank_lists: RankLists = "",
     feature_map: Map = "",
+    protocol: Protocol = "market1501",
+    shots: Shots = None,
+    trials: Trials = None,
+    variant: Variant = "zhong",
+    expand: Expand = 0,
+    alpha: Alpha = 0.0,
+    raw: Raw = False,
+    no_match: NoMatchOption = "skip",
+    keep_same_camera: KeepOwn = False,
+    roc: Roc = False,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "auto",
@@ -88,11 +128,15 @@ def reid_evaluate(
     """
     from reposer.experiments.reid_evaluation import evaluate_network
 
+    options = _options(
+        *(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed, variant),
+        *(protocol, shots, trials, expand, alpha, raw, no_match, keep_same_camera, roc),
+    )
     report = evaluate_network(
         model,
         data,
         out,
-        _options(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed),
+        options,
         query_list=query_list,
         gallery_list=gallery_list,
         crops=crops,
@@ -115,6 +159,13 @@ def reid_score(
     images: Annotated[
         list[Path] | None, typer.Option(help="Folder of the named images, for rank lists; repeatable.")
     ] = None,
+    each: Annotated[
+        bool, typer.Option("--each-file", help="Every file is a split of its own: means over them.")
+    ] = False,
+    folds: Annotated[
+        int | None, typer.Option(help="Random splits of all people into training and test: means over them.")
+    ] = None,
+    train_people: Annotated[int | None, typer.Option(help="Of each fold; default: half.")] = None,
     methods: Methods = "",
     rerank: Reranked = False,
     k1: K1 = 20,
@@ -123,15 +174,37 @@ def reid_score(
     multi_query: MultiQuery = "",
     rank_lists: RankLists = "",
     feature_map: Map = "",
+    protocol: Protocol = "market1501",
+    shots: Shots = None,
+    trials: Trials = None,
+    variant: Variant = "zhong",
+    expand: Expand = 0,
+    alpha: Alpha = 0.0,
+    raw: Raw = False,
+    no_match: NoMatchOption = "skip",
+    keep_same_camera: KeepOwn = False,
+    roc: Roc = False,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
     """Score features of any tool: splits query, gallery, train (for learned methods), multi_query (crops)."""
-    from reposer.experiments.reid_evaluation import score_files
+    from reposer.experiments.reid_evaluation import score_files, score_splits
 
     set_threads(threads)
-    options = _options(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed)
-    report = score_files(features, out, options, images=images or ())
+    options = _options(
+        *(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed, variant),
+        *(protocol, shots, trials, expand, alpha, raw, no_match, keep_same_camera, roc),
+    )
+    if train_people is not None and folds is None:
+        raise UserError("--train-people is of --folds", "give both, or neither")
+    if folds is None and not each:
+        report = score_files(features, out, options, images=images or ())
+    elif each and folds is not None:
+        raise UserError("--each-file and --folds are two ways to split", "choose one")
+    elif images:
+        raise UserError("rank lists are of one split", "leave --images out")
+    else:
+        report = score_splits(features, out, options, folds=folds, train_people=train_people)
     print(report.to_markdown())
     if out is not None:
         print(f"{out}: reidentification.json, .md, .parquet (per query), {', '.join(report.pictures)}")
@@ -161,16 +234,45 @@ def _options(
     rank_lists: str,
     feature_map: str,
     seed: int,
+    variant: str,
+    protocol: str,
+    shots: int | None,
+    trials: int | None,
+    expand: int,
+    alpha: float,
+    raw: bool,
+    no_match: str,
+    keep_same_camera: bool,
+    roc: bool,
 ) -> ReidOptions:
-    from reposer.evaluation.reidentification import Rerank
+    from reposer.evaluation.reid_protocols import find_protocol
+    from reposer.evaluation.reidentification import Expansion, Rerank
     from reposer.experiments.reid_evaluation import ReidOptions
+    from reposer.reid.rerank import known_variant
 
     if multi_query not in ("", "mean", "max"):
         raise UserError(f"--multi-query {multi_query}: no way to pool crops", "choose mean or max")
+    if no_match not in ("skip", "zero"):
+        raise UserError(f"--no-match {no_match}: no way to count these queries", "choose skip or zero")
+    if expand < 0 or not 0 <= alpha < float("inf"):
+        raise UserError(f"--expand {expand} --alpha {alpha}", "choose numbers from 0 on")
+    if alpha and not expand:
+        raise UserError("--alpha weighs the neighbors of --expand", "give --expand too")
+    if seed < 0:
+        raise UserError(f"--seed {seed}", "choose a whole number from 0 on")
+    known_variant(variant)
+    if variant != "zhong" and not rerank:
+        raise UserError("--variant is of re-ranking", "give --rerank too")
     return ReidOptions(
         methods=tuple(parse_names(methods)),
-        rerank=Rerank(k1, k2, weight) if rerank else None,
+        rerank=Rerank(k1, k2, weight, variant) if rerank else None,  # type: ignore[arg-type]  # a known one
         multi_query=multi_query or None,  # type: ignore[arg-type]  # one of the two
+        expand=Expansion(expand, alpha) if expand else None,
+        protocol=find_protocol(protocol, shots, trials),
+        unit=not raw,
+        no_match=no_match,  # type: ignore[arg-type]  # one of the two
+        exclude_same_camera=not keep_same_camera,
+        roc=roc,
         rank_lists=rank_lists,
         feature_map=feature_map,
         seed=seed,

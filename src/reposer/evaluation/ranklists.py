@@ -112,6 +112,7 @@ def write_rank_lists(
     count: int = 8,
     top: int = 10,
     kinds: Sequence[Kind] = KINDS,
+    unit: bool = True,
 ) -> list[Path]:
     """Write ranklist_best.png, ranklist_worst.png and ranklist_failed.png of one row of a report.
 
@@ -121,6 +122,7 @@ def write_rank_lists(
         method: a row of the report: a distance, a learned method, either one re-ranked.
         count: queries on a sheet.
         top: gallery images of each.
+        unit: features are brought to length 1, as for the report.
 
     Raises:
         UserError: the report has no such row.
@@ -136,7 +138,7 @@ def write_rank_lists(
         if not len(rows):
             path.unlink(missing_ok=True)
             continue
-        ranking = rank_list(query, gallery, report, method, rows, top)
+        ranking = rank_list(query, gallery, report, method, rows, top, unit)
         sheet = draw_sheet(query, gallery, rows, ranking, picture, report.results[method].scores)
         write_atomic(path, encode_png(sheet))
         written.append(path)
@@ -144,7 +146,13 @@ def write_rank_lists(
 
 
 def rank_list(
-    query: FeatureSet, gallery: FeatureSet, report: ReidReport, method: str, rows: NDArray[np.int64], top: int
+    query: FeatureSet,
+    gallery: FeatureSet,
+    report: ReidReport,
+    method: str,
+    rows: NDArray[np.int64],
+    top: int,
+    unit: bool = True,
 ) -> Ranking:
     """The ``top`` nearest gallery images of the queries ``rows`` (n,) under a row of the report.
 
@@ -152,7 +160,8 @@ def rank_list(
     """
     kept = report.results[method].ranking
     if kept is None:
-        return search(query, gallery, distance=report.metrics.get(method, method), top=top, queries=rows)
+        distance = report.metrics.get(method, method)
+        return search(query, gallery, distance=distance, unit=unit, top=top, queries=rows)
     part = rows[:, None], np.arange(min(top, kept.order.shape[1]))
     return Ranking(kept.order[part], kept.distance[part], kept.matches[part], kept.valid[part])
 

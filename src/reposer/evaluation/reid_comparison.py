@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reposer.errors import UserError
-from reposer.evaluation.reidentification import ReidResult, Rerank, evaluate_reid
+from reposer.evaluation.reid_protocols import MARKET, ReidProtocol
+from reposer.evaluation.reidentification import (
+    Expansion,
+    ReidResult,
+    Rerank,
+    evaluate_reid,
+    mean_over_splits,
+)
 from reposer.files import write_atomic
-from reposer.metrics.retrieval import NoMatch
+from reposer.metrics.retrieval import FALSE_RATES, NoMatch
 from reposer.reid.distances import DISTANCES
 from reposer.reid.kissme import KISSME
 from reposer.reid.quadratic import QuadraticMetric
@@ -28,7 +35,13 @@ from reposer.structures import FeatureSet
 SCHEMA_VERSION = 1
 REPORT_FILE = "reidentification.json"
 RERANKED = " + re-ranking"
-COLUMNS = ("rank1", "rank5", "rank10", "mAP_step", "mAP_trapezoid", "mINP")
+EXPANDED = " + query expansion"
+COLUMNS = ("rank1", "rank5", "rank10", "rank20", "mAP_step", "mAP_trapezoid", "mINP")
+
+ROC_COLUMNS = (
+    *(f"TPR at FPR {rate:g}" for rate in FALSE_RATES),
+    *("AUC", "EER", "genuine pairs", "impostor pairs"),
+)
 
 LEARNERS: dict[str, Callable[[int], QuadraticMetric]] = {
     "xqda": lambda seed: XQDA(),
@@ -70,6 +83,17 @@ class ReidReport:
         for name, result in self.results.items():
             lines.append(_line(name, *(_cell(result, column) for column in COLUMNS)))
         lines += [_line(name, *("not measured" for _ in COLUMNS)) for name in self.missing]
+        verified = {name: result.roc for name, result in self.results.items() if result.roc is not None}
+        if verified:
+            lines += [
+                "",
+                _line("pairs, one to one", *ROC_COLUMNS),
+                _line("---", *("---:" for _ in ROC_COLUMNS)),
+            ]
+        for name, roc in verified.items():
+            rates = [f"{100 * roc.true_rates[f'{rate:g}']:.2f}" for rate in FALSE_RATES]
+            sizes = (f"{roc.genuine:,}", f"{roc.impostor:,}")
+            lines.append(_line(name, *rates, f"{100 * roc.auc:.2f}", f"{100 * roc.eer:.2f}", *sizes))
         lines += ["", self.protocol, ""]
         lines += [f"- {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
@@ -90,17 +114,21 @@ def compare_methods(
     *,
     methods: Sequence[str] = ("euclidean", "xqda", "kissme"),
     rerank: Rerank | None = None,
+    expand: Expansion | None = None,
+    protocol: ReidProtocol = MARKET,
+    unit: bool = True,
     no_match: NoMatch = "skip",
     exclude_same_camera: bool = True,
+    roc: bool = False,
     seed: int = 0,
 ) -> ReidReport:
-    """Evaluate every method, and with ``rerank`` every method once more re-ranked.
+    """Evaluate every method, and once more with query expansion (``expand``) and re-ranked (``rerank``).
 
     Args:
         train: features of other people, from the same network; learned methods are fitted on it.
         methods: keys of DISTANCES or LEARNERS.
-        rerank, no_match, exclude_same_camera: see evaluate_reid.
-        seed: of the bootstrap and of sampled pairs.
+        rerank, expand, protocol, unit, no_match, exclude_same_camera, roc: see evaluate_reid.
+        seed: of the bootstrap, of trials and of sampled pairs.
 
     Raises:
         UserError: an unknown method, a learned one without ``train``, training and test sets that share a
@@ -112,60 +140,105 @@ def compare_methods(
         raise UserError(
             f"unknown Re-ID method {', '.join(unknown) or '(none given)'}", f"choose among {known}"
         )
-    query, gallery = checked(query, "query"), checked(gallery, "gallery")
+    query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
     learned = {name: LEARNERS[name](seed) for name in methods if name in LEARNERS}
     if learned:
-        train = _training_set(train, query, gallery)
+        train = _training_set(train, query, gallery, unit)
         for learner in learned.values():
             learner.fit(train.features, train.pids, train.camids)
     results: dict[str, ReidResult] = {}
     missing: dict[str, str] = {}
+    rules: dict[str, Any] = {"protocol": protocol, "unit": unit, "no_match": no_match, "roc": roc}
+    rules |= {"exclude_same_camera": exclude_same_camera, "seed": seed}
     for name in methods:
-        for step in (None, rerank) if rerank else (None,):
-            row = name + (RERANKED if step else "")
-            metric = learned.get(name)
-            if step and metric is not None and (metric.weights_ < 0).any():
+        metric = learned.get(name)
+        for row, step in _steps(name, rerank, expand):
+            if isinstance(step, Rerank) and metric is not None and (metric.weights_ < 0).any():
                 missing[row] = "the published procedure gave no positive metric, so no neighborhoods"
                 continue
             results[row] = evaluate_reid(
                 query,
                 gallery,
                 distance=name if metric is None else metric,
-                rerank=step,
-                no_match=no_match,
-                exclude_same_camera=exclude_same_camera,
-                seed=seed,
+                rerank=step if isinstance(step, Rerank) else None,
+                expand=step if isinstance(step, Expansion) else None,
+                **rules,
             )
-    settings: dict[str, Any] = {
-        "seed": seed,
-        "no_match": no_match,
-        "exclude_same_camera": exclude_same_camera,
+    settings = rules | {
+        "protocol": asdict(protocol),
+        "feature_size": query.features.shape[1],
+        "rerank": asdict(rerank) if rerank else None,
+        "expand": asdict(expand) if expand else None,
+        "training_images": len(train) if learned and train is not None else 0,
     }
-    settings |= {"feature_size": query.features.shape[1], "rerank": asdict(rerank) if rerank else None}
-    settings |= {"training_images": len(train) if learned and train is not None else 0}
     return ReidReport(
         results=results,
         missing=missing,
         learned={name: _what_was_learned(metric) for name, metric in learned.items()},
-        protocol=_protocol(no_match, exclude_same_camera),
-        notes=tuple(_notes(next(iter(results.values())), results, missing, learned, rerank)),
+        protocol=_protocol(protocol, unit, no_match, exclude_same_camera),
+        notes=tuple(_notes(next(iter(results.values())), results, missing, learned, rerank, expand)),
         settings=settings,
         metrics=learned,
     )
 
 
-def row_names(methods: Sequence[str], reranked: bool) -> list[str]:
+def _steps(
+    name: str, rerank: Rerank | None, expand: Expansion | None
+) -> list[tuple[str, Rerank | Expansion | None]]:
+    """The rows of a method and what each does beyond it."""
+    rows: list[tuple[str, Rerank | Expansion | None]] = [(name, None)]
+    rows += [(name + EXPANDED, expand)] if expand else []
+    return rows + ([(name + RERANKED, rerank)] if rerank else [])
+
+
+def row_names(methods: Sequence[str], reranked: bool, expanded: bool = False) -> list[str]:
     """The rows that :func:`compare_methods` makes of methods, in their order."""
-    return [name + step for name in methods for step in (("", RERANKED) if reranked else ("",))]
+    rerank, expand = Rerank() if reranked else None, Expansion() if expanded else None
+    return [row for name in methods for row, _ in _steps(name, rerank, expand)]
 
 
-def _training_set(train: FeatureSet | None, query: FeatureSet, gallery: FeatureSet) -> FeatureSet:
+def mean_report(reports: Sequence[ReidReport], what: str) -> ReidReport:
+    """Reports of several splits as one, with means and standard deviations in its cells.
+
+    Args:
+        what: the splits are, for the note: "folds", "files".
+
+    A row that is missing in one split is missing altogether.
+    """
+    first = reports[0]
+    missing = {row: why for report in reports for row, why in report.missing.items()}
+    results = {
+        row: mean_over_splits([report.results[row] for report in reports])
+        for row in first.results
+        if row not in missing
+    }
+    counts = [f"{report.results[row].counts['queries']:,}" for report in reports for row in [*results][:1]]
+    span = counts[0] if len(set(counts)) == 1 else f"{min(counts, key=len)} to {max(counts, key=len)}"
+    note = (
+        f"Means over {len(reports)} {what} of {span} queries each, with the standard deviation (n - 1)"
+        " between them. They share people, so it is no error of the mean."
+    )
+    fits = [f"{row}: not measured: {why}." for row, why in missing.items()]
+    return replace(
+        first,
+        results=results,
+        missing=missing,
+        learned={
+            f"{name}, {what} {i}": told for i, r in enumerate(reports) for name, told in r.learned.items()
+        },
+        notes=(note, *fits),
+        settings=first.settings | {"splits": len(reports)},
+        metrics={},
+    )
+
+
+def _training_set(train: FeatureSet | None, query: FeatureSet, gallery: FeatureSet, unit: bool) -> FeatureSet:
     if train is None:
         raise UserError(
             "learned distances need features of training people",
             "give a training set, or choose among the methods " + ", ".join(DISTANCES),
         )
-    train = checked(train, "training set")
+    train = checked(train, "training set", unit)
     tested = np.union1d(query.pids, gallery.pids[gallery.pids > 0])
     shared = np.intersect1d(train.pids[train.pids > 0], tested)
     if len(shared):
@@ -195,15 +268,22 @@ def _what_was_learned(metric: QuadraticMetric) -> dict[str, Any]:
     }
 
 
-def _protocol(no_match: NoMatch, exclude_same_camera: bool) -> str:
+def _protocol(protocol: ReidProtocol, unit: bool, no_match: NoMatch, exclude_same_camera: bool) -> str:
     own = "left out for that query" if exclude_same_camera else "kept (not the published protocol)"
     without = "left out of every mean" if no_match == "skip" else "counted as 0"
+    each = "of each person and camera" if protocol.per_camera else "of each person"
+    drawn = (
+        f" Every number is the mean over {protocol.trials} trials, each with {protocol.shots} random gallery"
+    )
+    drawn += f" image{'s' if protocol.shots > 1 else ''} {each}."
     return (
-        "Market-1501 protocol: features of length 1; junk (pid -1) removed; distractors (pid 0)"
+        f"{protocol.words}: features {'of length 1' if unit else 'as they are'}; junk (pid -1) removed;"
+        " distractors (pid 0)"
         f" count as negatives; images of the query's person from its own camera {own}; queries without a"
         f" valid match {without}; ties count against the query. mAP_step is the mean of precision at the hits"
-        " (torchreid, fast-reid), mAP_trapezoid the original MATLAB code's. Intervals: 95 %, bootstrap over"
-        " query identities."
+        " (torchreid, fast-reid), mAP_trapezoid the original MATLAB code's."
+        + (drawn if protocol.shots else "")
+        + " Intervals: 95 %, bootstrap over query identities."
     )
 
 
@@ -213,12 +293,14 @@ def _notes(
     missing: dict[str, str],
     learned: dict[str, QuadraticMetric],
     rerank: Rerank | None,
+    expand: Expansion | None,
 ) -> list[str]:
     counts = first.counts
+    trials = counts.get("trials", 1)
     notes = [
-        f"{counts['queries']:,} queries of {counts['query_identities']:,} people,"
-        f" {counts['queries_with_valid_match']:,} with a valid match; gallery of {counts['gallery']:,}"
-        f" images, of which {counts['gallery_distractors']:,} are distractors and"
+        f"{counts['queries'] // trials:,} queries of {counts['query_identities']:,} people,"
+        f" {counts['queries_with_valid_match'] // trials:,} with a valid match; gallery of"
+        f" {counts['gallery']:,} images, of which {counts['gallery_distractors']:,} are distractors and"
         f" {counts['gallery_junk']:,} junk."
     ]
     for name, result in results.items():
@@ -241,10 +323,20 @@ def _notes(
             f"xqda and kissme coincide: over all pairs they differ only by KISSME's"
             f" {KISSME().n_components} principal components, and these features are fewer."
         )
-    if rerank:
+    for name, result in results.items():
+        if result.deviations is not None:
+            spread = ", ".join(f"{key} {100 * result.deviations[key]:.2f}" for key in ("rank1", "mAP_step"))
+            notes.append(f"{name}: standard deviation between trials: {spread}.")
+    if expand:
         notes.append(
-            f"Re-ranking (k1 = {rerank.k1}, k2 = {rerank.k2}, lambda = {rerank.weight}) is transductive: the"
-            " rank list of one query depends on all other queries."
+            f"Query expansion: each query is the sum of itself and its {expand.count} nearest gallery images,"
+            f" weighted by similarity to the power {expand.alpha:g}."
+        )
+    if rerank:
+        variant = "" if rerank.variant == "zhong" else f", variant {rerank.variant}"
+        notes.append(
+            f"Re-ranking (k1 = {rerank.k1}, k2 = {rerank.k2}, lambda = {rerank.weight}{variant}) is"
+            " transductive: the rank list of one query depends on all other queries."
         )
     return notes + [f"{name}: not measured: {why}." for name, why in missing.items()]
 
@@ -252,6 +344,8 @@ def _notes(
 def _cell(result: ReidResult, column: str) -> str:
     text = f"{100 * getattr(result.values, column):.2f}"
     interval = result.intervals[column]
+    if interval is None and result.deviations is not None:
+        return f"{text} ± {100 * result.deviations[column]:.2f}"
     return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +19,21 @@ from reposer.errors import UserError
 from reposer.evaluation.cmc_plot import draw_cmc
 from reposer.evaluation.feature_map import check_map, draw_map
 from reposer.evaluation.ranklists import PictureOf, write_rank_lists
-from reposer.evaluation.reid_comparison import LEARNERS, ReidReport, compare_methods, row_names
-from reposer.evaluation.reidentification import Rerank
+from reposer.evaluation.reid_comparison import (
+    EXPANDED,
+    LEARNERS,
+    ReidReport,
+    compare_methods,
+    mean_report,
+    row_names,
+)
+from reposer.evaluation.reid_protocols import MARKET, ReidProtocol, fold_sets
+from reposer.evaluation.reidentification import Expansion, Rerank
 from reposer.experiments.reid_features import crop_features, kept_features, open_embedding
 from reposer.experiments.reid_rows import CROPS, GALLERY, QUERY, TRAIN, chosen_rows, training_note
 from reposer.files import write_atomic
 from reposer.images import decode
+from reposer.metrics.retrieval import NoMatch
 from reposer.reid.feature_files import read_features
 from reposer.reid.search import pool_queries
 from reposer.runtime import setup
@@ -41,6 +50,12 @@ class ReidOptions:
     methods: tuple[str, ...] = ()  # none: euclidean, and where there are training features xqda and kissme
     rerank: Rerank | None = None  # every method once more, re-ranked
     multi_query: Literal["mean", "max"] | None = None  # how the crops of a query become one feature
+    expand: Expansion | None = None  # every method once more, with query expansion
+    protocol: ReidProtocol = MARKET
+    unit: bool = True  # features are brought to length 1
+    no_match: NoMatch = "skip"
+    exclude_same_camera: bool = True
+    roc: bool = False
     rank_lists: str = ""  # the row whose rank lists are drawn; empty: the first
     feature_map: str = ""  # tsne or umap; empty: none
     seed: int = 0
@@ -115,12 +130,69 @@ def score_files(
     Raises:
         UserError: a split missing or in two files, and all that compare_methods refuses.
     """
+    if out is None and (images or options.feature_map or options.rank_lists):
+        raise UserError("pictures need a place", "give --out FOLDER")
+    sets = _read_sets(files)
+    if not options.protocol.query_cameras or "test" not in sets:
+        _require_splits(sets, files)
+    else:  # the cameras say who asks and who is found
+        sets = {QUERY: sets["test"], GALLERY: sets["test"]} | sets
+    facts = {"files": [path.name for path in files]}
+
+    picture = partial(_picture_in, images) if images else None
+    return score_sets(sets, out, resolved(options, TRAIN in sets), picture=picture, facts=facts)
+
+
+def score_splits(
+    files: Sequence[Path],
+    out: Path | None,
+    options: ReidOptions,
+    *,
+    folds: int | None = None,
+    train_people: int | None = None,
+) -> ReidReport:
+    """Means and standard deviations over splits of one data set; learned methods are fitted for each.
+
+    Args:
+        files: without ``folds`` each is a split of its own, with query, gallery and, where wanted, train.
+        out: folder for the report (no rank lists, no map); None writes nothing.
+        options: methods and protocol.
+        folds: random halves of all people of the files, whatever their splits (``fold_sets``).
+        train_people: of each fold.
+
+    Raises:
+        UserError: one file without folds, an option without meaning here, and all that score_sets refuses.
+    """
+    if options.rank_lists or options.feature_map or options.multi_query:
+        raise UserError("rank lists, maps and multi-query are of one split", "leave these options out")
+    if folds is None:
+        if len(files) < 2:
+            raise UserError("one file is one split: there is no mean", "give the file of every split")
+        splits, what = [_read_sets([path]) for path in files], "files"
+        for path, sets in zip(files, splits, strict=True):
+            _require_splits(sets, [path])
+    else:
+        everybody = list(_read_sets(files).values())
+        splits, what = fold_sets(reduce(_joined, everybody), folds, options.seed, train_people), "folds"
+    reports = [score_sets(sets, None, resolved(options, TRAIN in sets)) for sets in splits]
+    if len({tuple(report.results) for report in reports}) > 1 and not any(r.missing for r in reports):
+        raise UserError("only some of the files have training people", "name the methods with --methods")
+    report = mean_report(reports, what)
+    report = replace(report, settings=report.settings | {"files": [path.name for path in files]})
+    return report if out is None else write_report_folder(report, None, out, options, None)
+
+
+def _read_sets(files: Sequence[Path]) -> dict[str, FeatureSet]:
     sets: dict[str, FeatureSet] = {}
     for path in files:
         for split, features in read_features(path).items():
             if split in sets:
                 raise UserError(f"{path}: a second set {split}", "give every split once")
             sets[split] = features
+    return sets
+
+
+def _require_splits(sets: dict[str, FeatureSet], files: Sequence[Path]) -> None:
     missing = [name for name in (QUERY, GALLERY) if name not in sets]
     if missing:
         found = ", ".join(sets) or "none"
@@ -128,12 +200,6 @@ def score_files(
             f"{', '.join(map(str, files))}: no split {' and '.join(missing)} (found: {found})",
             "name the rows' splits query, gallery and train",
         )
-    if out is None and (images or options.feature_map or options.rank_lists):
-        raise UserError("pictures need a place", "give --out FOLDER")
-    facts = {"files": [path.name for path in files]}
-
-    picture = partial(_picture_in, images) if images else None
-    return score_sets(sets, out, resolved(options, TRAIN in sets), picture=picture, facts=facts)
 
 
 def resolved(options: ReidOptions, has_training: bool) -> ReidOptions:
@@ -143,7 +209,14 @@ def resolved(options: ReidOptions, has_training: bool) -> ReidOptions:
         UserError: rank lists of a row that will not be there, or a map that cannot be drawn.
     """
     methods = options.methods or ALWAYS + (WHERE_TRAINED if has_training else ())
-    rows = row_names(methods, options.rerank is not None)
+    if options.expand is not None and not options.unit:
+        raise UserError("query expansion adds features of length 1", "leave --raw or --expand out")
+    if options.multi_query and not options.unit:
+        raise UserError("multi-query pools features of length 1", "leave --raw or --multi-query out")
+    usual = replace(options.protocol, words="") == replace(MARKET, words="")
+    if options.rank_lists and not (usual and options.exclude_same_camera):
+        raise UserError("rank lists are drawn by Market-1501's rules only", "leave --rank-lists out")
+    rows = row_names(methods, options.rerank is not None, options.expand is not None)
     if options.rank_lists and options.rank_lists not in rows:
         raise UserError(f"no row {options.rank_lists!r} for rank lists", f"choose one of {', '.join(rows)}")
     if options.feature_map:
@@ -187,22 +260,34 @@ def score_sets(
         sets.get(TRAIN),
         methods=options.methods,
         rerank=options.rerank,
+        expand=options.expand,
+        protocol=options.protocol,
+        unit=options.unit,
+        no_match=options.no_match,
+        exclude_same_camera=options.exclude_same_camera,
+        roc=options.roc,
         seed=options.seed,
     )
     settings = report.settings | {"multi_query": options.multi_query} | (facts or {})
     report = replace(report, settings=settings, notes=(*told, *report.notes))
-    return report if out is None else write_report_folder(report, query, sets[GALLERY], out, options, picture)
+    return (
+        report if out is None else write_report_folder(report, (query, sets[GALLERY]), out, options, picture)
+    )
 
 
 def write_report_folder(
     report: ReidReport,
-    query: FeatureSet,
-    gallery: FeatureSet,
+    tested: tuple[FeatureSet, FeatureSet] | None,
     out: Path,
     options: ReidOptions,
     picture: PictureOf | None,
 ) -> ReidReport:
     """Write the pictures, reidentification.parquet (per query), .md and, last, .json.
+
+    Args:
+        tested: queries and gallery, for rank lists and maps; None: several splits, which have neither.
+
+    Rank lists are drawn of rows by Market-1501's rules and without query expansion.
 
     Returns:
         the report with the pictures' names and captions.
@@ -210,19 +295,23 @@ def write_report_folder(
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "cmc.png", draw_cmc(report))
     pictures = {"cmc.png": "Share of queries whose first match stands at a rank or before it."}
-    if picture is not None and options.rank_lists in report.results:
-        for path in write_rank_lists(out, query, gallery, report, picture, method=options.rank_lists):
+    by_market = replace(options.protocol, words="") == replace(MARKET, words="")
+    drawable = by_market and options.exclude_same_camera and not options.rank_lists.endswith(EXPANDED)
+    if tested is not None and picture is not None and drawable and options.rank_lists in report.results:
+        for path in write_rank_lists(
+            out, *tested, report, picture, method=options.rank_lists, unit=options.unit
+        ):
             kind = path.stem.removeprefix("ranklist_")
             pictures[path.name] = f"Rank lists, {options.rank_lists}: {_KINDS[kind]}."
-    if options.feature_map:
+    if options.feature_map and tested is not None:
         name = f"map_{options.feature_map}.png"
-        write_atomic(out / name, draw_map(_joined(query, gallery), options.feature_map, options.seed))
+        write_atomic(out / name, draw_map(_joined(*tested), options.feature_map, options.seed))
         pictures[name] = (
             f"{options.feature_map} map of the features of queries and gallery: neighborhoods mean something,"
             " sizes and distances of clusters do not."
         )
     content = pa.BufferOutputStream()
-    pq.write_table(_per_query(report, query), content)
+    pq.write_table(_per_query(report), content)
     write_atomic(out / PER_QUERY, content.getvalue().to_pybytes())
     report = replace(report, pictures=pictures)
     report.write(out)
@@ -246,23 +335,26 @@ def _picture_in(folders: Sequence[Path], name: str) -> NDArray[np.uint8]:
     return decode(root / name, root)
 
 
-def _joined(query: FeatureSet, gallery: FeatureSet) -> FeatureSet:
+def _joined(first: FeatureSet, second: FeatureSet) -> FeatureSet:
     features, pids, camids = (
-        np.concatenate([getattr(s, key) for s in (query, gallery)]) for key in ("features", "pids", "camids")
+        np.concatenate([getattr(s, key) for s in (first, second)]) for key in ("features", "pids", "camids")
     )
-    return FeatureSet(features, pids, camids, query.names + gallery.names)
+    clothes = None
+    if first.clothes is not None and second.clothes is not None:
+        clothes = np.concatenate([first.clothes, second.clothes])
+    return FeatureSet(features, pids, camids, first.names + second.names, clothes)
 
 
-def _per_query(report: ReidReport, query: FeatureSet) -> pa.Table:
-    """A row for each method and query; null where a query has no valid match."""
+def _per_query(report: ReidReport) -> pa.Table:
+    """A row for each method, trial and query; null where a query has no valid match."""
     parts = []
     for method, result in report.results.items():
-        scores, without = result.scores, result.scores.hits == 0
+        scores, without, asked = result.scores, result.scores.hits == 0, result.asked
         columns = {
-            "method": pa.array([method] * len(query)),
-            "query": pa.array(query.names),
-            "pid": pa.array(query.pids),
-            "camid": pa.array(query.camids),
+            "method": pa.array([method] * len(asked.names)),
+            "query": pa.array(asked.names),
+            "pid": pa.array(asked.pids),
+            "camid": pa.array(asked.camids),
             "matches": pa.array(scores.hits),
             "tied_matches": pa.array(scores.tied_hits),
             "first_hit": pa.array(scores.worst.first_hit, mask=without),
@@ -270,5 +362,7 @@ def _per_query(report: ReidReport, query: FeatureSet) -> pa.Table:
             "ap_trapezoid": pa.array(scores.worst.ap_trapezoid, mask=without),
             "inp": pa.array(scores.worst.inp, mask=without),
         }
+        if asked.trials > 1:
+            columns["trial"] = pa.array(asked.trial)  # or split, from 0
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)

@@ -14,6 +14,7 @@ it in ``best``; the order of the gallery never decides.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -22,9 +23,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reposer.arrays import ordered_array, whole_labels
 from reposer.errors import UserError
 
 JUNK, DISTRACTOR = -1, 0  # pids
+UNKNOWN_CLOTHES = -1
+Clothes = Literal["any", "changed", "same"]
 _BLOCK_BYTES = 8 << 20  # rows are copied and sorted in blocks that stay in the cache
 
 
@@ -56,10 +60,15 @@ class RetrievalProtocol:
         query_pids, query_camids: (Q,) raw labels of the queries.
         gallery_pids, gallery_camids: (G,) of the gallery; -1 junk, 0 distractor.
         exclude_same_camera: False keeps the query's person from its own camera (not the published protocol).
+        query_clothes, gallery_clothes: (Q,) and (G,) numbers of outfits, for ``clothes``.
+        clothes: which other images of the query's person are searched for: those in any clothes, in others
+            (``changed``: LTCC's cloth-changing setting) or in the same ones; the rest is taken out.
+
+    Labels may have any dtype that holds whole numbers.
 
     Raises:
         UserError: no query, no gallery image that counts, labels of another length, a query labeled junk or
-            distractor.
+            distractor, a rule about clothes without their numbers.
     """
 
     def __init__(
@@ -70,11 +79,19 @@ class RetrievalProtocol:
         gallery_camids: NDArray[np.int64],
         *,
         exclude_same_camera: bool = True,
+        query_clothes: NDArray[np.int64] | None = None,
+        gallery_clothes: NDArray[np.int64] | None = None,
+        clothes: Clothes = "any",
     ) -> None:
-        self.query_pids, self.query_camids = np.asarray(query_pids), np.asarray(query_camids)
-        self.gallery_pids, self.gallery_camids = np.asarray(gallery_pids), np.asarray(gallery_camids)
-        self.exclude_same_camera = exclude_same_camera
+        self.query_pids = whole_labels(query_pids, "query pids")
+        self.query_camids = whole_labels(query_camids, "query camids")
+        self.gallery_pids = whole_labels(gallery_pids, "gallery pids")
+        self.gallery_camids = whole_labels(gallery_camids, "gallery camids")
+        self.exclude_same_camera, self.clothes = exclude_same_camera, clothes
         self._check()
+        if clothes != "any":
+            self._query_clothes = _outfits(query_clothes, "query", self.query_pids)
+            self._gallery_clothes = _outfits(gallery_clothes, "gallery", self.gallery_pids)
         self.kept = np.flatnonzero(self.gallery_pids != JUNK)  # columns that count for some query
         self._hits, self._own_camera = self._same_person()
 
@@ -95,7 +112,7 @@ class RetrievalProtocol:
             )
 
     def _same_person(self) -> tuple[_Cells, _Cells]:
-        """Cells (query, position in ``kept``) of valid matches, and of own-camera images, which are out."""
+        """Cells (query, position in ``kept``) of valid matches, and of the person's images that are out."""
         pids, camids = self.gallery_pids[self.kept], self.gallery_camids[self.kept]
         by_pid = np.argsort(pids, kind="stable")
         start = np.searchsorted(pids, self.query_pids, "left", sorter=by_pid)
@@ -105,6 +122,9 @@ class RetrievalProtocol:
         column = by_pid[np.repeat(start, sizes) + within]
         own = camids[column] == self.query_camids[query]
         out = own if self.exclude_same_camera else np.zeros_like(own)
+        if self.clothes != "any":
+            same = self._gallery_clothes[self.kept][column] == self._query_clothes[query]
+            out = out | (same if self.clothes == "changed" else ~same)
         queries = len(self.query_pids)
         return _cells(query[~out], column[~out], queries), _cells(query[out], column[out], queries)
 
@@ -114,11 +134,15 @@ class RetrievalProtocol:
         Time is that of sorting the values once (no argsort): O(q G log G). ``distance`` is not changed.
 
         Args:
-            distance: (q, G) to the whole gallery, or (q, len(kept)) to the images that count for some query.
+            distance: (q, G) to the whole gallery, or (q, len(kept)) to the images that count for some query;
+                of any real dtype.
 
         Raises:
             UserError: a distance that counts is NaN or infinite, or the shape does not fit the labels.
         """
+        distance = ordered_array(distance, "distances")
+        if distance.ndim != 2:
+            raise UserError(f"a distance matrix of shape {distance.shape}", "give (Q, G) distances")
         rows, columns = distance.shape
         fits = columns in (len(self.gallery_pids), len(self.kept))
         if not fits or first_query + rows > len(self.query_pids):
@@ -137,9 +161,50 @@ class RetrievalProtocol:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # sorting releases the interpreter's lock
             return concatenate(list(pool.map(part, starts)))
 
+    def pairs(
+        self, distance: NDArray[np.floating], first_query: int = 0
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Distances of all genuine and of all impostor pairs of a block as of :meth:`score`, unordered.
+
+        Genuine: a query with a valid match; impostor: with an image of somebody else, distractors too.
+        """
+        distance = ordered_array(distance, "distances")
+        work = distance if len(self.kept) == distance.shape[1] else distance[:, self.kept]
+        row, column, _ = self._hits.of(first_query, len(work))
+        out_row, out_column, _ = self._own_camera.of(first_query, len(work))
+        impostor = np.ones(work.shape, bool)
+        impostor[row, column] = impostor[out_row, out_column] = False
+        return work[row, column], work[impostor]
+
+    def person_ranks(self, distance: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(Q,) rank of each query's person among the persons of the gallery, each at its nearest image that
+        counts; 0 without a valid match. The first array with ties against the query, the second for it.
+
+        A distractor is a person of its own.
+
+        Args:
+            distance: (Q, G) or (Q, len(kept)), all queries.
+        """
+        distance = ordered_array(distance, "distances")
+        work = np.array(distance if len(self.kept) == distance.shape[1] else distance[:, self.kept])
+        queries = len(work)
+        row, column, _ = self._own_camera.of(0, queries)
+        work[row, column] = np.inf
+        keys = self.gallery_pids[self.kept].copy()
+        alone = np.flatnonzero(keys == DISTRACTOR)
+        keys[alone] = -2 - np.arange(len(alone))
+        order = np.argsort(keys, kind="stable")
+        people, starts = np.unique(keys[order], return_index=True)
+        nearest = np.minimum.reduceat(work[:, order], starts, axis=1)  # (Q, people)
+        place = np.minimum(np.searchsorted(people, self.query_pids), len(people) - 1)
+        own = nearest[np.arange(queries), place][:, None]
+        counts = np.diff(self._hits.ends)
+        upto, below = (nearest <= own).sum(axis=1), (nearest < own).sum(axis=1) + 1
+        return np.where(counts > 0, upto, 0), np.where(counts > 0, below, 0)
+
     def _score_block(self, distance: NDArray[np.floating], first_query: int) -> QueryScores:
         whole = len(self.kept) == distance.shape[1]
-        work = distance.copy() if whole else distance[:, self.kept]
+        work = np.array(distance, order="C") if whole else distance[:, self.kept]
         row, column, counts = self._hits.of(first_query, len(work))
         hits = work[row, column]
         hits = hits[np.lexsort((hits, row))]
@@ -151,6 +216,21 @@ class RetrievalProtocol:
         worst, best = _ranks(work, hits, counts)
         tied = np.bincount(row, worst != best, minlength=len(work)).astype(np.int64)
         return QueryScores(_hit_scores(worst, counts), _hit_scores(best, counts), counts, tied, valid)
+
+
+def _outfits(values: NDArray[np.int64] | None, side: str, pids: NDArray[np.int64]) -> NDArray[np.int64]:
+    advice = "add the column clothes to the features, or choose another protocol"
+    if values is None:
+        raise UserError(f"the {side} has no numbers of clothes, which this protocol needs", advice)
+    labels = whole_labels(values, f"{side} clothes")
+    if labels.shape != pids.shape:
+        problem = f"{side}: {labels.shape} numbers of clothes for {pids.shape} images"
+        raise UserError(problem, "give one for each image")
+    unknown = np.flatnonzero((labels == UNKNOWN_CLOTHES) & (pids > DISTRACTOR))
+    if len(unknown):
+        problem = f"{side} row {unknown[0]}: clothes unknown (-1; {len(unknown)} such rows)"
+        raise UserError(problem, advice)
+    return labels
 
 
 class _Cells(NamedTuple):
@@ -238,6 +318,21 @@ def concatenate(parts: list[QueryScores]) -> QueryScores:
     )
 
 
+def reordered(scores: QueryScores, order: NDArray[np.int64]) -> QueryScores:
+    """The scores of the queries at these positions."""
+
+    def side(hits: HitScores) -> HitScores:
+        return HitScores(**{name: getattr(hits, name)[order] for name in HitScores.__dataclass_fields__})
+
+    return QueryScores(
+        side(scores.worst),
+        side(scores.best),
+        scores.hits[order],
+        scores.tied_hits[order],
+        scores.valid[order],
+    )
+
+
 NoMatch = Literal["skip", "zero"]
 
 
@@ -248,6 +343,7 @@ class RetrievalValues:
     rank1: float
     rank5: float
     rank10: float
+    rank20: float
     mAP_step: float  # noqa: N815 - the field's own name
     mAP_trapezoid: float  # noqa: N815
     mINP: float  # noqa: N815
@@ -271,7 +367,8 @@ def denominator(scores: QueryScores, no_match: NoMatch) -> NDArray[np.bool_]:
 def per_query(scores: HitScores) -> dict[str, NDArray[np.float64]]:
     """The (Q,) values whose means are the fields of :class:`RetrievalValues`; 0 without a valid match."""
     values = {
-        f"rank{k}": ((scores.first_hit > 0) & (scores.first_hit <= k)).astype(np.float64) for k in (1, 5, 10)
+        f"rank{k}": ((scores.first_hit > 0) & (scores.first_hit <= k)).astype(np.float64)
+        for k in (1, 5, 10, 20)
     }
     values |= {"mAP_step": scores.ap_step, "mAP_trapezoid": scores.ap_trapezoid, "mINP": scores.inp}
     return {name: np.nan_to_num(value) for name, value in values.items()}
@@ -295,3 +392,62 @@ def cmc_curve(scores: QueryScores, ranks: int = 50, no_match: NoMatch = "skip") 
     first = scores.worst.first_hit[chosen]
     found = np.bincount(first[(first > 0) & (first <= ranks)], minlength=ranks + 1)[1:]
     return np.asarray(np.cumsum(found) / chosen.sum(), np.float64)
+
+
+FALSE_RATES = (1e-4, 1e-3, 1e-2, 1e-1)  # at which the share of accepted genuine pairs is told
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """One to one: is this pair one person? Accepted are pairs at a distance of at most a threshold."""
+
+    auc: float  # area under the ROC curve: P(genuine < impostor) + P(equal) / 2
+    true_rates: dict[str, float]  # TPR at each FPR of FALSE_RATES, named by it; ties count against
+    eer: float  # where FPR reaches 1 - TPR: the mean of the two at the first threshold
+    genuine: int
+    impostor: int
+    curve: NDArray[np.float64]  # (P, 2) FPR and TPR, at most some 200 points, FPR ascending
+
+
+def verification(
+    blocks: Callable[[], Iterable[tuple[NDArray[np.floating], NDArray[np.floating]]]],
+) -> Verification:
+    """ROC over pooled (query, gallery) pairs; nothing is sampled and no matrix is held.
+
+    TPR at FPR f is the largest share of genuine pairs that a threshold accepts while it accepts at most the
+    share f of the impostor pairs (fast-reid's ``TPR@FPR``, read off without interpolation).
+
+    Args:
+        blocks: gives (genuine, impostor) distances part by part, the same each time; called twice.
+
+    Raises:
+        UserError: no genuine or no impostor pair.
+    """
+    genuine = np.sort(np.concatenate([part for part, _ in blocks()] or [np.empty(0)]))
+    if not len(genuine):
+        raise UserError("no query has a valid match: there is no genuine pair", "check the labels")
+    upto, below, impostors = np.zeros(len(genuine), np.int64), np.zeros(len(genuine), np.int64), 0
+    for _, other in blocks():
+        other = np.sort(other)
+        impostors += len(other)
+        upto += other.searchsorted(genuine, "right")
+        below += other.searchsorted(genuine, "left")
+    if not impostors:
+        raise UserError("the gallery shows nobody else: there is no impostor pair", "check the labels")
+    accepted = genuine.searchsorted(genuine, "right") / len(genuine)  # TPR of the threshold at each
+    false = upto / impostors
+    rates = {}
+    for rate in FALSE_RATES:
+        within = np.flatnonzero(false <= rate)
+        rates[f"{rate:g}"] = float(accepted[within[-1]]) if len(within) else 0.0
+    crossing = np.flatnonzero(false >= 1 - accepted)
+    place = int(crossing[0])  # there is one: the last threshold accepts every genuine pair
+    shown = np.unique(np.linspace(0, len(genuine) - 1, 200).astype(np.int64))
+    return Verification(
+        auc=float(1 - (upto + below).sum() / (2 * impostors * len(genuine))),
+        true_rates=rates,
+        eer=float((false[place] + 1 - accepted[place]) / 2),
+        genuine=len(genuine),
+        impostor=impostors,
+        curve=np.stack([false[shown], accepted[shown]], axis=1),
+    )

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reposer.arrays import float_array
 from reposer.errors import UserError
 
 BLOCK_BYTES = 32 << 20  # of one block of distances
 _UNIT_TOLERANCE = 1e-6  # lengths this close to 1 are 1 in float32
+_LARGEST = 1e150  # beyond it, and below its inverse, squares leave float64
+_SMALLEST = 1e-30  # features this small or lengths of its inverse are divided in float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +62,30 @@ class PairwiseForm:
         return out
 
 
-Distance = Callable[[NDArray[np.floating], NDArray[np.floating]], PairwiseForm]
+Distance = Callable[[NDArray[Any], NDArray[Any]], PairwiseForm]
 
 
-def euclidean(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> PairwiseForm:
-    """Euclidean distance of (Q, D) and (G, D) features.
+def euclidean(query: NDArray[Any], gallery: NDArray[Any]) -> PairwiseForm:
+    """Euclidean distance of (Q, D) and (G, D) features of any real dtype.
 
     The expanded form loses as many digits as the squared lengths exceed the squared distances (relative error
     1e-5 at norm 30 in float32). Where half or more of the gallery's squared length is that of its mean, the
     mean is therefore taken off both sides, which changes no distance.
+
+    Raises:
+        UserError: squared lengths that float32 does not hold.
     """
-    _same_size(query, gallery)
-    left, right = _float32(query), _float32(gallery)
+    left, right = float_array(query, "query"), float_array(gallery, "gallery")
+    _same_size(left, right)
     mean = right.mean(axis=0, dtype=np.float64)
-    if 2 * (mean @ mean) >= squared_norms(right).mean(dtype=np.float64):
-        left, right = left - mean.astype(np.float32), right - mean.astype(np.float32)
-    return PairwiseForm(left, right, squared_norms(left), squared_norms(right), root=True)
+    if 2 * (mean @ mean) >= np.einsum("nd,nd->n", right, right, dtype=np.float64).mean():
+        # Before anything is rounded to float32: differences of large numbers are what counts.
+        left, right = left - mean.astype(left.dtype), right - mean.astype(right.dtype)
+    left, right = _float32(left), _float32(right)
+    return PairwiseForm(left, right, finite_norms(left, "query"), finite_norms(right, "gallery"), root=True)
 
 
-def cosine(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> PairwiseForm:
+def cosine(query: NDArray[Any], gallery: NDArray[Any]) -> PairwiseForm:
     """1 - cosine similarity, in [0, 2]; ranks exactly as the Euclidean distance of unit features does.
 
     Raises:
@@ -87,10 +96,10 @@ def cosine(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> Pairwi
     return PairwiseForm(left, right, np.ones(len(left), np.float32), np.zeros(len(right), np.float32))
 
 
-def mahalanobis(
-    query: NDArray[np.floating], gallery: NDArray[np.floating], matrix: NDArray[np.floating]
-) -> PairwiseForm:
+def mahalanobis(query: NDArray[Any], gallery: NDArray[Any], matrix: NDArray[Any]) -> PairwiseForm:
     """(a - b)' M (a - b) for a symmetric (D, D) matrix that need not be positive: values may be negative."""
+    query, gallery = float_array(query, "query"), float_array(gallery, "gallery")
+    matrix = float_array(matrix, "matrix")
     _same_size(query, gallery)
     mean = gallery.mean(axis=0, dtype=np.float64)
     a, b = query - mean, gallery - mean
@@ -112,13 +121,20 @@ def squared_norms(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.einsum("nd,nd->n", features, features), np.float32)
 
 
-def normalize(features: NDArray[np.floating], what: str = "features") -> NDArray[np.float32]:
-    """(N, D) float32 features of length 1; the array itself where they are so already.
+def normalize(features: NDArray[Any], what: str = "features") -> NDArray[np.float32]:
+    """(N, D) float32 features of length 1, of any real dtype; the array itself where they are so already.
 
     Raises:
         UserError: NaN, infinity, or a row of length zero, which has no direction.
     """
+    features = float_array(features, what)
     length = np.sqrt(check_features(features, what))
+    peak = np.abs(features).max(axis=1).astype(np.float64)
+    extreme = (peak > 0) & ((peak > _LARGEST) | (peak < 1 / _LARGEST))
+    if extreme.any():  # of float64: their squares are infinite or zero
+        features = features.astype(np.float64)
+        features[extreme] /= peak[extreme, None]
+        length[extreme] = np.sqrt(np.einsum("nd,nd->n", features[extreme], features[extreme]))
     zero = np.flatnonzero(length == 0)
     if len(zero):
         raise UserError(
@@ -127,24 +143,29 @@ def normalize(features: NDArray[np.floating], what: str = "features") -> NDArray
         )
     if np.abs(length - 1).max() <= _UNIT_TOLERANCE:
         return _float32(features)
-    return np.asarray(np.divide(features, length[:, None].astype(features.dtype)), np.float32)
+    if features.dtype == np.float32 and peak.min() > _SMALLEST and length.max() < 1 / _SMALLEST:
+        return np.asarray(np.divide(features, length[:, None].astype(np.float32)), np.float32)
+    return np.asarray(features / length[:, None], np.float32)
 
 
-def check_features(features: NDArray[np.floating], what: str) -> NDArray[np.float64]:
-    """Refuse what would be ranked silently: NaN, infinity, no rows, no columns.
+def check_features(features: NDArray[Any], what: str) -> NDArray[np.float64]:
+    """Refuse what would be ranked silently: NaN, infinity, no rows, no columns, no numbers.
 
     Returns:
-        (N,) squared lengths.
+        (N,) squared lengths; infinite where they are beyond float64.
 
     Raises:
         UserError: names the first bad row.
     """
+    features = float_array(features, what)
     if features.ndim != 2 or 0 in features.shape:
         raise UserError(
             f"{what}: features of shape {features.shape}", "give an (N, D) array with N and D at least 1"
         )
-    squared = np.einsum("nd,nd->n", features, features, dtype=np.float64)  # float32 sums may overflow
+    with np.errstate(over="ignore"):
+        squared = np.einsum("nd,nd->n", features, features, dtype=np.float64)  # float32 sums may overflow
     bad = np.flatnonzero(~np.isfinite(squared))
+    bad = bad[~np.isfinite(features[bad]).all(axis=1)] if len(bad) else bad
     if len(bad):
         raise UserError(
             f"{what}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)",
@@ -155,10 +176,28 @@ def check_features(features: NDArray[np.floating], what: str) -> NDArray[np.floa
 
 def _float32(values: NDArray[np.floating]) -> NDArray[np.float32]:
     """Contiguous and writable, as torch wants it; the array itself where it is so already."""
-    return np.require(values, np.float32, ["C", "W"])
+    with np.errstate(over="ignore"):  # finite_norms tells it
+        return np.require(values, np.float32, ["C", "W"])
 
 
-def _same_size(query: NDArray[np.floating], gallery: NDArray[np.floating]) -> None:
+def finite_norms(features: NDArray[np.float32], what: str) -> NDArray[np.float32]:
+    """(N,) squared lengths.
+
+    Raises:
+        UserError: one of them is beyond float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = squared_norms(features)
+    bad = np.flatnonzero(~np.isfinite(norms))
+    if len(bad):
+        raise UserError(
+            f"{what}: row {bad[0]} is so long that float32 does not hold its squared length",
+            "bring the features to length 1, or divide all of them by one number",
+        )
+    return norms
+
+
+def _same_size(query: NDArray[Any], gallery: NDArray[Any]) -> None:
     if query.shape[1] != gallery.shape[1]:
         raise UserError(
             f"query features have {query.shape[1]} numbers each, gallery features {gallery.shape[1]}",

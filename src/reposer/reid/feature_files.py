@@ -2,7 +2,8 @@
 
 Columns (arrays of an .npz): ``features`` (N, D) numbers; ``pid``, ``camid`` whole numbers (-1 junk and 0
 distractor in ``pid``); ``split`` text, such as query, gallery, train; optionally ``name`` text, the image
-file.
+file, and ``clothes`` whole numbers, the outfit that a person wears. Features of any real dtype are taken as
+the numbers that they are: float32 where it holds them exactly, else float64.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from reposer.arrays import float_array
 from reposer.errors import UserError
 from reposer.files import write_atomic
 from reposer.structures import FeatureSet
 from reposer.tables import read_table
 
 REQUIRED = ("features", "pid", "camid", "split")
-COLUMNS = (*REQUIRED, "name")
-_LAYOUT = "give columns features (N, D), pid, camid, split and, if you like, name"
+COLUMNS = (*REQUIRED, "name", "clothes")
+_LAYOUT = "give columns features (N, D), pid, camid, split and, if you like, name and clothes"
 
 
 def read_features(path: Path | str) -> dict[str, FeatureSet]:
@@ -51,10 +53,14 @@ def read_features(path: Path | str) -> dict[str, FeatureSet]:
         names = _texts(columns["name"], "name", len(features), path)
     else:
         names = np.array([f"row {i}" for i in range(len(features))])
+    clothes = None
+    if "clothes" in columns:
+        clothes = _whole(columns["clothes"], "clothes", len(features), path)
+    whole = FeatureSet(features, pids, camids, tuple(names.tolist()), clothes)
     sets = {}
     for split in dict.fromkeys(splits.tolist()):
         rows = np.flatnonzero(splits == split)
-        sets[split] = FeatureSet(features[rows], pids[rows], camids[rows], tuple(names[rows].tolist()))
+        sets[split] = whole.rows(rows)
     return sets
 
 
@@ -71,6 +77,14 @@ def write_features(path: Path | str, sets: dict[str, FeatureSet]) -> None:
         "split": np.array([split for split, s in sets.items() for _ in range(len(s))]),
         "name": np.array([name for s in sets.values() for name in s.names]),
     }
+    outfits = [s.clothes for s in sets.values()]
+    known = [numbers for numbers in outfits if numbers is not None]
+    if known:
+        if len(known) != len(outfits):
+            raise UserError(
+                f"{path}: only some of the sets tell the clothes", "give them for all, or for none"
+            )
+        columns["clothes"] = np.concatenate(known)
     if path.suffix.lower() == ".npz":
         content = io.BytesIO()
         np.savez(content, **columns)  # type: ignore[arg-type]  # its allow_pickle stays as it is
@@ -134,10 +148,13 @@ def _require(names: set[str], path: Path) -> None:
         raise UserError(f"{path}: no column {', '.join(missing)} (found: {found})", _LAYOUT)
 
 
-def _numbers(values: NDArray[Any], path: Path) -> NDArray[np.float32]:
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
+def _numbers(values: NDArray[Any], path: Path) -> NDArray[np.floating]:
+    if values.ndim != 2 or values.dtype.kind not in "bfiu":
         raise UserError(f"{path}: features of shape {values.shape} and type {values.dtype}", _LAYOUT)
-    return np.ascontiguousarray(values, np.float32)
+    exact = float_array(values, f"{path}: features")
+    with np.errstate(over="ignore"):
+        single = exact.astype(np.float32, copy=False)
+    return np.ascontiguousarray(single if np.array_equal(single, exact, equal_nan=True) else exact)
 
 
 def _whole(values: NDArray[Any], name: str, count: int, path: Path) -> NDArray[np.int64]:

@@ -28,6 +28,9 @@ class LabeledImages(Protocol):
     def camids(self) -> NDArray[np.int64]: ...  # (N,)
 
     @property
+    def clothes(self) -> NDArray[np.int64]: ...  # (N,) number of the outfit, -1 unknown
+
+    @property
     def names(self) -> Sequence[str]: ...  # (N,)
 
 
@@ -81,7 +84,10 @@ def extract_features(
     rows: Any = _Rows(people.images, chosen)
     features = embed_images(embedding, rows, batch_size, on_progress)
     names = tuple(people.names[i] for i in chosen.tolist())
-    return FeatureSet(features, people.pids[chosen], camids[chosen], names)
+    known = (people.clothes != -1).any()  # of the whole folder, so that all its sets are alike
+    return FeatureSet(
+        features, people.pids[chosen], camids[chosen], names, people.clothes[chosen] if known else None
+    )
 
 
 class _Rows:

@@ -89,12 +89,17 @@ def principal_components(x: NDArray[np.float64], count: int) -> NDArray[np.float
 def _sampled_statistics(
     x: NDArray[np.float64], pids: NDArray[np.int64], camids: NDArray[np.int64], rng: np.random.Generator
 ) -> PairStatistics:
-    """Every tenth of: all cross-camera pairs of one person, and as many random ones of two persons."""
+    """Every tenth of: all cross-camera pairs of one person, and as many random ones of two persons.
+
+    Where a tenth would be fewer pairs than components (VIPeR: 316 pairs), all of them count, as in
+    Koestinger's own experiments there.
+    """
     similar = _cross_camera_pairs(pids, camids)
     dissimilar = _random_negatives(pids, camids, len(similar), rng)
+    stride = REFERENCE_STRIDE if len(similar) >= REFERENCE_STRIDE * x.shape[1] else 1
     kinds = []
     for pairs in (similar, dissimilar):
-        pairs = pairs[::REFERENCE_STRIDE]
+        pairs = pairs[::stride]
         difference = x[pairs[:, 0]] - x[pairs[:, 1]]
         kinds.append((difference.T @ difference / len(pairs), len(pairs)))
     (s, s_pairs), (t, t_pairs) = kinds

@@ -19,6 +19,7 @@ from scipy.linalg import cholesky
 from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpocon
 
+from reposer.arrays import float_array
 from reposer.errors import UserError
 
 _BLOCK_ROWS = 1_024
@@ -53,7 +54,7 @@ def pair_statistics(
     Raises:
         UserError: there is no similar pair, or no dissimilar one.
     """
-    x = np.ascontiguousarray(features, np.float64)
+    x = np.ascontiguousarray(float_array(features, "features"), np.float64)
     person, everybody = _codes(pids), np.zeros(len(x), np.int64)
     camera = both = np.arange(len(x))  # every image by itself: all pairs count
     if cross_camera:

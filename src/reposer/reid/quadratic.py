@@ -20,6 +20,7 @@ from scipy.linalg.lapack import dormqr, dsygst, dsytrd, dsytrd_lwork
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from reposer.arrays import float_array, whole_labels
 from reposer.errors import UserError
 from reposer.reid.distances import PairwiseForm, check_features, euclidean, mahalanobis
 from reposer.reid.pair_statistics import PairStatistics, condition_number, pair_statistics
@@ -37,7 +38,9 @@ class QuadraticMetric(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn
         reference: the published procedure, which samples and whose result need not be positive.
         seed: of its samples.
 
-    Bring features to length 1 first, as in every published use.
+    Bring features to length 1 first where they come from a network, as the published pipelines do. LOMO +
+    XQDA is the exception: its features are used as the extractor leaves them (length sqrt(3)), and an absolute
+    ridge of 0.001 (``reference``) speaks of that scale: on unit features it is three times as strong.
 
     Attributes:
         mean_: (D,) of the training features.
@@ -137,6 +140,7 @@ class QuadraticMetric(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn
     def _project(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         if not hasattr(self, "components_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+        features = float_array(features, "features")
         check_features(features, "features")
         if features.shape[1] != len(self.mean_):
             raise UserError(
@@ -247,8 +251,9 @@ def training_rows(
     Raises:
         UserError: NaN or infinity, labels of another length, nobody left.
     """
+    features = float_array(features, "training features")
     check_features(features, "training features")
-    pids, camids = np.asarray(pids), np.asarray(camids)
+    pids, camids = whole_labels(pids, "training pids"), whole_labels(camids, "training camids")
     if not len(features) == len(pids) == len(camids):
         counts = f"{len(features)} training features, {len(pids)} pids and {len(camids)} camids"
         raise UserError(counts, "give one person and one camera for each feature")

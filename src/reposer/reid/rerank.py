@@ -17,16 +17,20 @@ among exact copies; ties between others are broken by their distances' rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from reposer.arrays import float_array
 from reposer.errors import UserError
-from reposer.reid.distances import BLOCK_BYTES, check_features, squared_norms
+from reposer.reid.distances import BLOCK_BYTES, check_features, finite_norms
 
 _PAIR_CHUNK = 2_048  # pairs of features gathered at once
+Variant = Literal["zhong", "fourth_power", "fastreid"]
+VARIANTS: tuple[Variant, ...] = ("zhong", "fourth_power", "fastreid")
 _LISTED = 64  # neighbors whose distances are kept from the search: most members of R* are among them
 
 
@@ -41,14 +45,15 @@ class _Neighbors:
 
 
 def k_reciprocal(
-    query: NDArray[np.floating],
-    gallery: NDArray[np.floating],
+    query: NDArray[Any],
+    gallery: NDArray[Any],
     *,
     k1: int = 20,
     k2: int = 6,
     weight: float = 0.3,
+    variant: Variant = "zhong",
 ) -> NDArray[np.float32]:
-    """(Q, G) re-ranked distances of features (Q, D) and (G, D); leave junk out of both.
+    """(Q, G) re-ranked distances of features (Q, D) and (G, D) of any real dtype; leave junk out of both.
 
     Memory beyond the inputs: a copy of them, the result, and some 1 KB an image.
 
@@ -56,32 +61,47 @@ def k_reciprocal(
         k1: size of the reciprocal neighborhoods.
         k2: neighbors that V is averaged over; 1: none.
         weight: of the original distance (the paper's lambda), 0 to 1.
+        variant: ``zhong``, the paper and its authors' code; ``fourth_power``, D squared once more, as
+            torchreid and layumi's code do by squaring squared distances; ``fastreid``, fast-reid's evaluator on unit
+            features: k1 and k1 / 2 nearest with the image itself among them, exp(-D) with D not divided
+            by the row's largest, and 1 - cosine = D / 2 in the mixture.
 
     Raises:
-        UserError: NaN, infinite or equal features, k2 > k1, k1 or k2 below 1, a weight outside [0, 1], or
-        fewer
-            than k1 + 1 images.
+        UserError: NaN, infinite or equal features, k2 > k1, k1 or k2 below 1, a weight outside [0, 1], fewer
+            than k1 + 1 images, or an unknown variant.
     """
+    query, gallery = float_array(query, "query"), float_array(gallery, "gallery")
     check_features(query, "query")
     check_features(gallery, "gallery")
+    known_variant(variant)
     count = len(query) + len(gallery)
     if not 1 <= k2 <= k1 < count or not 0 <= weight <= 1:
         raise UserError(
             f"re-ranking with k1={k1}, k2={k2}, weight={weight} of {count} images",
             "choose 1 <= k2 <= k1 < number of images and 0 <= weight <= 1",
         )
-    features = np.concatenate([query, gallery], dtype=np.float32)
-    features -= features.mean(axis=0, dtype=np.float64).astype(np.float32)  # see distances.euclidean
-    norms = squared_norms(features)
+    together = np.concatenate([query, gallery])
+    together -= together.mean(axis=0, dtype=np.float64).astype(together.dtype)  # see distances.euclidean
+    features = np.asarray(together, np.float32)
+    norms = finite_norms(features, "query and gallery")
     neighbors = _search(features, norms, len(query), min(count, max(_LISTED, k1 + 1)))
-    members = _reciprocal_sets(neighbors.order, k1)
-    encoding = _encode(members, neighbors, features, norms)
+    own = int(variant == "fastreid")  # its k count the image itself
+    members = _reciprocal_sets(neighbors.order, k1 - own, int(np.around(k1 / 2)) - own)
+    encoding = _encode(members, neighbors, features, norms, variant)
     if k2 > 1:
         rows = np.repeat(np.arange(count), k2)
         share = np.full(len(rows), 1 / k2, np.float32)
         nearest = neighbors.order[:, :k2].ravel()
         encoding = sparse.csr_array((share, (rows, nearest)), shape=(count, count)) @ encoding
-    return _mix(encoding, neighbors, len(query), weight)
+    return _mix(encoding, neighbors, len(query), weight, variant)
+
+
+def known_variant(name: str) -> None:
+    """Raises:
+    UserError: it is none of VARIANTS.
+    """
+    if name not in VARIANTS:
+        raise UserError(f"unknown re-ranking variant {name!r}", f"choose one of {', '.join(VARIANTS)}")
 
 
 def _search(x: NDArray[np.float32], norms: NDArray[np.float32], queries: int, listed: int) -> _Neighbors:
@@ -110,9 +130,9 @@ def _search(x: NDArray[np.float32], norms: NDArray[np.float32], queries: int, li
     return _Neighbors(order.numpy(), distance.numpy(), largest.numpy(), query_rows.numpy())
 
 
-def _reciprocal_sets(order: NDArray[np.int64], k1: int) -> sparse.csr_array:
+def _reciprocal_sets(order: NDArray[np.int64], k1: int, half_size: int) -> sparse.csr_array:
     """(N, N) with a 1 for every member of R*(i) in row i."""
-    near, half = _reciprocal(order, k1), _reciprocal(order, int(np.around(k1 / 2)))
+    near, half = _reciprocal(order, k1), _reciprocal(order, half_size)
     shared = (near @ half.T).multiply(near).tocsr()  # |R(i, k1) and R(j, k1 / 2)| for members j of R(i, k1)
     sizes = np.diff(half.indptr)
     shared.data = (shared.data > 2 / 3 * sizes[shared.indices]).astype(np.float32)
@@ -133,13 +153,18 @@ def _reciprocal(order: NDArray[np.int64], k: int) -> sparse.csr_array:
 
 
 def _encode(
-    members: sparse.csr_array, neighbors: _Neighbors, x: NDArray[np.float32], norms: NDArray[np.float32]
+    members: sparse.csr_array,
+    neighbors: _Neighbors,
+    x: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    variant: Variant,
 ) -> sparse.csr_array:
     """V: exp(-D) on the members, each row divided by its sum."""
     sizes = np.diff(members.indptr)
     rows = np.repeat(np.arange(len(sizes)), sizes)
     distance = _member_distances(rows, members.indices, neighbors, x, norms)
-    value = np.exp(-distance / neighbors.largest[rows])
+    value = distance if variant == "fastreid" else distance / neighbors.largest[rows]
+    value = np.exp(-(value.astype(np.float64) ** 2 if variant == "fourth_power" else value))
     value /= np.bincount(rows, value)[rows]
     return sparse.csr_array((value.astype(np.float32), members.indices, members.indptr), shape=members.shape)
 
@@ -169,13 +194,19 @@ def _member_distances(
 
 
 def _mix(
-    encoding: sparse.csr_array, neighbors: _Neighbors, queries: int, weight: float
+    encoding: sparse.csr_array, neighbors: _Neighbors, queries: int, weight: float, variant: Variant
 ) -> NDArray[np.float32]:
     """(1 - weight) J + weight D for queries and gallery, in place of the queries' rows of D."""
     by_column = encoding[queries:].tocsc()
     gallery = by_column.shape[0]
     result = neighbors.query_rows
-    result *= weight / neighbors.largest[:queries, None]
+    if variant == "fastreid":
+        result *= weight / 2
+    else:
+        result /= neighbors.largest[:queries, None]
+        if variant == "fourth_power":
+            np.square(result, out=result)
+        result *= weight
     starts, sizes = by_column.indptr[:-1], np.diff(by_column.indptr)
     for i in range(queries):
         span = slice(encoding.indptr[i], encoding.indptr[i + 1])

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer.arrays import float_array, whole_labels
 from reposer.errors import UserError
 from reposer.reid.distances import DISTANCES, PairwiseForm, check_features, normalize
 from reposer.reid.quadratic import QuadraticMetric
@@ -16,7 +17,8 @@ from reposer.structures import FeatureSet, Ranking
 
 
 def checked(features: FeatureSet, what: str, unit: bool = True) -> FeatureSet:
-    """The set with features of length 1 (``unit``), after every check that ranking would skip in silence.
+    """The set with features of length 1 (``unit``) or as they are, in float32 or float64, and whole labels,
+    after every check that ranking would skip in silence.
 
     Raises:
         UserError: NaN, infinity, a zero feature, an empty set, labels of another length.
@@ -30,7 +32,20 @@ def checked(features: FeatureSet, what: str, unit: bool = True) -> FeatureSet:
         raise UserError(
             f"{what}: {counts} and {len(features.names)} names", "give one of each for every image"
         )
-    return replace(features, features=normalize(features.features, what)) if unit else features
+    values = normalize(features.features, what) if unit else float_array(features.features, what)
+    clothes = features.clothes
+    if clothes is not None:
+        clothes = whole_labels(clothes, f"{what}: clothes")
+        if clothes.shape != (len(values),):
+            problem = f"{what}: {len(clothes)} numbers of clothes for {len(values)} features"
+            raise UserError(problem, "give one for every image")
+    return replace(
+        features,
+        features=values,
+        pids=whole_labels(features.pids, f"{what}: pids"),
+        camids=whole_labels(features.camids, f"{what}: camids"),
+        clothes=clothes,
+    )
 
 
 def search(
@@ -111,6 +126,38 @@ def flagged(
     same = found_pids == pids[:, None]
     own_camera = same & (gallery.camids[order] == camids[:, None])
     return Ranking(order, distance, matches=same & (found_pids > 0), valid=(found_pids != -1) & ~own_camera)
+
+
+def expand_queries(query: FeatureSet, gallery: FeatureSet, count: int = 5, alpha: float = 0.0) -> FeatureSet:
+    """Query expansion: each query becomes the sum of itself and its nearest gallery images, of length 1.
+
+    ``alpha`` 0 is average query expansion (AQE; Chum et al., ICCV 2007); above 0 each neighbor is weighted by
+    (cosine similarity)^alpha, negative similarities by 0 (alpha-QE; Radenovic et al., TPAMI 2019). Labels
+    play no part: own-camera images and distractors are neighbors like any other, junk is none. The gallery stays
+    as it is (no database-side augmentation), so a query's result does not depend on other queries.
+
+    Args:
+        query, gallery: any features; they are brought to length 1.
+        count: neighbors, as many as the gallery has at most.
+
+    Raises:
+        UserError: as :func:`checked`, count below 1, alpha negative or not finite.
+    """
+    if count < 1 or not 0 <= alpha < np.inf:
+        problem = f"query expansion by {count} neighbors with alpha={alpha}"
+        raise UserError(problem, "choose at least 1 neighbor and a finite alpha from 0 on")
+    query, gallery = checked(query, "query"), checked(gallery, "gallery")
+    known = gallery.features[gallery.pids != -1]
+    if not len(known):
+        raise UserError("the gallery holds no image that counts", "give at least one gallery image")
+    order, _ = nearest(DISTANCES["cosine"](query.features, known), count)
+    expanded = np.empty_like(query.features)
+    for i, row in enumerate(order):
+        near = known[row].astype(np.float64)
+        own = query.features[i].astype(np.float64)
+        share = np.maximum(near @ own, 0) ** alpha if alpha else np.ones(len(near))
+        expanded[i] = own + share @ near
+    return replace(query, features=normalize(expanded, "expanded queries"))
 
 
 def pool_queries(

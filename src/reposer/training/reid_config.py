@@ -86,6 +86,9 @@ class HeadConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)  # before the classifier and the verification head
     bias: bool = True  # of the classifier; Bag of Tricks has none
     verification: Literal["square", "product", "abs"] = "square"  # what that head looks at
+    verifier_std: float | None = Field(
+        default=None, gt=0
+    )  # of its first weights, biases 0; None: torch's own
 
 
 class ReidOptimizerConfig(Config):
@@ -94,8 +97,9 @@ class ReidOptimizerConfig(Config):
     kind: Literal["sgd", "adam"] = "adam"
     lr: float = Field(default=3.5e-4, gt=0)
     backbone_factor: float = Field(default=1.0, ge=0)  # times lr, for the backbone
-    bias_factor: float = Field(default=1.0, gt=0)  # times that, for biases and norms
-    bias_decay: bool = True  # weight decay for biases and norms too
+    bias_factor: float = Field(default=1.0, gt=0)  # times that, for the parameters of ``biases``
+    bias_decay: bool = True  # weight decay for these too
+    biases: Literal["all", "classifier"] = "all"  # all biases and norms, or the classifier's bias alone
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of SGD
     weight_decay: float = Field(default=5e-4, ge=0)
 

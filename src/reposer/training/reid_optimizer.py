@@ -12,18 +12,22 @@ from reposer.training.reid_config import ReidConfig, ReidOptimizerConfig
 
 
 def build_optimizer(network: ReidNetwork, config: ReidOptimizerConfig) -> torch.optim.Optimizer:
-    """SGD or Adam over four groups: backbone and heads, weights and (biases, norms).
+    """SGD or Adam over four groups: backbone and heads, weights and (biases, norms) or the classifier's bias.
 
     Each group carries its "factor": its rate is the schedule's times that.
     """
     groups = []
+    alone = id(network.classifier.bias)
     backbone = {id(p) for p in network.embedding.backbone.parameters()}
     for in_backbone in (True, False):
         for small in (False, True):  # vectors are biases and norms
+            own_rate = (
+                (lambda p: id(p) == alone) if config.biases == "classifier" else (lambda p: p.dim() < 2)
+            )
             chosen = [
                 p
                 for p in network.parameters()
-                if p.requires_grad and (id(p) in backbone) == in_backbone and (p.dim() < 2) == small
+                if p.requires_grad and (id(p) in backbone) == in_backbone and own_rate(p) == small
             ]
             factor = (config.backbone_factor if in_backbone else 1.0) * (config.bias_factor if small else 1.0)
             decay = config.weight_decay if config.bias_decay or not small else 0.0

@@ -22,9 +22,13 @@ def build_network(config: ReidConfig, people: int) -> ReidNetwork:
     embedding, head = Embedding(**config.embedding.model_dump()), config.head
     verification = head.verification if config.loss.verification else None
     classes = people + (config.generated.label == "extra_class")
-    return ReidNetwork(
+    network = ReidNetwork(
         *(embedding, classes, head.dropout, head.bias, verification), centers=config.loss.center > 0
     )
+    if network.verifier is not None and head.verifier_std is not None:
+        nn.init.normal_(network.verifier.weight, std=head.verifier_std)
+        nn.init.zeros_(network.verifier.bias)
+    return network
 
 
 class ReidState(NetworkState):
