@@ -115,6 +115,30 @@ def test_reid_verbs_from_features_to_a_page(run, tmp_path):
     assert "6 queries of 2 people, 6 with a valid match" in said
     assert "k1 = 4, k2 = 2, lambda = 0.3" in said
     assert run("report", out)[0] == 0
+    shots = ("--protocol", "single_shot", "--trials", 3, "--roc", "--expand", 1, "--methods", "cosine")
+    code, said, _ = run("reid", "score", tmp_path / "f.npz", *shots, "--out", tmp_path / "shots")
+    assert code == 0
+    assert all(words in said for words in ("Single-shot", "mean over 3 trials", "query expansion", "EER"))
+    assert "rank20" in (tmp_path / "shots" / "reidentification.json").read_text()
+    plain = ("--raw", "--no-match", "zero", "--keep-same-camera", "--methods", "cosine")
+    code, said, _ = run("reid", "score", tmp_path / "f.npz", *plain)
+    assert code == 0
+    assert all(words in said for words in ("features as they are", "counted as 0", "kept (not the published"))
+    both = (tmp_path / "f.npz", tmp_path / "f.npz", "--each-file", "--methods", "cosine")
+    assert "Means over 2 files" in run("reid", "score", *both, "--out", tmp_path / "each")[1]
+    for wrong in (
+        ("--trials", 3),
+        ("--expand", -1),
+        ("--alpha", "nan"),
+        ("--folds", 0),
+        ("--variant", "fastreid"),
+        ("--no-match", "half"),
+        ("--protocol", "sysu"),
+        ("--train-people", 1),
+        ("--seed", -1),
+    ):
+        code, _, err = run("reid", "score", tmp_path / "f.npz", *wrong)
+        assert (code, len(err.strip().splitlines())) == (1, 1), (wrong, err)
     assert "Re-identification" in (out / "report.html").read_text()
     code, _, err = run("reid", "score", tmp_path / "f.npz", "--methods", "xqda")
     assert (code, "learned distances need features of training people" in err) == (1, True)

@@ -115,7 +115,7 @@ def test_re_identification_is_shown_with_its_pictures_protocol_and_notes(tmp_pat
     assert "Re-identification: reid" in page
     assert "<td>81.25 (75.0 to 87.5)</td>" in page
     assert "<td>70.00</td>" in page
-    assert page.count("<td>not measured</td>") == 6
+    assert page.count("<td>not measured</td>") == 7
     assert page.count("data:image/png") == 2
     for words in ("told in words", "441 with a valid match", "transductive", "The curves.", "The best."):
         assert words in page

@@ -5,10 +5,18 @@ from __future__ import annotations
 import pytest
 
 from reposer.config import load_config, save_config
-from reposer.experiments.reid_presets import REID_PRESETS, bot, ide2016, reid_small, siamese2017
+from reposer.experiments.reid_presets import (
+    REID_PRESETS,
+    bot,
+    ide2016,
+    reid_small,
+    siamese2017,
+    siamese_small,
+)
 from reposer.models.embedding import Embedding
 from reposer.training.reid_config import ReidConfig, ReidLossConfig
 from reposer.training.reid_optimizer import scheduled_rate
+from reposer.training.reid_state import build_network
 
 
 @pytest.mark.parametrize("name", REID_PRESETS)
@@ -31,9 +39,13 @@ def test_ide_learns_50_000_steps_of_16():
     assert augment.resize == augment.crop == embedding.size == (224, 224)  # squashed, no crop
     assert (augment.flip, augment.erase, augment.pad) == (True, 0, 0)
     assert (optimizer.kind, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 5e-4)
-    assert (optimizer.bias_factor, optimizer.bias_decay) == (2, False)
+    assert (optimizer.bias_factor, optimizer.bias_decay, optimizer.biases) == (2, False, "classifier")
     assert (embedding.freeze_norm, embedding.neck, config.initial) == (True, "none", "imagenet")
     assert config.loss == ReidLossConfig()  # plain classification
+
+
+def test_the_small_siamese_recipe_keeps_its_length():
+    assert siamese_small().total_steps == reid_small().total_steps
 
 
 def test_bag_of_tricks_warms_up_and_steps_down():
@@ -53,6 +65,10 @@ def test_bag_of_tricks_warms_up_and_steps_down():
 def test_siamese_takes_48_pairs_and_multiplies_rates():
     config = siamese2017()
     assert config.batch_size // 2 == 48
+    assert config.total_steps == 75 * (12_936 // 48) == 20_175  # every image once an epoch as a first one
+    verifier = build_network(config, 7).verifier
+    assert float(verifier.weight.detach().std()) == pytest.approx(0.0038, rel=0.05)
+    assert not verifier.bias.any()
     optimizer = config.optimizer
     trunk = optimizer.lr * optimizer.backbone_factor
     assert (trunk, optimizer.lr) == pytest.approx((1e-4, 1e-3))

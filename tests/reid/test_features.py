@@ -35,6 +35,7 @@ def people() -> SimpleNamespace:
         images=rng.integers(0, 256, (7, 6, 4, 3), dtype=np.uint8),
         pids=np.arange(10, 17),
         camids=np.arange(7) % 3,
+        clothes=np.array([-1, -1, 4, -1, 5, 6, 7]),
         names=tuple(f"{i}.jpg" for i in range(7)),
     )
 

@@ -16,25 +16,31 @@ def _people(seed, count, size=16, people=30, spread=0.9):
     return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _literal(query, gallery, k1, k2, weight):
+def _literal(query, gallery, k1, k2, weight, variant="zhong"):
     """Every definition written out, float64, dense."""
     x = np.concatenate([query, gallery]).astype(np.float64)
     distance = ((x[:, None] - x[None]) ** 2).sum(axis=2)
-    distance /= distance.max(axis=1, keepdims=True)
+    original = distance / 2  # 1 - cosine of unit features
+    own = variant == "fastreid"  # it counts the image itself among its k and divides by nothing
+    if variant == "fourth_power":
+        distance = distance**2
+    if not own:
+        distance /= distance.max(axis=1, keepdims=True)
+        original = distance
     count = len(x)
     order = [sorted(range(count), key=lambda j, i=i: (distance[i, j], j != i)) for i in range(count)]
 
     def reciprocal(i, k):
-        return {j for j in order[i][: k + 1] if i in order[j][: k + 1]}
+        return {j for j in order[i][: k + 1 - own] if i in order[j][: k + 1 - own]}
 
     half = int(np.around(k1 / 2))
     encoding = np.zeros((count, count))
     for i in range(count):
-        own = reciprocal(i, k1)
-        expanded = set(own)
-        for j in own:
+        near = reciprocal(i, k1)
+        expanded = set(near)
+        for j in near:
             other = reciprocal(j, half)
-            if len(other & own) > 2 / 3 * len(other):
+            if len(other & near) > 2 / 3 * len(other):
                 expanded |= other
         index = sorted(expanded)
         weights = np.exp(-distance[i, index])
@@ -46,7 +52,7 @@ def _literal(query, gallery, k1, k2, weight):
         for g in range(queries, count):
             shared = np.minimum(averaged[i], averaged[g]).sum()
             jaccard = 1 - shared / (2 - shared)
-            result[i, g - queries] = (1 - weight) * jaccard + weight * distance[i, g]
+            result[i, g - queries] = (1 - weight) * jaccard + weight * original[i, g]
     return result
 
 
@@ -56,6 +62,16 @@ def test_sparse_equals_the_dense_definition(k1, k2, weight):
     ours = k_reciprocal(x[:60], x[60:], k1=k1, k2=k2, weight=weight)
     assert ours.dtype == np.float32
     assert np.abs(ours - _literal(x[:60], x[60:], k1, k2, weight)).max() < 1e-6
+
+
+@pytest.mark.parametrize("variant", ["fourth_power", "fastreid"])
+def test_the_variants_of_other_code_equal_their_definitions(variant):
+    x = _people(3, 160)
+    ours = k_reciprocal(x[:40], x[40:], variant=variant)
+    assert np.abs(ours - _literal(x[:40], x[40:], 20, 6, 0.3, variant)).max() < 1e-6
+    assert np.abs(ours - k_reciprocal(x[:40], x[40:])).max() > 1e-3
+    with pytest.raises(UserError, match="unknown re-ranking variant 'bot'"):
+        k_reciprocal(x[:40], x[40:], variant="bot")
 
 
 def test_unnormalized_features_far_from_the_origin():

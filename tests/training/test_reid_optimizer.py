@@ -40,6 +40,17 @@ def test_every_parameter_has_its_factor_and_decay(kind):
     assert id(named["embedding.neck.bias"]) not in rates
 
 
+def test_only_the_classifiers_bias_has_its_own_factor_and_decay():
+    network = ReidNetwork(Embedding("small"), classes=3)
+    config = ReidOptimizerConfig(kind="sgd", lr=0.5, bias_factor=2.0, bias_decay=False, biases="classifier")
+    optimizer = build_optimizer(network, config)
+    set_learning_rate(optimizer, 0.5)
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    special = id(network.classifier.bias)
+    assert rates.pop(special) == (1.0, 0)
+    assert set(rates.values()) == {(0.5, 5e-4)}  # norms and all weights
+
+
 def test_a_half_cosine_after_the_warm_up():
     config = ReidConfig(
         data=ReidDataConfig(folder=Path("x"), images_per_epoch=640),

@@ -24,7 +24,8 @@ from reposer.evaluation.reidentification import (
     mean_over_splits,
 )
 from reposer.files import write_atomic
-from reposer.metrics.retrieval import FALSE_RATES, NoMatch
+from reposer.metrics.retrieval import NoMatch
+from reposer.metrics.verification import FALSE_RATES
 from reposer.reid.distances import DISTANCES
 from reposer.reid.kissme import KISSME
 from reposer.reid.quadratic import QuadraticMetric

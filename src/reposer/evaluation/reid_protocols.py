@@ -44,8 +44,8 @@ class ReidProtocol:
 
 _SYSU = ReidProtocol(
     words="SYSU-MM01 (Wu et al., ICCV 2017), all-search: infrared cameras 3 and 6 ask a gallery of the"
-    " visible cameras 1, 2, 4, 5; camera 3 never meets camera 2, which sees the same place; CMC counts persons,"
-    " mAP images",
+    " visible cameras 1, 2, 4, 5; camera 3 never meets camera 2, which sees the same place; CMC counts"
+    " persons, mAP images",
     query_cameras=(3, 6),
     gallery_cameras=(1, 2, 4, 5),
     unseen=((3, 2),),

@@ -20,15 +20,14 @@ from reposer.metrics.retrieval import (
     QueryScores,
     RetrievalProtocol,
     RetrievalValues,
-    Verification,
     cmc_curve,
     concatenate,
     denominator,
     mean_values,
     per_query,
     reordered,
-    verification,
 )
+from reposer.metrics.verification import Verification, verification
 from reposer.reid.distances import PairwiseForm, normalize
 from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.rerank import Variant, k_reciprocal

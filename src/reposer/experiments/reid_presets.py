@@ -26,8 +26,8 @@ def ide2016() -> ReidConfig:
     """IDE (Zheng et al. 2016), the ResNet-50 of the IDE baseline: plain classification, feature pool5.
 
     224x224, batch 16, SGD, 50,000 steps, rate 1e-3 divided by ten every 20,000; norm statistics frozen;
-    the classifier's bias learns twice as fast and does not decay. Ours: torchvision's ImageNet weights instead
-    of Caffe's (RGB, normalized), and every training image instead of nine tenths.
+    the classifier's bias learns twice as fast and does not decay. Ours: torchvision's ImageNet weights
+    instead of Caffe's (RGB, normalized), and every training image instead of nine tenths.
     The README's better variant has head.dropout=0.5.
     """
     return ReidConfig(
@@ -48,9 +48,10 @@ def siamese2017() -> ReidConfig:
 
     256x256 stored, random 224 crops and flips per image, 48 pairs a step; every training image is the first
     of a pair once an epoch: 269 whole steps of Market-1501's 12,936 images, 20,175 in 75 epochs; positive
-    pairs from 1:1 towards 1:4, dropout 0.9 before both heads, pool5 not normalized; trunk at 1e-4, heads at 1e-3, biases and
-    norms at 20 times that. In use a single stream at 256x256: the 7x7 averages at every place, normalized,
-    summed over places and over the mirror image. The pair loss is that of the author's first (MATLAB) code.
+    pairs from 1:1 towards 1:4, dropout 0.9 before both heads, pool5 not normalized; trunk at 1e-4, heads at
+    1e-3, biases and norms at 20 times that. In use a single stream at 256x256: the 7x7 averages at every
+    place, normalized, summed over places and over the mirror image. The pair loss is that of the author's
+    first (MATLAB) code.
     Ours: BatchNorm statistics follow torch's rate of 0.1, theirs the learning rates of that code; the
     verification head learns at the heads' rate.
     """

@@ -14,7 +14,6 @@ it in ``best``; the order of the gallery never decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -392,62 +391,3 @@ def cmc_curve(scores: QueryScores, ranks: int = 50, no_match: NoMatch = "skip") 
     first = scores.worst.first_hit[chosen]
     found = np.bincount(first[(first > 0) & (first <= ranks)], minlength=ranks + 1)[1:]
     return np.asarray(np.cumsum(found) / chosen.sum(), np.float64)
-
-
-FALSE_RATES = (1e-4, 1e-3, 1e-2, 1e-1)  # at which the share of accepted genuine pairs is told
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """One to one: is this pair one person? Accepted are pairs at a distance of at most a threshold."""
-
-    auc: float  # area under the ROC curve: P(genuine < impostor) + P(equal) / 2
-    true_rates: dict[str, float]  # TPR at each FPR of FALSE_RATES, named by it; ties count against
-    eer: float  # where FPR reaches 1 - TPR: the mean of the two at the first threshold
-    genuine: int
-    impostor: int
-    curve: NDArray[np.float64]  # (P, 2) FPR and TPR, at most some 200 points, FPR ascending
-
-
-def verification(
-    blocks: Callable[[], Iterable[tuple[NDArray[np.floating], NDArray[np.floating]]]],
-) -> Verification:
-    """ROC over pooled (query, gallery) pairs; nothing is sampled and no matrix is held.
-
-    TPR at FPR f is the largest share of genuine pairs that a threshold accepts while it accepts at most the
-    share f of the impostor pairs (fast-reid's ``TPR@FPR``, read off without interpolation).
-
-    Args:
-        blocks: gives (genuine, impostor) distances part by part, the same each time; called twice.
-
-    Raises:
-        UserError: no genuine or no impostor pair.
-    """
-    genuine = np.sort(np.concatenate([part for part, _ in blocks()] or [np.empty(0)]))
-    if not len(genuine):
-        raise UserError("no query has a valid match: there is no genuine pair", "check the labels")
-    upto, below, impostors = np.zeros(len(genuine), np.int64), np.zeros(len(genuine), np.int64), 0
-    for _, other in blocks():
-        other = np.sort(other)
-        impostors += len(other)
-        upto += other.searchsorted(genuine, "right")
-        below += other.searchsorted(genuine, "left")
-    if not impostors:
-        raise UserError("the gallery shows nobody else: there is no impostor pair", "check the labels")
-    accepted = genuine.searchsorted(genuine, "right") / len(genuine)  # TPR of the threshold at each
-    false = upto / impostors
-    rates = {}
-    for rate in FALSE_RATES:
-        within = np.flatnonzero(false <= rate)
-        rates[f"{rate:g}"] = float(accepted[within[-1]]) if len(within) else 0.0
-    crossing = np.flatnonzero(false >= 1 - accepted)
-    place = int(crossing[0])  # there is one: the last threshold accepts every genuine pair
-    shown = np.unique(np.linspace(0, len(genuine) - 1, 200).astype(np.int64))
-    return Verification(
-        auc=float(1 - (upto + below).sum() / (2 * impostors * len(genuine))),
-        true_rates=rates,
-        eer=float((false[place] + 1 - accepted[place]) / 2),
-        genuine=len(genuine),
-        impostor=impostors,
-        curve=np.stack([false[shown], accepted[shown]], axis=1),
-    )

@@ -39,8 +39,8 @@ class QuadraticMetric(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn
         seed: of its samples.
 
     Bring features to length 1 first where they come from a network, as the published pipelines do. LOMO +
-    XQDA is the exception: its features are used as the extractor leaves them (length sqrt(3)), and an absolute
-    ridge of 0.001 (``reference``) speaks of that scale: on unit features it is three times as strong.
+    XQDA is the exception: its features are used as the extractor leaves them (length sqrt(3)), and an
+    absolute ridge of 0.001 (``reference``) speaks of that scale: on unit features it weighs three times more.
 
     Attributes:
         mean_: (D,) of the training features.

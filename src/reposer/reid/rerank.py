@@ -62,9 +62,9 @@ def k_reciprocal(
         k2: neighbors that V is averaged over; 1: none.
         weight: of the original distance (the paper's lambda), 0 to 1.
         variant: ``zhong``, the paper and its authors' code; ``fourth_power``, D squared once more, as
-            torchreid and layumi's code do by squaring squared distances; ``fastreid``, fast-reid's evaluator on unit
-            features: k1 and k1 / 2 nearest with the image itself among them, exp(-D) with D not divided
-            by the row's largest, and 1 - cosine = D / 2 in the mixture.
+            torchreid and layumi's code do by squaring squared distances; ``fastreid``, fast-reid's evaluator
+            on unit features: k1 and k1 / 2 nearest with the image itself among them, exp(-D) with D not
+            divided by the row's largest, and 1 - cosine = D / 2 in the mixture.
 
     Raises:
         UserError: NaN, infinite or equal features, k2 > k1, k1 or k2 below 1, a weight outside [0, 1], fewer

@@ -133,8 +133,8 @@ def expand_queries(query: FeatureSet, gallery: FeatureSet, count: int = 5, alpha
 
     ``alpha`` 0 is average query expansion (AQE; Chum et al., ICCV 2007); above 0 each neighbor is weighted by
     (cosine similarity)^alpha, negative similarities by 0 (alpha-QE; Radenovic et al., TPAMI 2019). Labels
-    play no part: own-camera images and distractors are neighbors like any other, junk is none. The gallery stays
-    as it is (no database-side augmentation), so a query's result does not depend on other queries.
+    play no part: own-camera images and distractors are neighbors like any other, junk is none. The gallery
+    stays as it is (no database-side augmentation), so a query's result does not depend on other queries.
 
     Args:
         query, gallery: any features; they are brought to length 1.
