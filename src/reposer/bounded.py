@@ -45,7 +45,7 @@ def read_mat(path: Path, data: bytes, names: Iterable[str]) -> dict[str, NDArray
         names: of the variables. A cell array comes as the texts or first values of its cells.
 
     Raises:
-        RefusedFileError: damaged, no MATLAB 5 file, or it took too long, too much memory, or the parser's life.
+        RefusedFileError: damaged, no MATLAB 5 file, too slow, too large, or the parser died.
     """
     return read_in_child("mat", path, data, names)
 
