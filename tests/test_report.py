@@ -42,7 +42,7 @@ def run_dir(tmp_path):
 
 def test_page_holds_numbers_pictures_and_settings(run_dir):
     page = write_report(run_dir).read_text()
-    assert "0.125 (0.12 to 0.13)" in page
+    assert "0.125\n0.12 to 0.13" in page
     assert "<td>not measured</td>" in page
     assert "fid: not measured: weights" in page
     assert "12345" in page
@@ -113,7 +113,7 @@ def test_re_identification_is_shown_with_its_pictures_protocol_and_notes(tmp_pat
     (folder / "reidentification.json").write_text(json.dumps(reid))
     page = write_report(tmp_path).read_text()
     assert "Re-identification: reid" in page
-    assert "<td>81.25 (75.0 to 87.5)</td>" in page
+    assert "<td>81.25\n75.0 to 87.5</td>" in page
     assert "<td>70.00</td>" in page
     assert page.count("<td>not measured</td>") == 7
     assert page.count("data:image/png") == 2

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 4  # pixels between the pictures, before scaling
-TITLE_HEIGHT = 18  # pixels, after scaling
+TITLE_HEIGHT = 24  # pixels, after scaling
+TITLE_SIZE, SMALLEST_TITLE = 16, 7  # pixels, of the font
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -60,9 +61,10 @@ def draw_grid(
 def _print_titles(canvas: Image.Image, titles: Sequence[str], groups: int, group_w: int, cell_w: int) -> None:
     """Print each title centered over its column, as large as the longest one allows."""
     draw = ImageDraw.Draw(canvas)
-    size = 12
+    size = TITLE_SIZE
     while (
-        size > 7 and max(draw.textlength(t, font=ImageFont.load_default(size)) for t in titles) > cell_w - 2
+        size > SMALLEST_TITLE
+        and max(draw.textlength(t, font=ImageFont.load_default(size)) for t in titles) > cell_w - 2
     ):
         size -= 1
     font = ImageFont.load_default(size)

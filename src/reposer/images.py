@@ -62,6 +62,17 @@ def to_float(image: Tensor) -> Tensor:
     return image
 
 
+def require_uint8(images: Tensor) -> Tensor:
+    """The same images, if they are uint8 RGB (B, 3, H, W); for code whose numbers would be wrong otherwise.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    return images
+
+
 def to_uint8(image: Tensor) -> Tensor:
     """Model float [-1, 1] -> uint8 [0, 255], rounded to nearest and clipped."""
     return image.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -90,7 +90,9 @@ def _quality_section(path: Path, run_dir: Path) -> Section:
             for grid in sorted(path.parent.glob("*.png"))
         ],
         tables=[
-            Table(columns, rows, f"{quality['settings']['pairs']:,} pairs; mean and 95 % interval."),
+            Table(
+                columns, rows, f"{quality['settings']['pairs']:,} pairs; mean, below it the 95 % interval."
+            ),
             Table(["metric", "protocol", "reference"], protocols, plain=True),
         ],
     )
@@ -103,7 +105,7 @@ def _cell(result: dict[str, Any] | None) -> str:
     if result["value"] is None:
         return "not measured"
     text = f"{result['value']:.4g}"
-    return text if result["low"] is None else f"{text} ({result['low']:.4g} to {result['high']:.4g})"
+    return text if result["low"] is None else f"{text}\n{result['low']:.4g} to {result['high']:.4g}"
 
 
 def _reid_sections(path: Path, run_dir: Path) -> list[Section | None]:
@@ -114,7 +116,7 @@ def _reid_sections(path: Path, run_dir: Path) -> list[Section | None]:
         for method, result in reid["methods"].items()
     ]
     rows += [[method, *("not measured" for _ in REID_COLUMNS)] for method in reid["missing"]]
-    table = Table(["method", *REID_COLUMNS], rows, f"Percent, with 95 % intervals. {reid['protocol']}")
+    table = Table(["method", *REID_COLUMNS], rows, f"Percent, below it the 95 % interval. {reid['protocol']}")
     pictures = [
         Picture(caption=caption, file=str((path.parent / name).relative_to(run_dir)))
         for name, caption in reid["pictures"].items()
@@ -132,7 +134,7 @@ def _percent(result: dict[str, Any], name: str) -> str:
     text, interval = f"{100 * result[name]:.2f}", result["intervals"][name]
     if interval is None and result.get("deviations"):
         return f"{text} ± {100 * result['deviations'][name]:.2f}"
-    return text if interval is None else f"{text} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    return text if interval is None else f"{text}\n{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
 def _samples_section(folder: Path, run_dir: Path) -> Section | None:

@@ -14,7 +14,7 @@ from torch import nn
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.packing import pack
 from reposer.files import sha256_file
-from reposer.metrics.protocols import METRICS, FrechetMetric
+from reposer.metrics.protocols import METRICS, SetMetric
 from reposer.structures import PersonRecord
 
 SIZE = (32, 16)
@@ -75,9 +75,15 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Registers frechet_tiny and frechet_tiny_gfla (training reference, batches of 8); their weights."""
     path = tmp_path / "tiny.safetensors"
     save_file({"matrix": torch.randn(12, 7, generator=torch.Generator().manual_seed(0))}, path)
-    monkeypatch.setitem(METRICS, "frechet_tiny", FrechetMetric("tiny", TinyNetwork, ("tiny",)))
-    strict = FrechetMetric("tiny", TinyNetwork, ("tiny",), reference="training", whole_batches_of=8)
+    monkeypatch.setitem(METRICS, "frechet_tiny", SetMetric("tiny", TinyNetwork, ("tiny",)))
+    strict = SetMetric("tiny", TinyNetwork, ("tiny",), reference="training", whole_batches_of=8)
     monkeypatch.setitem(METRICS, "frechet_tiny_gfla", strict)
+    for name, statistic, masked in (
+        *(("kid_tiny", "kernel", False), ("is_tiny", "inception_score", False)),
+        ("mask_is_tiny", "inception_score", True),
+    ):
+        metric = SetMetric("tiny", TinyNetwork, ("tiny",), statistic=statistic, masked=masked)
+        monkeypatch.setitem(METRICS, name, metric)
     return {"tiny": path}
 
 

@@ -16,7 +16,7 @@ from reposer.errors import UserError
 from reposer.evaluation.baselines import nearest_poses
 from reposer.evaluation.image_quality import COPY, NEAREST, evaluate_images, evaluate_pairs
 from reposer.evaluation.measurement import FLOOR
-from reposer.metrics import similarity
+from reposer.metrics import set_scores, similarity
 from reposer.metrics.frechet import FeatureStatistics, frechet_distance
 from reposer.metrics.intervals import mean_interval
 from reposer.structures import PairBatch
@@ -89,7 +89,7 @@ def test_nearest_pose_is_another_training_person(people: PackedPeople) -> None:
 def test_nothing_depends_on_the_batch_size(
     batch_size: int, people: PackedPeople, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
-    names = [*PIXELS, "frechet_tiny", "frechet_tiny_gfla"]
+    names = [*PIXELS, "frechet_tiny", "frechet_tiny_gfla", "kid_tiny", "is_tiny", "mask_is_tiny"]
 
     def run(size: int) -> tuple[dict, list]:
         report = evaluate_pairs(
@@ -104,10 +104,9 @@ def test_nothing_depends_on_the_batch_size(
     assert per_image == expected_images
     for method, cells in expected.items():
         for name, cell in cells.items():
-            numbers = [cell[key] for key in ("value", "low", "high")]
-            assert [rows[method][name][key] for key in ("value", "low", "high")] == pytest.approx(
-                numbers, rel=1e-5
-            )  # float32 features
+            for key in ("value", "low", "high"):
+                found, number = rows[method][name][key], cell[key]
+                assert found == (None if number is None else pytest.approx(number, rel=1e-5))  # float32
             assert rows[method][name]["note"] == cell["note"]
 
 
@@ -257,3 +256,88 @@ def test_user_errors_are_named(people: PackedPeople) -> None:
         evaluate_pairs({"mine": lambda batch: batch.target_image.float()}, people, pairs, ["l1"])
     with pytest.raises(UserError, match="mask has 3 rows, the targets have 5"):
         evaluate_images({}, people.images[:5], ["l1"], masks=people.mask[:3])
+
+
+def test_kid_and_inception_scores_with_their_floors(
+    people: PackedPeople, tiny: dict[str, Path], tiny_network: nn.Module
+) -> None:
+    pairs, training = _pairs(people), _training(people)
+    names = ["kid_tiny", "is_tiny", "mask_is_tiny"]
+    report = evaluate_pairs({"half": _half}, people, pairs, names, training=training, weights=tiny)
+    source, reference = _images(people, pairs[:, 0]), _images(people, training)
+    distinct = _images(people, np.unique(pairs[:, 1]))
+    rows, others, real = (tiny_network(i).double().numpy() for i in (source, reference, distinct))
+    copies, floor = report.rows[COPY], report.rows[FLOOR]
+    assert copies["kid_tiny"].value == pytest.approx(set_scores.kernel_distance(rows, others), rel=1e-5)
+    assert floor["kid_tiny"].value == pytest.approx(set_scores.kernel_distance(real, others), rel=1e-5)
+    parts = set_scores.parts_of(set_scores.pixel_hashes(source))
+    expected = set_scores.inception_score(rows, parts).mean()
+    assert copies["is_tiny"].value == pytest.approx(expected, rel=1e-6)
+    half = report.rows["half"]["is_tiny"]
+    assert half.low <= half.value < half.high
+    assert "small sample, 80 images" in copies["is_tiny"].note
+    assert report.metrics["is_tiny"].reference == ""
+    assert "the distinct target images (20)" in floor["is_tiny"].note  # the score of real pictures
+    masked = copies["mask_is_tiny"]
+    assert (masked.count, masked.left_out) == (76, 4)  # 4 pairs lead to a picture without key-points
+    assert "mask_is_tiny" not in floor
+    few = evaluate_pairs({}, people, pairs[:19], names, training=training, weights=tiny).rows[COPY]
+    assert few["is_tiny"].value is None
+    assert few["is_tiny"].note == "not measured: 19 usable images, at least 20 are needed"
+    alone = evaluate_pairs({}, people, pairs[:1], ["l1", *names], training=training, weights=tiny).rows[COPY]
+    assert (alone["l1"].count, alone["l1"].low, alone["kid_tiny"].value) == (1, None, None)
+
+
+def test_fewer_images_than_a_batch_shrink_it_as_the_script_does(
+    people: PackedPeople, tiny: dict[str, Path], tiny_network: nn.Module
+) -> None:
+    """GFLA's script: the reference comes first, its batch is no larger than the reference, then no larger
+    than the generated set."""
+    pairs, training = _pairs(people), _training(people)
+
+    def value(count: int, real: int) -> tuple[float, int, str]:
+        report = evaluate_pairs(
+            *({}, people, pairs[:count], ["frechet_tiny_gfla"]), training=training[:real], weights=tiny
+        )
+        cell = report.rows[COPY]["frechet_tiny_gfla"]
+        return cell.value, cell.count, cell.note
+
+    source, reference = _images(people, pairs[:, 0]), _images(people, training)
+    for count, real, used, used_real in ((11, 4, 8, 4), (5, 20, 5, 16), (6, 4, 4, 4), (3, 6, 3, 6)):
+        found, number, note = value(count, real)
+        assert number == used
+        expected = _distance(tiny_network, source[:used], reference[:used_real])
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert "the batch shrinks to" in note
+    assert "shrinks" not in value(20, 20)[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a / 255.0, r"target: holds float64 \(5, .*not uint8 RGB"),
+        (lambda a: a[..., 0], "target: holds uint8"),
+        (lambda a: a[..., :1], r"target: holds uint8 \(5, 64, 32, 1\)"),
+        (lambda a: a.transpose(0, 3, 1, 2), r"target: holds uint8 \(5, 3, 64, 32\)"),
+        (lambda a: a.astype(np.int64), "target: holds int64"),
+        (lambda a: [a[0], a[1][:40]], "target: is a list"),
+    ],
+)
+def test_arrays_that_are_no_rgb_pictures_are_refused(change, message: str, people: PackedPeople) -> None:
+    images = np.array(people.images[:5])
+    with pytest.raises(UserError, match=message.replace("64, 32", r"\d+, \d+")):
+        evaluate_images({}, change(images), ["l1"], source=change(images))
+    with pytest.raises(
+        UserError, match=message.replace("target", "reference").replace("64, 32", r"\d+, \d+")
+    ):
+        evaluate_images({"mine": images}, images, ["l1"], reference=change(images))
+
+
+def test_truth_of_another_kind_or_size_is_refused(people: PackedPeople) -> None:
+    images, mask = np.array(people.images[:5]), np.array(people.mask[:5])
+    for field, array in (
+        *(("masks", mask.astype(np.uint8) * 255), ("masks", mask[:, 1:]), ("parsing", mask)),
+        *(("keypoints", np.zeros((5, 17, 2), np.float32)), ("keypoints", np.full((5, 18, 2), np.inf))),
+    ):
+        with pytest.raises(UserError, match=f"{field.rstrip('s') if field == 'masks' else field}: holds"):
+            evaluate_images({"mine": images}, images, ["l1"], **{field: array})

@@ -21,6 +21,7 @@ from reposer.config import save_config
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
+from reposer.evaluation.significance import Difference
 from reposer.experiments.copying import copy_source
 from reposer.experiments.reid_presets import REID_PRESETS
 from reposer.experiments.stages import DONE, STAGES
@@ -28,8 +29,8 @@ from reposer.experiments.studies import configure, run_study
 from reposer.experiments.study.config import Arm, Budget, StudyRecipe, with_steps
 from reposer.experiments.study.plan import StudyPlan
 from reposer.experiments.study.presets import STUDIES, find_study
-from reposer.experiments.study.results import Block, summarize_block
-from reposer.experiments.study.table import LATEX, PARQUET, to_latex, to_markdown
+from reposer.experiments.study.results import ArmResult, Block, Comparison, summarize_block
+from reposer.experiments.study.table import LATEX, PARQUET, to_latex, to_markdown, what_was_found
 
 STUDY = "import sys; from pathlib import Path; from reposer.config import load_config; "
 STUDY += "from reposer.experiments.study.config import StudyConfig; "
@@ -183,6 +184,40 @@ def test_means_deviations_and_differences_are_those_of_a_hand_calculation():
     assert cell.replace("±", r"$\pm$") in to_latex(block)
 
 
+def _block(arms):
+    """A block of made-up differences from "real": (value, p, p over trainings too) by arm; None a control."""
+    rows = []
+    for arm, told in arms.items():
+        difference = told and Difference(told[0], told[0] - 0.02, told[0] + 0.02, *told[1:], identities=12)
+        comparison = [Comparison("real", difference, 0.9)] if told else []
+        rows.append(ArmResult(arm, {}, {}, {}, {"mAP_step": comparison, "rank1": comparison}))
+    return rows
+
+
+def test_what_was_found_is_said_with_a_correction_for_everything_that_was_compared():
+    blocks = {
+        Block("r", 1.0, "euclidean"): _block(
+            {"real": None, "x2": (0.03, 0.001, 0.012), "x4": (0.01, 0.3, 0.4)}
+        ),
+        Block("r", 0.2, "euclidean"): _block(
+            {"real": None, "x2": (0.05, 0.02, 0.001), "x4": (-0.1, 0.5, 0.5)}
+        ),
+    }
+    text = what_was_found(blocks)  # the larger p counts: .012, .4, .02, .5; Holm: 4 x .012, 3 x .02
+    assert text.startswith("Beyond chance: x2 differs from real by +3.0 points of mAP (step) (r, 100 %")
+    assert (
+        "95 % +1.0 to +5.0 over 12 test people; p 0.012, after Holm's correction for 4 comparisons 0.048"
+        in text
+    )
+    assert text.endswith("1 of 4 comparisons are beyond chance.")
+    blocks[Block("s", 1.0, "euclidean")] = _block({"real": None, "x2": (0.2, 0.6, 0.6)})
+    text = what_was_found(blocks)  # a fifth comparison: 5 x .012
+    assert text.startswith("Nothing beyond chance. The clearest difference: x2 differs from real by +3.0")
+    assert "for 5 comparisons 0.060" in text
+    assert what_was_found({Block("r", 1.0, "m"): _block({"real": None})}).startswith("Nothing was compared")
+    assert to_markdown({}, []).startswith("Nothing was compared")
+
+
 def test_arms_that_answered_other_queries_are_refused():
     rng, pids = np.random.default_rng(0), np.array([1, 1, 2])
     tables = {"a": [scores(rng, ["x", "y", "z"], pids, 0)], "b": [scores(rng, ["x", "y", "w"], pids, 0)]}
@@ -209,6 +244,7 @@ def test_a_whole_study_and_what_a_second_run_does(prepared, tmp_path):
     assert all(0 < row["p"] <= row["p_holm"] <= 1 for row in compared)
     assert r"\begin{tabular}" in (tmp_path / LATEX).read_text()
     titles = [section["title"] for section in json.loads((tmp_path / "sections.json").read_text())]
+    assert titles[0] == "What was found"
     assert "Is it still the same person?" in titles
     before, table = finished(tmp_path), (tmp_path / PARQUET).read_bytes()
     run_study(study, tmp_path)

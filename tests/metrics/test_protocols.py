@@ -12,8 +12,8 @@ from reposer.metrics.pose_mask import pose_mask
 from reposer.metrics.protocols import (
     _MASKS,
     METRICS,
-    FrechetMetric,
     ImageBatch,
+    SetMetric,
     find_metric,
     load_metrics,
     locate,
@@ -21,6 +21,7 @@ from reposer.metrics.protocols import (
 )
 
 CPU = torch.device("cpu")
+PIXELS = ("ssim", "ssim_patn", "ssim_gfla", "mask_ssim", "psnr", "l1", "mae_gfla", "mask_l1", "pckh")
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def no_weights(tmp_path, monkeypatch):
 def test_every_name_of_the_issue_is_there():
     names = "ssim ssim_patn mask_ssim psnr l1 mask_l1 lpips_alex lpips_vgg lpips_squeeze lpips_alex_v0.0"
     names += " mask_lpips mask_lpips_person mask_lpips_parsing lpips_like_squeeze mask_lpips_like_squeeze"
-    names += " fid fid_gfla"
+    names += " fid fid_gfla kid is mask_is mask_lpips_v0.1 ssim_gfla mae_gfla"
     assert {*names.split(), "frechet_mobilenetv2"} <= set(METRICS)
     assert all(metric.protocol for metric in METRICS.values())
 
@@ -42,14 +43,20 @@ def test_published_protocols_are_pinned():
     assert "v0.0" in METRICS["mask_lpips"].protocol
     assert METRICS["mask_lpips"].needs == ("keypoints",)
     assert "v0.1" in METRICS["lpips_alex"].protocol
+    newer = METRICS["mask_lpips_v0.1"]
+    assert (newer.weights, newer.needs, "v0.1" in newer.protocol) == (("alexnet",), ("keypoints",), True)
+    for name in ("fid", "kid", "is", "mask_is"):
+        assert METRICS[name].weights == ("pt_inception-2015-12-05",)
+    assert [METRICS[name].better for name in ("kid", "is", "mask_is")] == ["lower", "higher", "higher"]
+    assert METRICS["mask_is"].needs == ("keypoints",)
     gfla = METRICS["fid_gfla"]
-    assert isinstance(gfla, FrechetMetric)
+    assert isinstance(gfla, SetMetric)
     assert (gfla.reference, gfla.whole_batches_of, gfla.weights) == ("training", 64, ("inception_v3",))
 
 
 def test_missing_weights_are_named_and_nothing_takes_their_place(no_weights):
     measures, networks, missing = load_metrics(list(METRICS), {}, CPU)
-    assert set(measures) == {"ssim", "ssim_patn", "mask_ssim", "psnr", "l1", "mask_l1", "pckh"}
+    assert set(measures) == set(PIXELS)
     assert not networks
     assert set(missing) == set(METRICS) - set(measures)
     assert "alexnet-owt-7be5be79.pth" in missing["mask_lpips"]
@@ -85,3 +92,17 @@ def test_masks_of_the_masked_metrics():
     assert chosen["parsing"].sum() == 1  # background and "no map" are outside
     assert chosen["parsing"][0, 0, 0]
     np.testing.assert_array_equal(chosen["key-points"][0], pose_mask(keypoints[0].numpy(), 32, 16))
+
+
+def test_masked_inception_score_sees_the_person_on_black():
+    images = torch.randint(1, 256, (2, 3, 32, 16), dtype=torch.uint8)
+    keypoints = torch.full((2, 18, 2), torch.nan)
+    keypoints[0, 1], keypoints[0, 2] = torch.tensor([4.0, 9.0]), torch.tensor([9.5, 20.25])
+    batch = ImageBatch(images, torch.zeros_like(images), keypoints=keypoints)
+    metric = METRICS["mask_is"]
+    assert isinstance(metric, SetMetric)
+    shown, used = metric.shown(batch)
+    mask = pose_mask(keypoints[0].numpy(), 32, 16)
+    np.testing.assert_array_equal(shown[0].numpy(), images[0].numpy() * mask)
+    assert used.tolist() == [True, False]  # without key-points there is nothing to see
+    assert (METRICS["is"].shown(batch)[0] == images).all()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from reposer.metrics.similarity import l1, mask_l1, mask_ssim, psnr, ssim, ssim_patn
+from reposer.errors import UserError
+from reposer.metrics.similarity import l1, mae_gfla, mask_l1, mask_ssim, psnr, ssim, ssim_gfla, ssim_patn
 
 
 def _images(seed, batch=2, height=14, width=16):
@@ -100,7 +101,7 @@ def test_l1_and_mask_l1_by_hand():
     assert np.isnan(values[1])
 
 
-@pytest.mark.parametrize("metric", [ssim, ssim_patn, psnr, l1])
+@pytest.mark.parametrize("metric", [ssim, ssim_patn, psnr, l1, mae_gfla])
 def test_values_do_not_depend_on_the_batch(metric):
     a, b = _images(5, batch=5)
     alone = np.concatenate([metric(a[i : i + 1], b[i : i + 1]) for i in range(5)])
@@ -111,3 +112,53 @@ def test_floats_are_refused():
     a, b = _images(6)
     with pytest.raises(ValueError, match="uint8"):
         l1(a.float() / 127.5 - 1, b)
+
+
+def _literal_gfla(a, b):
+    """Uniform window 51, sample covariance, window by window; a, b (H, W) in [0, 1]."""
+    values = []
+    for y in range(25, a.shape[0] - 25):
+        for x in range(25, a.shape[1] - 25):
+            p, q = (m[y - 25 : y + 26, x - 25 : x + 26].ravel() for m in (a, b))
+            cov = np.cov(p, q)  # n - 1
+            c1, c2 = 0.01**2, 0.03**2
+            top = (2 * p.mean() * q.mean() + c1) * (2 * cov[0, 1] + c2)
+            values.append(top / ((p.mean() ** 2 + q.mean() ** 2 + c1) * (cov[0, 0] + cov[1, 1] + c2)))
+    return sum(values) / len(values)
+
+
+def test_gfla_ssim_equals_the_window_loop():
+    a, b = _images(7, height=58, width=53)
+    expected = [
+        sum(_literal_gfla(a[i, c].numpy() / 255, b[i, c].numpy() / 255) for c in range(3)) / 3
+        for i in range(2)
+    ]
+    np.testing.assert_allclose(ssim_gfla(a, b), expected, rtol=1e-9)
+    with pytest.raises(UserError, match="images of 14x16 are smaller than the 51 pixels"):
+        ssim_gfla(*_images(7))
+    with pytest.raises(UserError, match="images of 8x16 are smaller than the 11 pixels"):
+        ssim(*_images(7, height=8))
+
+
+def test_gfla_mae_by_hand():
+    a = torch.zeros(2, 3, 12, 12, dtype=torch.uint8)
+    b = a.clone()
+    a[0, 0, 0, 0], b[0, 0, 0, 0], b[0, 1, 3, 3] = 100, 40, 60
+    values = mae_gfla(a, b)
+    assert values[0] == pytest.approx((60 + 60) / (140 + 60))
+    assert np.isnan(values[1])  # two black images
+
+
+@pytest.mark.parametrize("metric", [ssim, ssim_patn, ssim_gfla, psnr, l1, mae_gfla])
+def test_images_that_do_not_fit_together_are_refused(metric):
+    a, b = _images(8, batch=3, height=60, width=60)
+    for other in (b[:1], b[:, :1], b[..., :-1]):  # numpy would broadcast the first two
+        with pytest.raises(ValueError, match=r"images of shapes \(3, 3, 60, 60\)"):
+            metric(a, other)
+
+
+def test_a_mask_of_0_and_255_is_refused():
+    a, b = _images(9)
+    for metric in (mask_l1, mask_ssim):
+        with pytest.raises(ValueError, match="expected a bool mask"):
+            metric(a, b, torch.full((2, 14, 16), 255, dtype=torch.uint8))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from reposer.annotation.interfaces import KeypointDetector
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.evaluation.baselines import nearest_poses
-from reposer.evaluation.frechet_sets import RealImages, image_batches
+from reposer.evaluation.image_sets import RealImages, image_batches
 from reposer.evaluation.measurement import Options, Run, evaluate
 from reposer.evaluation.quality_report import ImageQualityReport
 from reposer.metrics.protocols import ImageBatch, WeightFiles, find_metric
@@ -139,9 +139,13 @@ def evaluate_images(
         metrics, weights, seed, cache: as in ``evaluate_pairs``.
 
     Raises:
-        UserError: an unknown metric, no images, or arrays that do not fit together.
+        UserError: an unknown metric, no images, arrays that do not fit together or are no uint8 RGB images,
+            bool masks, uint8 parsing maps and float key-points (N, 18, 2).
     """
     images = dict(generated) | ({COPY: source} if source is not None else {})
+    for label, pictures in (("target", target), *images.items(), ("reference", reference)):
+        if pictures is not None:
+            _check_images(label, pictures)
     every = np.arange(len(target))
     optional = {"mask": masks, "parsing": parsing, "keypoints": keypoints}
     given = {field: np.asarray(array) for field, array in optional.items() if array is not None}
@@ -150,6 +154,8 @@ def evaluate_images(
             raise UserError(
                 f"{label} has {len(array)} rows, the targets have {len(target)}", "give one for each target"
             )
+    for label, truth in given.items():
+        _check_truth(label, truth, target.shape[1:3])
 
     def run(name: str) -> Run:
         def batches() -> Iterator[ImageBatch]:
@@ -177,6 +183,35 @@ def evaluate_images(
     options = Options(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
     chosen = "targets" if reference is None else "training"
     return evaluate({n: run(n) for n in images}, metrics, columns, pids, sets, chosen, set(given), options)
+
+
+def _check_images(label: str, images: object) -> None:
+    """Whatever is no stack of uint8 RGB pictures would be measured wrongly, or fail far from its cause."""
+    if not isinstance(images, np.ndarray):
+        raise UserError(
+            f"{label}: is a {type(images).__name__}, not an array of equally large images",
+            "stack images of one size into (N, H, W, 3) uint8",
+        )
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise UserError(
+            f"{label}: holds {images.dtype} {images.shape}, not uint8 RGB images (N, H, W, 3)",
+            "convert floats with reposer.images.to_uint8, repeat a gray channel three times",
+        )
+
+
+def _check_truth(label: str, array: NDArray[Any], size: tuple[int, ...]) -> None:
+    """Masks of 0 and 255 would weigh 255-fold; a map of another size belongs to another picture."""
+    if label == "keypoints":
+        wrong = (
+            array.ndim != 3 or array.shape[1:] != (18, 2) or array.dtype.kind != "f" or np.isinf(array).any()
+        )
+        wanted = "floats (N, 18, 2): x, y of OpenPose's joints, NaN where missing"
+    else:
+        kind = np.bool_ if label == "mask" else np.uint8
+        wrong = array.dtype != kind or array.shape[1:] != size
+        wanted = f"{np.dtype(kind).name} (N, {size[0]}, {size[1]})"
+    if wrong:
+        raise UserError(f"{label}: holds {array.dtype} {array.shape}", f"give {wanted}")
 
 
 def nearest_donors(

@@ -17,15 +17,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from reposer.errors import UserError
-from reposer.evaluation.frechet_sets import CollectedFeatures, RealImages, floor, reference_statistics, score
+from reposer.evaluation.image_sets import (
+    CollectedFeatures,
+    RealImages,
+    Reference,
+    floor,
+    reference_features,
+    score,
+)
 from reposer.evaluation.quality_report import ImageQualityReport, MetricInfo, MetricResult
-from reposer.metrics.frechet import BOOTSTRAP_REPEATS, FeatureStatistics
+from reposer.metrics.frechet import BOOTSTRAP_REPEATS
 from reposer.metrics.intervals import REPEATS, mean_interval
 from reposer.metrics.protocols import (
-    FrechetMetric,
     ImageBatch,
-    ImageMetric,
     Measure,
+    SetMetric,
     WeightFiles,
     find_metric,
     load_metrics,
@@ -89,7 +95,7 @@ def evaluate(
     table: dict[str, dict[str, MetricResult]] = {}
     parts = []
     for method, run in runs.items():
-        values, collected = _measure(run, measures, networks, options.device)
+        values, collected = _measure(run, measures, networks, real)
         own = None if pids is None else pids[run.rows]
         cells = {name: _mean(v, own, options.seed) for name, v in values.items()}
         cells |= {name: score(c, real[name], own, options.seed) for name, c in collected.items()}
@@ -99,12 +105,17 @@ def evaluate(
         table[method] = {name: cells[name] for name in names}
         parts.append(_per_image(method, run.rows, columns, values))
     if networks:
-        others = {name: sets["targets"] if chosen[name] == "training" else None for name in networks}
+        alone = {name for name in networks if _set_metric(name).statistic == "inception_score"}
+        apart = {name for name in networks if name in alone or chosen[name] == "training"}
         table[FLOOR] = {
-            name: floor(network, others[name], sets[chosen[name]], real[name], _whole(name), options.seed)
+            name: floor(
+                *(network, _set_metric(name), sets["targets"] if name in apart else None),
+                *(sets[chosen[name]], real[name], options.seed),
+            )
             for name, network in networks.items()
+            if not _set_metric(name).masked  # masks of the real targets are not at hand here
         }
-    described = {name: sets[key].name for name, key in chosen.items()}
+    described = {name: sets[key].name for name, key in chosen.items() if real[name] is not None}
     infos = {name: _info(name, described.get(name, ""), pids is not None, missing, options) for name in names}
     settings = {"pairs": count, "seed": options.seed, "device": str(options.device)}
     settings |= {"torch": torch.__version__, "python": platform.python_version()}
@@ -112,16 +123,21 @@ def evaluate(
 
 
 def _measure(
-    run: Run, measures: Mapping[str, Measure], networks: Mapping[str, nn.Module], device: torch.device
+    run: Run,
+    measures: Mapping[str, Measure],
+    networks: Mapping[str, nn.Module],
+    real: Mapping[str, Reference],
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, CollectedFeatures]]:
-    """One pass over a run: per-image values (R,) by metric, and the features of its Frechet metrics."""
+    """One pass over a run: per-image values (R,) by metric, and the features of its set metrics."""
     values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in measures}
-    collected = {name: CollectedFeatures(network, _whole(name)) for name, network in networks.items()}
+    collected = {
+        name: CollectedFeatures(network, _set_metric(name), real[name]) for name, network in networks.items()
+    }
     for batch in run.batches():
         for name, measure in measures.items():
             values[name].append(measure(batch))
         for features in collected.values():
-            features.add(batch.generated)
+            features.add(*features.metric.shown(batch))
     empty = [np.empty(0)]
     return {name: np.concatenate(parts or empty) for name, parts in values.items()}, collected
 
@@ -144,36 +160,34 @@ def _drop_unmeasurable(
     sets: Mapping[str, RealImages],
 ) -> None:
     """Move metrics that lack an input from the first two to ``missing``, with the reason."""
-    for name in list(measures):
-        metric = find_metric(name)
-        lacking = [f for f in metric.needs if f not in fields] if isinstance(metric, ImageMetric) else []
+    for name in [*measures, *networks]:
+        lacking = [field for field in find_metric(name).needs if field not in fields]
         if lacking:
             missing[name] = f"no {' and no '.join(lacking)} of the targets given"
             if lacking == ["generated_keypoints"]:
                 missing[name] = "no key-point detector given"
-            del measures[name]
+            measures.pop(name, None)
+            networks.pop(name, None)
     for name in list(networks):
         if _reference_name(name, "targets") not in sets:
             missing[name] = "its protocol compares with the whole training set, which is not given"
             del networks[name]
 
 
+def _set_metric(name: str) -> SetMetric:
+    metric = find_metric(name)
+    assert isinstance(metric, SetMetric)
+    return metric
+
+
 def _reference_name(name: str, default: str) -> str:
-    metric = find_metric(name)
-    assert isinstance(metric, FrechetMetric)
-    return metric.reference or default
+    return _set_metric(name).reference or default
 
 
-def _whole(name: str) -> int:
-    metric = find_metric(name)
-    assert isinstance(metric, FrechetMetric)
-    return metric.whole_batches_of
-
-
-def _reference(name: str, network: nn.Module, images: RealImages, options: Options) -> FeatureStatistics:
+def _reference(name: str, network: nn.Module, images: RealImages, options: Options) -> Reference:
     hashes = weight_hashes(find_metric(name), options.weights)
     key = f"{name} {sorted(hashes.items())} torch {torch.__version__}"
-    return reference_statistics(network, images, _whole(name), options.cache, key)
+    return reference_features(network, _set_metric(name), images, options.cache, key)
 
 
 def _per_image(
@@ -189,8 +203,12 @@ def _info(
 ) -> MetricInfo:
     metric = find_metric(name)
     unit = "identities" if over_people else "images"
-    if isinstance(metric, FrechetMetric):
-        interval = f"value +- 1.96 bootstrap errors over {unit} ({BOOTSTRAP_REPEATS} draws), reference fixed"
+    if isinstance(metric, SetMetric):
+        interval = f"value +- 1.96 jackknife errors over {unit}"
+        if metric.statistic == "frechet":
+            interval = f"value +- 1.96 bootstrap errors over {unit} ({BOOTSTRAP_REPEATS} draws)"
+        if metric.statistic != "inception_score":
+            interval += ", reference fixed"
     else:
         interval = f"percentile bootstrap over {unit} ({REPEATS} draws)"
     hashes = {} if name in missing else weight_hashes(metric, options.weights)

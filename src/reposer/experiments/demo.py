@@ -39,6 +39,7 @@ TRAIN_PEOPLE, TEST_PEOPLE, IMAGES = 32, 12, 12
 PAIRS = 192  # test pairs that are measured
 TRAIN_MINUTES = 1.75  # of training from scratch
 STUDY = "study"  # folder in the demo's
+SHOWN = 10  # pairs in the first grid, one a row: its pictures stand at twice their size on the page
 POSES = 7  # donors of the one-person-in-many-poses grid
 
 
@@ -112,7 +113,8 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
     remove_tree(out / STUDY)  # an earlier demo's
     run_study(scale.study, out / STUDY)
     story = _story(summary.test_people, len(pairs), scale.minutes)
-    write_sections(out, [*story[:2], *_study_sections(out), *story[2:]])
+    found, *parts = _study_sections(out)
+    write_sections(out, [found, *story[:2], *parts, *story[2:]])
     return out
 
 
@@ -143,7 +145,7 @@ def _write_pictures(
         models: shipped SAN, the same with predicted maps, RSA-GAN, and the SAN from scratch.
     """
     shipped = models[0]
-    shown = pairs[:: max(1, len(pairs) // 16)][:16]
+    shown = pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]
     columns = [
         list(people.images[shown[:, 0]]),
         [colorize(labels) for labels in people.parsing[shown[:, 1]]],
@@ -152,9 +154,7 @@ def _write_pictures(
         list(people.images[shown[:, 1]]),
     ]
     titles = ["source", "target map", "SAN", "pose only", "RSA-GAN", "scratch", "stitched", "true target"]
-    _save(
-        out / "pictures" / "pairs.png", draw_grid(list(zip(*columns, strict=True)), titles, scale=2, groups=2)
-    )
+    _save(out / "pictures" / "pairs.png", draw_grid(list(zip(*columns, strict=True)), titles, scale=2))
 
     first_of_each = np.unique(people.pids[pairs[:, 0]], return_index=True)[1]
     rows = []
@@ -179,18 +179,19 @@ def _save(path: Path, picture: NDArray[np.uint8]) -> None:
 
 
 def _study_sections(out: Path) -> list[Section]:
-    """Those of the study's folder, pictures named from the demo's; the first says what this is about."""
+    """Those of the study's folder, pictures named from the demo's: first what was found, then what this is
+    about."""
     text = (
         "The training set is enlarged three times with the shipped SAN. Small Re-ID networks are trained on"
         " the real images alone, on each real image three times, and on real and generated images: the same"
         " number of steps for all. Minutes of training on a few rendered people are an illustration, no"
         " evidence; the intervals and p-values say how little or much these numbers carry."
     )
-    sections = [
+    found, *sections = [
         replace(part, pictures=[replace(p, file=f"{STUDY}/{p.file}") for p in part.pictures])
         for part in read_sections(out / STUDY)
     ]
-    return [Section("Do generated pictures help to recognize people?", [text]), *sections]
+    return [found, Section("Do generated pictures help to recognize people?", [text]), *sections]
 
 
 def _story(test_people: int, pairs: int, minutes: float) -> list[Section]:

@@ -1,5 +1,5 @@
-"""Feature networks for Frechet distances: each takes uint8 images (B, 3, H, W) and gives float32 features (B,
-D).
+"""Feature networks for metrics of sets of images: each takes uint8 images (B, 3, H, W) and gives float32
+features (B, D).
 
 A network, its weights file and its preprocessing belong together; ``protocols.py`` gives each set its name.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from reposer.errors import UserError
-from reposer.images import IMAGENET_MEAN, IMAGENET_STD, to_float
+from reposer.images import IMAGENET_MEAN, IMAGENET_STD, require_uint8, to_float
 from reposer.weights import load_state_dict_file
 
 INCEPTION_SIZE = 299  # pixels
@@ -31,6 +31,7 @@ class PtInception(nn.Module):
     """
 
     dimension = 2048
+    output = "2048"  # torch-fidelity's name of the layer
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -40,14 +41,21 @@ class PtInception(nn.Module):
         copy.seek(0)
         with torch.random.fork_rng(devices=[]), _named(weights):  # its constructor draws random numbers
             self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=copy
+                "inception-v3-compat", [self.output], feature_extractor_weights_path=copy
             )
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32 (B, 2048)."""
-        features: Tensor = self.network(images)[0]
+        """uint8 (B, 3, H, W) -> float32 (B, D)."""
+        features: Tensor = self.network(require_uint8(images))[0]
         return features
+
+
+class PtInceptionLogits(PtInception):
+    """The same network's class logits without their bias, as the Inception Score takes them; D = 1008."""
+
+    dimension = 1008
+    output = "logits_unbiased"
 
 
 class GflaInception(nn.Module):
@@ -80,7 +88,9 @@ class GflaInception(nn.Module):
 def gfla_input(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> what GFLA's script shows its Inception, float32 (B, 3, 299, 299)."""
     size = (INCEPTION_SIZE, INCEPTION_SIZE)
-    resized = F.interpolate(images.float() / 255.0, size=size, mode="bilinear", align_corners=False)
+    resized = F.interpolate(
+        require_uint8(images).float() / 255.0, size=size, mode="bilinear", align_corners=False
+    )
     mean = resized.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
     std = resized.new_tensor(IMAGENET_STD).view(3, 1, 1)
     return resized * (std / 0.5) + (mean - 0.5) / 0.5
@@ -112,7 +122,7 @@ class KerasMobileNetV2(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32 (B, 1280)."""
-        maps: Tensor = self.features(to_float(images))  # (B, 1280, H/32, W/32)
+        maps: Tensor = self.features(to_float(require_uint8(images)))  # (B, 1280, H/32, W/32)
         return maps.mean((2, 3))
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.errors import UserError
-from reposer.images import to_float
+from reposer.images import require_uint8, to_float
 from reposer.weights import load_state_dict_file
 
 Net = Literal["alex", "vgg", "squeeze"]
@@ -32,7 +32,7 @@ class Lpips(nn.Module):
     Args:
         net: backbone: AlexNet, VGG-16 or SqueezeNet 1.1.
         version: of the linear heads; "0.0" also feeds the backbone without the package's scaling layer (the
-            bug of the first release, which the figures of GFLA's time contain).
+            bug of the first release, which published figures match, see docs/metrics.md).
         backbone: weights with torchvision's names (``features.0.weight``, ...); a classifier in it is
             ignored.
         heads: the linear heads (``lin0.model.1.weight``, ...); by default those inside the lpips package.
@@ -70,7 +70,9 @@ class Lpips(nn.Module):
         the mask is empty.
         """
         device = next(self.network.parameters()).device
-        a, b = to_float(generated.to(device)), to_float(target.to(device))
+        if generated.shape != target.shape:
+            raise ValueError(f"images of shapes {tuple(generated.shape)} and {tuple(target.shape)}")
+        a, b = (to_float(require_uint8(images).to(device)) for images in (generated, target))
         if mask is not None:
             weights = mask.to(device=device, dtype=a.dtype)[:, None]
             a, b = a * weights, b * weights

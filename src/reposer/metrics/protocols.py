@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from reposer.errors import MissingWeightsError, UserError
 from reposer.files import sha256_file
 from reposer.metrics import similarity
-from reposer.metrics.feature_networks import GflaInception, KerasMobileNetV2, PtInception
+from reposer.metrics.feature_networks import GflaInception, KerasMobileNetV2, PtInception, PtInceptionLogits
 from reposer.metrics.lpips import Lpips, Net, packaged_heads
 from reposer.metrics.pckh import pckh
 from reposer.metrics.pose_mask import pose_mask
@@ -57,8 +57,8 @@ class ImageMetric:
 
 
 @dataclass(frozen=True, slots=True)
-class FrechetMetric:
-    """A metric of two sets of images: the Frechet distance on one feature network."""
+class SetMetric:
+    """A metric of whole sets of images on one feature network."""
 
     protocol: str
     network: Callable[[Path], nn.Module]  # has .dimension; uint8 (B, 3, H, W) -> (B, D)
@@ -67,7 +67,18 @@ class FrechetMetric:
         None  # the set it must be measured against; None: the caller's choice
     )
     whole_batches_of: int = 1  # only whole batches of this size count; the rest is dropped, on both sides
-    better: Literal["lower"] = "lower"
+    statistic: Literal["frechet", "kernel", "inception_score"] = "frechet"  # the last needs no reference
+    masked: bool = False  # generated images times the mask drawn from the target's key-points
+
+    @property
+    def better(self) -> Literal["lower", "higher"]:
+        """Distances are better when lower, the Inception Score when higher."""
+        return "higher" if self.statistic == "inception_score" else "lower"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields of ImageBatch besides generated and target."""
+        return ("keypoints",) if self.masked else ()
 
     def load(self, files: WeightFiles, device: torch.device) -> nn.Module:
         """The feature network.
@@ -76,6 +87,14 @@ class FrechetMetric:
             MissingWeightsError: its weights are not on this machine.
         """
         return self.network(locate(self.weights[0], files)).to(device)
+
+    def shown(self, batch: ImageBatch) -> tuple[Tensor, NDArray[np.bool_]]:
+        """What the network sees of a batch, (B, 3, H, W), and (B,) which of it counts: not an empty mask."""
+        if not self.masked:
+            return batch.generated, np.ones(len(batch.generated), bool)
+        mask = _drawn_person(batch)
+        images = batch.generated * mask[:, None].to(batch.generated)
+        return images, mask.flatten(1).any(1).numpy()
 
 
 def locate(name: str, files: WeightFiles) -> Path:
@@ -102,12 +121,12 @@ def weights_in(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
-def weight_hashes(metric: ImageMetric | FrechetMetric, files: WeightFiles) -> dict[str, str]:
+def weight_hashes(metric: ImageMetric | SetMetric, files: WeightFiles) -> dict[str, str]:
     """sha256 of each weights file that the metric uses, by name."""
     return {name: sha256_file(locate(name, files)) for name in metric.weights}
 
 
-def find_metric(name: str) -> ImageMetric | FrechetMetric:
+def find_metric(name: str) -> ImageMetric | SetMetric:
     """The metric called ``name``.
 
     Raises:
@@ -196,15 +215,25 @@ def _load_pckh(files: WeightFiles, device: torch.device) -> Measure:
 
 
 _SSIM = "Gaussian window 11, sigma 1.5, data range 1, native size, no padding"
+_IS = (
+    "Inception Score: pt_inception-2015-12-05, resized to 299 as for fid, softmax of the logits without "
+    "bias; exp of the mean KL divergence in each of 10 parts (by a hash of the pixels), mean over parts"
+)
 _NOT_FID = "Frechet distance on a network of its own, not an FID; compare it only with itself"
 
-METRICS: dict[str, ImageMetric | FrechetMetric] = {
+METRICS: dict[str, ImageMetric | SetMetric] = {
     "ssim": _pixels("higher", similarity.ssim, f"SSIM: {_SSIM}"),
     "ssim_patn": _pixels(
         "higher",
         similarity.ssim_patn,
         "PATN's SSIM: Gaussian window 11, sigma 1.5, data range = max - min of the generated image; 256x176 "
         "images padded to 256x256 with white",
+    ),
+    "ssim_gfla": _pixels(
+        "higher",
+        similarity.ssim_gfla,
+        "GFLA's SSIM (script/metrics.py): uniform window 51, sample covariance, data range 1, native size, "
+        "no padding",
     ),
     "mask_ssim": _pixels(
         "higher", similarity.mask_ssim, f"SSIM of both images times the target's person mask: {_SSIM}", "mask"
@@ -213,6 +242,11 @@ METRICS: dict[str, ImageMetric | FrechetMetric] = {
         "higher", similarity.psnr, "10 log10(1 / MSE) on [0, 1], mean over pixels and channels, in dB"
     ),
     "l1": _pixels("lower", similarity.l1, "mean |a - b| on [0, 1] over pixels and channels"),
+    "mae_gfla": _pixels(
+        "lower",
+        similarity.mae_gfla,
+        "GFLA's MAE (script/metrics.py): sum |a - b| / sum (a + b) over pixels and channels",
+    ),
     "mask_l1": _pixels(
         "lower", similarity.mask_l1, "sum |a - b| M / (3 sum M) on [0, 1], M the target's person mask", "mask"
     ),
@@ -221,6 +255,7 @@ METRICS: dict[str, ImageMetric | FrechetMetric] = {
     "lpips_squeeze": _lpips("squeeze", "0.1", "squeezenet1_1"),
     "lpips_alex_v0.0": _lpips("alex", "0.0", "alexnet"),
     "mask_lpips": _lpips("alex", "0.0", "alexnet", mask="key-points"),
+    "mask_lpips_v0.1": _lpips("alex", "0.1", "alexnet", mask="key-points"),
     "mask_lpips_person": _lpips("alex", "0.0", "alexnet", mask="person"),
     "mask_lpips_parsing": _lpips("alex", "0.0", "alexnet", mask="parsing"),
     "lpips_like_squeeze": _lpips(
@@ -236,21 +271,36 @@ METRICS: dict[str, ImageMetric | FrechetMetric] = {
         _load_pckh,
         ("keypoints", "generated_keypoints"),
     ),
-    "fid": FrechetMetric(
+    "fid": SetMetric(
         "FID: pt_inception-2015-12-05, resized to 299 bilinearly, no anti-aliasing, as torch-fidelity does",
         PtInception,
         ("pt_inception-2015-12-05",),
     ),
-    "fid_gfla": FrechetMetric(
+    "fid_gfla": SetMetric(
         "GFLA's script: torchvision's ImageNet Inception-v3, [0, 1] resized to 299 bilinearly, then "
         "x (sigma / 0.5) + (mu - 0.5) / 0.5; reference = the whole training set; the last incomplete batch "
-        "of 64 dropped on both sides",
+        "of 64 dropped on both sides, the batch no larger than the smaller set",
         GflaInception,
         ("inception_v3",),
         reference="training",
         whole_batches_of=64,
     ),
-    "frechet_mobilenetv2": FrechetMetric(
+    "kid": SetMetric(
+        "KID: pt_inception-2015-12-05, features and size as for fid; kernel (x.y / 2048 + 1)^3, unbiased, "
+        "over all pairs (published tools: mean over random subsets of 1,000)",
+        PtInception,
+        ("pt_inception-2015-12-05",),
+        statistic="kernel",
+    ),
+    "is": SetMetric(_IS, PtInceptionLogits, ("pt_inception-2015-12-05",), statistic="inception_score"),
+    "mask_is": SetMetric(
+        f"{_IS}; generated images times {_MASKS['key-points'][2]}, background 0 = black (PATN)",
+        PtInceptionLogits,
+        ("pt_inception-2015-12-05",),
+        statistic="inception_score",
+        masked=True,
+    ),
+    "frechet_mobilenetv2": SetMetric(
         f"{_NOT_FID}: ImageNet MobileNetV2 (Keras weights), input x / 127.5 - 1, native size, mean last map",
         KerasMobileNetV2,
         ("mobilenet_v2_features_imagenet",),
@@ -261,14 +311,14 @@ METRICS: dict[str, ImageMetric | FrechetMetric] = {
 def load_metrics(
     names: Sequence[str], files: WeightFiles, device: torch.device
 ) -> tuple[dict[str, Measure], dict[str, nn.Module], dict[str, str]]:
-    """Measures of the image metrics, networks of the Frechet metrics, and why each other name is missing."""
+    """Measures of the image metrics, networks of the set metrics, and why each other name is missing."""
     measures: dict[str, Measure] = {}
     networks: dict[str, nn.Module] = {}
     missing: dict[str, str] = {}
     for name in names:
         metric = find_metric(name)
         try:
-            if isinstance(metric, FrechetMetric):
+            if isinstance(metric, SetMetric):
                 networks[name] = metric.load(files, device)
             else:
                 measures[name] = metric.load(files, device)

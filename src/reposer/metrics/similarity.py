@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from reposer.errors import UserError
+from reposer.images import require_uint8
+
 SSIM_WINDOW = 11  # pixels: sigma 1.5 cut at 3.5 sigma, as in Wang et al., IEEE TIP 2004
+GFLA_WINDOW = 51  # pixels
 DEEPFASHION_SIZE = (256, 176)  # H, W; PATN's DeepFashion script compares these padded to a square
 DEEPFASHION_SIDE = 256
 
@@ -27,10 +31,37 @@ def ssim(generated: Tensor, target: Tensor) -> NDArray[np.float64]:
     128x64.)
 
     Raises:
-        ValueError: an image is smaller than the window.
+        UserError: an image is smaller than the window.
     """
-    pairs = zip(_unit(generated), _unit(target), strict=True)
+    pairs = zip(*_pair(generated, target), strict=True)
     return np.array([_ssim(a, b, data_range=1.0) for a, b in pairs], np.float64)
+
+
+def ssim_gfla(generated: Tensor, target: Tensor) -> NDArray[np.float64]:
+    """SSIM with the settings of GFLA's script/metrics.py: uniform window of 51 pixels, sample covariance.
+
+    Data range 1, mean over channels; the mean leaves out the border of 25 pixels.
+
+    Raises:
+        UserError: an image is smaller than the window.
+    """
+    a, b = _pair(generated, target)
+    _require_window(a, GFLA_WINDOW)
+    values = [
+        structural_similarity(  # type: ignore[no-untyped-call]
+            x, y, win_size=GFLA_WINDOW, channel_axis=2, data_range=1.0
+        )
+        for x, y in zip(a, b, strict=True)
+    ]
+    return np.array(values, np.float64)
+
+
+def mae_gfla(generated: Tensor, target: Tensor) -> NDArray[np.float64]:
+    """What GFLA's script calls MAE: sum |a - b| / sum (a + b), in [0, 1]; NaN for two black images."""
+    a, b = _pair(generated, target)
+    total = (a + b).sum(axis=(1, 2, 3))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.abs(a - b).sum(axis=(1, 2, 3)) / total, np.float64)
 
 
 def ssim_patn(generated: Tensor, target: Tensor) -> NDArray[np.float64]:
@@ -39,7 +70,7 @@ def ssim_patn(generated: Tensor, target: Tensor) -> NDArray[np.float64]:
     DeepFashion images (256x176) are padded to 256x256 with white first, which raises the value (0.68 -> 0.77
     was reported). NaN for a generated image of one color, whose data range is 0.
     """
-    a, b = _pad_deepfashion(_unit(generated)), _pad_deepfashion(_unit(target))
+    a, b = (_pad_deepfashion(images) for images in _pair(generated, target))
     values = np.full(len(a), np.nan)
     for i, (x, y) in enumerate(zip(a, b, strict=True)):
         data_range = float(x.max() - x.min())
@@ -50,15 +81,17 @@ def ssim_patn(generated: Tensor, target: Tensor) -> NDArray[np.float64]:
 
 def mask_ssim(generated: Tensor, target: Tensor, mask: Tensor) -> NDArray[np.float64]:
     """SSIM of both images times the mask (B, H, W), over the whole frame; NaN where the mask is empty."""
-    weights = mask.detach().cpu().numpy().astype(np.float64)[..., None]
-    pairs = zip(_unit(generated) * weights, _unit(target) * weights, strict=True)
+    a, b = _pair(generated, target)
+    weights = _weights(mask, a)[..., None]
+    pairs = zip(a * weights, b * weights, strict=True)
     values = np.array([_ssim(a, b, data_range=1.0) for a, b in pairs], np.float64)
     return np.where(weights.any(axis=(1, 2, 3)), values, np.nan)
 
 
 def psnr(generated: Tensor, target: Tensor) -> NDArray[np.float64]:
     """Peak signal-to-noise ratio in dB, peak 1; infinite for two equal images."""
-    squared = ((_unit(generated) - _unit(target)) ** 2).mean(axis=(1, 2, 3))
+    a, b = _pair(generated, target)
+    squared = ((a - b) ** 2).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return np.asarray(-10.0 * np.log10(squared), np.float64)
 
@@ -70,13 +103,15 @@ def l1(generated: Tensor, target: Tensor) -> NDArray[np.float64]:
 
 def mask_l1(generated: Tensor, target: Tensor, mask: Tensor) -> NDArray[np.float64]:
     """sum |a - b| * M / (3 * sum M), M (B, H, W) the target's person mask; NaN where the mask is empty."""
-    weights = mask.detach().cpu().numpy().astype(np.float64)
-    total = (_difference(generated, target) * weights).sum(axis=(1, 2))
+    difference = _difference(generated, target)
+    weights = _weights(mask, difference)
+    total = (difference * weights).sum(axis=(1, 2))
     with np.errstate(invalid="ignore"):
         return np.asarray(total / (3.0 * weights.sum(axis=(1, 2))), np.float64)
 
 
 def _ssim(a: NDArray[np.float64], b: NDArray[np.float64], data_range: float) -> float:
+    _require_window(a[None], SSIM_WINDOW)
     return float(
         structural_similarity(  # type: ignore[no-untyped-call]
             a,
@@ -92,7 +127,24 @@ def _ssim(a: NDArray[np.float64], b: NDArray[np.float64], data_range: float) -> 
 
 def _difference(generated: Tensor, target: Tensor) -> NDArray[np.float64]:
     """(B, H, W) |a - b| summed over the channels, on [0, 1]."""
-    return np.asarray(np.abs(_unit(generated) - _unit(target)).sum(axis=3), np.float64)
+    a, b = _pair(generated, target)
+    return np.asarray(np.abs(a - b).sum(axis=3), np.float64)
+
+
+def _require_window(images: NDArray[np.float64], window: int) -> None:
+    height, width = images.shape[1:3]
+    if min(height, width) < window:
+        raise UserError(
+            f"images of {height}x{width} are smaller than the {window} pixels of this SSIM's window",
+            "leave the metric out",
+        )
+
+
+def _weights(mask: Tensor, images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A mask (B, H, W) of the images (B, H, W, ...) as 0 and 1; one of 0 and 255 would weigh 255-fold."""
+    if mask.dtype != torch.bool or tuple(mask.shape) != images.shape[:3]:
+        raise ValueError(f"expected a bool mask {images.shape[:3]}, got {mask.dtype} {tuple(mask.shape)}")
+    return mask.detach().cpu().numpy().astype(np.float64)
 
 
 def _pad_deepfashion(images: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -102,8 +154,13 @@ def _pad_deepfashion(images: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.pad(images, ((0, 0), (0, 0), (side, side), (0, 0)), constant_values=1.0)
 
 
+def _pair(generated: Tensor, target: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both as (B, H, W, 3) float64 in [0, 1]; equal in shape, so that nothing is broadcast in silence."""
+    if generated.shape != target.shape:
+        raise ValueError(f"images of shapes {tuple(generated.shape)} and {tuple(target.shape)}")
+    return _unit(generated), _unit(target)
+
+
 def _unit(images: Tensor) -> NDArray[np.float64]:
     """(B, 3, H, W) uint8 -> (B, H, W, 3) float64 in [0, 1]."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-    return np.ascontiguousarray(images.detach().cpu().numpy().transpose(0, 2, 3, 1)) / 255.0
+    return np.ascontiguousarray(require_uint8(images).detach().cpu().numpy().transpose(0, 2, 3, 1)) / 255.0

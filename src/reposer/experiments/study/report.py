@@ -16,7 +16,7 @@ from reposer.evaluation.ranklists import write_rank_lists
 from reposer.experiments.study.config import STUDY_FILE
 from reposer.experiments.study.mistakes_table import write_mistakes
 from reposer.experiments.study.plan import Cell, Coverage, StudyPlan
-from reposer.experiments.study.results import Block
+from reposer.experiments.study.results import ArmResult, Block
 from reposer.experiments.study.stages import (
     COVERAGE,
     FEATURES,
@@ -26,7 +26,7 @@ from reposer.experiments.study.stages import (
     SUMMARY,
     score_features,
 )
-from reposer.experiments.study.table import Results, block_cells, title_of
+from reposer.experiments.study.table import Results, block_cells, title_of, what_was_found
 from reposer.files import write_atomic
 from reposer.grids import draw_grid
 from reposer.images import decode, encode_png
@@ -68,6 +68,7 @@ def write_report_parts(plan: StudyPlan, results: Results, notes: Sequence[str], 
     """Write the pictures of a finished study and its sections.json; ``reposer.report`` makes the page."""
     (root / PICTURES).mkdir(exist_ok=True)
     sections = [
+        Section("What was found", [what_was_found(results)]),
         Section("What was compared", list(notes), tables=[_arms_table(plan)]),
         *_block_sections(plan, results, root),
         _identity_section(plan),
@@ -118,13 +119,25 @@ def _block_sections(plan: StudyPlan, results: Results, root: Path) -> list[Secti
     """The table and the CMC curves of every block."""
     sections = []
     for number, (block, arms) in enumerate(results.items()):
-        header, rows = block_cells(arms)
+        header, *rows = ([_in_lines(cell) for cell in cells] for cells in _whole_table(arms))
         curves = {arm.arm: _mean_curve(plan, block, arm.arm) for arm in arms}
         name = f"{PICTURES}/cmc_{number:02d}.png"
         write_atomic(root / name, draw_curves(curves, "arm"))
         picture = Picture("Share of queries whose person is found by that rank, mean over seeds.", name)
         sections.append(Section(title_of(block), pictures=[picture], tables=[Table(header, rows)]))
     return sections
+
+
+def _whole_table(arms: Sequence[ArmResult]) -> list[list[str]]:
+    header, rows = block_cells(arms)
+    return [header, *rows]
+
+
+def _in_lines(cell: str) -> str:
+    """A difference, its p and the adjusted ones under each other: a page breaks cells nowhere else."""
+    for mark in (", p", " (Holm", " - "):
+        cell = cell.replace(mark, "\n" + mark.lstrip(", "))
+    return cell
 
 
 def _mean_curve(plan: StudyPlan, block: Block, arm: str) -> Any:

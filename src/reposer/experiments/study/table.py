@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reposer.evaluation.significance import holm
 from reposer.experiments.study.results import ArmResult, Block, Comparison
 from reposer.files import write_atomic
 
@@ -47,8 +48,8 @@ def long_table(results: Results) -> pa.Table:
 
 
 def to_markdown(results: Results, notes: Sequence[str]) -> str:
-    """A table for each block, percent; then the notes."""
-    lines = []
+    """What was found; a table for each block, percent; then the notes."""
+    lines = [what_was_found(results), ""]
     for block, arms in results.items():
         lines += [f"### {title_of(block)}", ""]
         header, rows = block_cells(arms)
@@ -76,6 +77,40 @@ def block_cells(arms: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
                 cells.append(_compared(found[0]) if found else "")
         rows.append(cells)
     return header, rows
+
+
+def what_was_found(results: Results) -> str:
+    """One sentence: the clearest difference from the first control in mAP (step), and whether it is chance.
+
+    All arms of all blocks are candidates, so all are corrected for (Holm), whatever a block's column says;
+    p is the larger of the one over test people and the one over test people and trainings. Other controls
+    are no finding.
+    """
+    found = [
+        (block, arm.arm, comparisons[0])
+        for block, arms in results.items()
+        for arm in arms
+        if (comparisons := arm.comparisons["mAP_step"])
+    ]
+    controls = {c.control for arms in results.values() for a in arms for c in a.comparisons["mAP_step"]}
+    found = [entry for entry in found if entry[1] not in controls]
+    if not found:
+        return "Nothing was compared: the study has no control, or no arm beside its controls."
+    raw = [max(c.difference.p, c.difference.p_seeds) for _, _, c in found]
+    adjusted = holm(raw)
+    best = min(range(len(found)), key=lambda i: (adjusted[i], raw[i], -abs(found[i][2].difference.value)))
+    block, arm, comparison = found[best]
+    difference, certain = comparison.difference, sum(p < _ALPHA for p in adjusted)
+    many = f"Holm's correction for {len(found)} comparisons"
+    numbers = (
+        f"{arm} differs from {comparison.control} by {100 * difference.value:+.1f} points of mAP (step)"
+        f" ({title_of(block)}; 95 % {100 * difference.low:+.1f} to {100 * difference.high:+.1f} over"
+        f" {difference.identities} test people; p {p_text(raw[best])}, after {many} {p_text(adjusted[best])})"
+    )
+    if not certain:
+        return f"Nothing beyond chance. The clearest difference: {numbers}."
+    others = f" {certain} of {len(found)} comparisons are beyond chance." if len(found) > 1 else ""
+    return f"Beyond chance: {numbers}.{others}"
 
 
 def to_latex(results: Results) -> str:
