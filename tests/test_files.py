@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from reposer import files, hub
+from reposer.errors import UserError
 from reposer.files import (
     DiskError,
     atomic_folder,
     disk_faults,
     free_bytes,
+    refuse_foreign,
     remove_temporaries,
     remove_tree,
     replaced_name,
@@ -165,7 +168,7 @@ def test_atomic_folder_fsyncs_every_file_and_folder(tmp_path: Path, synced: list
 
 def test_atomic_folder_replaces_a_folder(tmp_path: Path) -> None:
     for content in (b"1", b"2"):
-        with atomic_folder(tmp_path / "result") as folder:
+        with atomic_folder(tmp_path / "result", lambda there: None) as folder:
             write_new(folder / "file", content)
     assert (tmp_path / "result" / "file").read_bytes() == b"2"
     assert _names(tmp_path) == {"result"}
@@ -174,7 +177,7 @@ def test_atomic_folder_replaces_a_folder(tmp_path: Path) -> None:
 def test_atomic_folder_puts_the_old_one_back_when_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with atomic_folder(tmp_path / "result") as folder:
+    with atomic_folder(tmp_path / "result", lambda there: None) as folder:
         write_new(folder / "file", b"old")
     real = os.rename
 
@@ -184,7 +187,7 @@ def test_atomic_folder_puts_the_old_one_back_when_the_new_one_cannot_take_its_pl
         real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(DiskError), atomic_folder(tmp_path / "result"):
+    with pytest.raises(DiskError), atomic_folder(tmp_path / "result", lambda there: None):
         pass
     assert (tmp_path / "result" / "file").read_bytes() == b"old"
     assert _names(tmp_path) == {"result"}
@@ -197,7 +200,7 @@ def test_a_replacement_is_done_even_if_the_old_folder_cannot_be_deleted(
         raise OSError(errno.EIO, "broken")
 
     for content in (b"old", b"new"):
-        with atomic_folder(tmp_path / "result") as folder:
+        with atomic_folder(tmp_path / "result", lambda there: None) as folder:
             write_new(folder / "file", content)
         monkeypatch.setattr(os, "unlink", fail)
     monkeypatch.undo()
@@ -276,3 +279,77 @@ def test_the_light_modules_import_no_torch() -> None:
     modules = "reposer.files, reposer.config, reposer.runs, reposer.progress"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def build() -> None:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "ours").write_text("ours")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "notes.txt").write_text("yours")
+
+    with pytest.raises(UserError, match="was not there before"):
+        build()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "yours"
+    assert _names(tmp_path) == {"out"}
+
+
+def test_the_second_writer_of_a_folder_is_refused_and_the_first_ends(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "first").write_text("")
+        with pytest.raises(UserError, match="another process is writing"), atomic_folder(tmp_path / "out"):
+            pass
+    assert _names(tmp_path) == {"out"}
+    assert _names(tmp_path / "out") == {"first"}
+
+
+def test_what_a_killed_writer_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; import reposer.files as f\n"
+        "out = Path(sys.argv[1])\n"
+        "os.replace = lambda *a: os.kill(os.getpid(), 9)\n"
+        "with f.atomic_folder(out / 'folder') as made:\n"
+        "    (made / 'person.png').write_bytes(b'person')\n"
+        "    f.write_atomic(out / 'table.csv', b'person')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)])
+    assert done.returncode == -9
+    assert len(_names(tmp_path)) == 2  # both hidden
+    (tmp_path / ".other.txt.tmp-0123abcd").write_text("of another file")
+    files._looked_through.clear()
+    write_atomic(tmp_path / "table.csv", b"whole")
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert _names(tmp_path) == {"table.csv", "folder", ".other.txt.tmp-0123abcd"}
+
+
+def test_a_living_writers_temporary_stays(tmp_path: Path) -> None:
+    with files._writing(tmp_path / ".table.csv.tmp-0123abcd", b"of a living process"):
+        files._looked_through.clear()
+        write_atomic(tmp_path / "table.csv", b"whole")
+        assert _names(tmp_path) == {"table.csv", ".table.csv.tmp-0123abcd"}
+
+
+def test_foreign_files_are_named(tmp_path: Path) -> None:
+    for name in ("own.txt", "notes.txt", "runs/a/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=r"holds what is not of a table: notes\.txt, runs"):
+        refuse_foreign(tmp_path, lambda name: name == "own.txt", "a table")
+    refuse_foreign(tmp_path, lambda name: True, "a table")
+
+
+def test_a_missing_folder_is_never_a_repository_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda name, **how: asked.append((name, how["revision"])) or tmp_path
+    )
+    with pytest.raises(UserError, match=r"runs/san: no such folder here: .*hub:runs/san"):
+        hub.fetch_folder("runs/san", ["config.json"])
+    with pytest.raises(UserError, match="is no name of the hub"):
+        hub.fetch_folder("hub:../runs", ["config.json"])
+    assert asked == []
+    assert hub.fetch_folder(f"hub:runs/san@{'a' * 40}", ["config.json"]) == tmp_path
+    assert asked == [("runs/san", "a" * 40)]

@@ -30,6 +30,7 @@ from reposer.errors import NonFiniteError, UserError
 from reposer.files import (
     atomic_folder,
     disk_faults,
+    refuse_foreign,
     remove_temporaries,
     remove_tree,
     replaced_name,
@@ -39,6 +40,7 @@ from reposer.files import (
     sync_folder,
     write_new,
 )
+from reposer.paths import contained, made_folder, require_inside
 
 SCHEMA = 1  # raise it when the layout changes, and keep reading every older one
 _FOLDER = re.compile(r"^(?:step_(\d{8,})|\.step_(\d{8,})\.replaced)$")
@@ -84,14 +86,14 @@ def save(root: Path, step: int, groups: Groups, meta: Mapping[str, Any]) -> Path
     document: dict[str, Any] = {"schema": SCHEMA, "step": step, "meta": entries, "files": {}}
     json.dumps(document, allow_nan=False)  # what JSON cannot hold fails here, before anything is written
     with disk_faults(root):
-        root.mkdir(parents=True, exist_ok=True)
+        made_folder(root.parent, root.name)
         sync_folder(root.parent)  # the root itself must survive a power cut
         remove_temporaries(root)
     require_space(
         root, sum(t.numel() * t.element_size() + 256 for group in groups.values() for t in group.values())
     )
     path = root / f"step_{step:08d}"
-    with atomic_folder(path) as folder:
+    with atomic_folder(path, _refuse_foreign) as folder:
         for name, tensors in groups.items():
             # copies, because safetensors refuses tensors that share memory (tied weights)
             dense = {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
@@ -102,6 +104,12 @@ def save(root: Path, step: int, groups: Groups, meta: Mapping[str, Any]) -> Path
         write_new(folder / _META, data)
         write_new(folder / _META_HASH, _hash_line(data))
     return path
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A checkpoint of this step, damaged or older than a rewind, is replaced; anything else is the user's."""
+    own = {_META, _META_HASH}
+    refuse_foreign(path, lambda name: name in own or name.endswith(".safetensors"), "a checkpoint")
 
 
 def load(path: Path) -> Checkpoint:
@@ -115,21 +123,24 @@ def load(path: Path) -> Checkpoint:
     files = document["files"].items()
     for name, entry in files:
         with _damage(path / name):
-            if sha256_file(path / name) != entry["sha256"]:
+            if sha256_file(_file(path, name)) != entry["sha256"]:
                 raise ValueError("differs from its sha256")
-    groups = {name.removesuffix(".safetensors"): _read_group(path / name, entry) for name, entry in files}
+    groups = {
+        name.removesuffix(".safetensors"): _read_group(_file(path, name), entry) for name, entry in files
+    }
     return Checkpoint(document["step"], groups, document["meta"], path)
 
 
 def verify(path: Path) -> None:
     """Re-read a whole checkpoint from the disk, one group in memory at a time; raises as :func:`load`."""
     for name, entry in _read_document(path)["files"].items():
-        _read_group(path / name, entry)
+        _read_group(_file(path, name), entry)
 
 
 def steps(root: Path) -> list[tuple[int, Path]]:
     """Step and folder of every checkpoint below ``root``, newest first, damaged ones included."""
     found: dict[int, Path] = {}
+    require_inside(root, root.parent)
     for entry in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:  # step_* sorts after .step_*
         match = _FOLDER.match(entry.name)
         if match:
@@ -201,9 +212,17 @@ def _refuse_non_finite(groups: Groups) -> None:
                 )
 
 
+def _file(path: Path, name: str) -> Path:
+    """A file that meta.json lists, inside the root of the checkpoints."""
+    require_inside(path / _META, path.parent)
+    return contained(path, name)
+
+
 def _read_document(path: Path) -> dict[str, Any]:
     """meta.json, checked against its sha256, its schema and the folder's name."""
     with _damage(path / _META):
+        require_inside(path / _META, path.parent)
+        require_inside(path / _META_HASH, path.parent)
         data = (path / _META).read_bytes()
         if (path / _META_HASH).read_bytes() != _hash_line(data):
             raise ValueError(f"differs from its sha256 in {_META_HASH}")

@@ -21,6 +21,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, write_atomic
+from reposer.paths import RefusedFileError, printable, read_regular
 
 
 class Config(pydantic.BaseModel):
@@ -36,6 +37,7 @@ class Config(pydantic.BaseModel):
 
 
 _C = TypeVar("_C", bound=Config)
+_MAX_JSON_BYTES = 512 * 2**20  # the plan of ten million images
 
 
 def apply_overrides(config: _C, overrides: Sequence[str]) -> _C:
@@ -101,30 +103,49 @@ def save_config(config: Config, path: str | os.PathLike[str]) -> None:
     write_atomic(path, (text + "\n").encode())
 
 
-def load_config(cls: type[_C], path: str | os.PathLike[str]) -> _C:
+def load_config(cls: type[_C], path: str | os.PathLike[str], *, named: bool = False) -> _C:
     """Read a configuration of class ``cls`` from JSON.
+
+    Args:
+        named: as for :func:`read_json`.
 
     Raises:
         UserError: the file is missing, is no JSON, or does not fit ``cls``; one line for each field.
     """
-    return _validated(cls, read_json(path), str(path))
+    return _validated(cls, read_json(path, named=named), str(path))
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json(
+    path: str | os.PathLike[str], *, root: Path | None = None, named: bool = False
+) -> dict[str, Any]:
     """Read a JSON object from a file.
 
+    Args:
+        root: the folder that was named and that the file must lie in, links followed; default: its own.
+        named: the user named this very file, so it may be a link to anywhere.
+
     Raises:
-        UserError: the file is missing, unreadable, no JSON, or no object.
+        UserError: the file is missing, unreadable, no regular file, outside ``root``, no JSON, or no object.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", "check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON: {error}", "restore or delete this file") from error
+    data = read_json_value(path, root=root, named=named)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: holds no JSON object", "restore or delete this file")
+        raise UserError(f"{printable(path)}: holds no JSON object", "restore or delete this file")
     return data
+
+
+def read_json_value(path: str | os.PathLike[str], *, root: Path | None = None, named: bool = False) -> Any:
+    """As :func:`read_json`, of any JSON value."""
+    place = Path(path)
+    inside = None if named else root or place.parent
+    try:
+        return json.loads(read_regular(place, max_bytes=_MAX_JSON_BYTES, root=inside).decode("utf-8"))
+    except RefusedFileError as error:
+        cause = error.__cause__
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or error.reason
+        raise UserError(f"{printable(path)}: cannot be read: {reason}", "check the path") from error
+    except (ValueError, RecursionError) as error:
+        problem = f"{printable(path)}: is not valid JSON: {error}"
+        raise UserError(problem, "restore or delete this file") from error
 
 
 def canonical_json(data: Any) -> bytes:

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import base64
 import io
-import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from reposer.config import read_json
 from reposer.errors import UserError
 from reposer.files import write_atomic
+from reposer.paths import RefusedFileError, contained, printable, read_regular
+from reposer.runs import read_metrics
 from reposer.sections import Fold, Picture, Section, Table, read_sections
 
 REPORT_FILE = "report.html"
+_MAX_TEXT, _MAX_PICTURE, _MAX_PAGE = 4 * 2**20, 64 * 2**20, 2**30  # bytes that are read of one file
+_MARKS = (b'content="reposer"', b"--mark: #0b6e4f")  # of pages now, and of those before they were marked
+_MARKED = 20_000  # bytes at whose start a page bears its mark
 CURVES_PER_FIGURE = 6
 REID_COLUMNS = ("rank1", "rank5", "rank10", "rank20", "mAP_step", "mAP_trapezoid", "mINP")
 SAMPLES_SHOWN = 3  # first, middle and last sample grid of a training
@@ -45,20 +53,46 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
         sections=sections,
     )
     path = run_dir / REPORT_FILE
+    _refuse_other_page(path)
     write_atomic(path, page.encode())
     return path
+
+
+def _refuse_other_page(path: Path) -> None:
+    """Only a page of this program's is replaced."""
+    if not os.path.lexists(path):
+        return
+    start = read_regular(path, max_bytes=_MAX_PAGE, root=path.parent)[:_MARKED]
+    if not any(mark in start for mark in _MARKS):
+        raise UserError(f"{printable(path)}: is no report of this program", "move it away")
 
 
 def _run_sections(run_dir: Path) -> list[Section]:
     """The parts that follow from the files of a folder and of the runs in it."""
     qualities = sorted(run_dir.rglob("image_quality.json"))
-    parts: list[Section | None] = [_quality_section(path, run_dir) for path in qualities]
+    parts: list[Section | None] = []
+    for path in qualities:
+        with _own_content(path):
+            parts.append(_quality_section(path, run_dir))
     for path in sorted(run_dir.rglob("reidentification.json")):
-        parts += _reid_sections(path, run_dir)
+        with _own_content(path):
+            parts += _reid_sections(path, run_dir)
     for folder in (run_dir, *sorted(path.parent for path in run_dir.glob("*/metrics.jsonl"))):
-        parts += [_samples_section(folder, run_dir), _curves_section(folder, run_dir)]
+        parts.append(_samples_section(folder, run_dir))
+        with _own_content(folder / "metrics.jsonl"):
+            parts.append(_curves_section(folder, run_dir))
         parts.append(_settings_section(folder, run_dir))
     return [part for part in parts if part is not None]
+
+
+@contextmanager
+def _own_content(path: Path) -> Iterator[None]:
+    """Whatever a foreign file holds in place of what is written there is one clear line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        problem = f"{printable(path)}: is not what this program writes under this name"
+        raise UserError(problem, "make it again, or move it away") from error
 
 
 def _titled(title: str, folder: Path, run_dir: Path) -> str:
@@ -68,7 +102,7 @@ def _titled(title: str, folder: Path, run_dir: Path) -> str:
 
 def _quality_section(path: Path, run_dir: Path) -> Section:
     """The table of an image-quality evaluation, with its protocols, its warnings and its grids."""
-    quality = json.loads(path.read_text())
+    quality = read_json(path, root=run_dir)
     metrics: dict[str, Any] = quality["metrics"]
     arrows = {"lower": "\u2193", "higher": "\u2191"}
     columns = ["method", *(f"{name} {arrows[info['better']]}" for name, info in metrics.items())]
@@ -110,7 +144,7 @@ def _cell(result: dict[str, Any] | None) -> str:
 
 def _reid_sections(path: Path, run_dir: Path) -> list[Section | None]:
     """The table of a Re-ID evaluation in percent with protocol and notes; its curves and rank lists."""
-    reid = json.loads(path.read_text())
+    reid = read_json(path, root=run_dir)
     rows = [
         [method, *(_percent(result, name) for name in REID_COLUMNS)]
         for method, result in reid["methods"].items()
@@ -118,7 +152,7 @@ def _reid_sections(path: Path, run_dir: Path) -> list[Section | None]:
     rows += [[method, *("not measured" for _ in REID_COLUMNS)] for method in reid["missing"]]
     table = Table(["method", *REID_COLUMNS], rows, f"Percent, below it the 95 % interval. {reid['protocol']}")
     pictures = [
-        Picture(caption=caption, file=str((path.parent / name).relative_to(run_dir)))
+        Picture(caption=caption, file=str(contained(path.parent, name).relative_to(run_dir)))
         for name, caption in reid["pictures"].items()
     ]
     return [
@@ -156,7 +190,7 @@ def _curves_section(folder: Path, run_dir: Path) -> Section | None:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return None
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = read_metrics(folder, root=run_dir)
     names = sorted(
         {k for line in lines for k, v in line.items() if k != "step" and isinstance(v, (int, float))}
     )
@@ -197,9 +231,12 @@ def _plot(curves: dict[str, list[tuple[int, float]]]) -> str:
 
 def _settings_section(folder: Path, run_dir: Path) -> Section | None:
     folds = [
-        Fold(name.removesuffix(".json"), (folder / name).read_text())
+        Fold(
+            name.removesuffix(".json"),
+            read_regular(folder / name, max_bytes=_MAX_TEXT, root=run_dir).decode("utf-8", "replace"),
+        )
         for name in ("config.json", "environment.json")
-        if (folder / name).exists()
+        if os.path.lexists(folder / name)
     ]
     return (
         Section(title=_titled("Configuration and environment", folder, run_dir), folds=folds)
@@ -211,17 +248,23 @@ def _settings_section(folder: Path, run_dir: Path) -> Section | None:
 def _embed_pictures(section: Section, run_dir: Path) -> Section:
     """Put every picture's bytes into the page: the file can be sent to anybody alone."""
     pictures = [
-        p if p.data else Picture(p.caption, data=_data_uri(run_dir / p.file)) for p in section.pictures
+        p if p.data else Picture(p.caption, data=_data_uri(contained(run_dir, p.file), run_dir))
+        for p in section.pictures
     ]
     return Section(section.title, section.text, pictures, section.tables, section.folds)
 
 
-def _data_uri(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(
-            f"{path}: the report names this picture, but it is not there", "make the run's pictures again"
-        )
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _data_uri(path: Path, run_dir: Path) -> str:
+    try:
+        data = read_regular(path, max_bytes=_MAX_PICTURE, root=run_dir)
+    except RefusedFileError as error:
+        if error.rule != "missing":
+            raise
+        problem = f"{path}: the report names this picture, but it is not there"
+        raise UserError(problem, "make the run's pictures again") from error
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise UserError(f"{path}: the report names this picture, but it is no PNG", "make it again")
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def _template() -> Any:

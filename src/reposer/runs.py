@@ -29,12 +29,14 @@ import reposer
 from reposer.config import Config, differences, read_json, save_config
 from reposer.errors import UserError
 from reposer.files import disk_faults, sync_folder, write_atomic
+from reposer.paths import RefusedFileError, made_folder, read_regular, unlinked
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _CONFIG, _ENVIRONMENT, _METRICS, _LOCK = "config.json", "environment.json", "metrics.jsonl", ".lock"
+_MAX_METRICS_BYTES = 2**30
 _PACKAGES = ("torch", "torchvision", "numpy", "accelerate", "safetensors", "pillow")
 
 
@@ -46,11 +48,15 @@ class Run:
     def __init__(self, folder: Path) -> None:
         """Lock ``folder`` and open its metrics; use :meth:`create` or :meth:`open`."""
         self.folder = folder
+        for name in (_METRICS, _LOCK, "samples", "checkpoints"):
+            unlinked(folder, name)
         self._metrics = -1
         self._lock = _acquire(folder)
         try:
             with disk_faults(folder / _METRICS):
-                self._metrics = os.open(folder / _METRICS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                self._metrics = os.open(
+                    folder / _METRICS, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666
+                )
                 self._cut_torn_line()
         except BaseException:
             self.close()
@@ -84,8 +90,8 @@ class Run:
         if [name for name in foreign if ".tmp-" not in name]:
             raise UserError(f"{folder}: is not empty (holds {foreign[0]})", "choose a new folder for the run")
         with disk_faults(folder):
-            (folder / "samples").mkdir(parents=True, exist_ok=True)
-            (folder / "checkpoints").mkdir(exist_ok=True)
+            for name in ("samples", "checkpoints"):
+                made_folder(folder, name)
         run = cls(folder)
         if Run.exists(folder):  # another process was quicker
             run.close()
@@ -177,7 +183,7 @@ class Run:
             os.ftruncate(self._metrics, data.rfind(b"\n") + 1)
 
 
-def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(folder: str | os.PathLike[str], root: Path | None = None) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl in order; a last line that a kill tore is left out. Needs no lock.
 
     Raises:
@@ -185,9 +191,11 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     path = Path(folder) / _METRICS
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", "check the run folder") from error
+        lines = read_regular(path, max_bytes=_MAX_METRICS_BYTES, root=root or path.parent).split(b"\n")
+    except RefusedFileError as error:
+        cause = error.__cause__
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or error.reason
+        raise UserError(f"{path}: cannot be read: {reason}", "check the run folder") from error
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is torn, or empty
         try:
@@ -263,7 +271,7 @@ def _plain(value: Any) -> Any:
 def _acquire(folder: Path) -> int:
     """Take the folder's lock, or say that it is taken; flock ends with its process, also by a kill."""
     with disk_faults(folder / _LOCK):
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from reposer.config import read_json_value
+from reposer.errors import UserError
 from reposer.files import write_atomic
+from reposer.paths import check_relative
 
 SECTIONS_FILE = "sections.json"
+_EMBEDDED = re.compile(r"data:image/(png|svg\+xml);base64,[A-Za-z0-9+/=]+")
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,17 @@ def write_sections(folder: Path, sections: list[Section]) -> None:
 def read_sections(folder: Path) -> list[Section]:
     """The sections of a folder, none where it has no sections.json."""
     path = folder / SECTIONS_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    return [
+    try:
+        return _sections(read_json_value(path))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: holds no sections of a report", "delete it") from error
+
+
+def _sections(value: Any) -> list[Section]:
+    """Checked: pictures are files of the folder or embedded PNG or SVG, never addresses."""
+    sections = [
         Section(
             title=section["title"],
             text=section["text"],
@@ -67,5 +82,20 @@ def read_sections(folder: Path) -> list[Section]:
             tables=[Table(**table) for table in section["tables"]],
             folds=[Fold(**fold) for fold in section["folds"]],
         )
-        for section in json.loads(path.read_text())
+        for section in value
     ]
+    for section in sections:
+        for picture in section.pictures:
+            if picture.data and not _EMBEDDED.fullmatch(picture.data):
+                raise ValueError("a picture is no data URI")
+            if not picture.data:
+                check_relative(picture.file)
+        texts = [
+            section.title,
+            *section.text,
+            *(text for fold in section.folds for text in (fold.title, fold.text)),
+        ]
+        rows = [row for table in section.tables for row in (table.columns, *table.rows)]
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(row, list) for row in rows):
+            raise TypeError("a text is none")
+    return sections

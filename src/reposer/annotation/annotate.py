@@ -35,7 +35,7 @@ from reposer.data.layouts.identity_folders import list_images
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import remove_tree
-from reposer.paths import check_relative, printable
+from reposer.paths import check_relative, printable, unlinked
 
 SAMPLE = "sample"  # folder in BOOK: a first look
 OpenDetector = Callable[[], tuple[nn.Module, AnnotatorInfo]]
@@ -82,7 +82,7 @@ def annotate(
     images = _images(folder, problems)
     if how.sample is not None:
         images = _spread(images, how.sample)
-        root, apart = root / BOOK / SAMPLE, True
+        root, apart = unlinked(root, f"{BOOK}/{SAMPLE}"), True
         remove_tree(root)  # a first look is always a new one
     annotators = open_annotators()
     origins: Mapping[str, Mapping[str, Any]] = {}

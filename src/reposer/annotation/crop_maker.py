@@ -21,7 +21,7 @@ from reposer.data.parsing import PALETTE
 from reposer.data.problems import AnnotationProblem
 from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES, Picture, encode_png, read_picture
-from reposer.paths import RefusedFileError, read_regular
+from reposer.paths import RefusedFileError, contained, read_regular
 from reposer.structures import NUM_LABELS
 
 PARSING, MASK = "parsing", "mask"  # folders, as `reposer prepare` looks for them
@@ -133,7 +133,7 @@ class CropMaker:
             data = encode_png(np.ascontiguousarray(annotation.mask), level=_PNG_LEVEL)
             row["mask_sha256"] = put(row[MASK], data)
         if self.copy:
-            data = read_regular(self.images / name, max_bytes=MAX_FILE_BYTES, root=self.images)
+            data = read_regular(contained(self.images, name), max_bytes=MAX_FILE_BYTES, root=self.images)
             row["sha256"] = put(name, data)
         if annotation.keypoints is not None and annotation.scores is not None:
             row["keypoints"] = annotation.keypoints.ravel().tolist()
@@ -157,7 +157,7 @@ def refused_row(folder: Path, name: str, error: RefusedFileError) -> dict[str, A
     """The row of an image that a rule refuses."""
     message = f"{error.reason}; left out: {error.advice}" if error.advice else f"{error.reason}; left out"
     cell = problem_cell(AnnotationProblem(name, 0, "image", message, error.rule))
-    digest = source_hash(folder / name, folder)
+    digest = source_hash(contained(folder, name), folder)
     return {"file": name, "sha256": digest, "left_out": error.rule, "flags": [], "problems": [cell]}
 
 
@@ -172,7 +172,7 @@ def problem_cell(problem: AnnotationProblem) -> dict[str, str]:
 
 
 def _read(folder: Path, name: str) -> Picture:
-    picture = read_picture(folder / name, folder)
+    picture = read_picture(contained(folder, name), folder)
     height, width = picture.pixels.shape[:2]
     if height * width > MAX_CROP_PIXELS:
         problem = f"{width}x{height} pixels: a photo, not a crop of one person"

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +37,24 @@ from reposer.data.generated.files import (
     write_part,
 )
 from reposer.errors import UserError
-from reposer.files import remove_temporaries, sha256_bytes, sha256_file, sync_folder, write_atomic
+from reposer.files import (
+    remove_temporaries,
+    remove_tree,
+    sha256_bytes,
+    sha256_file,
+    sync_folder,
+    write_atomic,
+)
 from reposer.images import MAX_FILE_BYTES
-from reposer.paths import RefusedFileError, check_relative, contained, printable, read_regular
+from reposer.paths import (
+    RefusedFileError,
+    check_relative,
+    contained,
+    made_folder,
+    printable,
+    read_regular,
+    unlinked,
+)
 
 GIVEN = "given_sha256"  # column of the hash of the user's own files that were used for an image
 BOOK = "annotation"  # the folder, beside what is made
@@ -99,9 +113,9 @@ def open_journal(task: Task, images: Sequence[str], foreign: Sequence[Path]) -> 
             "give another folder with --out, or delete this one with the annotations beside it",
         )
     remove_temporaries(task.book)
-    (task.book / MANIFEST).mkdir(exist_ok=True)
+    made_folder(task.book, MANIFEST)
     remove_temporaries(task.book / MANIFEST)
-    shutil.rmtree(task.book / STAGING, ignore_errors=True)  # of a killed writer
+    remove_tree(unlinked(task.book, STAGING))  # of a killed writer
     other = differences(earlier.get("environment", {}), task.environment)
     notes = [f"started in another environment, single pixels may differ: {'; '.join(other)}"] * bool(other)
     return _planned(task.book / PLAN, images, notes), notes
@@ -150,6 +164,12 @@ def read_shards(path: Path) -> list[list[str]]:
     shards = read_json(path).get("shards")
     if not isinstance(shards, list) or not all(isinstance(shard, list) and shard for shard in shards):
         raise UserError(f"{path}: holds no plan", "restore it, or annotate into another folder")
+    for image in (image for shard in shards for image in shard):
+        try:
+            check_relative(image)
+        except ValueError as error:
+            problem = f"{path}: {printable(str(image)[:100])}: {error}"
+            raise UserError(problem, "restore it, or annotate into another folder") from error
     return shards
 
 
@@ -177,8 +197,7 @@ class ShardFiles:
 
     def __init__(self, task: Task, number: int) -> None:
         self._task, self._number = task, number
-        self._staging = task.book / STAGING / str(number)
-        self._staging.mkdir(parents=True)
+        self._staging = made_folder(task.book, f"{STAGING}/{number}")
         self._places: dict[str, Path] = {}
 
     def put(self, place: str, data: bytes) -> str:
@@ -200,26 +219,16 @@ class ShardFiles:
             deque(pool.map(_sync, self._places.values()), maxlen=0)
         folders: dict[str, Path] = {}  # by their relative paths
         for place, staged in self._places.items():
-            inside, _, name = check_relative(place).rpartition("/")
+            unlinked(self._task.root, place)
+            inside, _, name = place.rpartition("/")
             if inside not in folders:
-                folders[inside] = _made_folder(self._task.root, inside)
+                folders[inside] = made_folder(self._task.root, inside)
             os.replace(staged, folders[inside] / name)  # a link of this name is replaced, not followed
         above = {parent for folder in folders.values() for parent in (folder, *folder.parents)}
         for folder in sorted((one for one in above if one.is_relative_to(self._task.root)), reverse=True):
             sync_folder(folder)
         write_part(part_path(self._task.book, self._number), rows, self._task.columns, synthetic=False)
         os.rmdir(self._staging)
-
-
-def _made_folder(root: Path, inside: str) -> Path:
-    """``root / inside``, which is made; refused where it leads outside.
-
-    Raises:
-        RefusedFileError: rule ``link-outside``.
-    """
-    folder = contained(root, inside) if inside else root
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _planned(path: Path, images: Sequence[str], notes: list[str]) -> list[Shard]:
@@ -248,7 +257,7 @@ def _fault(task: Task, part: Path, images: Sequence[str], given: Given) -> str:
         return f"{part.name} has other images"
     places: set[str] = set()
     for row in rows:
-        if source_hash(task.images / row["file"], task.images) != row["sha256"]:
+        if source_hash(contained(task.images, row["file"]), task.images) != row["sha256"]:
             return f"{row['file']} has changed"
         if not row["left_out"] and given(row["file"]) != (row.get(GIVEN) or ""):
             return f"your own mask or key-point file of {row['file']} has changed"

@@ -19,7 +19,7 @@ from reposer.files import write_atomic
 from reposer.grids import draw_grid
 from reposer.images import decode, encode_png
 from reposer.licences import licence_text
-from reposer.paths import RefusedFileError
+from reposer.paths import RefusedFileError, contained
 from reposer.sections import Picture, Section, Table, write_sections
 from reposer.structures import NUM_JOINTS
 
@@ -105,10 +105,10 @@ def _panels(images: Path, root: Path, row: _Row) -> dict[str, NDArray[np.uint8]]
     """A picture for each title; gray where there is nothing."""
     blank = np.full((*CELL, 3), _PAPER, np.uint8)
     try:
-        image = decode(images / row["file"], images)
+        image = decode(contained(images, row["file"]), images)
         size = image.shape[:2]
-        parsing = read_parsing(root / row["parsing"], size, root=root) if row["parsing"] else None
-        mask = read_mask(root / row["mask"], size, root) if row["mask"] else None
+        parsing = read_parsing(contained(root, row["parsing"]), size, root=root) if row["parsing"] else None
+        mask = read_mask(contained(root, row["mask"]), size, root) if row["mask"] else None
     except RefusedFileError:
         return dict.fromkeys(("image", *_TITLES.values()), blank)  # gone since: the next call says so
     panels = {**dict.fromkeys(_TITLES.values(), blank), "image": _fitted(image)}

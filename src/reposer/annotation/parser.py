@@ -163,7 +163,7 @@ def open_parser(
         )
     if not path.exists():
         raise UserError(f"{path}: no such file", "check the path")
-    description = _with_sides(load_config(SegmentationModel, place), path.name, sides)
+    description = _with_sides(load_config(SegmentationModel, place, named=True), path.name, sides)
     return _build(path.stem, path, description, accept_licence, device)
 
 

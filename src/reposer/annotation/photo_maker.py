@@ -21,7 +21,7 @@ from reposer.annotation.journal import Rows, read_book
 from reposer.annotation.shard_writing import Encode, Put
 from reposer.data.problems import AnnotationProblem
 from reposer.images import Picture, encode_png, read_picture, resize
-from reposer.paths import RefusedFileError
+from reposer.paths import RefusedFileError, contained
 
 LONG_SIDE = 1333  # pixels that a detector sees at most (torchvision's own limit)
 COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
@@ -56,7 +56,7 @@ class PhotoMaker:
         """One photo at a time: they are large."""
         for name in images:
             try:
-                yield Photo(name, read_picture(self.images / name, self.images), None)
+                yield Photo(name, read_picture(contained(self.images, name), self.images), None)
             except RefusedFileError as error:
                 yield Photo(name, None, error)
 

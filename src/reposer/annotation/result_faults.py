@@ -13,7 +13,7 @@ from reposer.annotation.journal import BOOK, Rows
 from reposer.annotation.results import KEYPOINTS, PROBLEMS, REPORT, count, listed_poses, row_problems
 from reposer.config import read_json
 from reposer.data.keypoints import write_keypoints_csv
-from reposer.data.problems import AnnotationProblem
+from reposer.data.problems import AnnotationProblem, text_cell
 from reposer.errors import UserError
 from reposer.paths import RefusedFileError, read_regular
 
@@ -76,5 +76,5 @@ def _problem_faults(path: Path, listed: Iterable[AnnotationProblem]) -> Iterator
     if lines[:1] != [["file", "row", "field", "rule", "message"]]:
         yield f"{BOOK}/{path.name}, row 1: is not its header"
     there = Counter((line[0], line[3]) for line in lines)
-    for file, rule in sorted(Counter((one.file, one.rule) for one in listed) - there):
+    for file, rule in sorted(Counter((text_cell(one.file), one.rule) for one in listed) - there):
         yield f"{BOOK}/{path.name}: has no line for {file}, {rule}"

@@ -5,13 +5,12 @@ What is made of an image is the business of a Maker (crop_maker.py, people_in_ph
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,8 +27,9 @@ from reposer.annotation.journal import (
     unfinished,
 )
 from reposer.errors import UserError
-from reposer.files import DiskError, disk_faults
+from reposer.files import DiskError, disk_faults, remove_tree
 from reposer.folder_lock import locked, share
+from reposer.paths import RefusedFileError, made_folder, unlinked
 from reposer.worker_processes import run_in_processes
 
 _ENCODERS = 2  # threads
@@ -95,7 +95,7 @@ def make_all(
     """
     work = Work(0)
     with disk_faults(task.book):
-        task.book.mkdir(parents=True, exist_ok=True)
+        made_folder(task.root, task.book.relative_to(task.root).as_posix())
         with locked(task.book) as lock:
             shards, work.notes = open_journal(task, images, foreign)
             todo = unfinished(task, shards, work.notes, given)
@@ -115,7 +115,8 @@ def make_all(
                 done = f"stopped after {work.kept + work.made:,} of {work.images:,} images"
                 raise DiskError(f"{done}: {error.problem}", advice) from error
             finally:
-                shutil.rmtree(task.book / STAGING, ignore_errors=True)  # the room may be wanted
+                with suppress(OSError, RefusedFileError):
+                    remove_tree(unlinked(task.book, STAGING))  # the room may be wanted
             work.seconds = time.monotonic() - started
             if after is not None:
                 after(work)

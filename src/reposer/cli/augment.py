@@ -94,11 +94,14 @@ def augment(
 def forget(
     folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
     pid: Annotated[int, typer.Option(help="Number of the person.")],
+    runs: Annotated[
+        list[Path] | None, typer.Option(help="Folder of runs to look through for trainings on this set.")
+    ] = None,
 ) -> None:
     """Remove a person from an augmented set: pictures of them or in their pose, and their real images."""
     from reposer.generation.forgetting import forget as forget_person
 
-    print(forget_person(folder, pid))
+    print(forget_person(folder, pid, runs or ()))
 
 
 @app.command("export-set")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from reposer.errors import UserError
+from reposer.paths import printable
 
 app = typer.Typer()
 
@@ -32,6 +33,6 @@ def verify(
     from reposer.experiments.verification import verify_folder
 
     kind, faults = verify_folder(folder)
-    print("\n".join(faults) if faults else f"{folder}: {kind}: nothing is wrong")
+    print("\n".join(map(printable, faults)) if faults else f"{folder}: {kind}: nothing is wrong")
     if faults:
         raise UserError(f"{folder}: {kind}: {len(faults)} faults", "make the damaged files again")

@@ -15,12 +15,12 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting, as optimizer.lr=1e-4; repeatable.")
 ]
 Model = Annotated[
-    str, typer.Argument(help="Run folder, exported folder, hub id, `shipped` (SAN) or `shipped-rsa`.")
+    str, typer.Argument(help="Run folder, exported folder, hub:owner/name, `shipped` (SAN) or `shipped-rsa`.")
 ]
 Predictor = Annotated[
     str | None,
     typer.Option(
-        help="Predictor of target maps: run folder of `train predictor_small`, export, hub id, or"
+        help="Predictor of target maps: run folder of `train predictor_small`, export, hub:owner/name, or"
         " `shipped-predictor`."
     ),
 ]

@@ -60,11 +60,20 @@ def text_lines(path: Path) -> list[bytes]:
     return [line.removesuffix(b"\r") for line in data.split(b"\n")]
 
 
+def text_cell(text: str) -> str:
+    """The text for a table that people open in a spreadsheet: one that starts as a formula gets a ' before it,
+    control characters become escapes."""
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
 def problems_csv(problems: Iterable[AnnotationProblem]) -> bytes:
     """The problems as UTF-8 CSV with the header file,row,field,rule,message; row is empty where it is 0."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("file", "row", "field", "rule", "message"))
     for problem in problems:
-        writer.writerow((problem.file, problem.row or "", problem.field, problem.rule, problem.message))
+        cells = map(text_cell, (problem.file, problem.field, problem.rule, problem.message))
+        file, field, rule, message = cells
+        writer.writerow((file, problem.row or "", field, rule, message))
     return text.getvalue().encode("utf-8", "backslashreplace")

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from reposer.config import Config, apply_overrides, load_config, read_json
 from reposer.data.packed import PackedPeople
@@ -31,6 +31,7 @@ from reposer.experiments.study.config import STUDY_FILE, save_study
 from reposer.experiments.workers import make_all
 from reposer.files import sha256_file
 from reposer.generation.pose_transfer import PoseTransfer
+from reposer.paths import check_name
 from reposer.runtime import setup
 from reposer.sections import Fold, Picture, Section, Table, write_sections
 from reposer.tables import read_table
@@ -45,7 +46,7 @@ _VERSION = 1
 class AblationArm(Config):
     """A row: the base recipe with some settings changed."""
 
-    name: str
+    name: Annotated[str, AfterValidator(check_name)]
     settings: tuple[str, ...] = ()  # overrides of the base, as generator_args.use_mask=false
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from reposer.config import canonical_json, read_json
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, sha256_file, write_atomic
+from reposer.paths import contained, made_folder
 
 STAGES, DONE, _INPUTS, _LOCK = "stages", "done.json", "inputs.json", ".lock"
 _WAIT = 0.5  # seconds between two looks for a stage that is ready
@@ -96,7 +97,7 @@ class StageCache:
         """
         folder = self.folder(stage)
         sealed = read_json(folder / DONE)["files"].get(name)
-        path = folder / name
+        path = contained(folder, name)
         if sealed is None or not path.is_file() or sha256_file(path) != sealed:
             raise UserError(f"{path}: differs from its sha256", f"delete {folder} and run the study again")
         return path
@@ -108,7 +109,7 @@ class StageCache:
     def make(self, stage: Stage, on_start: Callable[[Stage], None] = lambda stage: None) -> bool:
         """Make a stage whose needs are complete; False where another process is at it or has done it."""
         folder = self.folder(stage)
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(self.root.parent, f"{STAGES}/{stage.name}")
         with _lock(folder) as mine:
             if not mine or (folder / DONE).is_file():
                 return False
@@ -117,7 +118,7 @@ class StageCache:
             write_atomic(folder / _INPUTS, (json.dumps(inputs, indent=1) + "\n").encode())
             on_start(stage)
             started = time.monotonic()
-            files = {name: sha256_file(folder / name) for name in stage.make(folder)}
+            files = {name: sha256_file(contained(folder, name)) for name in stage.make(folder)}
             record = {"seconds": round(time.monotonic() - started, 3), "files": files}
             write_atomic(folder / DONE, (json.dumps(record, indent=1) + "\n").encode())
         return True

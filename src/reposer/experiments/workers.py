@@ -17,6 +17,7 @@ from typing import Any
 
 from reposer.errors import UserError
 from reposer.experiments.stages import Stage, StageCache, seconds_left, work
+from reposer.paths import made_folder
 
 Plan = Callable[[Path], Sequence[Stage]]  # the stages of a study's folder; a function of a module
 LOGS = "workers"
@@ -49,7 +50,7 @@ def make_all(root: Path, plan: Plan, *, workers: int = 1, threads: int | None = 
         work(cache, stages, on_start=tell)
         print(f"study: {progress_line(cache, stages, 1)}", file=sys.stderr)
         return
-    (root / LOGS).mkdir(exist_ok=True)
+    made_folder(root, LOGS)
     context = multiprocessing.get_context("spawn")
     with _environment(threads):
         running = [

@@ -20,6 +20,8 @@ from reposer.config import Config, canonical_json, load_config, save_config
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, write_atomic
 from reposer.models.generators import PREDICTORS, build_generator, build_predictor
+from reposer.models.pretrained import refuse_other_export
+from reposer.paths import RefusedFileError, made_folder, read_regular
 
 WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
 MAX_WEIGHTS_BYTES = 4_000_000_000
@@ -62,7 +64,8 @@ def save_generator(
     data = safetensors.torch.save(tensors, metadata={"format": "pt"})
     dtype = "float16" if half else "float32"
     config = config.changed(weights_dtype=dtype, weights_sha256=sha256_bytes(data))
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
+    refuse_other_export(GeneratorConfig, folder)
     write_atomic(folder / WEIGHTS, data)
     write_atomic(folder / CARD, (_FRONT_MATTER + (card or model_card(config))).encode())
     save_config(config, folder / CONFIG)
@@ -78,11 +81,9 @@ def load_generator(folder: str | Path) -> tuple[nn.Module, GeneratorConfig]:
     config = load_config(GeneratorConfig, folder / CONFIG)
     path = folder / WEIGHTS
     try:
-        if path.stat().st_size > MAX_WEIGHTS_BYTES:
-            raise UserError(f"{path}: larger than {MAX_WEIGHTS_BYTES:,} bytes", "get the right file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", "get the folder again") from error
+        data = read_regular(path, max_bytes=MAX_WEIGHTS_BYTES, root=path.parent)
+    except RefusedFileError as error:
+        raise UserError(f"{path}: cannot be read: {error.reason}", "get the folder again") from error
     if sha256_bytes(data) != config.weights_sha256:
         raise UserError(f"{path}: differs from the sha256 in {CONFIG}", "get the folder again")
     try:

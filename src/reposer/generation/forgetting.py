@@ -9,7 +9,8 @@ were removed, and how many pictures, not whom.
 from __future__ import annotations
 
 import json
-import shutil
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reposer.config import read_json
-from reposer.data.generated.files import IMAGES, JOB, MANIFEST, list_parts, read_part, write_part
+from reposer.data.generated.files import (
+    IMAGES,
+    JOB,
+    MANIFEST,
+    MAX_PART_BYTES,
+    checked_names,
+    list_parts,
+    read_part,
+    write_part,
+)
+from reposer.data.generated.names import parse_generated
+from reposer.data.layouts.market_names import stem
 from reposer.errors import UserError
-from reposer.files import disk_faults, remove_temporaries, sync_folder, write_atomic
+from reposer.files import disk_faults, remove_temporaries, remove_tree, sync_folder, write_atomic
 from reposer.folder_lock import locked
 from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
+from reposer.generation.job_folder import STAGING
 from reposer.generation.real_list import COLUMNS as REAL_COLUMNS
 from reposer.generation.real_list import REAL, REAL_ROWS
+from reposer.paths import contained, delete, printable, read_regular
 from reposer.tables import read_table
 
 FORGETTING = "forgetting.json"  # the note; names the person, since it is there only while they are
 REMOVED = "removed.json"  # counts of people, pictures and real images removed so far
 CACHES = "packed_*"  # decoded pictures, kept by trainings; made again when needed
+LEFTOVERS = (CACHES, f".{CACHES}", STAGING)  # decoded pictures, and what killed processes left of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +54,20 @@ class ForgetReport:
     folder: Path
     pictures: int  # generated
     real: int
+    unlisted: tuple[str, ...] = ()  # files in no list that are still there: whom they show is not known
+    networks: tuple[Path, ...] = ()  # trainings on this set, below the folders that were looked through
 
     def __str__(self) -> str:
-        return (
-            f"{self.folder}: {self.pictures:,} generated pictures and {self.real:,} real images removed\n"
+        lines = [
+            f"{self.folder}: {self.pictures:,} generated pictures and {self.real:,} real images removed",
             "not touched: the data set itself, its prepared folder, exports of this set, and every network"
-            " trained on them (the generator too)"
-        )
+            " trained on them (the generator too)",
+        ]
+        lines += [f"not touched: {printable(run)}: was trained on this set" for run in self.networks]
+        if self.unlisted:
+            shown = ", ".join(map(printable, self.unlisted[:5]))
+            lines.append(f"look at {len(self.unlisted)} files that are in no list and stay: {shown}")
+        return "\n".join(lines)
 
 
 def removed_counts(folder: Path) -> dict[str, int]:
@@ -69,8 +91,13 @@ def refuse_removed(folder: Path) -> None:
         )
 
 
-def forget(folder: str | Path, pid: int) -> ForgetReport:
+def forget(folder: str | Path, pid: int, runs: Sequence[Path] = ()) -> ForgetReport:
     """Remove all that derives from a person, as source or as donor, from a finished set.
+
+    Args:
+        folder: the set.
+        pid: the person.
+        runs: folders to look through for trainings on this set, which are told and not touched.
 
     Raises:
         UserError: no augmented set, an unfinished or damaged one, nobody of that number in it, another
@@ -82,14 +109,18 @@ def forget(folder: str | Path, pid: int) -> ForgetReport:
         raise UserError(f"{folder}: is no augmented set", "give a folder that augment has written")
     with locked(folder), disk_faults(folder):
         parts = list_parts(folder)
-        remove_temporaries(folder)
-        remove_temporaries(folder / MANIFEST)
+        contained(folder, REAL)
+        for place in (folder, folder / MANIFEST, folder / IMAGES, folder / REAL):
+            if place.is_dir():
+                remove_temporaries(place)
         note = _begin(folder, parts, pid)
         for path in parts:
             _clean_part(folder, path, pid)
         _clean_real(folder, pid)
-        for cache in folder.glob(CACHES):
-            shutil.rmtree(cache)
+        unlisted = _clean_unlisted(folder, parts, note)
+        for leftover in LEFTOVERS:
+            for place in folder.glob(leftover):
+                remove_tree(place)
         summary = write_summary(folder)
         before, job = note["removed_before"], read_json(folder / JOB)
         counts = {
@@ -100,7 +131,38 @@ def forget(folder: str | Path, pid: int) -> ForgetReport:
         _write_json(folder / REMOVED, counts)
         (folder / FORGETTING).unlink()
         sync_folder(folder)
-    return ForgetReport(folder, counts["pictures"] - before["pictures"], note["real"])
+    pictures = counts["pictures"] - before["pictures"]
+    return ForgetReport(folder, pictures, note["real"], unlisted, trained_networks(folder, runs))
+
+
+def trained_networks(folder: Path, places: Sequence[Path]) -> tuple[Path, ...]:
+    """Runs below ``places`` (each a run, or a folder of runs at any depth) whose config.json names this set.
+
+    Raises:
+        UserError: a place is no folder.
+    """
+    found = []
+    here = os.path.realpath(folder)
+    for place in places:
+        if not place.is_dir():
+            raise UserError(f"{printable(place)}: no such folder", "give the folder of your runs")
+        for path in sorted(place.rglob("config.json")):
+            try:
+                settings = read_json(path, root=place)
+            except UserError:
+                continue  # no run of ours
+            named = {os.path.realpath(text) for text in _texts(settings) if "/" in text or os.sep in text}
+            if here in named:
+                found.append(path.parent)
+    return tuple(found)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(part)
 
 
 def _begin(folder: Path, parts: list[Path], pid: int) -> dict[str, Any]:
@@ -118,37 +180,58 @@ def _begin(folder: Path, parts: list[Path], pid: int) -> dict[str, Any]:
     derived = sum(int(pc.sum(_derived(read_part(part), pid)).as_py() or 0) for part in parts)
     if not listed and not derived:
         raise UserError(f"{folder}: nobody of pid {pid} is in this set", "check the number")
-    note = {"pid": pid, "real": listed, "removed_before": removed_counts(folder)}
+    stems = [stem(name) for name in real.filter(_of(real, "pid", pid))["file"].to_pylist()]
+    note = {"pid": pid, "real": listed, "stems": stems, "removed_before": removed_counts(folder)}
     _write_json(path, note)
     return note
 
 
 def _clean_part(folder: Path, path: Path, pid: int) -> None:
     """Remove the pictures, then their rows: a row may lack its picture for a moment, never the reverse."""
-    rows = _read_unsealed(path)
+    rows = _read_unsealed(folder, path)
     gone = _derived(rows, pid)
     for name in rows.filter(gone)["file"].to_pylist():
-        (folder / IMAGES / name).unlink(missing_ok=True)
+        delete(folder, f"{IMAGES}/{name}")
     sync_folder(folder / IMAGES)
     write_part(path, rows.filter(pc.invert(gone)).to_pylist(), COLUMNS)
 
 
 def _clean_real(folder: Path, pid: int) -> None:
     path = folder / REAL_ROWS
-    rows = _read_unsealed(path)
+    rows = _read_unsealed(folder, path)
     gone = _of(rows, "pid", pid)
     if (folder / REAL).is_dir():
         for name in rows.filter(gone)["file"].to_pylist():
-            (folder / REAL / name).unlink(missing_ok=True)
+            delete(folder, f"{REAL}/{name}")
         sync_folder(folder / REAL)
     write_part(path, rows.filter(pc.invert(gone)).to_pylist(), REAL_COLUMNS, synthetic=False)
 
 
-def _read_unsealed(path: Path) -> pa.Table:
+def _clean_unlisted(folder: Path, parts: list[Path], note: dict[str, Any]) -> tuple[str, ...]:
+    """Remove pictures that no list names and whose own name says that they are of the person; returns the
+    others, of whom nothing is known."""
+    listed = {name for part in parts for name in read_part(part)["file"].to_pylist()}
+    places = {IMAGES: listed, REAL: set(read_part(folder / REAL_ROWS)["file"].to_pylist())}
+    stems, left = set(note.get("stems", ())), []
+    for inside, known in places.items():
+        for name in sorted(os.listdir(folder / inside)) if (folder / inside).is_dir() else ():
+            if name in known:
+                continue
+            generated = parse_generated(name)
+            if (generated.stem if generated else stem(name)) in stems:
+                delete(folder, f"{inside}/{name}")
+            else:
+                left.append(f"{inside}/{name}")
+        if (folder / inside).is_dir():
+            sync_folder(folder / inside)
+    return tuple(left)
+
+
+def _read_unsealed(folder: Path, path: Path) -> pa.Table:
     """A part whose seal may be older: an interrupted removal comes between the two renames."""
     try:
-        return read_table(path.read_bytes())
-    except (OSError, pa.ArrowException) as error:
+        return checked_names(read_table(read_regular(path, max_bytes=MAX_PART_BYTES, root=folder)))
+    except (ValueError, UserError, pa.ArrowException) as error:
         raise UserError(f"{path}: is damaged: {str(error).splitlines()[0]}", "write the set again") from error
 
 

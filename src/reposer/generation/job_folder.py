@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from reposer.config import differences, read_json
 from reposer.data.generated.files import IMAGES, JOB, MANIFEST, file_faults, is_sealed, part_path, read_part
 from reposer.errors import UserError
-from reposer.files import remove_temporaries, write_atomic
+from reposer.files import remove_temporaries, remove_tree, write_atomic
+from reposer.paths import made_folder, unlinked
 
 STAGING = ".staging"
 
@@ -47,10 +47,9 @@ def open_job(folder: Path, document: Mapping[str, Any], environment: Mapping[str
         )
     remove_temporaries(folder)
     for name in (IMAGES, MANIFEST):
-        (folder / name).mkdir(exist_ok=True)
+        made_folder(folder, name)
     remove_temporaries(folder / MANIFEST)
-    if (folder / STAGING).exists():
-        shutil.rmtree(folder / STAGING)  # of a killed writer
+    remove_tree(unlinked(folder, STAGING))  # of a killed writer
     other = differences(before, environment)
     return [f"started in another environment, pictures may differ by 1/255: {'; '.join(other)}"] * bool(other)
 

@@ -9,6 +9,7 @@ come along.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
 import zlib
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from reposer.errors import UserError
 from reposer.files import write_atomic
 from reposer.images import encode_jpeg, encode_png
+from reposer.paths import made_folder, printable
 
 FORMATS = ("png", "jpg")
 JPEG_QUALITY = 95
@@ -77,6 +79,9 @@ def mark(data: bytes) -> bytes:
     raise ValueError("neither PNG nor JPEG")
 
 
+MARKED_BYTES = 4096  # at the start of a file; the mark lies within
+
+
 def is_marked(data: bytes) -> bool:
     """Whether a PNG or JPEG carries our packet at the place where :func:`mark` puts it."""
     return _PACKET in data[: _PNG_HEADER_END + len(_PACKET) + 256]
@@ -95,7 +100,11 @@ def write_picture(path: str | Path, pixels: NDArray[np.uint8]) -> None:
     suffix = path.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
     if suffix not in FORMATS:
         raise UserError(f"{path}: pictures are written as .png or .jpg", "give the file such a name")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(path.parent)
+    if os.path.lexists(path) and not (path.is_file() and is_marked(path.read_bytes()[:MARKED_BYTES])):
+        raise UserError(
+            f"{printable(path)}: is there already, and is no generated picture", "choose another name"
+        )
     write_atomic(path, encode_marked(pixels, suffix))
 
 

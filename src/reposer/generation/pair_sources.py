@@ -20,6 +20,7 @@ from reposer.files import sha256_bytes, sha256_file
 from reposer.generation.inputs import Person, load_person, people_batch
 from reposer.generation.targets import PoseTarget
 from reposer.images import read_picture
+from reposer.paths import contained
 from reposer.structures import PairBatch, PersonRecord
 from reposer.tables import read_table
 
@@ -153,14 +154,20 @@ class FolderPairs:
         """See PairSource."""
         parts = [part for donor in self._donors for part in _fingerprint(donor)]
         for record in self._records:
-            annotations = [self._root / path for path in (record.parsing, record.mask) if path is not None]
+            annotations = [
+                contained(self._root, path) for path in (record.parsing, record.mask) if path is not None
+            ]
             parts += [record.name, record.sha256, *(sha256_file(path) for path in annotations)]
             parts.append(repr(None if record.keypoints is None else record.keypoints.tolist()))
         return sha256_bytes(canonical_json(parts))
 
     def _load(self, record: PersonRecord) -> Person:
-        parsing, mask = (None if p is None else self._root / p for p in (record.parsing, record.mask))
-        return load_person(self._root / record.path, parsing, mask, record.keypoints, size=self.size)
+        parsing, mask = (
+            None if p is None else contained(self._root, p) for p in (record.parsing, record.mask)
+        )
+        return load_person(
+            contained(self._root, record.path), parsing, mask, record.keypoints, size=self.size
+        )
 
 
 def _images(root: Path, problems: list[AnnotationProblem]) -> Iterator[PersonRecord]:
@@ -173,7 +180,7 @@ def _images(root: Path, problems: list[AnnotationProblem]) -> Iterator[PersonRec
         if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
             continue
         try:
-            picture = read_picture(root / name, root)
+            picture = read_picture(contained(root, name), root)
         except UserError as error:
             problems.append(AnnotationProblem(name, 0, "image", f"{error}; left out", "bad-image"))
             continue

@@ -19,7 +19,7 @@ from reposer.errors import UserError
 from reposer.files import disk_faults, sha256_file, sync_folder, write_atomic
 from reposer.generation.real_list import COLUMNS, REAL, REAL_ROWS, real_faults
 from reposer.images import MAX_FILE_BYTES
-from reposer.paths import contained, read_regular, require_regular
+from reposer.paths import contained, made_folder, read_regular, require_regular, unlinked
 
 PLACEMENTS = ("link", "copy", "none")
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)  # another disk, or one without links
@@ -78,13 +78,13 @@ class RealImages:
         put: Callable[[Path, Path], None] = _copy if how == "copy" else _link
         notes: list[str] = []
         if how != "none":
-            (out / REAL).mkdir(exist_ok=True)
+            made_folder(out, REAL)
             for path, row in zip(self.paths, self.rows, strict=True):
                 source = contained(self.root, path)
                 require_regular(source, self.root)
                 if sha256_file(source) != row["sha256"]:
                     raise UserError(f"{source}: changed since it was prepared", "prepare the data set again")
-                put = _place(source, out / REAL / row["file"], row["sha256"], put, notes)
+                put = _place(source, unlinked(out, f"{REAL}/{row['file']}"), row["sha256"], put, notes)
             sync_folder(out / REAL)
         write_part(out / REAL_ROWS, list(self.rows), COLUMNS, synthetic=False)
         return notes

@@ -15,6 +15,7 @@ from reposer.data.generated.files import read_part
 from reposer.data.generated.names import collisions
 from reposer.errors import UserError
 from reposer.files import sha256_file
+from reposer.paths import contained
 
 REAL, REAL_ROWS = "real", "real.parquet"
 COLUMNS = (("pid", pa.int64()), ("camid", pa.int64()))  # after file and sha256
@@ -30,11 +31,12 @@ def real_faults(out: Path, how: str) -> list[str]:
         return [f"{REAL_ROWS}: its columns are not those of a list of real images"]
     names = rows["file"].to_pylist()
     faults = [f"{REAL_ROWS}: {name} is listed twice" for name in collisions(names)]
-    found = {entry.name for entry in os.scandir(out / REAL)} if (out / REAL).is_dir() else set()
+    folder = contained(out, REAL)
+    found = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
     if how == "none":
         return faults + [f"{REAL}/{name} does not belong to the set" for name in sorted(found)]
     for name, digest in zip(names, rows["sha256"].to_pylist(), strict=True):
-        place = out / REAL / name
+        place = contained(out, f"{REAL}/{name}")
         if "/" in name or name not in found or not place.is_file():
             faults.append(f"{REAL}/{name} is missing")
         elif sha256_file(place) != digest:

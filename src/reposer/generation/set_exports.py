@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reposer.config import read_json
 from reposer.data.generated.files import IMAGES, JOB, list_parts, read_part
@@ -25,7 +26,14 @@ from reposer.generation.augmented_rows import KIND
 from reposer.generation.forgetting import FORGETTING
 from reposer.generation.real_list import REAL, REAL_ROWS
 from reposer.images import MAX_FILE_BYTES
-from reposer.paths import RefusedFileError, read_regular
+from reposer.paths import (
+    RefusedFileError,
+    check_name,
+    contained,
+    printable,
+    read_regular,
+    require_regular,
+)
 
 MARKET_FOLDER, LIST = "bounding_box_train", "train.csv"
 _PEERS = re.compile(r"([-\d]+)_c(\d)")  # how torchreid, fast-reid and BoT read person and camera
@@ -40,6 +48,11 @@ class _Image:
     pid: int
     camid: int
     synthetic: bool
+
+    @property
+    def root(self) -> Path:
+        """The folder of the set."""
+        return self.path.parent.parent
 
 
 def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, copy: bool = False) -> str:
@@ -85,11 +98,20 @@ def _images(folder: Path) -> Iterator[_Image]:
         raise UserError(f"{folder}: a removal was interrupted", "run `reposer forget` again")
     parts = list_parts(folder)
     for row in read_part(folder / REAL_ROWS).to_pylist():
-        yield _Image(folder / REAL / row["file"], row["file"], row["pid"], row["camid"], False)
+        yield _Image(contained(folder, f"{REAL}/{row['file']}"), _name(row), row["pid"], row["camid"], False)
     for part in parts:
         for row in read_part(part).select(["file", "pid", "camid", "kept"]).to_pylist():
             if row["kept"]:
-                yield _Image(folder / IMAGES / row["file"], row["file"], row["pid"], row["camid"], True)
+                path = contained(folder, f"{IMAGES}/{row['file']}")
+                yield _Image(path, _name(row), row["pid"], row["camid"], True)
+
+
+def _name(row: dict[str, Any]) -> str:
+    """The name of a row's file, which becomes a file of the export."""
+    try:
+        return check_name(row["file"])
+    except ValueError as error:
+        raise UserError(f"{printable(row['file'])}: {error}", "augment again") from error
 
 
 def _market(images: list[_Image], out: Path, copy: bool) -> None:
@@ -133,9 +155,10 @@ def _fill(place: Path, images: list[_Image], copy: bool) -> None:
     place.mkdir()
     for image in images:
         if copy:
-            write_new(place / image.name, read_regular(image.path, max_bytes=MAX_FILE_BYTES))
+            write_new(place / image.name, read_regular(image.path, max_bytes=MAX_FILE_BYTES, root=image.root))
         else:
-            os.link(image.path, place / image.name)
+            require_regular(image.path, image.root)
+            os.link(os.path.realpath(image.path), place / image.name, follow_symlinks=False)
 
 
 def _check_market_name(image: _Image) -> None:

@@ -29,6 +29,7 @@ from reposer.data.generated.files import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, 
 from reposer.files import DiskError, sha256_bytes, sync_folder
 from reposer.folder_lock import locked, share
 from reposer.generation.job_folder import STAGING, open_job, unfinished
+from reposer.paths import made_folder
 
 _FSYNC_THREADS = 8  # waiting for a disk takes no processor time
 
@@ -124,7 +125,7 @@ def write_job(
     folder = Path(folder)
     started, report = time.monotonic(), WriteReport(folder, job.items)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
         with locked(folder) as lock:
             report.notes += open_job(folder, job.document(), job.environment)
             if before is not None:
@@ -134,7 +135,7 @@ def write_job(
             report.kept = job.items - sum(len(shard) for _, shard in todo)
             if on_progress is not None:
                 on_progress(report.kept, job.items)
-            (folder / STAGING).mkdir()
+            made_folder(folder, STAGING)
             try:
                 (writer or write_shards)(folder, job, todo, threads, report, on_progress)
                 (folder / STAGING).rmdir()

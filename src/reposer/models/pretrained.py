@@ -6,6 +6,7 @@ before a weight is used, and no code ever comes out of a folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -20,9 +21,11 @@ from reposer.config import Config, load_config, save_config
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, write_atomic
 from reposer.hub import fetch_folder
+from reposer.paths import RefusedFileError, made_folder, printable, read_regular
 
 WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
 MAX_WEIGHTS_BYTES = 4_000_000_000
+_CARD_START = b"---\nlibrary_name: reposer\n"  # every card of an export starts with it
 
 
 class EmbeddingInfo(Config):
@@ -57,7 +60,8 @@ class Pretrained(nn.Module):
         _refuse_non_finite(tensors, str(folder / WEIGHTS))
         data = safetensors.torch.save(tensors, metadata={"format": "pt"})
         info = self.info.changed(weights_sha256=sha256_bytes(data))
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
+        refuse_other_export(EmbeddingInfo, folder)
         write_atomic(folder / WEIGHTS, data)
         write_atomic(folder / CARD, _model_card(info, self.size, self.dimension).encode())
         save_config(info, folder / CONFIG)
@@ -106,13 +110,35 @@ class Pretrained(nn.Module):
         return module.eval()
 
 
+def refuse_other_export(config: type[Config], folder: Path) -> None:
+    """Refuse a folder whose config.json, README.md or weights an export did not write: a run, a repository.
+
+    Args:
+        config: of the same kind of export; it holds ``weights_sha256``.
+
+    Raises:
+        UserError: names the file that would be lost.
+    """
+    there = [name for name in FILES if os.path.lexists(folder / name)]
+    if not there:
+        return
+    problem = f"{printable(folder)}: {there[0]} is there already, and was not written by this command"
+    try:
+        own = bool(getattr(load_config(config, folder / CONFIG), "weights_sha256", ""))
+        card = folder / CARD
+        if os.path.lexists(card):
+            own &= read_regular(card, max_bytes=2**20, root=folder).startswith(_CARD_START)
+    except UserError as error:
+        raise UserError(problem, "choose another folder") from error
+    if not own:
+        raise UserError(problem, "choose another folder")
+
+
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     try:
-        if path.stat().st_size > MAX_WEIGHTS_BYTES:
-            raise UserError(f"{path}: larger than {MAX_WEIGHTS_BYTES:,} bytes", "get the right file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", "get the folder again") from error
+        data = read_regular(path, max_bytes=MAX_WEIGHTS_BYTES, root=path.parent)
+    except RefusedFileError as error:
+        raise UserError(f"{path}: cannot be read: {error.reason}", "get the folder again") from error
     if sha256_bytes(data) != sha256:
         raise UserError(f"{path}: differs from the sha256 in {CONFIG}", "get the folder again")
     try:

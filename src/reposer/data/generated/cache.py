@@ -18,10 +18,20 @@ from numpy.typing import NDArray
 
 from reposer.config import canonical_json
 from reposer.data.generated.files import IMAGES
-from reposer.data.preparing.packing import claimed, remove_remains
+from reposer.data.preparing.packing import claimed
 from reposer.errors import UserError
-from reposer.files import atomic_folder, disk_faults, require_space, sha256_bytes, sha256_file, write_new
+from reposer.files import (
+    atomic_folder,
+    clean_up_after_killed,
+    disk_faults,
+    refuse_foreign,
+    require_space,
+    sha256_bytes,
+    sha256_file,
+    write_new,
+)
 from reposer.images import read_picture, resize
+from reposer.paths import contained, unlinked
 
 _ARRAY, _HEADER = "images.npy", "cache.json"
 _CHUNK = 256  # pictures decoded at once; bounds memory
@@ -49,7 +59,9 @@ def decoded(
     Raises:
         UserError: a picture is missing, changed or cannot be decoded, or the disk refuses.
     """
-    cache = folder / f"packed_{size[0]}x{size[1]}"
+    cache = unlinked(folder, f"packed_{size[0]}x{size[1]}")
+    for name in (_ARRAY, _HEADER):
+        unlinked(cache, name)
     shape = (len(names), *size, 3)
     key = {"files": files_hash(names, digests), "shape": list(shape)}
     with claimed(folder / IMAGES):  # one process at a time decodes a set
@@ -72,9 +84,9 @@ def _build(
     cache: Path, images: Path, files: list[tuple[str, str]], shape: tuple[int, ...], key: dict[str, Any]
 ) -> None:
     require_space(cache.parent, int(np.prod(shape)))
-    remove_remains(cache)
+    clean_up_after_killed(cache, always=True)
     size = (shape[1], shape[2])
-    with atomic_folder(cache) as new, claimed(new):
+    with atomic_folder(cache, _refuse_foreign) as new:
         # Not np.memmap: on a full disk a write into a map kills the process (SIGBUS).
         with disk_faults(cache), (new / _ARRAY).open("xb") as array, ThreadPoolExecutor(_THREADS) as pool:
             np.lib.format.write_array_header_1_0(
@@ -86,6 +98,10 @@ def _build(
         write_new(new / _HEADER, canonical_json(key | {"sha256": sha256_file(new / _ARRAY)}))
 
 
+def _refuse_foreign(cache: Path) -> None:
+    refuse_foreign(cache, lambda name: name in (_ARRAY, _HEADER), "decoded pictures")
+
+
 def _chunks(files: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     for start in range(0, len(files), _CHUNK):
         yield files[start : start + _CHUNK]
@@ -93,8 +109,8 @@ def _chunks(files: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
 
 def _read(images: Path, file: tuple[str, str], size: tuple[int, int]) -> NDArray[np.uint8]:
     name, digest = file
-    picture = read_picture(images / name, images)
+    picture = read_picture(contained(images, name), images)
     if picture.sha256 != digest:
-        raise UserError(f"{images / name}: differs from its sha256 in the manifest", "generate the set again")
+        raise UserError(f"{images}/{name}: differs from its sha256 in the manifest", "generate the set again")
     pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None]
     return resize(pixels, size)[0].permute(1, 2, 0).contiguous().numpy()

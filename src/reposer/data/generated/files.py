@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import pyarrow.parquet as pq
 from reposer.config import read_json
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, sha256_file, write_atomic
+from reposer.paths import RefusedFileError, check_relative, contained, read_regular
 from reposer.tables import read_table
 
 SCHEMA_VERSION = 1
 JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
 FILE_COLUMNS = (("file", pa.string()), ("sha256", pa.string()))  # the first columns of every manifest
 _SMALL = 1 << 16  # bytes
+MAX_PART_BYTES = 2**30
 
 Columns = Sequence[tuple[str, pa.DataType]]
 
@@ -91,13 +94,33 @@ def read_part(path: Path) -> pa.Table:
         UserError: it, or its seal, is missing, cut or changed.
     """
     try:
-        data, seal = path.read_bytes(), seal_path(path).read_text(encoding="ascii").split()
+        root = path.parent.parent if path.parent.name == MANIFEST else path.parent
+        data = read_regular(path, max_bytes=MAX_PART_BYTES, root=root)
+        seal = read_regular(seal_path(path), max_bytes=_SMALL, root=root).decode("ascii").split()
         if seal[:1] != [sha256_bytes(data)]:
             raise ValueError("differs from its sha256")
-        return read_table(data)
+        return checked_names(read_table(data))
+    except RefusedFileError as error:
+        raise UserError(
+            f"{path}: is damaged: {error.reason}", "run the same command again to mend it"
+        ) from error
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: is damaged: {reason}", "run the same command again to mend it") from error
+
+
+def checked_names(rows: pa.Table) -> pa.Table:
+    """``rows`` themselves, whose column "file" may be joined to a folder.
+
+    Raises:
+        ValueError: a name is none, or could lead out of the folder; names the row.
+    """
+    for row, name in enumerate(rows["file"].to_pylist() if "file" in rows.column_names else (), start=1):
+        try:
+            check_relative(name)
+        except ValueError as error:
+            raise ValueError(f"row {row}, file: {error}") from error
+    return rows
 
 
 def file_faults(folder: Path, rows: pa.Table) -> Iterator[tuple[str, str]]:
@@ -105,8 +128,13 @@ def file_faults(folder: Path, rows: pa.Table) -> Iterator[tuple[str, str]]:
     images = os.path.join(folder, IMAGES)
     for name, digest in zip(rows["file"].to_pylist(), rows["sha256"].to_pylist(), strict=True):
         path = f"{images}/{name}"  # a Path for each of a million files would be a third of the time
-        if not os.path.isfile(path):
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
             yield name, "is missing"
+            continue
+        if not stat.S_ISREG(mode):  # a link too: nothing that was written here is one
+            yield name, "is no regular file"
         elif _sha256_small(path) != digest:
             yield name, "differs from its sha256"
 
@@ -120,6 +148,8 @@ def _sha256_small(path: str) -> str:
 
 def list_parts(folder: Path) -> list[Path]:
     """Every part that the job must have."""
+    for name in (MANIFEST, IMAGES):
+        contained(folder, name)
     job = read_json(folder / JOB)
     if not isinstance(job.get("items"), int) or not isinstance(job.get("shard_items"), int):
         raise UserError(

@@ -16,7 +16,7 @@ from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import ACCEPTED
 from reposer.images import read_picture
-from reposer.paths import RefusedFileError, printable, require_regular
+from reposer.paths import RefusedFileError, contained, printable, require_regular
 from reposer.structures import PersonRecord
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -180,10 +180,11 @@ def _own_names(
 def _read_person(root: Path, file: LabeledFile, problems: Problems, look_only: bool) -> PersonRecord | None:
     labels = (file.name, file.path, file.pid, file.camid, file.split)
     try:
+        path = contained(root, file.path)
         if look_only:
-            require_regular(root / file.path, root)
+            require_regular(path, root)
             return PersonRecord(*labels, 0, 0, "", clothes=file.clothes)
-        picture = read_picture(root / file.path, root)
+        picture = read_picture(path, root)
     except RefusedFileError as error:
         problems.append(left_out(file.path, "image", error))
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.images import MAX_FILE_BYTES
-from reposer.paths import printable, read_regular
+from reposer.paths import check_relative, contained, printable, read_regular
 from reposer.structures import PersonRecord
 
 TRAINING = ("train", "val")  # splits made of the training folder
@@ -63,10 +63,10 @@ def refuse_synthetic(root: Path, records: Sequence[PersonRecord]) -> None:
         record
         for record in records
         if record.split != "train"
-        and _MARK in read_regular(root / record.path, max_bytes=MAX_FILE_BYTES, root=root)
+        and _MARK in read_regular(contained(root, record.path), max_bytes=MAX_FILE_BYTES, root=root)
     ]
     if marked:
-        place, more = printable(root / marked[0].path), len(marked) - 1
+        place, more = printable(root / check_relative(marked[0].path)), len(marked) - 1
         others = f" (and {more} files more)" if more else ""
         raise UserError(
             f"{place}: is a generated picture among the {marked[0].split} images{others}",

@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,9 @@ from reposer.data.preparing.array_writer import ArrayWriter
 from reposer.data.preparing.placement import Fit, Placement
 from reposer.data.problems import AnnotationError, AnnotationProblem
 from reposer.errors import UserError
-from reposer.files import atomic_folder, remove_tree, require_space, sha256_file
+from reposer.files import atomic_folder, clean_up_after_killed, refuse_foreign, require_space, sha256_file
 from reposer.images import decode
-from reposer.paths import RefusedFileError
+from reposer.paths import RefusedFileError, contained
 from reposer.structures import MISSING_LABEL, NUM_JOINTS, PersonRecord
 
 MaskSource = Literal["mask", "parsing", "union"]
@@ -129,10 +129,10 @@ def pack(
     if not records:
         raise UserError(f"{root}: the data set is empty", "check the folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    remove_remains(out)
+    clean_up_after_killed(out, always=True)
     height, width = how.size
     require_space(out.parent, len(records) * height * width * 5)
-    with atomic_folder(out) as folder, claimed(folder):
+    with atomic_folder(out, _refuse_foreign) as folder:
         with ArrayWriter(folder, how.size) as writer:
             rows, report = _write_people(
                 _read_people(records, Path(root), how, threads), writer, len(records), on_progress
@@ -145,6 +145,11 @@ def pack(
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / ROWS)
         _write_header(folder, how, report)
     return report
+
+
+def _refuse_foreign(out: Path) -> None:
+    own = {HEADER, ROWS, *(f"{name}.npy" for name in ARRAYS)}
+    refuse_foreign(out, own.__contains__, "a packed folder")
 
 
 def _write_people(
@@ -190,14 +195,14 @@ def _read_person(record: PersonRecord, root: Path, how: Packing) -> _Person:
     problems: list[AnnotationProblem] = []
     image = parsing = mask = None
     with _listed(problems, record.path, "image", "the person is left out"):
-        image = decode(root / record.path, root)
+        image = decode(contained(root, record.path), root)
     original = (record.height, record.width) if image is None else (image.shape[0], image.shape[1])
     if image is not None and record.parsing is not None:
         with _listed(problems, record.parsing, "parsing", "treated as missing"):
-            parsing = read_parsing(root / record.parsing, original, root=root)
+            parsing = read_parsing(contained(root, record.parsing), original, root=root)
     if image is not None and record.mask is not None and how.mask_source != "parsing":
         with _listed(problems, record.mask, "mask", "treated as missing"):
-            mask = read_mask(root / record.mask, original, root, soft=how.soft_masks)
+            mask = read_mask(contained(root, record.mask), original, root, soft=how.soft_masks)
     person, mask_source = _person_mask(mask, parsing, original, how.mask_source)
     labels = np.full(original, MISSING_LABEL, np.uint8) if parsing is None else parsing
     keypoints = np.full((NUM_JOINTS, 2), np.nan, np.float32) if record.keypoints is None else record.keypoints
@@ -269,15 +274,3 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def remove_remains(out: Path) -> None:
-    """Delete temporary folders of killed runs; one whose writer lives is locked and stays."""
-    for folder in sorted(out.parent.glob(f".{out.name}.tmp-*")):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove_tree(folder)
-        finally:
-            os.close(descriptor)

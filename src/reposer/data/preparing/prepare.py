@@ -6,22 +6,30 @@ It is built beside its place and renamed: complete or not there. Preparing again
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+from reposer.config import read_json
+from reposer.data.packed import ARRAYS, HEADER, ROWS
 from reposer.data.pairs import write_pairs_csv
 from reposer.data.preparing.by_layout import MARKET1501, Found, PairRule, read_layout
 from reposer.data.preparing.leaks import find_leaks, refuse_synthetic
-from reposer.data.preparing.packing import MASK_SOURCES, MaskSource, Packing, claimed, pack, remove_remains
+from reposer.data.preparing.packing import MASK_SOURCES, MaskSource, Packing, pack
 from reposer.data.preparing.placement import Fit, known_fit
 from reposer.data.preparing.report import PrepareReport, count_annotations, count_problems, count_splits
 from reposer.data.problems import problems_csv
 from reposer.data.records import write_manifest
 from reposer.errors import UserError
-from reposer.files import atomic_folder, replaced_name, sha256_file, write_new
+from reposer.files import (
+    atomic_folder,
+    clean_up_after_killed,
+    refuse_foreign,
+    replaced_name,
+    sha256_file,
+    write_new,
+)
 from reposer.paths import printable
 
 REPORT, MANIFEST, PROBLEMS, PACKED = "report.json", "manifest.parquet", "problems.csv", "packed"
@@ -56,6 +64,10 @@ DEFAULTS: PrepareArguments = {
     "soft_masks": False,
 }
 _PLACES: tuple[Literal["parsing"], Literal["mask"], Literal["keypoints"]] = ("parsing", "mask", "keypoints")
+_FILES = {
+    *(MANIFEST, PROBLEMS, REPORT, *PAIRS.values(), PACKED),
+    *(f"{PACKED}/{name}" for name in (HEADER, ROWS, *(f"{array}.npy" for array in ARRAYS))),
+}
 _LATER = ("fit", "pairs", "mask_source", "soft_masks")  # written where they differ from the default
 
 
@@ -171,9 +183,9 @@ def _write(
     how: Packing,
     on_progress: Progress | None,
 ) -> PrepareReport:
-    remove_remains(out)
+    clean_up_after_killed(out, always=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out) as folder, claimed(folder):
+    with atomic_folder(out, lambda there: _check_out(root, there, config)) as folder:
         write_manifest(folder / MANIFEST, found.records)
         for split, name in PAIRS.items():
             write_pairs_csv(folder / name, found.pairs[split])
@@ -234,15 +246,21 @@ def _check_out(root: Path, out: Path, config: dict[str, Any]) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        before = json.loads((out / REPORT).read_bytes())["config"]
+        before = read_json(out / REPORT)["config"]
         changed = [key for key in config | before if before.get(key) != config.get(key)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError, AttributeError) as error:
         problem = f"{printable(out)}: exists and is no prepared folder"
         raise UserError(problem, "give another folder") from error
     if changed:
         values = ", ".join(f"{key} {before.get(key)} (now {config.get(key)})" for key in changed)
         advice = "give another folder, or delete this one"
         raise UserError(f"{printable(out)}: was prepared with other arguments: {values}", advice)
+    refuse_foreign(out, _is_own, "a prepared folder")
+
+
+def _is_own(name: str) -> bool:
+    """Whether a relative path is of what is written here; anything else, a run or a note, is the user's."""
+    return name in _FILES
 
 
 def _stage(on_progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:

@@ -12,15 +12,18 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer.config import read_json
 from reposer.data.keypoints import write_keypoints_csv
 from reposer.data.parsing import PALETTE
 from reposer.data.rendered.renderer import RenderedPeople
 from reposer.data.rendered.shots import Shot, iterate_rendered
 from reposer.errors import UserError
-from reposer.files import atomic_folder, write_new
+from reposer.files import atomic_folder, refuse_foreign, write_new
 from reposer.images import encode_jpeg, encode_png
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"  # Market-1501's folders
+_FOLDERS = (TRAIN, QUERY, GALLERY, "parsing", "mask")
+_RECORD, _KEYPOINTS = "people.json", "keypoints.csv"
 SCHEMA = "reposer-rendered-people-1"
 _DISK_THREADS, _MAX_PENDING = 8, 1024  # flushing a file takes milliseconds in which others can render
 MAX_PEOPLE, MAX_IMAGES = 9999, 999_999  # what four and six digits of a Market-1501 name can count
@@ -80,7 +83,7 @@ def write_rendered_dataset(
     root.parent.mkdir(parents=True, exist_ok=True)
     pids = range(1, total_people + 1)
     total = total_people * images_per_identity
-    with atomic_folder(root) as folder, _Writer(folder, identities) as writer:
+    with atomic_folder(root, _check_root) as folder, _Writer(folder, identities) as writer:
         for shots, batch in iterate_rendered(
             pids, images_per_identity, size, seed=seed, samples=samples, workers=workers
         ):
@@ -112,7 +115,7 @@ class _Writer:
         self._queried: set[tuple[int, int]] = set()
         self._disk = ThreadPoolExecutor(_DISK_THREADS)
         self._pending: list[Future[None]] = []
-        for name in (*self.counts, "parsing", "mask"):
+        for name in _FOLDERS:
             (folder / name).mkdir()
 
     def __enter__(self) -> Self:
@@ -148,9 +151,9 @@ class _Writer:
     def finish(self, settings: dict[str, Any]) -> None:
         """Write the lists."""
         self._settle()
-        write_keypoints_csv(self.folder / "keypoints.csv", dict(sorted(self.keypoints.items())))
+        write_keypoints_csv(self.folder / _KEYPOINTS, dict(sorted(self.keypoints.items())))
         record = {"schema": SCHEMA, **settings, "people": self.people, "images": self.images}
-        (self.folder / "people.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (self.folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def _settle(self) -> None:
         """Wait for the disk; its errors come up here."""
@@ -179,10 +182,15 @@ def _check_root(root: Path) -> None:
     if root.is_dir():
         if not any(root.iterdir()):
             return
-        record = root / "people.json"
-        if (
-            record.is_file()
-            and f'"schema": "{SCHEMA}"' in record.read_text(encoding="utf-8", errors="replace")[:200]
-        ):
+        try:
+            record = read_json(root / _RECORD)
+            names = list(record["images"])
+        except (UserError, KeyError, TypeError):
+            record, names = {}, []
+        if record.get("schema") == SCHEMA:
+            own = {*_FOLDERS, _RECORD, _KEYPOINTS}
+            own |= {f"{folder}/{name}" for name in names for folder in (TRAIN, QUERY, GALLERY)}
+            own |= {f"{kind}/{Path(name).stem}.png" for name in names for kind in ("parsing", "mask")}
+            refuse_foreign(root, own.__contains__, "this rendered data set")
             return
     raise UserError(f"{root}: exists and is not a rendered data set", "name a new folder")

@@ -7,15 +7,16 @@ an arm differs from another only in the images that these steps see.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from reposer.config import Config, apply_overrides, differences, load_config, save_config
 from reposer.errors import UserError
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.experiments.reid_presets import REID_PRESETS
 from reposer.experiments.study.painters import Painter, ParserChoice
+from reposer.paths import check_name
 from reposer.reid.distances import DISTANCES
 from reposer.training.reid_config import ReidConfig
 
@@ -43,7 +44,7 @@ class ArmFilter(Config):
 class Arm(Config):
     """One way to make the training set; the words of the table come from ``name``."""
 
-    name: str
+    name: Annotated[str, AfterValidator(check_name)]
     factor: int = Field(default=1, ge=1)  # images after augmentation per real one; 1: real images only
     repeated: bool = False  # the added images are the sources themselves: what more images alone bring
     policy: str = "any"  # of donors, a key of generation.donors.POLICIES

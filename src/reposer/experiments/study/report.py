@@ -30,6 +30,7 @@ from reposer.experiments.study.table import Results, block_cells, title_of, what
 from reposer.files import write_atomic
 from reposer.grids import draw_grid
 from reposer.images import decode, encode_png
+from reposer.paths import contained, made_folder, unlinked
 from reposer.reid.feature_files import read_features
 from reposer.sections import Fold, Picture, Section, Table, write_sections
 
@@ -66,7 +67,7 @@ def study_notes(plan: StudyPlan) -> list[str]:
 
 def write_report_parts(plan: StudyPlan, results: Results, notes: Sequence[str], root: Path) -> None:
     """Write the pictures of a finished study and its sections.json; ``reposer.report`` makes the page."""
-    (root / PICTURES).mkdir(exist_ok=True)
+    made_folder(root, PICTURES)
     sections = [
         Section("What was found", [what_was_found(results)]),
         Section("What was compared", list(notes), tables=[_arms_table(plan)]),
@@ -122,7 +123,7 @@ def _block_sections(plan: StudyPlan, results: Results, root: Path) -> list[Secti
         header, *rows = ([_in_lines(cell) for cell in cells] for cells in _whole_table(arms))
         curves = {arm.arm: _mean_curve(plan, block, arm.arm) for arm in arms}
         name = f"{PICTURES}/cmc_{number:02d}.png"
-        write_atomic(root / name, draw_curves(curves, "arm"))
+        write_atomic(unlinked(root, name), draw_curves(curves, "arm"))
         picture = Picture("Share of queries whose person is found by that rank, mean over seeds.", name)
         sections.append(Section(title_of(block), pictures=[picture], tables=[Table(header, rows)]))
     return sections
@@ -174,7 +175,7 @@ def _generated_section(plan: StudyPlan, root: Path) -> Section | None:
         if part.budget is plan.study.budgets[0]:
             for kept, word in ((True, "trained on"), (False, "dropped")):
                 name = f"{PICTURES}/{part.arm.name}_{'kept' if kept else 'dropped'}.png"
-                if _draw_pictures(plan, part, kept, root / name):
+                if _draw_pictures(plan, part, kept, unlinked(root, name)):
                     caption = f"{part.arm.name}: source, donor, picture; {word}."
                     pictures.append(Picture(caption, name))
     return Section("Generated pictures", pictures=pictures) if pictures else None
@@ -192,7 +193,9 @@ def _draw_pictures(plan: StudyPlan, part: Coverage, kept: bool, path: Path) -> b
         source, donor = (
             people.images[people.index(table[side][row].as_py())] for side in ("source", "donor")
         )
-        lines.append([source, donor, decode(folder / IMAGES / table["file"][row].as_py())])
+        lines.append(
+            [source, donor, decode(contained(folder, f"{IMAGES}/{table['file'][row].as_py()}"), folder)]
+        )
     titles = ["source", "donor", "picture"]
     write_atomic(path, encode_png(draw_grid(lines, titles, scale=1, groups=4)))
     return True
@@ -206,7 +209,7 @@ def _sheets_section(plan: StudyPlan, root: Path) -> Section | None:
     for name in names:
         cell = next(c for c in plan.cells if c.arm.name == name)
         method = cell.recipe.methods[0]
-        for path in _draw_sheet(plan, cell, method, root / PICTURES / f"ranks_{name}"):
+        for path in _draw_sheet(plan, cell, method, unlinked(root, f"{PICTURES}/ranks_{name}")):
             caption = f"{name}, {method}, seed {cell.seed}: queries whose match comes latest."
             pictures.append(Picture(caption, str(path.relative_to(root))))
     return Section("Where it fails", pictures=pictures) if pictures else None
