@@ -54,7 +54,7 @@ def printable(path: str | os.PathLike[str]) -> str:
     try:
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a lone surrogate, which no name on a disk holds
-        text = os.fspath(path).encode("utf-8", "backslashreplace").decode()  # type: ignore[union-attr]
+        text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -90,7 +90,7 @@ def _edit(row: int, **values):
         ({"donor_sha256": "held out"}, "donor_sha256 is that of a held-out image"),
         ({"trained_on": "val"}, r"generator was trained on test people \(val\)"),
         ({"trained_on": "all"}, r"generator was trained on test people \(train \+ val\)"),
-        ({"file": "../x.png"}, "file must be a plain file name"),
+        ({"file": "../x.png"}, "a path must not hold"),
         ({"donor_pid": None}, "donor_pid is missing"),
     ],
 )

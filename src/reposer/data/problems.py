@@ -61,8 +61,8 @@ def text_lines(path: Path) -> list[bytes]:
 
 
 def text_cell(text: str) -> str:
-    """The text for a table that people open in a spreadsheet: one that starts as a formula gets a ' before it,
-    control characters become escapes."""
+    """The text for a table that people open in a spreadsheet: a formula's start gets a ' before it, control
+    characters become escapes."""
     shown = printable(text)
     return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
 
