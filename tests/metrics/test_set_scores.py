@@ -17,7 +17,7 @@ from reposer.metrics import set_scores
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Metric .* will save all extracted features:UserWarning"),
-    pytest.mark.filterwarnings("ignore:std..: degrees of freedom:UserWarning"),
+    pytest.mark.filterwarnings("ignore:std.*degrees of freedom:UserWarning"),
 ]
 D = 6
 
