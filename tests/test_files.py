@@ -346,7 +346,7 @@ def test_a_missing_folder_is_never_a_repository_of_the_hub(
     monkeypatch.setattr(
         hub, "snapshot_download", lambda name, **how: asked.append((name, how["revision"])) or tmp_path
     )
-    with pytest.raises(UserError, match=r"runs/san: no such folder here: .*hub:runs/san"):
+    with pytest.raises(UserError, match=r"runs/san: no such folder: .*hub:runs/san"):
         hub.fetch_folder("runs/san", ["config.json"])
     with pytest.raises(UserError, match="is no name of the hub"):
         hub.fetch_folder("hub:../runs", ["config.json"])

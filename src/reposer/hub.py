@@ -33,7 +33,7 @@ def fetch_folder(name: str | Path, files: Sequence[str]) -> Path:
         if folder.is_dir():
             return folder
         hub = f", or write {PREFIX}{text} for the hub's repository" if _HUB_ID.fullmatch(text) else ""
-        raise UserError(f"{printable(text)}: no such folder here", f"check the path{hub}")
+        raise UserError(f"{printable(text)}: no such folder", f"check the path{hub}")
     wanted = text.removeprefix(PREFIX)
     if not _HUB_ID.fullmatch(wanted):
         raise UserError(

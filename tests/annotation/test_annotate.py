@@ -183,7 +183,7 @@ def test_a_link_that_leads_out_is_not_written_through(folder, tmp_path):
     (folder / "mask").symlink_to(outside)
     before = tree(outside)
     Image.fromarray(np.full((40, 24, 3), 120, np.uint8)).save(folder / "0001/0000_c1.png")
-    with pytest.raises(UserError, match="leads outside"):
+    with pytest.raises(UserError, match="is a link or lies behind one"):
         annotate(folder, None, stubs)
     assert tree(outside) == before
 

@@ -169,7 +169,7 @@ def test_a_saved_folder_gives_the_same_generator_without_the_network(tmp_path, t
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
     assert sizes[1] < 0.65 * sizes[0]
     with pytest.raises(UserError, match="the hub does not give it"):
-        PoseTransfer.from_pretrained("nobody/nothing")
+        PoseTransfer.from_pretrained("hub:nobody/nothing")
 
 
 def test_a_saved_folder_is_readable_without_our_code(tmp_path, tiny_san):

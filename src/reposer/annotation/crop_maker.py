@@ -21,7 +21,7 @@ from reposer.data.parsing import PALETTE
 from reposer.data.problems import AnnotationProblem
 from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES, Picture, encode_png, read_picture
-from reposer.paths import RefusedFileError, contained, read_regular
+from reposer.paths import RefusedFileError, check_relative, contained, read_regular
 from reposer.structures import NUM_LABELS
 
 PARSING, MASK = "parsing", "mask"  # folders, as `reposer prepare` looks for them
@@ -157,7 +157,7 @@ def refused_row(folder: Path, name: str, error: RefusedFileError) -> dict[str, A
     """The row of an image that a rule refuses."""
     message = f"{error.reason}; left out: {error.advice}" if error.advice else f"{error.reason}; left out"
     cell = problem_cell(AnnotationProblem(name, 0, "image", message, error.rule))
-    digest = source_hash(contained(folder, name), folder)
+    digest = source_hash(folder / check_relative(name), folder)
     return {"file": name, "sha256": digest, "left_out": error.rule, "flags": [], "problems": [cell]}
 
 

@@ -40,7 +40,7 @@ from reposer.data.generated.files import (
 from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
 from reposer.data.layouts.identity_folders import list_images
 from reposer.errors import UserError
-from reposer.paths import contained, printable
+from reposer.paths import check_relative, printable
 
 _AGAIN = "run the same `reposer annotate` command again"
 
@@ -170,7 +170,7 @@ def _file_faults(root: Path, where: str, row: Mapping[str, Any], *, apart: bool)
         if fault:
             what = "the copy" if apart else "the image"
             yield f"{image}: {what} {fault} ({where}, sha256); {_AGAIN}"
-    elif not apart and source_hash(contained(root, image), root) != row["sha256"]:
+    elif not apart and source_hash(root / check_relative(image), root) != row["sha256"]:
         yield f"{image}: the image differs from its sha256 ({where}, sha256); {_AGAIN}"
 
 

@@ -257,7 +257,7 @@ def _fault(task: Task, part: Path, images: Sequence[str], given: Given) -> str:
         return f"{part.name} has other images"
     places: set[str] = set()
     for row in rows:
-        if source_hash(contained(task.images, row["file"]), task.images) != row["sha256"]:
+        if source_hash(task.images / check_relative(row["file"]), task.images) != row["sha256"]:
             return f"{row['file']} has changed"
         if not row["left_out"] and given(row["file"]) != (row.get(GIVEN) or ""):
             return f"your own mask or key-point file of {row['file']} has changed"
