@@ -147,7 +147,7 @@ FAULTS = {  # name: how, what one line must say, and whether annotating again me
         rf"^{PART}: is not there, or not its seal",
         True,
     ),
-    "part gone, seal there": (lambda r: (r / PART).unlink(), rf"^{PART}: is damaged: .*No such file", True),
+    "part gone, seal there": (lambda r: (r / PART).unlink(), rf"^{PART}: is damaged: .*no such file", True),
     "part cut": (lambda r: cut(r / PART), rf"^{PART}: is damaged: differs from its sha256", True),
     "part changed": (lambda r: flip(r / PART), rf"^{PART}: is damaged", True),
     "seal cut": (lambda r: cut(r / "annotation/manifest/_part-00001.sha256"), None, True),
