@@ -15,6 +15,7 @@ from PIL import Image
 from reposer.annotation import journal
 from reposer.annotation.annotate import How, annotate
 from reposer.annotation.annotators import Annotators
+from reposer.annotation.faults import annotation_faults
 from reposer.annotation.keypoint_files import KeypointFiles
 from reposer.annotation.person_mask import FolderMasks
 from reposer.data.keypoints import read_keypoints_csv, write_keypoints_csv
@@ -61,6 +62,10 @@ def run(people: Path, masks: Path | None, keypoints: tuple[str, Path] | None = N
         return Annotators(StubParser(), FolderMasks(masks) if masks else None, files)
 
     return annotate(people, None, opened, how=How(batch_size=2))
+
+
+def read_rows(people: Path) -> set[str]:
+    return {row["file"] for row in journal.read_book(people / journal.BOOK).to_pylist()}
 
 
 def test_a_mask_that_changes_comes_goes_or_breaks(people, tmp_path):
@@ -156,3 +161,38 @@ def test_a_journal_of_another_version_is_made_again(people, tmp_path, monkeypatc
     report = run(people, masks)
     assert report.work.made == 6
     assert "is of another version" in report.work.notes[0]
+
+
+def test_folders_of_annotations_among_the_images_hold_no_people(people):
+    """Given ones say nothing, others that are called like annotations are listed; the check agrees."""
+    for number in range(6):
+        put_mask(people / "silhouette_maps", number, 30)
+        put_pose(people / "joints", number, 5, "openpose")
+        put_mask(people / "schp", number, 30)
+    shutil.copytree(people / "schp", people / "train" / "Masks")
+    draw_folder(people / "joints" / "rendered", 2, (SIZE,))
+    picture = people / "train" / "0009" / "0009_c1.png"
+    draw_folder(people / "train", 1, (SIZE,), people=1)
+    (people / "train" / "0001").rename(picture.parent)
+    given = people / "silhouette_maps", ("openpose", people / "joints")
+    report = run(people, *given)
+    rows = read_rows(people)
+    assert sorted(rows) == sorted([*(f"{stem(n)}.png" for n in range(6)), "train/0009/0000_c1.png"])
+    assert report.rules == {"unread-folder": 2, "missing-mask": 1, "missing-keypoints": 1}
+    listed = (people / "annotation" / "problems.csv").read_text()
+    assert "\nschp,,folder," in listed
+    assert "\ntrain/Masks,,folder," in listed
+    assert annotation_faults(people) == []
+    assert run(people, *given).work.made == 0
+
+    put_mask(people / "silhouette_maps" / "more", 7, 30)
+    assert annotation_faults(people) == []
+    draw_folder(people / "0002", 1, (SIZE,))
+    (fault,) = annotation_faults(people)
+    assert fault.startswith("0002/0001/0000_c1.png: the image is in no row")
+
+
+def test_a_folder_of_nothing_but_annotations_is_said(people, tmp_path):
+    (people / "0001").rename(people / "masks")
+    with pytest.raises(UserError, match=r"holds no image of people \(masks, folder: looks like annotations"):
+        run(people, None)

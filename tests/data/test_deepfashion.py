@@ -15,7 +15,7 @@ from reposer.data.layouts.deepfashion import inshop_pairs, read_deepfashion
 from reposer.data.layouts.deepfashion_keypoints import NARROW, SQUARE, frame_of, to_image
 from reposer.data.layouts.inshop_names import parse_inshop_name, split_overlap
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.prepare import prepare_people
+from reposer.data.preparing.prepare import look_at_people, prepare_people
 from reposer.errors import UserError
 from reposer.images import encode_jpeg
 from reposer.paths import RefusedFileError
@@ -255,3 +255,22 @@ def test_prepared(tmp_path: Path):
         prepare_people("deepfashion", root, tmp_path / "other", holdout=1)
     with pytest.raises(UserError, match="unknown option split"):
         prepare_people("deepfashion", root, tmp_path / "other", options={"split": 1})
+
+
+def test_a_dry_run_reads_key_points_and_lists_rows_of_no_image(tmp_path: Path):
+    root = make(tmp_path / "root")
+    path = root / "fasion-annotation-test.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], row(FLAT), f"{TEST[0]}: [1]: [1]"]) + "\n")  # the last has no row
+    dry = look_at_people("deepfashion", root)
+    report = prepare_people("deepfashion", root, tmp_path / "out")
+    assert dry.annotations == report.annotations
+    assert dry.annotations["keypoints"] == 17
+    assert dry.problems == report.problems
+    assert dry.problems == {
+        "bad-keypoints": 1,
+        "item-train-test": 1,
+        "missing-keypoints": 1,
+        "unknown-image": 1,
+        "person-train-test": 1,
+    }

@@ -11,6 +11,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import pytest
 from bad_inputs import CORPUS, encoded, exif, file_name, jpeg, picture, pixels
 
 from reposer.data.keypoints import HEADER, write_keypoints_csv
+from reposer.data.layouts.market1501 import read_market1501
 from reposer.data.packed import PackedPeople
+from reposer.data.preparing.leaks import find_leaks
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.data.records import read_manifest
 from reposer.errors import UserError
@@ -378,3 +381,28 @@ def test_odd_sizes_are_packed_to_one(tmp_path: Path):
         (train / f"0002_c1s1_{number:06d}_01.png").write_bytes(image)
     prepare_market1501(tmp_path / "root", tmp_path / "out", size=(32, 16))
     assert PackedPeople.open(tmp_path / "out" / "packed").images.shape == (3, 32, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("copy", "camids", "words"),
+    [
+        ("0007_c2s1_000001_00.jpg", (2, 2), "scores leave out its own camera, and so this image; keep both"),
+        (
+            "0007_c5s1_000001_00.jpg",
+            (2, 5),
+            "cameras 5 and 2 cannot both be right, and this query finds itself",
+        ),
+        ("0007_c2s1_000001_00.jpg", (0, 0), "no camera is known, so this query finds itself"),
+    ],
+)
+def test_a_copy_of_a_query_in_the_gallery_says_what_scores_make_of_it(tmp_path: Path, copy, camids, words):
+    for place in ("query/0007_c2s1_000001_00.jpg", f"bounding_box_test/{copy}"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes(encode_jpeg(pixels(1)))
+    records, _ = read_market1501(tmp_path)
+    records = [replace(record, camid=camid) for record, camid in zip(records, camids, strict=True)]
+    (problem,) = find_leaks(records)
+    assert (problem.rule, problem.file) == ("copy", f"bounding_box_test/{copy}")
+    assert words in problem.message
+    twice = [records[0], replace(records[0], path="query/again.jpg")]
+    assert "one of them is enough" in find_leaks(twice)[0].message

@@ -76,3 +76,15 @@ def test_pairs_are_what_they_should_be():
     assert positives / total == pytest.approx(0.3, abs=0.03)
     different = {(a, b) for a in range(16) for b in range(a + 1, 16) if LABELS[a] != LABELS[b]}
     assert seen_negative == different  # every one is possible, and no other
+
+
+def test_people_of_few_and_of_many_images_are_drawn_equally_often():
+    """As the docs say of the preset bot: the original draws people by their number of images instead."""
+    counts = np.array([2, 3, 4, 20, 72, 15, 15, 15])
+    groups = Groups.of(np.repeat(np.arange(8), counts))
+    drawn = np.concatenate([draw_people(groups, 4, 4, 3, step) for step in range(20)])
+    assert np.bincount(groups.labels[drawn]).tolist() == [4 * 10] * 8
+    seen = np.bincount(groups.labels[np.unique(drawn)])
+    expected = counts * (1 - np.maximum(1 - 4 / counts, 0) ** 10)  # ten turns of four images without return
+    np.testing.assert_allclose(seen, expected, atol=4)
+    assert (seen[:3] == counts[:3]).all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,10 @@ from reposer.data.packed import PackedPeople
 from reposer.data.pairs import read_pairs_csv
 from reposer.data.preparing.prepare import look_at_people, prepare_people
 from reposer.data.records import read_manifest
+from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.errors import UserError
+from reposer.evaluation.reidentification import evaluate_reid
+from reposer.structures import FeatureSet
 
 RNG = np.random.default_rng(7)
 Labels = dict[str, tuple[int, int, str]]
@@ -320,6 +324,15 @@ def masks_beside(root: Path) -> Labels:
     return labels
 
 
+def masks_in_splits(root: Path) -> Labels:
+    labels = {"train/1/1_c1.jpg": (1, 1, "train"), "query/2/1_c1.jpg": (2, 1, "query")}
+    labels["test/2/1_c2.jpg"] = (2, 2, "gallery")
+    tree(root, labels)
+    for folder in ("train/masks", "query/schp", "test/OpenPose", "masks"):
+        mask(root / folder / "1_c1.png")
+    return labels
+
+
 def plain_masks(root: Path) -> Labels:
     return masks_beside(root)
 
@@ -384,6 +397,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Labels], str, dict, dict[str, int]]] =
     "NFD names": (nfd_names, FOLDER, {}, {}),
     "NFD names, NFC labels": (nfd_labels, FOLDER, {"labels": "who.csv"}, {}),
     "plain masks": (plain_masks, FOLDER, {}, {"unread-folder": 2}),
+    "masks in splits": (masks_in_splits, FOLDER, {}, {"unread-folder": 4}),
     "counted from 0": (counted_from_zero, FOLDER, {"zero_based": True}, {}),
     "commas and quotes": (comma_names, FOLDER, {}, {}),
     "Windows table": (windows_table, "table", {"table": "list.csv"}, {}),
@@ -460,12 +474,17 @@ def test_people_counted_from_zero_are_said(tmp_path: Path):
 
 
 def test_a_dry_run_counts_rows_of_key_points(tmp_path: Path):
-    tree(tmp_path, ["anna/1_c1.jpg", "anna/2_c1.jpg"])
-    rows = ["name:keypoints_y:keypoints_x", "anna_1_c1.jpg:[1]:[1]", "other.jpg:[1]:[1]"]
-    (tmp_path / "keypoints.csv").write_text("\n".join(rows) + "\n")
-    report = look_at_people(FOLDER, tmp_path)
+    root = tmp_path / "root"
+    tree(root, ["anna/1_c1.jpg", "anna/2_c1.jpg"])
+    row = f"{[1] * 18}:{[1] * 18}"
+    rows = ["name:keypoints_y:keypoints_x", f"anna_1_c1.jpg:{row}", f"other.jpg:{row}"]
+    (root / "keypoints.csv").write_text("\n".join(rows) + "\n")
+    report = look_at_people(FOLDER, root)
     assert report.annotations["keypoints"] == 1
-    assert report.problems == {"missing-keypoints": 1}
+    assert report.problems == {"missing-keypoints": 1, "unknown-image": 1}
+    assert "other.jpg" in report.examples["unknown-image"]
+    prepared = prepare_people(FOLDER, root, tmp_path / "out", size=(16, 8))
+    assert (prepared.problems, prepared.annotations) == (report.problems, report.annotations)
 
 
 def test_folder_names_that_disagree_with_the_numbers_of_their_files(tmp_path: Path):
@@ -529,3 +548,48 @@ def test_a_test_split_without_queries_is_refused_by_row(tmp_path: Path):
     report = look_at_people("table", tmp_path, options={"table": str(tmp_path / "t.csv")})
     assert Counter(report.problems)["bad-label"] == 1
     assert "write gallery, or val" in report.examples["bad-label"]
+
+
+def test_both_layouts_score_queries_that_stand_in_the_gallery_alike(tmp_path: Path):
+    """Benchmarks keep their queries in the gallery: nobody is dropped, every reader scores alike."""
+    root = tmp_path / "root"
+    write_rendered_dataset(
+        root, identities=6, test_identities=4, images_per_identity=6, size=(32, 16), seed=5
+    )
+    before = len(os.listdir(root / "bounding_box_test"))
+    for path in (root / "query").glob("*.jpg"):
+        shutil.copy(path, root / "bounding_box_test")
+    prepare_people("market1501", root, tmp_path / "market", size=(32, 16))
+    options = {"identity": "^(-?[0-9]+)_"}
+    prepare_people(FOLDER, root, tmp_path / "folder", size=(32, 16), options=options)
+    queries = len(os.listdir(root / "query"))
+    found = {}
+    for name in ("market", "folder"):
+        people = PackedPeople.open(tmp_path / name / "packed")
+        sets = []
+        for split in ("query", "gallery"):
+            rows = np.flatnonzero(people.splits == split)
+            pixels = np.asarray(people.images[rows], np.float32).reshape(len(rows), -1)
+            order = np.lexsort((pixels.sum(1), people.camids[rows], people.pids[rows]))
+            names = tuple(people.names[row] for row in rows[order])
+            sets.append(
+                FeatureSet(pixels[order], people.pids[rows][order], people.camids[rows][order], names)
+            )
+        assert [len(one) for one in sets] == [queries, before + queries]
+        found[name] = sets
+    for market, folder in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(market.features, folder.features)
+        np.testing.assert_array_equal(market.pids, folder.pids)
+        np.testing.assert_array_equal(market.camids, folder.camids)
+    scores = {name: evaluate_reid(*sets) for name, sets in found.items()}
+    assert scores["market"].values == scores["folder"].values
+    query, gallery = found[
+        "market"
+    ]  # by hand: of one person and camera nothing counts, the query's copy neither
+    q, g = (x.features / np.linalg.norm(x.features, axis=1, keepdims=True) for x in (query, gallery))
+    first = []
+    for i, feature in enumerate(q):
+        same = (gallery.pids == query.pids[i]) & (gallery.camids == query.camids[i])
+        order = np.argsort(np.where(same, np.inf, 2 - 2 * g @ feature), kind="stable")
+        first.append(gallery.pids[order[0]] == query.pids[i])
+    assert scores["market"].values.rank1 == pytest.approx(np.mean(first))

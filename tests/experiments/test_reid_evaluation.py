@@ -17,7 +17,7 @@ from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.errors import UserError
 from reposer.evaluation.feature_map import draw_map, map_points
 from reposer.evaluation.reid_comparison import compare_methods
-from reposer.evaluation.reidentification import Rerank
+from reposer.evaluation.reidentification import Expansion, Rerank
 from reposer.experiments import reid_features
 from reposer.experiments.reid_evaluation import ReidOptions, evaluate_network, score_files
 from reposer.experiments.reid_export import export_embedding
@@ -182,6 +182,10 @@ def test_multi_query_pools_the_crops_of_a_person_and_camera(house, tmp_path):
     [
         ({"multi_query": "mean"}, "--multi-query and --crops"),
         ({"rank_lists": "kissme"}, "no row 'kissme' for rank lists: choose one of euclidean"),
+        (
+            {"rank_lists": "euclidean + query expansion", "expand": Expansion(2)},
+            "lists of 'euclidean . query expansion' cannot be drawn: choose 'euclidean'",
+        ),
         ({"feature_map": "pca"}, "no map 'pca': choose one of tsne, umap"),
     ],
 )
@@ -189,6 +193,17 @@ def test_wrong_options_fail_before_anything_is_extracted(house, tmp_path, option
     with pytest.raises(UserError, match=message):
         _evaluate(house, tmp_path / "out", "euclidean", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_without_rank_lists_says_why_and_keeps_none_of_an_earlier_one(house, tmp_path):
+    drawn = _evaluate(house, tmp_path, "euclidean", expand=Expansion(2))
+    assert list(tmp_path.glob("ranklist_*.png"))
+    assert not any("rank lists" in note for note in drawn.notes)
+    report = _evaluate(house, tmp_path, "euclidean", exclude_same_camera=False)
+    told = "No rank lists are drawn: they follow Market-1501's rules, these scores do not."
+    assert told in report.notes
+    assert told in (tmp_path / "reidentification.md").read_text()
+    assert not list(tmp_path.glob("ranklist_*.png"))
 
 
 def test_feature_files_need_query_and_gallery_once(house, tmp_path):

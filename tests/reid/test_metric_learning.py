@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from reposer.errors import UserError
-from reposer.reid.kissme import KISSME, principal_components, solve_published
+from reposer.reid.kissme import KISSME, _random_negatives, principal_components, solve_published
 from reposer.reid.pair_statistics import PairStatistics, condition_number, pair_statistics
 from reposer.reid.quadratic import spectrum_above
 from reposer.reid.xqda import XQDA, sample_views, view_covariances
@@ -236,6 +236,28 @@ def test_reference_kissme_samples_every_tenth_pair_and_clips_as_the_toolbox():
     assert (w == 1e-6).sum() > 0  # nine dimensions tell nothing
     assert ((w == 1e-6) | (w > 1e-10)).all()
     assert metric.ridge_ == 0
+
+
+def test_reference_kissme_takes_all_pairs_where_a_tenth_spans_too_little():
+    """Two cameras and an image in each, as VIPeR: a tenth of 40 pairs spans no 12 components."""
+    rng = np.random.default_rng(31)
+    pids, camids = np.repeat(np.arange(1, 41), 2), np.tile([1, 2], 40)
+    x = rng.normal(size=(41, 12))[pids] + 0.5 * rng.normal(size=(80, 12))
+    metric = KISSME(None, reference=True, seed=4).fit(x, pids, camids)
+    assert metric.similar_pairs_ == metric.dissimilar_pairs_ == 40
+    v, w = metric.components_, metric.weights_
+    a, b = x[::2] - x[1::2], np.zeros((12, 12))
+    sampled = _random_negatives(pids, camids, 40, np.random.default_rng(4))
+    for i, j in sampled:
+        assert pids[i] != pids[j]
+        assert camids[i] != camids[j]
+        b += np.outer(x[i] - x[j], x[i] - x[j]) / 40
+    values, vectors = np.linalg.eigh(inv(a.T @ a / 40) - inv(b))
+    if values.min() <= 0:
+        values = np.where(values <= 1e-10, 1e-6, values)
+    np.testing.assert_allclose(v @ np.diag(w) @ v.T, vectors @ np.diag(values) @ vectors.T, atol=1e-8)
+    tenth = KISSME(4, reference=True, seed=4).fit(x, pids, camids)  # 40 pairs are ten times four components
+    assert tenth.similar_pairs_ == 4
 
 
 def test_reference_kissme_is_a_sample_of_the_exact_metric():

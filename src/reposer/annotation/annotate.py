@@ -31,7 +31,7 @@ from reposer.annotation.photo_maker import PhotoMaker, crop_origins
 from reposer.annotation.results import KEYPOINTS, AnnotationReport, write_results
 from reposer.annotation.shard_writing import Progress, Work, make_all
 from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
-from reposer.data.layouts.identity_folders import list_images
+from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import remove_tree
@@ -79,12 +79,13 @@ def annotate(
     if open_detector is not None and not apart:
         raise UserError("people cut out of photos need a folder of their own", "give --out")
     problems: list[AnnotationProblem] = []
-    images = _images(folder, problems)
+    annotators = open_annotators()
+    beside = annotators.folders_in(folder)
+    images = _images(folder, problems, beside)
     if how.sample is not None:
         images = _spread(images, how.sample)
         root, apart = unlinked(root, f"{BOOK}/{SAMPLE}"), True
         remove_tree(root)  # a first look is always a new one
-    annotators = open_annotators()
     origins: Mapping[str, Mapping[str, Any]] = {}
     if open_detector is not None:
         cut = _cut_people(folder, root, images, open_detector, how)
@@ -95,7 +96,7 @@ def annotate(
             raise UserError(
                 f"{printable(root)}: nobody was found in {len(cut):,} photos", "give photos of people"
             )
-    task = _task(folder, root, annotators, how, apart)
+    task = _task(folder, root, annotators, how, apart, beside)
     finished: list[AnnotationReport] = []
 
     def finish(work: Work) -> None:
@@ -119,9 +120,12 @@ def annotate(
     return finished[0]
 
 
-def _images(folder: Path, problems: list[AnnotationProblem]) -> list[str]:
+def _images(folder: Path, problems: list[AnnotationProblem], beside: Sequence[str]) -> list[str]:
+    """The images of people; folders of annotations hold none, whether given or only called so."""
+    places = ["", *split_folders(folder).values()]
+    likely = annotation_folders(folder, places, beside, problems, "--mask or --keypoints")
     found = []
-    for path in list_images(folder, problems):
+    for path in list_images(folder, problems, skip={*beside, *likely}):
         try:
             found.append(check_relative(path))
         except ValueError as error:  # c:x.jpg: no place of a copy, and no file on Windows
@@ -130,9 +134,9 @@ def _images(folder: Path, problems: list[AnnotationProblem]) -> list[str]:
     kept, collisions = drop_collisions((path, without_suffix(path)) for path in found)
     problems += collisions
     if not kept:
-        raise UserError(
-            f"{printable(folder)}: holds no image", "give a folder with .jpg, .png, .webp or .bmp"
-        )
+        reason = f" of people ({problems[0]})" if problems else ""
+        advice = "give a folder with .jpg, .png, .webp or .bmp"
+        raise UserError(f"{printable(folder)}: holds no image{reason}", advice)
     return [path for path, _ in kept]
 
 
@@ -189,7 +193,9 @@ def _cut_people(
     ]
 
 
-def _task(folder: Path, root: Path, annotators: Annotators, how: How, apart: bool) -> Task:
+def _task(
+    folder: Path, root: Path, annotators: Annotators, how: How, apart: bool, beside: Sequence[str]
+) -> Task:
     settings = {
         "kind": "annotation",
         "images": _absolute(folder) if apart else ".",
@@ -197,7 +203,7 @@ def _task(folder: Path, root: Path, annotators: Annotators, how: How, apart: boo
         **annotators.describe(),
     }
     outputs = (*OUTPUTS, COPIES) if apart else OUTPUTS
-    return Task(folder, root, root / BOOK, settings, _environment(), COLUMNS, outputs)
+    return Task(folder, root, root / BOOK, settings, _environment(), COLUMNS, outputs, tuple(beside))
 
 
 def _foreign(root: Path, annotators: Annotators, apart: bool) -> list[Path]:

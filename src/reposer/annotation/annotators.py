@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,15 @@ class Annotators:
         if isinstance(self.keypoints, KeypointFiles):
             described["keypoints"] |= {"path": str(self.keypoints.path)}
         return described
+
+    def folders_in(self, images: Path) -> list[str]:
+        """The user's own mask and key-point folders inside ``images``, relative to it: nobody is on them."""
+        given = [self.masks.folder] if isinstance(self.masks, FolderMasks) else []
+        given += [self.keypoints.path] if isinstance(self.keypoints, KeypointFiles) else []
+        base = Path(os.path.realpath(images))
+        places = [Path(os.path.realpath(place)) for place in given if place.is_dir()]
+        inside = {place.relative_to(base).as_posix() for place in places if place.is_relative_to(base)}
+        return sorted(inside - {"."})
 
     def given(self, name: str) -> str:
         """sha256 of the user's own mask and key-point files of an image, as they are now; "" without any.

@@ -19,6 +19,7 @@ from reposer.annotation.journal import (
     STAGING,
     Rows,
     place_fault,
+    read_beside,
     read_shards,
     source_hash,
 )
@@ -38,7 +39,7 @@ from reposer.data.generated.files import (
     seal_path,
 )
 from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
-from reposer.data.layouts.identity_folders import list_images
+from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
 from reposer.errors import UserError
 from reposer.paths import check_relative, printable
 
@@ -92,10 +93,10 @@ class _Book:
         self._book, self._columns = book, columns
         try:
             self.settings = read_json(book / JOB).get("settings", {})
-            self.shards = read_shards(book / PLAN)
+            self.shards, self.beside = read_shards(book / PLAN), set(read_beside(book / PLAN))
         except UserError as error:
             self.faults.append(f"{self._name}: {error.problem}; {_restart()}")
-            self.shards, self.complete = [], False
+            self.shards, self.beside, self.complete = [], set(), False
         self.images = {image for shard in self.shards for image in shard}
         self.unread: set[str] = set()  # images of parts that cannot be read
 
@@ -209,7 +210,10 @@ def _foreign(root: Path, main: _Book) -> Iterator[str]:
         known |= {f"{field}/{stem}.png" for stem in stems}
         for place in sorted(_below(root, field) - known):
             yield f"{printable(place)}: is in no row of the manifest; delete it"
-    images, _ = drop_collisions((path, without_suffix(path)) for path in list_images(root, []))
+    skip = main.beside  # the same folders as in annotate.py
+    skip |= set(annotation_folders(root, ["", *split_folders(root).values()], skip, [], ""))
+    paths = list_images(root, [], skip=skip)
+    images, _ = drop_collisions((path, without_suffix(path)) for path in paths)
     own = main.settings.get("images") == "."
     advice = _AGAIN if own and not (root / BOOK / PHOTOS).is_dir() else "delete it"
     for image, _ in images:

@@ -7,7 +7,7 @@ shard is made again. So a kill -9 at any moment
 costs at most the shards at hand. New images are appended as new shards. In the folder ``annotation``:
 
     job.json                      what annotates, with what settings; another job is refused
-    plan.json                     the shards
+    plan.json                     the shards; folders of the user's own annotations among the images
     manifest/part-00000.parquet   at least a row for each image; ``pyarrow.parquet.read_table`` reads them all
     manifest/_part-00000.sha256   the seal
 """
@@ -79,6 +79,7 @@ class Task:
     environment: Mapping[str, Any]  # may change low bits, so a change is reported, not refused
     columns: Columns  # of the manifest after file and sha256, which are an image's
     outputs: tuple[tuple[str, str], ...]  # pairs of columns: a made file, relative to root, and its hash
+    beside: tuple[str, ...] = ()  # folders of the user's annotations in ``images``: no image of them counts
 
 
 def open_journal(task: Task, images: Sequence[str], foreign: Sequence[Path]) -> tuple[list[Shard], list[str]]:
@@ -118,7 +119,7 @@ def open_journal(task: Task, images: Sequence[str], foreign: Sequence[Path]) -> 
     remove_tree(unlinked(task.book, STAGING))  # of a killed writer
     other = differences(earlier.get("environment", {}), task.environment)
     notes = [f"started in another environment, single pixels may differ: {'; '.join(other)}"] * bool(other)
-    return _planned(task.book / PLAN, images, notes), notes
+    return _planned(task, images, notes), notes
 
 
 def unfinished(task: Task, shards: Sequence[Shard], notes: list[str], given: Given) -> list[Shard]:
@@ -171,6 +172,18 @@ def read_shards(path: Path) -> list[list[str]]:
             problem = f"{path}: {printable(str(image)[:100])}: {error}"
             raise UserError(problem, "restore it, or annotate into another folder") from error
     return shards
+
+
+def read_beside(path: Path) -> list[str]:
+    """The folders of the user's annotations among the images, from plan.json; [] without any or without it.
+
+    Raises:
+        UserError: damaged.
+    """
+    beside = read_json(path).get("beside", []) if path.exists() else []
+    if not isinstance(beside, list) or not all(isinstance(folder, str) for folder in beside):
+        raise UserError(f"{path}: holds no plan", "restore it, or annotate into another folder")
+    return beside
 
 
 def source_hash(path: Path, root: Path) -> str:
@@ -231,16 +244,18 @@ class ShardFiles:
         os.rmdir(self._staging)
 
 
-def _planned(path: Path, images: Sequence[str], notes: list[str]) -> list[Shard]:
+def _planned(task: Task, images: Sequence[str], notes: list[str]) -> list[Shard]:
     """The shards of plan.json, with new ones for images that are new."""
+    path, beside = task.book / PLAN, list(task.beside)
     shards = read_shards(path) if path.exists() else []
     known = {image for shard in shards for image in shard}
     new = [image for image in images if image not in known]
     if shards and new:
         notes.append(f"{len(new):,} images are new since the last call")
-    if new:
+    if new or beside != read_beside(path):
         shards += [new[i : i + SHARD_ITEMS] for i in range(0, len(new), SHARD_ITEMS)]
-        write_atomic(path, f"{json.dumps({'shards': shards})}\n".encode())
+        plan = {"shards": shards} | ({"beside": beside} if beside else {})
+        write_atomic(path, f"{json.dumps(plan)}\n".encode())
     return list(enumerate(shards))
 
 

@@ -206,7 +206,7 @@ def resolved(options: ReidOptions, has_training: bool) -> ReidOptions:
     """The options with methods and the row of the rank lists named.
 
     Raises:
-        UserError: rank lists of a row that will not be there, or a map that cannot be drawn.
+        UserError: rank lists of a row that will not be there or has none, or a map that cannot be drawn.
     """
     methods = options.methods or ALWAYS + (WHERE_TRAINED if has_training else ())
     if options.expand is not None and not options.unit:
@@ -217,6 +217,8 @@ def resolved(options: ReidOptions, has_training: bool) -> ReidOptions:
     if options.rank_lists and not (usual and options.exclude_same_camera):
         raise UserError("rank lists are drawn by Market-1501's rules only", "leave --rank-lists out")
     rows = row_names(methods, options.rerank is not None, options.expand is not None)
+    if options.rank_lists.endswith(EXPANDED):
+        raise UserError(f"rank lists of {options.rank_lists!r} cannot be drawn", f"choose {rows[0]!r}")
     if options.rank_lists and options.rank_lists not in rows:
         raise UserError(f"no row {options.rank_lists!r} for rank lists", f"choose one of {', '.join(rows)}")
     if options.feature_map:
@@ -287,7 +289,7 @@ def write_report_folder(
     Args:
         tested: queries and gallery, for rank lists and maps; None: several splits, which have neither.
 
-    Rank lists are drawn of rows by Market-1501's rules and without query expansion.
+    Rank lists are drawn by Market-1501's rules only; a note says where there are none.
 
     Returns:
         the report with the pictures' names and captions.
@@ -295,14 +297,19 @@ def write_report_folder(
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "cmc.png", draw_cmc(report))
     pictures = {"cmc.png": "Share of queries whose first match stands at a rank or before it."}
-    by_market = replace(options.protocol, words="") == replace(MARKET, words="")
-    drawable = by_market and options.exclude_same_camera and not options.rank_lists.endswith(EXPANDED)
-    if tested is not None and picture is not None and drawable and options.rank_lists in report.results:
-        for path in write_rank_lists(
-            out, *tested, report, picture, method=options.rank_lists, unit=options.unit
+    if tested is not None and picture is not None:
+        why = _no_rank_lists(report, options)
+        for path in (
+            []
+            if why
+            else write_rank_lists(out, *tested, report, picture, method=options.rank_lists, unit=options.unit)
         ):
             kind = path.stem.removeprefix("ranklist_")
             pictures[path.name] = f"Rank lists, {options.rank_lists}: {_KINDS[kind]}."
+        if why:
+            for kind in _KINDS:  # those of an earlier report
+                (out / f"ranklist_{kind}.png").unlink(missing_ok=True)
+            report = replace(report, notes=(*report.notes, f"No rank lists are drawn: {why}."))
     if options.feature_map and tested is not None:
         name = f"map_{options.feature_map}.png"
         write_atomic(out / name, draw_map(_joined(*tested), options.feature_map, options.seed))
@@ -316,6 +323,13 @@ def write_report_folder(
     report = replace(report, pictures=pictures)
     report.write(out)
     return report
+
+
+def _no_rank_lists(report: ReidReport, options: ReidOptions) -> str:
+    """Why a report gets no rank lists; empty where it gets some."""
+    if replace(options.protocol, words="") != replace(MARKET, words="") or not options.exclude_same_camera:
+        return "they follow Market-1501's rules, these scores do not"
+    return "" if options.rank_lists in report.results else f"there is no row {options.rank_lists}"
 
 
 _KINDS = {

@@ -51,7 +51,9 @@ def siamese2017() -> ReidConfig:
     pairs from 1:1 towards 1:4, dropout 0.9 before both heads, pool5 not normalized; trunk at 1e-4, heads at
     1e-3, biases and norms at 20 times that. In use a single stream at 256x256: the 7x7 averages at every
     place, normalized, summed over places and over the mirror image. The pair loss is that of the author's
-    first (MATLAB) code.
+    first (MATLAB) code. Positive pairs are 1 of min(5, 2 * 1.01^epoch). The first script had max(5, ...),
+    which is 1:4 from the first epoch to the last, against its own comment; the author took the correction to
+    min in June 2017 (pull request 7 of layumi/2016_person_re-ID), and so do we.
     Ours: BatchNorm statistics follow torch's rate of 0.1, theirs the learning rates of that code; the
     verification head learns at the heads' rate.
     """

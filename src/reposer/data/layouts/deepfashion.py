@@ -84,7 +84,8 @@ def read_deepfashion(
         lists: folder of the lists, anywhere; None: the first of LIST_FOLDERS below ``root`` that has one.
         frame: of the key-points, see ``deepfashion_keypoints.frame_of``.
         soft_masks: see ``label_files.read_mask``.
-        look_only: a dry run: nothing is decoded, records have no size, no hash and no key-points.
+        look_only: a dry run: nothing is decoded, records have no size and no hash, and joints
+            stay in their frame.
         on_progress: called after each image.
 
     Raises:
@@ -111,8 +112,6 @@ def read_deepfashion(
         sources = [annotations.keypoints]
     problems += _overlap_problems(overlap, names["test"])
     problems += unread_problems(root, records, problems, annotations, *map(str, sources))
-    if look_only:
-        return InshopPeople(records, problems, overlap, {split: [] for split in SPLITS.values()})
     records, order = add_keypoints(records, [(path, frame_of(path, frame)) for path in sources], problems)
     place = {name: number for number, name in enumerate(order)}
     records.sort(key=lambda record: place.get(record.name, len(place)))  # stable: else as listed

@@ -70,7 +70,8 @@ def add_keypoints(
 ) -> tuple[list[PersonRecord], list[str]]:
     """The records with their key-points, and the names of all rows in file order.
 
-    Rows may name an image in either spelling. A joint outside the picture is missing then, and listed.
+    Rows may name an image in either spelling. A joint outside the picture is missing then, and listed; of
+    records without a size (a dry run) joints stay as they are.
 
     Raises:
         UserError: a file as a whole cannot be used.
@@ -102,7 +103,7 @@ def add_keypoints(
 def _placed(
     record: PersonRecord, pose: Pose, path: Path, frame: Frame, problems: list[AnnotationProblem]
 ) -> Pose:
-    if frame is None:
+    if frame is None or not record.width:
         return pose
     moved = to_image(pose, frame, (record.height, record.width))
     limit = np.array([record.width, record.height], np.float32) - 0.5
@@ -119,6 +120,8 @@ def _limits(records: Mapping[str, PersonRecord], frame: Frame) -> dict[str, tupl
     """(width, height) that the joints of an image must lie in, by both spellings."""
     limits = {}
     for record in records.values():
+        if frame is None and not record.width:
+            continue
         size = (record.width, record.height) if frame is None else (frame[1], frame[0])
         limits[record.name] = limits[parse_inshop_name(record.name).original] = limits[record.path] = size
     return limits

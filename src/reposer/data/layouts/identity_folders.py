@@ -207,6 +207,29 @@ def list_images(root: Path, problems: Problems, below: str = "", skip: Collectio
     return found
 
 
+def annotation_folders(
+    root: Path, places: Iterable[str], skip: Collection[str], problems: Problems, options: str
+) -> list[str]:
+    """Folders directly in ``places`` that nobody gave, and that no person is called like; each is listed.
+
+    Args:
+        root: the folder of the images.
+        places: relative paths of folders, "" for ``root`` itself.
+        skip: relative paths of folders that were given by option.
+        problems: gets a line for each.
+        options: by which such a folder can be given, for the advice.
+    """
+    found = []
+    for place in places:
+        for name in sorted(os.listdir(root / place)):
+            path = f"{place}/{name}" if place else name
+            if name.lower() in _LIKELY_ANNOTATIONS and path not in skip and (root / path).is_dir():
+                message = f"looks like annotations and is not read: give it by {options}, else rename it"
+                problems.append(AnnotationProblem(printable(path), 0, "folder", message, "unread-folder"))
+                found.append(path)
+    return found
+
+
 def split_folders(root: Path) -> dict[str, str]:
     """Split -> its folder below ``root``, by SPLIT_NAMES; empty where there is none."""
     names: dict[str, str] = {}
@@ -226,16 +249,14 @@ def split_folders(root: Path) -> dict[str, str]:
 def _images(root: Path, problems: Problems, skip: Collection[str]) -> _Images:
     """Every image with its split and its path below the split's folder, sorted by path."""
     splits = split_folders(root)
+    places = list(splits.values()) or [""]
+    skip = {*skip, *annotation_folders(root, places, skip, problems, "--mask or --parsing")}
     found: list[tuple[str, str, str]] = []
     for split, folder in splits.items():
         paths = list_images(root, problems, folder, skip)
         found += [(path, split, path[len(folder) + 1 :]) for path in paths]
     if not splits:
-        likely = [name for name in os.listdir(root) if name.lower() in _LIKELY_ANNOTATIONS]
-        for name in sorted(set(likely) - set(skip)):
-            message = "looks like annotations and is not read: give it by --mask or --parsing, else rename it"
-            problems.append(AnnotationProblem(printable(name), 0, "folder", message, "unread-folder"))
-        found = [(path, "train", path) for path in list_images(root, problems, "", {*skip, *likely})]
+        found = [(path, "train", path) for path in list_images(root, problems, "", skip)]
     return sorted(found)
 
 

@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from reposer.data.keypoints import Pose, read_keypoints_csv
 from reposer.data.label_files import read_mask
 from reposer.data.layouts.folder_scan import list_names, nfc, relative_folder, without_suffix
 from reposer.data.parsing import read_parsing
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.paths import RefusedFileError, contained, printable
-from reposer.structures import NUM_JOINTS, PersonRecord
+from reposer.structures import PersonRecord
 
 _MAP_SUFFIXES = (".png", ".npy")
 _KEYPOINT_FILES = ("keypoints.csv", "lists/keypoints.csv")
@@ -81,7 +79,7 @@ class Annotations:
         problems: list[AnnotationProblem],
         twins: Mapping[str, str] | None = None,
     ) -> list[PersonRecord]:
-        """The records with their key-points; those of a dry run have no joint.
+        """The records with their key-points; a dry run does not know whether a joint lies outside its image.
 
         Args:
             twins: name of an image -> name of another one; of the same bytes they share a row.
@@ -92,19 +90,10 @@ class Annotations:
         if self.keypoints is None:
             return list(records)
         known = _by_alias(records)
-        if self.look_only:
-            named = _row_names(self.keypoints)
-            listed = {known[nfc(name)] for name in named if nfc(name) in known}
-            for record in records:
-                if record.name not in listed:
-                    message = f"no row for {record.name}"
-                    where = printable(self.keypoints)
-                    problems.append(AnnotationProblem(where, 0, "name", message, "missing-keypoints"))
-            empty = np.full((NUM_JOINTS, 2), np.nan, np.float32)
-            return [replace(r, keypoints=empty if r.name in listed else None) for r in records]
         sizes = {r.name: (r.width, r.height) for r in records}
         aliases = {name: nfc(name) for name in [*_row_names(self.keypoints), *known] if nfc(name) in known}
-        rows, bad = read_keypoints_csv(self.keypoints, {a: sizes[known[n]] for a, n in aliases.items()})
+        limits = {} if self.look_only else {a: sizes[known[n]] for a, n in aliases.items()}
+        rows, bad = read_keypoints_csv(self.keypoints, limits)
         problems += [replace(problem, rule="bad-keypoints") for problem in bad]
         file = printable(self.keypoints)
         poses: dict[str, Pose] = {}

@@ -87,7 +87,7 @@ def read_layout(
             holdout=holdout,
             on_progress=on_progress,
         )
-    found = {split: _pairs(records, split, pairs) for split in ("train", "val")}
+    found = {split: [] if look_only else _pairs(records, split, pairs) for split in ("train", "val")}
     return Found(records, problems, found, _notes(records, bool(options.get("anonymous"))))
 
 

@@ -22,7 +22,8 @@ def find_leaks(
 ) -> list[AnnotationProblem]:
     """Warnings about files of the same bytes, and about people of both the training and the test folders.
 
-    Rules: ``copy`` (same bytes, same person), ``copy-other-person`` (same bytes under two pids: one label is
+    Rules: ``copy`` (same bytes, same person; of a query that is kept in the gallery the line says what scores
+    make of it), ``copy-other-person`` (same bytes under two pids: one label is
     wrong), ``copy-train-test`` (same bytes in the training folder and in query or gallery),
     ``person-train-test`` (a pid in both; junk and distractors aside). A file that breaks two rules is listed
     twice.
@@ -30,6 +31,7 @@ def find_leaks(
     Args:
         training: the splits that are no test; of DeepFashion, whose test images are "val", only "train".
     """
+    cameras = any(record.camid for record in records)
     first: dict[str, PersonRecord] = {}
     problems: list[AnnotationProblem] = []
     for record in records:
@@ -39,7 +41,7 @@ def find_leaks(
                 AnnotationProblem(
                     record.path, 0, "content", f"has the same bytes as {other.path}; {text}", rule
                 )
-                for rule, text in _copy_rules(record, other, training)
+                for rule, text in _copy_rules(record, other, training, cameras)
             ]
     trained = {record.pid for record in records if record.split in training}
     tested = {record.pid for record in records if record.split not in training and record.pid > 0}
@@ -75,11 +77,22 @@ def refuse_synthetic(root: Path, records: Sequence[PersonRecord]) -> None:
 
 
 def _copy_rules(
-    record: PersonRecord, other: PersonRecord, training: tuple[str, ...]
+    record: PersonRecord, other: PersonRecord, training: tuple[str, ...], cameras: bool
 ) -> list[tuple[str, str]]:
     rules = []
     if (record.split in training) != (other.split in training):
         rules.append(("copy-train-test", "a test image must not be trained on"))
     if record.pid != other.pid:
         rules.append(("copy-other-person", f"pids {record.pid} and {other.pid} cannot both be right"))
-    return rules or [("copy", "one of them is enough")]
+    return rules or [("copy", _copy_text(record, other, cameras))]
+
+
+def _copy_text(record: PersonRecord, other: PersonRecord, cameras: bool) -> str:
+    """What follows from a copy of the same person: a query may stand in the gallery on purpose."""
+    if {record.split, other.split} != {"query", "gallery"}:
+        return "one of them is enough"
+    if not cameras:
+        return "no camera is known, so this query finds itself: take it out of the gallery"
+    if record.camid != other.camid:
+        return f"cameras {record.camid} and {other.camid} cannot both be right, and this query finds itself"
+    return "a query in the gallery: scores leave out its own camera, and so this image; keep both if you like"
