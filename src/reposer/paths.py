@@ -131,10 +131,12 @@ def made_folder(root: Path, relative: str = "") -> Path:
     Raises:
         RefusedFileError: rules ``bad-path``, ``link``; ``not-a-folder``: something else is there.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    if not root.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
     folder = unlinked(root, relative) if relative else root
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise RefusedFileError(folder, "not-a-folder", "is no folder", "move it away") from error
     return folder
