@@ -111,6 +111,12 @@ def exif(orientation: int | str) -> bytes:
     return record.tobytes()
 
 
+def _cut_profile() -> bytes:
+    """A color profile's segment that ends before its number, which Pillow stumbles over."""
+    plain = jpeg()
+    return plain[:2] + b"\xff\xe2\0\x0eICC_PROFILE\0" + plain[2:]
+
+
 def giant_jpeg(width: int, height: int) -> bytes:
     """A small JPEG whose header promises another size."""
     parts = [
@@ -260,8 +266,6 @@ DAMAGED = [
     _file("BMP cut in half", ".bmp", lambda: bmp(16, 16)[:400], "truncated"),
     _file("BMP header alone", ".bmp", lambda: bmp(16, 16)[:54], "truncated"),
     _file("BMP with 7 bits a pixel", ".bmp", lambda: bmp(16, 16, bits=7, data=bytes(512)), "damaged"),
-    _file("EXIF that is noise", ".jpg", lambda: jpeg(exif=b"Exif\0\0" + bytes(range(60))), "exif-damaged"),
-    _file("EXIF cut short", ".jpg", lambda: jpeg(exif=exif(6)[:16]), "exif-damaged"),
 ]
 
 SIZES = [
@@ -359,6 +363,9 @@ MODES = [
         _used(f"EXIF orientation {i}", ".jpg", lambda i=i: jpeg(exif=exif(i)), "exif-rotated")
         for i in range(2, 9)
     ),
+    _used("EXIF that is noise", ".jpg", lambda: jpeg(exif=b"Exif\0\0" + bytes(range(60))), "exif-damaged"),
+    _used("EXIF cut short", ".jpg", lambda: jpeg(exif=exif(6)[:16]), "exif-damaged"),
+    _used("profile cut short", ".jpg", _cut_profile, "metadata-damaged"),
     _used("EXIF orientation 99", ".jpg", lambda: jpeg(exif=exif(99)), "exif-unknown"),
     _used("EXIF orientation 0", ".jpg", lambda: jpeg(exif=exif(0)), "exif-unknown"),
     _used("PNG with EXIF", ".png", lambda: encoded(picture(), "PNG", exif=exif(6)), "exif-rotated"),

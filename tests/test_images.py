@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import threading
 import warnings
 from pathlib import Path
@@ -213,8 +214,7 @@ def test_threads_leave_the_warning_filters_alone():
 
     def work() -> None:
         for _ in range(50):
-            with pytest.raises(images.ImageError):
-                images.decode_bytes(broken, "a.jpg")
+            images.decode_bytes(broken, "a.jpg")
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -222,3 +222,62 @@ def test_threads_leave_the_warning_filters_alone():
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
+
+
+def _used(folder: Path, data: bytes) -> images.Picture:
+    (folder / "a.jpg").write_bytes(data)
+    return images.read_picture(folder / "a.jpg")
+
+
+def _tiff(order: str, entries: list[tuple[int, int, int, int]], cut: int | None = None) -> bytes:
+    """EXIF data of one directory, written by hand: tag, type, count, value or offset."""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries))
+    rows = b""
+    for tag, kind, count, value in entries:
+        short = kind == 3 and count == 1
+        rows += struct.pack(order + "HHI", tag, kind, count)
+        rows += struct.pack(order + "HH", value, 0) if short else struct.pack(order + "I", value)
+    return b"Exif\0\0" + (head + rows + b"\0\0\0\0")[:cut]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (0x927C, 7, 5000, 90000),  # a maker note past the end
+        (0x8825, 4, 1, 70000),  # positions nowhere
+        (0x8769, 4, 1, 8),  # a directory that is its own
+        (0x0201, 4, 1, 1 << 31),  # a thumbnail nowhere
+        (0x010F, 99, 7, 12),  # a type that does not exist
+        (0x010F, 2, 0xFFFFFFFF, 12),
+    ],
+)
+def test_broken_metadata_cost_neither_picture_nor_orientation(tmp_path, order, broken):
+    first = [broken, (0x0112, 3, 1, 6)] if broken[0] < 0x0112 else [(0x0112, 3, 1, 6), broken]
+    found = _used(tmp_path, jpeg(exif=_tiff(order, first)))
+    plain = images.decode_bytes(jpeg(), "a.jpg")
+    assert found.rules == ("exif-rotated",)
+    np.testing.assert_array_equal(found.pixels, np.rot90(plain, -1))
+
+
+@pytest.mark.parametrize("cut", [5, 9, 12, 19])
+def test_a_cut_directory_is_listed_and_the_picture_used_as_stored(tmp_path, cut):
+    found = _used(tmp_path, jpeg(exif=_tiff("<", [(0x0112, 3, 1, 6)], cut)))
+    assert found.rules == ("exif-damaged",)
+    np.testing.assert_array_equal(found.pixels, images.decode_bytes(jpeg(), "a.jpg"))
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff\xe2\0\x0eICC_PROFILE\0",
+        b"\xff\xe1\0\x20http://ns.adobe.com/xap/1.0/\0<",
+        b"\xff\xe2\0\x0aMPF\0II*\0",
+    ],
+)
+def test_a_cut_profile_text_or_index_costs_no_picture(tmp_path, segment):
+    segment = segment.ljust(2 + segment[3], b"?")
+    plain = jpeg(exif=exif(6))
+    found = _used(tmp_path, plain[:2] + segment + plain[2:])
+    assert "exif-rotated" in found.rules
+    np.testing.assert_array_equal(found.pixels, images.decode_bytes(plain, "a.jpg"))

@@ -37,9 +37,13 @@ ACCEPTED = {
     "alpha-on-black": "transparent pixels are laid on black",
     "exif-rotated": "turned upright as EXIF says",
     "exif-unknown": "EXIF gives an orientation that does not exist; it is ignored",
+    "metadata-damaged": "a broken profile, text or maker's part is ignored; the pixels are whole",
+    "exif-damaged": "the EXIF data do not tell the orientation; the picture is used as it is stored",
 }
 
 _ORIENTATION_TAG = 0x0112
+_STRIPPED = "reposer-stripped"  # in an image's info
+_WHOLE = {1: "B", 3: "H", 4: "I"}  # TIFF's whole numbers: BYTE, SHORT, LONG
 _TURN = Image.Transpose
 _TURNS = {
     **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE},
@@ -49,6 +53,7 @@ _SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".
 _BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _HEIC = (b"hei", b"hev", b"mif", b"msf")
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_METADATA = r"(?is).*(EXIF|malformed MPO|TIFF|tag data|metadata|file read)"  # of Pillow's warnings
 _CHUNK = 1 << 20  # bytes
 _WARNINGS = threading.Lock()  # the warning filters belong to the whole process
 
@@ -67,15 +72,14 @@ def open_image(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(name, "empty", "an empty file", "get the file again")
     try:
-        with _strict_warnings():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _opened(data)
     except UnidentifiedImageError as error:
         advice = "convert it to JPEG, PNG, WebP or BMP, or get it again"
         raise ImageError(name, "format", "no readable JPEG, PNG, WebP or BMP", advice) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(name) from error
     except Exception as error:  # whatever Pillow's parsers raise on hostile bytes
-        raise (_bad_exif(name) if "EXIF" in str(error) else _damaged(name, error)) from error
+        raise _damaged(name, error) from error
     if image.width * image.height > MAX_PIXELS:
         raise _too_many_pixels(name)
     if min(image.size) < MIN_SIDE:
@@ -84,6 +88,40 @@ def open_image(data: bytes, name: str) -> Image.Image:
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ImageError(name, "animated", "holds several frames", "store the wanted frame as one image")
     return image
+
+
+def _opened(data: bytes) -> Image.Image:
+    """What Pillow makes of the file; once more without its metadata where these are what it stumbles over."""
+    try:
+        with _strict_warnings():
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except Exception:  # whatever Pillow's parsers raise on hostile bytes
+        lean, exif = _without_metadata(data)
+        if len(lean) == len(data):
+            raise
+        with _strict_warnings():
+            image = Image.open(io.BytesIO(lean), formats=FORMATS)
+        image.info |= {"exif": exif, _STRIPPED: True}
+        return image
+
+
+def _without_metadata(data: bytes) -> tuple[bytes, bytes]:
+    """A JPEG without APP1 to APP13, APP15 and comments, and its EXIF data; any other file as it is."""
+    kept, exif, place = [data[:2]], b"", 2
+    if sniff(data[:32]) == "JPEG":
+        while data[place : place + 1] == b"\xff" and data[place + 1] not in (0xDA, 0xD9, 0xFF):
+            end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+            segment, marker = data[place:end], data[place + 1]
+            if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
+                exif = exif or segment[4:]
+            if marker not in (*range(0xE1, 0xEE), 0xEF, 0xFE):
+                kept.append(segment)
+            place = end
+            if place + 2 > len(data):
+                break
+    return b"".join([*kept, data[place:]]), exif
 
 
 def load(image: Image.Image, data: bytes, name: str) -> None:
@@ -110,7 +148,7 @@ def upright_rgb(image: Image.Image, data: bytes, name: str) -> tuple[Image.Image
         data: the file that ``image`` was opened from.
 
     Raises:
-        ImageError: rules ``cmyk-unmarked``, ``color-mode``, ``exif-damaged``.
+        ImageError: rules ``cmyk-unmarked``, ``color-mode``.
     """
     found = file_format(image)
     rules = [] if _SUFFIXES.get(Path(name).suffix.lower()) == found else ["wrong-extension"]
@@ -118,6 +156,8 @@ def upright_rgb(image: Image.Image, data: bytes, name: str) -> tuple[Image.Image
         rules.append("first-picture")
     if found == "PNG" and data[24] == 16:  # IHDR's bit depth; of 16-bit RGB Pillow itself keeps the high byte
         rules.append("16-bit")
+    if _STRIPPED in image.info:
+        rules.append("metadata-damaged")
     rgb = _to_rgb(image, name, rules)
     return _upright(image, rgb, name, rules), rules
 
@@ -197,12 +237,10 @@ def _to_rgb(image: Image.Image, name: str, rules: list[str]) -> Image.Image:
 
 def _upright(image: Image.Image, rgb: Image.Image, name: str, rules: list[str]) -> Image.Image:
     try:
-        record = Image.Exif()  # image.getexif() is silent about damage that was met when the file was opened
-        with _strict_warnings():
-            record.load(image.info.get("exif", b""))
-            orientation = record.get(_ORIENTATION_TAG, 1)
-    except Exception as error:  # whatever Pillow's EXIF parser raises on hostile bytes
-        raise _bad_exif(name) from error
+        orientation = _orientation(image.info.get("exif", b""))
+    except ValueError:  # the pixels are whole: metadata never costs a picture
+        rules.append("exif-damaged")
+        return rgb
     if orientation in _TURNS:
         rules.append("exif-rotated")
         return rgb.transpose(_TURNS[orientation])
@@ -211,20 +249,46 @@ def _upright(image: Image.Image, rgb: Image.Image, name: str, rules: list[str]) 
     return rgb
 
 
+def _orientation(exif: bytes) -> int:
+    """The orientation in EXIF data, 1 where there is none; nothing else of them is looked at.
+
+    The first directory of a TIFF structure (TIFF 6.0, section 2): count, then entries of 12 bytes with tag,
+    type, count and value. Maker notes, positions, thumbnails and further directories may be broken.
+
+    Raises:
+        ValueError: the data end before the first directory does, or the entry is no number.
+    """
+    data = exif.removeprefix(b"Exif\0\0")
+    if not data:
+        return 1
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None:
+        raise ValueError("no TIFF structure")
+    try:
+        (place,) = struct.unpack_from(order + "I", data, 4)
+        (count,) = struct.unpack_from(order + "H", data, place)
+        for entry in range(place + 2, place + 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from(order + "HHI", data, entry)
+            if tag == _ORIENTATION_TAG:
+                if number != 1 or kind not in _WHOLE:
+                    raise ValueError("the orientation is no number")
+                return int(struct.unpack_from(order + _WHOLE[kind], data, entry + 8)[0])
+    except struct.error as error:
+        raise ValueError("the first directory is cut off") from error
+    return 1
+
+
 @contextmanager
 def _strict_warnings() -> Iterator[None]:
-    """Pillow's warnings (bomb, malformed MPO or APNG, corrupt EXIF) as errors."""
+    """Pillow's warnings (bomb, malformed APNG) as errors; those of metadata cost no picture."""
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=_METADATA)
         yield
 
 
 def _too_many_pixels(name: str) -> ImageError:
     return ImageError(name, "too-many-pixels", f"more than {MAX_PIXELS:,} pixels", "make it smaller")
-
-
-def _bad_exif(name: str) -> ImageError:
-    return ImageError(name, "exif-damaged", "damaged EXIF data", "save it without metadata")
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
