@@ -593,3 +593,29 @@ def test_both_layouts_score_queries_that_stand_in_the_gallery_alike(tmp_path: Pa
         order = np.argsort(np.where(same, np.inf, 2 - 2 * g @ feature), kind="stable")
         first.append(gallery.pids[order[0]] == query.pids[i])
     assert scores["market"].values.rank1 == pytest.approx(np.mean(first))
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "queries", "rule"),
+    [
+        ("train", "val", False, "person-train-test"),
+        ("train", "val", True, "person-train-val"),
+        ("train", "query", False, "person-train-test"),
+        ("train", "gallery", True, "person-train-test"),
+        ("val", "query", False, "person-train-test"),
+    ],
+)
+def test_people_on_both_sides_of_any_two_splits_are_listed(tmp_path, trained, tested, queries, rule):
+    """Every third image of six people lies on the other side; the seventh is on one side only."""
+    root = tmp_path / "in"
+    for person in range(1, 7):
+        for image in range(6):
+            picture(root / (trained if image % 3 else tested) / f"{person}" / f"{person}_{image}.jpg")
+    picture(root / trained / "7" / "7_0.jpg")
+    if queries:
+        picture(root / "query" / "90" / "90_0.jpg")
+    report = prepare_people("folders", root, tmp_path / "out", size=(16, 8))
+    found = {r: n for r, n in report.problems.items() if r.startswith("person-train")}
+    assert found == {rule: 6}
+    looked = look_at_people("folders", root).problems
+    assert {r: n for r, n in looked.items() if r.startswith("person-train")} == {rule: 6}

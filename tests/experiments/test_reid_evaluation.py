@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.prepare import PACKED, prepare_market1501
+from reposer.data.preparing.prepare import PACKED, prepare_market1501, prepare_people
 from reposer.data.rendered.dataset import write_rendered_dataset
 from reposer.errors import UserError
 from reposer.evaluation.feature_map import draw_map, map_points
@@ -150,8 +150,34 @@ def test_people_the_network_has_seen_are_refused(house):
     assert "nobody of it is tested" in training_note(info, people, rows)
     unknown = info.changed(identity_hash="0" * 64)
     assert "not known" in training_note(unknown, people, rows)
-    with pytest.raises(UserError, match="are among those that the network was trained on"):
+    with pytest.raises(UserError, match="whom the network was trained on"):
         training_note(info.changed(splits=("train", "gallery")), people, rows)
+
+
+def test_people_the_network_has_seen_in_other_images_are_refused(house, tmp_path):
+    """Every third image of the training people is held out: none is trained on, every person is."""
+    raw = house.root / "people" / "bounding_box_train"
+    for number, path in enumerate(sorted(raw.iterdir())):
+        split = "train" if number % 3 else "val"
+        place = tmp_path / "in" / split / path.name[:4] / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes())
+    report = prepare_people("folders", tmp_path / "in", tmp_path / "out", size=(64, 32))
+    assert report.problems["person-train-test"] == 5
+    people = PackedPeople.open(tmp_path / "out" / PACKED)
+    rows = chosen_rows(people)
+    info = EmbeddingInfo(identity_hash=people.identity_hash("train"), trained_on="x")
+    with pytest.raises(UserError, match=r"10 test images \(5 people\), .* whom the network was trained on"):
+        training_note(info, people, rows)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("place", ["{}", "query/{}", "./{}", "C:\\data\\query\\{}", "/data/query/{}"])
+def test_lists_of_other_tools_name_the_same_images(house, tmp_path, encoding, place):
+    names = house.people.names[:3]
+    text = "".join(place.format(name) + "\r\n" for name in names)
+    (tmp_path / "list").write_bytes(text.encode(encoding))
+    np.testing.assert_array_equal(listed_rows(house.people, tmp_path / "list"), [0, 1, 2])
 
 
 def test_multi_query_pools_the_crops_of_a_person_and_camera(house, tmp_path):

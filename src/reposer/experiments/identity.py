@@ -18,7 +18,7 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
-from reposer.experiments.reid_rows import tested_rows
+from reposer.experiments.reid_rows import GALLERY, QUERY, tested_rows, training_note
 from reposer.files import write_atomic
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.models.embedding_files import embedding_from_run
@@ -71,9 +71,15 @@ def measure_identity(
 
     Returns:
         the table, as Markdown.
+
+    Raises:
+        UserError: the network was trained on people who are tested, and all that identity_kept refuses.
     """
     embedding, info = embedding_from_run(reid_run)
-    results = identity_kept(model, embedding, PackedPeople.open(prepared / PACKED), background=background)
+    people = PackedPeople.open(prepared / PACKED)
+    query, gallery = tested_rows(people)
+    training_note(info, people, {QUERY: query, GALLERY: gallery})  # refuses people whom it has seen
+    results = identity_kept(model, embedding, people, background=background)
     return write_identity(out, results, info)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer.data.layouts.folder_scan import nfc
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.models.pretrained import EmbeddingInfo
+from reposer.paths import printable
 
 Rows = NDArray[np.int64]  # positions in a prepared folder
 QUERY, GALLERY, TRAIN, CROPS = "query", "gallery", "train", "multi_query"  # names of feature sets
@@ -37,23 +40,31 @@ def tested_rows(people: PackedPeople) -> tuple[Rows, Rows]:
 def listed_rows(people: PackedPeople, path: Path) -> Rows:
     """The images that a text file names, one a line, in its order.
 
+    A line is a name, or a path (with / or \\) whose last part is one. UTF-8 with or without a byte order
+    mark, or UTF-16 with one; names are compared in Unicode's composed form.
+
     Raises:
         UserError: unreadable, empty, a name twice, or a name that the prepared folder does not have.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        data = path.read_bytes()
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        lines = data.decode("utf-16" if utf16 else "utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: not a readable list of names ({error})", "give a text file, a name a line"
         ) from error
-    known, rows = people.name_index(), dict[int, int]()
+    known = {nfc(name): row for name, row in people.name_index().items()}
+    rows = dict[int, int]()
     for number, line in enumerate(lines, 1):
-        name = line.strip()
+        name = nfc(line.strip())
         if not name:
             continue
+        if name not in known:  # a path, as a list from another tool or system has it
+            name = name.replace("\\", "/").rpartition("/")[2]
         if name not in known:
             raise UserError(
-                f"{path}:{number}: {name}: the prepared folder has no such image",
+                f"{path}:{number}: {printable(line.strip())}: the prepared folder has no such image",
                 "list images of the data set that was prepared, by file name",
             )
         row = known[name]
@@ -87,17 +98,20 @@ def training_note(info: EmbeddingInfo, people: PackedPeople, rows: dict[str, Row
     """What is known about the people that a network has learned from, for the notes of a report.
 
     Raises:
-        UserError: it was trained on this folder, on splits that are tested here.
+        UserError: it was trained on this folder, on images or people that are tested here.
     """
     trained_on = f"the data set {info.trained_on}" if info.trained_on else "people who are not recorded"
     if info.identity_hash not in [people.identity_hash(split) for split in info.splits]:
         return f"The network was trained on {trained_on}: whether test people were among them is not known."
     tested = np.concatenate([rows[QUERY], rows[GALLERY]])
-    seen = np.isin(people.splits[tested], info.splits)
+    trained = np.isin(people.splits, info.splits)
+    learned = people.pids[trained & (people.pids > 0)]
+    seen = trained[tested] | np.isin(people.pids[tested], learned)
     if seen.any():
-        name = people.names[tested[seen][0]]
+        images, persons = int(seen.sum()), len(np.unique(people.pids[tested[seen]]))
         raise UserError(
-            f"{int(seen.sum())} test images, such as {name}, are among those that the network was trained on",
-            "test on other people",
+            f"{images} test images ({persons} people), such as {people.names[tested[seen][0]]}, show people"
+            " whom the network was trained on",
+            "test on other people: `reposer prepare` lists who is in two splits (person-train-test)",
         )
     return f"The network was trained on {trained_on}, split {', '.join(info.splits)}; nobody of it is tested."

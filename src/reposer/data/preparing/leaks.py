@@ -25,8 +25,9 @@ def find_leaks(
     Rules: ``copy`` (same bytes, same person; of a query that is kept in the gallery the line says what scores
     make of it), ``copy-other-person`` (same bytes under two pids: one label is
     wrong), ``copy-train-test`` (same bytes in the training folder and in query or gallery),
-    ``person-train-test`` (a pid in both; junk and distractors aside). A file that breaks two rules is listed
-    twice.
+    ``person-train-test`` (a pid in both; junk and distractors aside; people held out in val count as tested
+    where there is no query), ``person-train-val`` (a pid in train and val, with queries besides). A file that
+    breaks two rules is listed twice.
 
     Args:
         training: the splits that are no test; of DeepFashion, whose test images are "val", only "train".
@@ -43,12 +44,29 @@ def find_leaks(
                 )
                 for rule, text in _copy_rules(record, other, training, cameras)
             ]
-    trained = {record.pid for record in records if record.split in training}
-    tested = {record.pid for record in records if record.split not in training and record.pid > 0}
-    for pid in sorted(trained & tested):
-        path = next(r.path for r in records if r.pid == pid and r.split not in training)
+    return problems + _shared_people(records, training)
+
+
+def _shared_people(records: Sequence[PersonRecord], training: tuple[str, ...]) -> list[AnnotationProblem]:
+    """People in two splits that must hold different ones, by the first image on the tested side."""
+    first: dict[str, dict[int, str]] = {}  # split -> pid -> path
+    for record in records:
+        if record.pid > 0:
+            first.setdefault(record.split, {}).setdefault(record.pid, record.path)
+    train, val = first.get("train", {}), first.get("val", {})
+    tested: dict[int, str] = {}
+    for split, people in first.items():
+        if split not in training:
+            tested = people | tested
+    problems = []
+    for pid in sorted(tested.keys() & {p for s in training for p in first.get(s, {})}):
         message = f"person {pid} is in the training folder too; test people must not be trained on"
-        problems.append(AnnotationProblem(path, 0, "pid", message, "person-train-test"))
+        problems.append(AnnotationProblem(tested[pid], 0, "pid", message, "person-train-test"))
+    if "val" in training:
+        rule = "person-train-val" if "query" in first else "person-train-test"
+        for pid in sorted(train.keys() & val.keys()):
+            message = f"person {pid} is in train too; held-out people must not be trained on"
+            problems.append(AnnotationProblem(val[pid], 0, "pid", message, rule))
     return problems
 
 

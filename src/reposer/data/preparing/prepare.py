@@ -159,7 +159,7 @@ def look_at_people(
         on_progress=None,
         look_only=True,
     )
-    leaks = [p for p in find_leaks(found.records, found.training) if p.rule == "person-train-test"]
+    leaks = [p for p in find_leaks(found.records, found.training) if p.rule.startswith("person-")]
     counts, examples = count_problems([*found.problems, *leaks])
     return PrepareReport(
         root=printable(root),

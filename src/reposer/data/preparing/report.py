@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 
 _TITLES = {"train": "training", "val": "held out", "query": "query", "gallery": "gallery"}
 _WARNINGS = (
-    *("copy", "copy-other-person", "copy-train-test", "person-train-test"),
+    *("copy", "copy-other-person", "copy-train-test", "person-train-test", "person-train-val"),
     *("official-count", "no-camera", "item-train-test", "missing-list", "joint-outside"),
     *("person-zero", "names-disagree"),
 )

@@ -20,7 +20,7 @@ from reposer.evaluation.reid_comparison import ReidReport, compare_methods
 from reposer.evaluation.reidentification import Rerank
 from reposer.experiments.copying import copy_source
 from reposer.experiments.identity import measure_identity
-from reposer.experiments.reid_rows import tested_rows
+from reposer.experiments.reid_rows import tested_rows, training_note
 from reposer.experiments.stages import Stage, StageCache
 from reposer.experiments.study.config import Arm
 from reposer.experiments.study.painters import Painter, ParserChoice
@@ -119,10 +119,11 @@ def extract_stage(
     cache: StageCache, training: Stage, place: Place, share: float, choice: int, folder: Path
 ) -> Sequence[str]:
     """Features of query, gallery and the real training images of the budget."""
-    embedding = embedding_from_run(cache.folder(training) / RUN)[0].to(place.runtime().device)
-    people = place.people
+    network, info = embedding_from_run(cache.folder(training) / RUN)
+    embedding, people = network.to(place.runtime().device), place.people
     query, gallery = tested_rows(people)
     rows = {"query": query, "gallery": gallery, "train": budget_rows(people, share, choice)}
+    training_note(info, people, rows)  # refuses people whom the network has seen
     sets = {split: extract_features(embedding, people, chosen) for split, chosen in rows.items()}
     write_features(folder / FEATURES, sets)
     return [FEATURES]
