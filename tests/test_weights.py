@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import pickle
+import socket
 import struct
 import threading
 import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -172,6 +175,114 @@ def test_a_slow_server_is_left(server: Server, tmp_path: Path):
 def test_a_silent_server_is_left(server: Server, tmp_path: Path):
     server.behavior = lambda _: time.sleep(0) if server.stop.wait(5) else None
     assert refused(server.source(), tmp_path / "file.pth", stall_seconds=0.3) == "stuck"
+
+
+def _drip(head: bytes, drop: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    def behave(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(head)
+        for _ in range(500):  # no single read ever waits long
+            handler.wfile.write(drop)
+            if handler.server.stop.wait(0.02):
+                return
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"HTTP/1.1 200 O", b"K"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"extension"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    ],
+    ids=["status", "header", "chunk-size", "chunk-extension", "no-length"],
+)
+def test_a_server_that_drips_is_left_in_time(server: Server, tmp_path: Path, head: bytes, drop: bytes):
+    server.behavior = _drip(head, drop)
+    start = time.monotonic()
+    assert refused(server.source(), tmp_path / "file.pth", stall_seconds=0.3) == "stuck"
+    assert time.monotonic() - start < 2
+
+
+def test_a_server_that_keeps_the_least_speed_meets_the_deadline(server: Server, tmp_path: Path):
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n"
+    server.behavior = _drip(head, CONTENT[:100])  # 5 kB a second
+    start = time.monotonic()
+    assert refused(server.source(), tmp_path / "file.pth", stall_seconds=9, total_seconds=0.4) == "stuck"
+    assert time.monotonic() - start < 2
+    assert (tmp_path / ".file.pth.part").stat().st_size > 500  # kept, to go on there
+
+
+def test_a_silent_handshake_meets_the_deadline(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stop = threading.Event()
+
+        def trickle() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 kB that never gets whole
+                while not stop.wait(0.02):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        source = Source(f"https://127.0.0.1:{listener.getsockname()[1]}/file.pth", GOOD, 400_000)
+        start = time.monotonic()
+        assert refused(source, tmp_path / "file.pth", stall_seconds=0.3) == "stuck"
+        assert time.monotonic() - start < 2
+        stop.set()
+        thread.join()
+
+
+def _fetch_at_once(source: Source, place: Path, count: int) -> list[Path | DownloadError]:
+    together = threading.Barrier(count)
+
+    def one(_: int) -> Path | DownloadError:
+        together.wait()
+        try:
+            return fetch(source, place)
+        except DownloadError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def test_calls_at_once_share_one_download(server: Server, tmp_path: Path):
+    def slowly(handler: BaseHTTPRequestHandler) -> None:
+        server.stop.wait(0.2)  # the others come meanwhile
+        answer()(handler)
+
+    server.behavior = slowly
+    place = tmp_path / "file.pth"
+    assert _fetch_at_once(server.source(), place, 6) == [place] * 6
+    assert place.read_bytes() == CONTENT
+    assert server.ranges == [None]  # one of them fetched
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_when_the_first_of_two_fails_the_second_goes_on_with_its_part(server: Server, tmp_path: Path):
+    answers = iter([answer(sent=100_000), answer()])
+
+    def behave(handler: BaseHTTPRequestHandler) -> None:
+        server.stop.wait(0.2)
+        next(answers)(handler)
+
+    server.behavior = behave
+    place = tmp_path / "file.pth"
+    ends = _fetch_at_once(server.source(), place, 2)
+    assert place in ends
+    assert [end.rule for end in ends if isinstance(end, DownloadError)] == ["cut"]
+    assert place.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=100000-"]
+
+
+def test_waiting_for_another_process_ends_too(server: Server, tmp_path: Path):
+    with open(tmp_path / ".file.pth.part", "wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert refused(server.source(), tmp_path / "file.pth", total_seconds=0.2) == "busy"
 
 
 @pytest.mark.parametrize(

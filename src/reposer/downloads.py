@@ -5,12 +5,17 @@ Nothing in this program downloads by itself; a command the user gave calls :func
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import http.client
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,10 +27,12 @@ from reposer.files import require_space, sha256_file, sync_folder
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")  # plain http is allowed there, for tests
 _CHUNK = 1 << 20  # bytes
 _LEAST_BYTES_A_SECOND = 1024  # slower than this over a whole stall period counts as stuck
+_POLL_SECONDS = 0.1
+_TOTAL_SECONDS = 6 * 3600.0  # of one call; half a gigabyte at 24 kB a second
 
 
 class DownloadError(UserError):
-    """A failed download; ``rule`` is insecure, redirect, offline, http, too-large, cut, stuck or hash."""
+    """A failed download; ``rule``: insecure, redirect, offline, http, too-large, cut, stuck, busy or hash."""
 
     def __init__(self, url: str, rule: str, problem: str, advice: str) -> None:
         super().__init__(f"{url}: {problem}", advice)
@@ -47,12 +54,17 @@ def fetch(
     destination: Path,
     *,
     stall_seconds: float = 30.0,
+    total_seconds: float = _TOTAL_SECONDS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Put the file at ``destination`` unless a good one is there; an interrupted download is continued.
 
+    Of several calls for one file, in one process or many, one fetches and the others wait and take its file.
+
     Args:
-        stall_seconds: give up when this long brings next to nothing.
+        stall_seconds: give up when this long brings next to nothing of the file, however its headers, the
+            sizes of its chunks or the handshake drip.
+        total_seconds: give up after this long in any case; what has come is kept.
         on_progress: called with (bytes there, bytes in all or the limit).
 
     Raises:
@@ -60,43 +72,170 @@ def fetch(
         DiskError: the disk is full or refuses the file.
     """
     _check_url(source.url)
-    if destination.is_file() and sha256_file(destination).startswith(source.sha256):
+    if _is_good(source, destination):
         return destination
     destination.parent.mkdir(parents=True, exist_ok=True)
     part = destination.with_name(f".{destination.name}.part")
-    there = part.stat().st_size if part.is_file() and not part.is_symlink() else 0
-    require_space(destination.parent, max(source.max_bytes - there, 0))
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    with os.fdopen(descriptor, "r+b") as file:
-        _fill(source, file, stall_seconds, on_progress)
+    with _sole_writer(source, part, total_seconds) as file:
+        if _is_good(source, destination):  # made by the call that this one waited for
+            part.unlink()
+            return destination
+        require_space(destination.parent, max(source.max_bytes - file.seek(0, os.SEEK_END), 0))
+        _fill(source, file, _Watch(source, stall_seconds, total_seconds), on_progress)
+        file.flush()
         os.fsync(file.fileno())
-    found = sha256_file(part)
-    if not found.startswith(source.sha256):
-        part.unlink()
-        problem = f"has sha256 {found}, expected {source.sha256}"
-        raise DownloadError(source.url, "hash", problem, "get the file from its official place")
-    os.replace(part, destination)
+        found = sha256_file(part)
+        if not found.startswith(source.sha256):
+            part.unlink()
+            problem = f"has sha256 {found}, expected {source.sha256}"
+            raise DownloadError(source.url, "hash", problem, "get the file from its official place")
+        os.replace(part, destination)
     sync_folder(destination.parent)
     return destination
 
 
+def _is_good(source: Source, destination: Path) -> bool:
+    return destination.is_file() and sha256_file(destination).startswith(source.sha256)
+
+
+@contextmanager
+def _sole_writer(source: Source, part: Path, seconds: float) -> Iterator[IO[bytes]]:
+    """The partial file, open and locked: nobody else fetches into it, moves or deletes it meanwhile.
+
+    The lock is the kernel's and on the file itself, so a killed process leaves none behind.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        with os.fdopen(descriptor, "r+b") as file:
+            while not _locked(descriptor):
+                if time.monotonic() > end:
+                    problem = f"another process has been fetching it for {seconds:g} seconds"
+                    raise DownloadError(source.url, "busy", problem, "wait for it or stop it")
+                time.sleep(_POLL_SECONDS)
+            if _stands_at(part, descriptor):  # else whoever held the lock moved this file to its place
+                yield file
+                return
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return False
+    return True
+
+
+def _stands_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+class _Watch:
+    """Hangs up when a transfer is too slow: a time limit of single reads is renewed by every byte."""
+
+    def __init__(self, source: Source, stall_seconds: float, total_seconds: float) -> None:
+        self.stall_seconds = stall_seconds
+        self.received = 0  # bytes of the file
+        self.ended: DownloadError | None = None  # why this watch hung up
+        self._source, self._total_seconds = source, total_seconds
+        self._connections: list[socket.socket] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        for connection in self._connections:
+            connection.close()
+
+    def handlers(self) -> Sequence[urllib.request.BaseHandler]:
+        """For urllib: connections that this watch can end, also while they shake hands."""
+        watch = self
+
+        class Plain(http.client.HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                watch._add(self.sock)
+
+        class Secure(http.client.HTTPSConnection, Plain):
+            """Its ``connect`` calls that of Plain, then shakes hands."""
+
+        class PlainHandler(urllib.request.HTTPHandler):
+            def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Plain, req)
+
+        class SecureHandler(urllib.request.HTTPSHandler):
+            def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Secure, req)
+
+        return [PlainHandler(), SecureHandler()]
+
+    def _add(self, connection: socket.socket) -> None:
+        # A descriptor of its own: the first one changes its owner when TLS begins.
+        self._connections.append(socket.socket(fileno=os.dup(connection.fileno())))
+        if self.ended:
+            raise TimeoutError
+
+    def _run(self) -> None:
+        start = period = time.monotonic()
+        mark = 0
+        while not self._done.wait(min(self.stall_seconds, self._total_seconds) / 8):
+            now = time.monotonic()
+            if now - start > self._total_seconds:
+                problem = f"is not here after {self._total_seconds:g} seconds"
+                advice = "run the command again, it continues there"
+                self.ended = DownloadError(self._source.url, "stuck", problem, advice)
+            elif now - period > self.stall_seconds:
+                if self.received - mark < _LEAST_BYTES_A_SECOND * self.stall_seconds:
+                    self.ended = _stuck(self._source, self.stall_seconds)
+                period, mark = now, self.received
+            if self.ended:
+                for connection in self._connections:
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+                return
+
+
 def _fill(
-    source: Source, file: IO[bytes], stall_seconds: float, on_progress: Callable[[int, int], None] | None
+    source: Source, file: IO[bytes], watch: _Watch, on_progress: Callable[[int, int], None] | None
 ) -> None:
     """Bring ``file`` from what it holds to the whole answer."""
+    with watch:
+        try:
+            _receive(source, file, watch, on_progress)
+        except (DownloadError, OSError) as error:
+            if watch.ended:  # the error is the watch's own hanging up
+                raise watch.ended from error
+            raise
+    if watch.ended:
+        raise watch.ended
+
+
+def _receive(
+    source: Source, file: IO[bytes], watch: _Watch, on_progress: Callable[[int, int], None] | None
+) -> None:
     there = file.seek(0, os.SEEK_END)
     if there >= source.max_bytes:  # nothing that can be continued
         there = file.truncate(0)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={there}-"} if there else {})}
-    opener = urllib.request.build_opener(_Redirects(source), *_proxies(source.url))
+    opener = urllib.request.build_opener(_Redirects(source), *watch.handlers(), *_proxies(source.url))
     try:
         request = urllib.request.Request(source.url, headers=headers)
-        with opener.open(request, timeout=stall_seconds) as answer:
+        with opener.open(request, timeout=watch.stall_seconds) as answer:
             if there and answer.headers.get("Content-Range", "").split("-")[0] != f"bytes {there}":
                 there = 0  # the server sends the whole file
             file.truncate(there)
             file.seek(there)
-            _copy(source, answer, file, there, stall_seconds, on_progress)
+            _copy(source, answer, file, there, watch, on_progress)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -104,12 +243,12 @@ def _fill(
         problem = f"the server answers {error.code} {error.reason}"
         raise DownloadError(source.url, "http", problem, "try again later") from error
     except TimeoutError as error:
-        raise _stuck(source, stall_seconds) from error
+        raise _stuck(source, watch.stall_seconds) from error
     except (http.client.HTTPException, ConnectionError) as error:
         raise _cut(source, file.tell()) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):
-            raise _stuck(source, stall_seconds) from error
+            raise _stuck(source, watch.stall_seconds) from error
         host = urlsplit(source.url).hostname
         advice = f"get {source.url} on a machine with a network and copy it here"
         raise DownloadError(
@@ -122,25 +261,21 @@ def _copy(
     answer: http.client.HTTPResponse,
     file: IO[bytes],
     there: int,
-    stall_seconds: float,
+    watch: _Watch,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     length = answer.headers.get("Content-Length")
     total = there + int(length) if length and length.isdigit() else None
     if total is not None and total > source.max_bytes:
         raise _too_large(source, file)
-    start, mark = time.monotonic(), there
     while piece := answer.read1(_CHUNK):
         file.write(piece)
         there += len(piece)
+        watch.received += len(piece)
         if there > source.max_bytes:
             raise _too_large(source, file)
         if on_progress is not None:
             on_progress(there, total or source.max_bytes)
-        if time.monotonic() - start > stall_seconds:
-            if there - mark < _LEAST_BYTES_A_SECOND * stall_seconds:
-                raise _stuck(source, stall_seconds)
-            start, mark = time.monotonic(), there
     if total is not None and there < total:
         raise _cut(source, there)
 
