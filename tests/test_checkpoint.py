@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -116,6 +118,25 @@ def test_the_files_are_readable_without_our_code(tmp_path: Path) -> None:
     assert (
         path / "meta.sha256"
     ).read_text() == f"{sha256_bytes((path / 'meta.json').read_bytes())}  meta.json\n"
+
+
+def test_a_checkpoint_of_the_first_schema_written_by_hand_opens(tmp_path: Path) -> None:
+    """Its form stands here in full: whatever saves later, this one must stay readable."""
+    path = tmp_path / "step_00000007"
+    path.mkdir()
+    values = np.arange(6, dtype=np.float32)
+    text = b'{"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}'
+    data = len(text).to_bytes(8, "little") + text + values.tobytes()
+    (path / "ema.safetensors").write_bytes(data)
+    meta = {"config_hash": "c" * 64, "loss": 0.5, "torch": "2.4.0", "threads": 2}
+    files = {"ema.safetensors": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}}
+    document = json.dumps({"schema": 1, "step": 7, "meta": meta, "files": files}).encode()
+    (path / "meta.json").write_bytes(document)
+    (path / "meta.sha256").write_text(f"{hashlib.sha256(document).hexdigest()}  meta.json\n")
+    found = latest(tmp_path)
+    assert found is not None
+    assert (found.step, found.meta["loss"]) == (7, 0.5)
+    assert found.groups["ema"]["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_a_new_root_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,6 +353,20 @@ def test_poor_data_give_finite_positive_metrics(name, learner):
     assert metric.ridge_ > 0
 
 
+@pytest.mark.parametrize("people", [2, 3, 5, 8, 16, 32, 64, 160])  # a pair each: from 2 to 10 times 16
+@pytest.mark.parametrize("learner", [XQDA(), KISSME(), KISSME(None)])
+def test_any_number_of_pairs_gives_a_finite_positive_metric(people, learner):
+    rng = np.random.default_rng(people)
+    pids = np.repeat(np.arange(1, people + 1), 2)
+    x = rng.normal(size=(people + 1, 16))[pids] + 0.1 * rng.normal(size=(2 * people, 16))
+    metric = clone(learner).fit(x, pids, np.tile([1, 2], people))
+    form = metric.components_ @ np.diag(metric.weights_) @ metric.components_.T
+    assert np.isfinite(form).all()
+    assert 0 < np.abs(form).max() < 1e6
+    assert np.linalg.eigvalsh(form).min() > -1e-9 * np.abs(form).max()
+    assert np.isfinite(metric.condition_number_)
+
+
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("learner", [XQDA, KISSME])
 def test_labels_without_pairs_are_named(learner, reference):

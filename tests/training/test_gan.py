@@ -114,6 +114,27 @@ def test_resuming_twice_inside_an_epoch_gives_the_same_bits(prepared, uninterrup
     assert _figures(run) == _figures(uninterrupted)
 
 
+@pytest.mark.slow
+def test_ten_stops_inside_one_epoch_give_the_same_bits(prepared, tmp_path, monkeypatch):
+    base = tiny_config(prepared)
+    config = tiny_config(
+        prepared,
+        data=base.data.changed(pairs_per_epoch=4 * 12),  # 12 steps an epoch
+        schedule=ScheduleConfig(epochs_const=1, epochs_decay=0),
+        output=OutputConfig(log_every=1, sample_every=100, validate_every=100, checkpoint_every=1),
+    )
+    assert train(config, tmp_path / "whole", device="cpu").step == 12
+    run = tmp_path / "run"
+    for stop in range(1, 11):
+        with monkeypatch.context() as patch:
+            _stop_after(patch, 1)  # one step further, then in the middle of the next
+            with pytest.raises(KeyboardInterrupt):
+                train(config, run, device="cpu")
+        assert checkpoint.latest(run / "checkpoints").step == stop
+    assert train(config, run, device="cpu").finished
+    assert final_hashes(run) == final_hashes(tmp_path / "whole")
+
+
 def test_a_budget_of_minutes_stops_after_a_saved_step_and_changes_nothing(prepared, uninterrupted, tmp_path):
     run = tmp_path / "run"
     summaries = [train(tiny_config(prepared), run, device="cpu", max_minutes=0) for _ in range(3)]
