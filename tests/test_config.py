@@ -18,6 +18,7 @@ from reposer.config import (
     differences,
     load_config,
     read_json,
+    read_json_value,
     save_config,
 )
 from reposer.errors import UserError
@@ -242,6 +243,18 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes, message: str) -
         load_config(Training, tmp_path / "config.json")
     assert str(tmp_path / "config.json") in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_more_values_than_anything_needs_are_refused_before_they_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reposer.bounded.MAX_JSON_VALUES", 1000)
+    place = tmp_path / "many.json"
+    place.write_text("[" + ",".join("0" * 999) + "]")
+    assert read_json_value(place) == [0] * 999
+    place.write_text("[" + ",".join("0" * 1001) + "]")
+    with pytest.raises(UserError, match=r"many\.json: is not valid JSON: holds more than 1,000 values"):
+        read_json_value(place)
 
 
 def test_all_mistakes_of_a_file_are_listed_a_line_each(tmp_path: Path) -> None:

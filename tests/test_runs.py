@@ -89,7 +89,7 @@ def test_a_torn_last_line_is_left_out_and_cut(tmp_path: Path, torn: bytes) -> No
     assert read_metrics(tmp_path) == [{"step": 1, "x": 1}, {"step": 2, "x": 2}]
 
 
-@pytest.mark.parametrize("line", ["", "nonsense", "[]", "{}", '{"step": "1"}', "\ufffd"])
+@pytest.mark.parametrize("line", ["", "nonsense", "[]", "{}", '{"step": "1"}', "\ufffd", "[" * 10**5])
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl, row 2: .*delete this row"):

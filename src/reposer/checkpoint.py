@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from reposer.bounded import parse_json
 from reposer.errors import NonFiniteError, UserError
 from reposer.files import (
     atomic_folder,
@@ -226,7 +227,7 @@ def _read_document(path: Path) -> dict[str, Any]:
         data = (path / _META).read_bytes()
         if (path / _META_HASH).read_bytes() != _hash_line(data):
             raise ValueError(f"differs from its sha256 in {_META_HASH}")
-        document = json.loads(data)
+        document = parse_json(data)
         if document["schema"] > SCHEMA:
             raise UserError(
                 f"{path}: was written by a newer reposer ({document['schema']=})", "update reposer"

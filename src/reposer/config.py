@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from reposer.bounded import parse_json
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, write_atomic
 from reposer.paths import RefusedFileError, printable, read_regular
@@ -138,12 +139,12 @@ def read_json_value(path: str | os.PathLike[str], *, root: Path | None = None, n
     place = Path(path)
     inside = None if named else root or place.parent
     try:
-        return json.loads(read_regular(place, max_bytes=_MAX_JSON_BYTES, root=inside).decode("utf-8"))
+        return parse_json(read_regular(place, max_bytes=_MAX_JSON_BYTES, root=inside).decode("utf-8"))
     except RefusedFileError as error:
         cause = error.__cause__
         reason = (cause.strerror if isinstance(cause, OSError) else None) or error.reason
         raise UserError(f"{printable(path)}: cannot be read: {reason}", "check the path") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         problem = f"{printable(path)}: is not valid JSON: {error}"
         raise UserError(problem, "restore or delete this file") from error
 

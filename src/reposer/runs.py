@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import reposer
+from reposer.bounded import parse_json
 from reposer.config import Config, differences, read_json, save_config
 from reposer.errors import UserError
 from reposer.files import disk_faults, sync_folder, write_atomic
@@ -199,7 +200,7 @@ def read_metrics(folder: str | os.PathLike[str], root: Path | None = None) -> li
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is torn, or empty
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row["step"], int):
                 raise TypeError
         except (ValueError, KeyError, TypeError) as error:

@@ -6,7 +6,6 @@ pinned by its sha256. For some of torchvision's files the pin is a prefix: the 8
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reposer.bounded import parse_json
 from reposer.downloads import Source, fetch
 from reposer.errors import MissingWeightsError, UserError
 from reposer.files import sha256_file
@@ -235,7 +235,7 @@ def _check_safetensors_header(path: Path) -> None:
                 f"{printable(path)}: damaged: the header is longer than the file", "get the file again"
             )
         try:
-            json.loads(file.read(length), object_pairs_hook=unique)
+            parse_json(file.read(length), object_pairs_hook=unique)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{printable(path)}: damaged header ({error})", "get the file again") from error
 

@@ -9,7 +9,6 @@ them.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from reposer.bounded import parse_json
 from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationError
 from reposer.files import sha256_bytes, sha256_file
@@ -149,7 +149,7 @@ def hash_of_people(pids: NDArray[np.int64]) -> str:
 def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = parse_json(path.read_text(encoding="utf-8"))
         version = header["schema_version"]
         complete = {"size", "count", "sha256"} <= header.keys()
     except (OSError, ValueError, KeyError, TypeError):

@@ -6,7 +6,6 @@ The folder ``packed_<H>x<W>`` holds images.npy (M, H, W, 3) uint8 in the order o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reposer.bounded import parse_json
 from reposer.config import canonical_json
 from reposer.data.generated.files import IMAGES
 from reposer.data.preparing.packing import claimed
@@ -74,7 +74,7 @@ def decoded(
 def _is_current(cache: Path, key: dict[str, Any]) -> bool:
     """Whether the cache is of these files and undamaged."""
     try:
-        header = json.loads((cache / _HEADER).read_bytes())
+        header = parse_json((cache / _HEADER).read_bytes())
         return bool(header == key | {"sha256": sha256_file(cache / _ARRAY)})
     except (OSError, ValueError):
         return False
