@@ -1,5 +1,6 @@
 """The command line as its user meets it: exit codes, one-line errors, help without torch, small jobs."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from reposer.cli import main as cli
+from reposer.experiments import verification
 
 
 def test_help_names_every_verb_and_loads_no_torch():
@@ -94,6 +96,20 @@ def test_verify_finds_a_changed_file(run, tmp_path):
     code, _, err = run("verify", tmp_path / "d")
     assert code == 1
     assert "images.npy" in err or "1 faults" in err
+
+
+def test_verify_prints_no_control_characters(run, tmp_path, monkeypatch):
+    """A name that would rewrite the terminal, and one that is no UTF-8, are escaped; no fault is lost."""
+    names = ["a\x1b[2Jb.png", "line\nbreak.png", os.fsdecode(b"\xff.png"), "\u202etxt.png"]
+    faults = [f"{name}: differs from its sha256" for name in names]
+    monkeypatch.setattr(verification, "verify_folder", lambda folder: ("generated pictures", faults))
+    code, said, err = run("verify", tmp_path)
+    assert (code, "4 faults" in err) == (1, True)
+    assert said.splitlines() == [
+        f"{shown}: differs from its sha256"
+        for shown in (r"a\x1b[2Jb.png", r"line\nbreak.png", r"\xff.png", r"\u202etxt.png")
+    ]
+    said.encode("ascii")
 
 
 def test_reid_verbs_from_features_to_a_page(run, tmp_path):

@@ -8,6 +8,8 @@ path of a value without asking ``reposer.paths``.
 from __future__ import annotations
 
 import ast
+import csv
+import io
 import itertools
 import json
 import os
@@ -19,18 +21,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from reposer.annotation.journal import BOOK, PLAN, ShardFiles, Task, place_fault, read_shards
 from reposer.annotation.overview import draw_sheet
 from reposer.data.generated.files import IMAGES, JOB, MANIFEST, part_path, write_part
+from reposer.data.problems import AnnotationProblem, problems_csv
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, KIND
 from reposer.generation.forgetting import forget
 from reposer.generation.lineage import set_faults
+from reposer.generation.outputs import write_picture
 from reposer.generation.real_list import COLUMNS as REAL_COLUMNS
 from reposer.generation.real_list import REAL, REAL_ROWS
 from reposer.generation.set_exports import export_set
+from reposer.images import encode_jpeg
 from reposer.paths import RefusedFileError, check_relative, contained, delete, made_folder, unlinked
 from reposer.report import write_report
 from reposer.sections import SECTIONS_FILE
@@ -487,6 +493,37 @@ def test_a_malformed_file_is_one_clear_line(name: str, text: str, tmp_path: Path
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=name):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r@"])
+def test_no_cell_of_a_table_of_problems_is_a_formula(start: str) -> None:
+    text = f"{start}cmd|' /C calc'!A0"
+    rows = list(
+        csv.reader(io.StringIO(problems_csv([AnnotationProblem(text, 3, text, text, text)]).decode()))
+    )
+    assert rows[0] == ["file", "row", "field", "rule", "message"]
+    assert rows[1][1] == "3"
+    for cell in (*rows[1][:1], *rows[1][2:]):
+        assert cell[0] in "'\\"
+        assert cell.isprintable()
+        assert cell.endswith("cmd|' /C calc'!A0")  # what was there can still be read
+
+
+def test_a_picture_replaces_generated_pictures_only(tmp_path: Path) -> None:
+    """``generate --out SOURCE.jpg`` is refused by this; the same command again is not."""
+    pixels = np.full((8, 4, 3), 128, np.uint8)
+    source = tmp_path / "source.jpg"
+    source.write_bytes(encode_jpeg(pixels, 90))
+    (tmp_path / "link.png").symlink_to(source)
+    (tmp_path / "notes.png").write_text("no picture")
+    before = source.read_bytes()
+    for victim in (source, tmp_path / "link.png", tmp_path / "notes.png"):
+        with pytest.raises(UserError, match="no generated picture"):
+            write_picture(victim, pixels)
+    assert source.read_bytes() == before
+    for name in ("out.png", "out.jpg"):
+        write_picture(tmp_path / name, pixels)
+        write_picture(tmp_path / name, pixels // 2)
 
 
 # ---- no code goes around it

@@ -224,3 +224,34 @@ def test_a_dry_run_says_and_writes_nothing(run, tmp_path: Path):
     assert "unread-folder: masks" in out
     assert "unread-file: train/notes.txt" in out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["prepare", "render"])
+def test_the_same_command_again_deletes_nothing_of_the_users(run, done, tmp_path: Path, verb: str):
+    """Runs, labels and notes that somebody put into the folder are named, and everything stays."""
+    few = ("--identities", 2, "--test-identities", 1, "--images", 3)
+    made = {"render": tmp_path / "raw", "prepare": tmp_path / "prepared"}
+    commands = {
+        "render": ("render", made["render"], *few),
+        "prepare": ("prepare", "market1501", made["render"], "--out", made["prepare"], "--holdout", 1),
+    }
+    for command in ("render", "prepare"):
+        done(*commands[command])
+    done(*commands[verb])  # into its own output: possible
+    folder = made[verb]
+    mine = ("notes.txt", "runs/a/config.json", {"prepare": "packed/my.npy", "render": "parsing/my.png"}[verb])
+    for name in mine:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("precious")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, _, err = run(*commands[verb])
+    assert (code, err.count("\n")) == (1, 1)
+    assert all(name.removesuffix("/a/config.json") in err for name in mine), err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    for name in mine:
+        (folder / name).unlink()
+    (folder / "link").symlink_to(tmp_path)
+    code, _, err = run(*commands[verb])
+    assert (code, "link" in err) == (1, True)
+    assert (folder / "link").is_symlink()

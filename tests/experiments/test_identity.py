@@ -46,6 +46,7 @@ def people():
         pids=pids.astype(np.int64),
         camids=np.tile([1, 2, 3], 6).astype(np.int64),
         splits=np.tile(["query", "gallery", "gallery"], 6),
+        clothes=np.full(18, -1, np.int64),
         names=tuple(f"{i}.jpg" for i in range(18)),
     )
 

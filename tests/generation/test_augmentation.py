@@ -6,6 +6,7 @@ import csv
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
@@ -272,6 +273,46 @@ def test_forgetting_leaves_nothing_of_a_person_and_a_sound_set(prepared, copied)
     options = AugmentOptions(factor=3, background="donor", batch_size=8, shard_items=8)
     with pytest.raises(UserError, match="people were removed"):
         augment(runner.stub_model(), prepared, copied, options)
+
+
+def test_forgetting_takes_hidden_leftovers_and_unlisted_pictures_and_names_trainings(
+    prepared, copied, tmp_path
+):
+    """What killed processes left, pictures in no list, runs that used the set; a cache that is a link."""
+    hidden = (".packed_32x16.replaced", ".packed_32x16.tmp-0123abcd", ".staging", "packed_64x32")
+    for name in hidden:
+        (copied / name).mkdir()
+        (copied / name / "images.npy").write_bytes(b"decoded people")
+    (copied / "images" / ".0003_c1.jpg.tmp-0123abcd").write_bytes(b"a person")
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "images.npy").write_bytes(b"of somebody else")
+    (copied / "packed_8x4").symlink_to(other)
+    theirs = next(name for name in os.listdir(copied / "real") if name.startswith("0003"))
+    stem = theirs.rpartition(".")[0]
+    unlisted = [f"images/{stem}_g77.jpg", f"real/{stem}.png"]
+    for name in (*unlisted, "images/somebody.jpg"):
+        (copied / name).write_bytes(b"unlisted")
+    runs = tmp_path / "runs"
+    for name, folder in (("deep/a", copied), ("b", tmp_path / "another_set")):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.json").write_text(json.dumps({"generated": {"folder": str(folder)}}))
+    (runs / "c").mkdir()
+    (runs / "c" / "config.json").write_text("{")
+    report = forget(copied, 3, [runs])
+    assert report.networks == (runs / "deep" / "a",)
+    assert f"{runs / 'deep' / 'a'}: was trained on this set" in str(report)
+    assert report.unlisted == ("images/somebody.jpg",)
+    assert "images/somebody.jpg" in str(report)
+    assert (copied / "images" / "somebody.jpg").exists()
+    assert not any((copied / name).exists() for name in unlisted)
+    assert not [name for name in os.listdir(copied) if "packed" in name or name.startswith(".staging")]
+    assert not [name for name in os.listdir(copied / "images") if name.startswith(".")]
+    assert (other / "images.npy").read_bytes() == b"of somebody else"  # the link went, not what it led to
+    (copied / "images" / "somebody.jpg").unlink()
+    assert set_faults(copied) == []
+    with pytest.raises(UserError, match="no such folder"):
+        forget(copied, 4, [tmp_path / "absent"])
 
 
 def test_exports_read_as_what_they_are(whole, tmp_path):

@@ -87,3 +87,21 @@ def test_every_constructor_argument_is_saved():
 def test_a_folder_that_is_not_here_is_named_and_no_hub_asked():
     with pytest.raises(UserError, match="some/other/place: no such folder: check the path"):
         Embedding.from_pretrained("some/other/place")
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_an_export_replaces_nothing_that_an_export_did_not_write(name, tmp_path):
+    """A run's config.json, a repository's README.md, another program's weights; a second export is fine."""
+    embedding = Embedding(**ARGUMENTS)
+    (tmp_path / name).write_text('{"preset": "reid_small", "seed": 1}' if name == CONFIG else "# mine")
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(UserError, match=f"{name} is there already"):
+        embedding.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == before
+    embedding.save_pretrained(tmp_path / "own")
+    embedding.save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / "README.md").write_text("# mine")
+    with pytest.raises(UserError, match="is there already"):
+        embedding.save_pretrained(tmp_path / "own")
+    assert (tmp_path / "own" / "README.md").read_text() == "# mine"
