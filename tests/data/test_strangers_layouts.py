@@ -494,6 +494,11 @@ def test_folder_names_that_disagree_with_the_numbers_of_their_files(tmp_path: Pa
     assert "3 numbers (0002, 0006)" in report.examples["names-disagree"]
 
 
+def test_numbers_that_only_count_the_files_of_a_person_say_nothing(tmp_path: Path):
+    tree(tmp_path, [f"{person}/{n:02d}_c1.jpg" for person in ("anna", "ben") for n in range(4)])
+    assert look_at_people(FOLDER, tmp_path).problems == {}
+
+
 @pytest.mark.parametrize(
     ("paths", "options", "words"),
     [

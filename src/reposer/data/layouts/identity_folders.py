@@ -106,13 +106,13 @@ _Images = Sequence[tuple[str, str, str]]  # path, split, path below the split's 
 def _labeled_by_folder(root: Path, images: _Images, problems: Problems) -> _Found:
     found: _Found = []
     loose = deep = ""
-    told: defaultdict[str, set[str]] = defaultdict(set)
+    told: defaultdict[str, list[str]] = defaultdict(list)  # folder -> the numbers that its names begin with
     for path, split, below in images:
         parts = below.split("/")
         if len(parts) == 2:
             found.append((path, parts[0], split, None))
             if match := _NAMED_PERSON.match(parts[1]):
-                told[path.rpartition("/")[0]].add(match[1])
+                told[path.rpartition("/")[0]].append(match[1])
             continue
         loose, deep = loose or path, deep or path * (len(parts) > 2)
         where = "lies in no person's folder" if len(parts) < 2 else "lies deeper than a person's folder"
@@ -127,14 +127,21 @@ def _labeled_by_folder(root: Path, images: _Images, problems: Problems) -> _Foun
             )
             expression = "REGEX (with a / it is looked for in the path)"
         raise UserError(problem, f"say who they are: --identity {expression}, --labels CSV or --anonymous")
-    for folder, people in sorted(told.items()):
-        if len(people) > 1:
+    counted = all(_is_count(numbers) for numbers in told.values())
+    for folder, people in sorted((folder, set(numbers)) for folder, numbers in told.items()):
+        if len(people) > 1 and not counted:
             message = (
                 f"counts as one person, but its file names begin with {len(people)} numbers ({min(people)},"
                 f" {max(people)}); if those are the people, give --identity '^(-?[0-9]+)_'"
             )
             problems.append(AnnotationProblem(printable(folder), 0, "folder", message, "names-disagree"))
     return found
+
+
+def _is_count(numbers: Sequence[str]) -> bool:
+    """Whether these only count a folder's files, from 0 or 1 on, and so name nobody."""
+    found = sorted(int(number) for number in numbers)
+    return found[0] in (0, 1) and found == list(range(found[0], found[0] + len(found)))
 
 
 def _labeled_by_name(pattern: re.Pattern[str], images: _Images, problems: Problems) -> _Found:
