@@ -174,6 +174,17 @@ def test_folds_fit_and_ask_other_people_each_time():
     assert f"± {100 * result.deviations['rank1']:.2f}" in mean_report(reports, "folds").to_markdown()
 
 
+@pytest.mark.parametrize("number", [0, 4, -1])
+def test_folds_without_cameras_ask_by_the_first_image_of_each_person(number):
+    everybody = replace(_people(7, 90, people=20), camids=np.full(90, number))
+    pids = everybody.pids.tolist()
+    for sets in fold_sets(everybody, 3):
+        asking = [everybody.names.index(name) for name in sets["query"].names]
+        tested = sorted(set(pids) - set(sets["train"].pids.tolist()))
+        assert asking == sorted(pids.index(person) for person in tested)
+        assert len(sets["gallery"]) == sum(pid in tested for pid in pids) - len(tested)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 3.0])
 def test_query_expansion_adds_the_nearest_images(alpha):
     gallery = replace(GALLERY, pids=np.where(np.arange(400) % 9 == 0, -1, GALLERY.pids))
@@ -235,8 +246,9 @@ def test_impossible_protocols_are_named():
     one_camera = replace(QUERY, camids=np.full(60, 9))
     with pytest.raises(UserError, match="no query is of camera 3 or 6"):
         evaluate_reid(one_camera, GALLERY, protocol=PROTOCOLS["sysu_all"])
+    two = replace(QUERY, camids=np.where(np.arange(60) == 0, 8, 9))
     with pytest.raises(UserError, match="queries of camera 9 have no gallery"):
-        evaluate_reid(one_camera, replace(GALLERY, camids=np.full(400, 9)), protocol=PROTOCOLS["single_shot"])
+        evaluate_reid(two, replace(GALLERY, camids=np.full(400, 9)), protocol=PROTOCOLS["single_shot"])
     for count, alpha in ((0, 1.0), (3, -1.0), (3, np.nan)):
         with pytest.raises(UserError, match="query expansion by"):
             expand_queries(QUERY, GALLERY, count, alpha)

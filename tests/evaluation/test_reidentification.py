@@ -14,6 +14,7 @@ from reposer.errors import UserError
 from reposer.evaluation.cmc_plot import draw_cmc
 from reposer.evaluation.ranklists import COLORS, HEADER, choose_queries, rank_list, write_rank_lists
 from reposer.evaluation.reid_comparison import LEARNERS, compare_methods, row_names
+from reposer.evaluation.reid_protocols import find_protocol
 from reposer.evaluation.reidentification import Rerank, evaluate_reid
 from reposer.images import decode, decode_bytes
 from reposer.metrics.intervals import mean_interval
@@ -165,11 +166,6 @@ REFUSED = {
         replace(GALLERY, pids=np.full(400, -1)),
         "gallery holds no image that counts",
     ),
-    "one camera": lambda: (
-        replace(QUERY, camids=np.ones(60, int)),
-        replace(GALLERY, camids=np.ones(400, int)),
-        "none of the 60 queries",
-    ),
     "other people": lambda: (QUERY, TRAIN, "none of the 60 queries"),
     "junk query": lambda: (replace(QUERY, pids=np.full(60, -1)), GALLERY, "holds no image that counts"),
     "distractor query": lambda: (replace(QUERY, pids=np.arange(60)), GALLERY, "query row 0: person 0"),
@@ -184,6 +180,99 @@ def test_bad_input_is_refused_by_name_never_scored(name):
     query, gallery, problem = REFUSED[name]()
     with pytest.raises(UserError, match=problem):
         evaluate_reid(query, gallery)
+
+
+def _literal(query, gallery, out):
+    """Rank-1 and mAP_step by loops; ``out(i, j)``: gallery image j does not count for query i."""
+    unit = [s.features / np.linalg.norm(s.features.astype(float), axis=1)[:, None] for s in (query, gallery)]
+    first, precision = [], []
+    for i, feature in enumerate(unit[0]):
+        columns = [j for j in range(len(gallery)) if gallery.pids[j] != -1 and not out(i, j)]
+        order = sorted(columns, key=lambda j: ((feature - unit[1][j]) ** 2).sum())
+        hits = [rank for rank, j in enumerate(order, 1) if gallery.pids[j] == query.pids[i]]
+        if hits:
+            first.append(hits[0] == 1)
+            precision.append(np.mean([k / rank for k, rank in enumerate(hits, 1)]))
+    return np.mean(first), np.mean(precision)
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, -1])
+def test_where_one_camera_is_all_there_is_every_image_is_its_own(number):
+    query, gallery = (replace(s, camids=np.full(len(s), number)) for s in (_rows(QUERY, range(20)), GALLERY))
+    expected = _literal(query, gallery, lambda i, j: False)
+    for protocol in (find_protocol("market1501"), find_protocol("ltcc_standard")):
+        result = evaluate_reid(query, gallery, protocol=protocol)
+        assert (result.values.rank1, result.values.mAP_step) == pytest.approx(expected)
+    report = compare_methods(query, gallery, methods=("euclidean", "cosine"))
+    assert report.results["cosine"].values.mAP_step == pytest.approx(expected[1])
+    assert report.notes[0].startswith("No camera is known: every image counts as a camera of its own.")
+    assert (f"camera number {number}" in report.notes[0]) == (number > 0)
+    assert search(query, gallery, top=400).valid.sum() == 20 * (gallery.pids != -1).sum()
+
+
+def test_an_unknown_camera_among_known_ones_is_one_of_its_own():
+    query, gallery = (
+        replace(s, camids=np.where(np.arange(len(s)) % step, s.camids, -1))
+        for s, step in ((_rows(QUERY, range(20)), 3), (GALLERY, 4))
+    )
+    expected = _literal(
+        query,
+        gallery,
+        lambda i, j: gallery.pids[j] == query.pids[i] and gallery.camids[j] == query.camids[i] != -1,
+    )
+    report = compare_methods(query, gallery, methods=("euclidean",))
+    values = report.results["euclidean"].values
+    assert (values.rank1, values.mAP_step) == pytest.approx(expected)
+    assert report.notes[0].startswith("The camera of 107 images is not known")
+
+
+def test_a_gallery_of_one_camera_keeps_the_rule_and_says_who_finds_nobody():
+    gallery = replace(GALLERY, camids=np.full(400, int(QUERY.camids[0])))
+    report = compare_methods(QUERY, gallery, methods=("euclidean",))
+    own = QUERY.camids == QUERY.camids[0]
+    expected = _literal(QUERY, gallery, lambda i, j: own[i] and gallery.pids[j] == QUERY.pids[i])
+    values = report.results["euclidean"].values
+    assert (values.rank1, values.mAP_step) == pytest.approx(expected)
+    assert report.notes[0] == (
+        f"All gallery images are of camera {QUERY.camids[0]}: the {own.sum()} queries of it have no valid"
+        " match."
+    )
+
+
+def test_nobody_is_found_by_his_own_query_image_where_no_camera_is_known():
+    """Benchmarks that keep the queries in the gallery: features of the copy come from another batch."""
+    query = replace(
+        _rows(QUERY, range(20)), camids=np.zeros(20, int), names=tuple(f"q{i}" for i in range(20))
+    )
+    gallery = replace(GALLERY, camids=np.zeros(400, int))
+    both = FeatureSet(
+        np.concatenate([query.features * np.float32(1 + 1e-6), gallery.features]),
+        np.concatenate([query.pids, gallery.pids]),
+        np.zeros(420, int),
+        query.names + gallery.names,
+    )
+    expected = _literal(query, both, lambda i, j: i == j)
+    result = evaluate_reid(query, both)
+    assert (result.values.rank1, result.values.mAP_step) == pytest.approx(expected)
+    other = replace(both, features=np.roll(both.features, 1, axis=0), pids=np.roll(both.pids, 1))
+    assert evaluate_reid(query, other).values.rank1 > 0.99  # equal names alone ("row 0") say nothing
+
+
+def test_learned_distances_take_all_pairs_of_training_images_of_one_camera():
+    train = replace(TRAIN, camids=np.full(len(TRAIN), 3))
+    report = compare_methods(QUERY, GALLERY, train, methods=("xqda",))
+    counts = np.unique(train.pids, return_counts=True)[1]
+    assert report.learned["xqda"]["similar_pairs"] == (counts * (counts - 1) // 2).sum()
+    assert report.notes[0].startswith("Training images: No camera is known")
+
+
+def test_sampling_protocols_without_cameras():
+    query, gallery = (replace(s, camids=np.zeros(len(s), int)) for s in (QUERY, GALLERY))
+    shot = evaluate_reid(query, gallery, protocol=find_protocol("single_shot", trials=3))
+    people = len(np.unique(gallery.pids[gallery.pids > 0])) + (gallery.pids == 0).sum()
+    assert (shot.scores.valid == people).all()
+    with pytest.raises(UserError, match="no query is of camera 3 or 6"):
+        evaluate_reid(query, gallery, protocol=find_protocol("sysu_all"))
 
 
 def test_duplicates_in_the_gallery_and_a_gallery_smaller_than_k():

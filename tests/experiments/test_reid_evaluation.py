@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from reposer.cli.main import app
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, prepare_market1501, prepare_people
 from reposer.data.rendered.dataset import write_rendered_dataset
@@ -19,7 +21,13 @@ from reposer.evaluation.feature_map import draw_map, map_points
 from reposer.evaluation.reid_comparison import compare_methods
 from reposer.evaluation.reidentification import Expansion, Rerank
 from reposer.experiments import reid_features
-from reposer.experiments.reid_evaluation import ReidOptions, evaluate_network, score_files
+from reposer.experiments.reid_evaluation import (
+    ReidOptions,
+    evaluate_network,
+    resolved,
+    score_files,
+    score_sets,
+)
 from reposer.experiments.reid_export import export_embedding
 from reposer.experiments.reid_features import kept_features
 from reposer.experiments.reid_rows import chosen_rows, listed_rows, training_note
@@ -28,7 +36,7 @@ from reposer.images import decode
 from reposer.models.embedding import Embedding
 from reposer.models.pretrained import EmbeddingInfo
 from reposer.reid.feature_files import write_features
-from reposer.reid.features import embed_images
+from reposer.reid.features import embed_images, extract_features
 from reposer.structures import FeatureSet
 
 
@@ -275,3 +283,39 @@ def test_an_exported_network_gives_the_same_features(house, tmp_path):
     (tmp_path / "e" / "model.safetensors").write_bytes(data)
     (fault,) = verify_folder(tmp_path / "e")[1]
     assert "differs from the sha256" in fault
+
+
+@pytest.mark.parametrize("cameras", ["absent", "one", "unknown", "none"])
+def test_a_feature_file_of_one_camera_is_scored_with_the_note(tmp_path, cameras):
+    """Four people far apart, three images each: every query's person comes first, whatever the camera."""
+    pids = np.repeat(np.arange(1, 5), 3)
+    features = 10.0 * np.eye(4)[pids - 1] + np.random.default_rng(0).random((12, 4))
+    split = np.where(np.arange(12) % 3 == 0, "query", "gallery")
+    columns = {"features": features, "pid": pids, "split": split}
+    if cameras != "absent":
+        columns["camid"] = np.full(12, {"one": 1, "unknown": -1, "none": 0}[cameras])
+    np.savez(tmp_path / "features.npz", **columns)
+    told = CliRunner().invoke(app, ["reid", "score", str(tmp_path / "features.npz")])
+    assert told.exit_code == 0, told.output
+    assert "| euclidean | 100.00 [100.0, 100.0] |" in told.output
+    assert "No camera is known: every image counts as a camera of its own." in told.output
+
+
+def test_a_folder_of_one_camera_is_evaluated_with_the_note(house, tmp_path):
+    people = house.people
+    rows = chosen_rows(people)
+    for number in (0, 5):
+        cameras = np.full(len(people.camids), number)
+        one = SimpleNamespace(images=people.images, pids=people.pids, camids=cameras, names=people.names)
+        one.clothes = people.clothes
+        network = Embedding.from_pretrained(house.network)
+        sets = {name: extract_features(network, one, chosen) for name, chosen in rows.items()}
+        write_features(tmp_path / f"{number}.npz", sets)
+        report = score_sets(sets, tmp_path / "out", resolved(ReidOptions(methods=("euclidean",)), True))
+        again = score_files([tmp_path / f"{number}.npz"], None, ReidOptions(methods=("euclidean",)))
+        kept = compare_methods(
+            sets["query"], sets["gallery"], methods=("euclidean",), exclude_same_camera=False
+        )
+        for told in (report, again):
+            assert told.results["euclidean"].values == kept.results["euclidean"].values
+            assert told.notes[0].startswith("No camera is known: every image counts as a camera of its own.")

@@ -61,6 +61,16 @@ def test_another_tools_files(tmp_path):
         assert sets["query"].features.dtype == np.float32
 
 
+def test_without_a_column_of_cameras_they_are_unknown(tmp_path):
+    np.savez(tmp_path / "a.npz", features=np.eye(2), pid=[1, 2], split=["query", "gallery"])
+    pq.write_table(
+        pa.table({"features": np.eye(2).tolist(), "pid": [1, 2], "split": ["query", "gallery"]}),
+        tmp_path / "a.parquet",
+    )
+    for suffix in ("npz", "parquet"):
+        assert [s.camids.tolist() for s in read_features(tmp_path / f"a.{suffix}").values()] == [[-1], [-1]]
+
+
 GOOD = {
     "features": np.ones((2, 3), np.float32),
     "pid": np.array([1, 2]),
@@ -105,7 +115,6 @@ BAD_COLUMNS = [
     ({"pid": [1, None]}, "row 1: pid is empty"),
     ({"pid": ["1", "2"]}, "pid of shape"),
     ({"split": [1, 2]}, "split of shape"),
-    ({"camid": None}, "no column camid"),
 ]
 
 

@@ -24,12 +24,12 @@ from reposer.evaluation.reidentification import (
     mean_over_splits,
 )
 from reposer.files import write_atomic
-from reposer.metrics.retrieval import NoMatch
+from reposer.metrics.retrieval import JUNK, NoMatch
 from reposer.metrics.verification import FALSE_RATES
 from reposer.reid.distances import DISTANCES
 from reposer.reid.kissme import KISSME
 from reposer.reid.quadratic import QuadraticMetric
-from reposer.reid.search import checked
+from reposer.reid.search import checked, with_cameras
 from reposer.reid.xqda import XQDA
 from reposer.structures import FeatureSet
 
@@ -142,9 +142,14 @@ def compare_methods(
             f"unknown Re-ID method {', '.join(unknown) or '(none given)'}", f"choose among {known}"
         )
     query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
+    cameras = ""
+    if not protocol.by_camera:
+        (query, gallery), cameras = with_cameras(query, gallery)
+    told = [cameras, _gallery_camera(query, gallery, protocol, exclude_same_camera)]
     learned = {name: LEARNERS[name](seed) for name in methods if name in LEARNERS}
     if learned:
-        train = _training_set(train, query, gallery, unit)
+        (train,), unknown = with_cameras(_training_set(train, query, gallery, unit))
+        told += [f"Training images: {unknown}"] if unknown else []
         for learner in learned.values():
             learner.fit(train.features, train.pids, train.camids)
     results: dict[str, ReidResult] = {}
@@ -177,10 +182,25 @@ def compare_methods(
         missing=missing,
         learned={name: _what_was_learned(metric) for name, metric in learned.items()},
         protocol=_protocol(protocol, unit, no_match, exclude_same_camera),
-        notes=tuple(_notes(next(iter(results.values())), results, missing, learned, rerank, expand)),
+        notes=(
+            *filter(None, told),
+            *_notes(next(iter(results.values())), results, missing, learned, rerank, expand),
+        ),
         settings=settings,
         metrics=learned,
     )
+
+
+def _gallery_camera(
+    query: FeatureSet, gallery: FeatureSet, protocol: ReidProtocol, exclude_same_camera: bool
+) -> str:
+    """Queries that can find nobody since the whole gallery is of their own camera; empty without any."""
+    cameras = np.unique(gallery.camids[gallery.pids != JUNK])
+    if protocol.by_camera or not exclude_same_camera or len(cameras) != 1:
+        return ""
+    own = int((query.camids == cameras[0]).sum())
+    told = f"All gallery images are of camera {cameras[0]}: the {own:,} queries of it have no valid match."
+    return told if own else ""
 
 
 def _steps(

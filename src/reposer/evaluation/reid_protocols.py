@@ -37,6 +37,11 @@ class ReidProtocol:
     by_person: bool = False  # CMC counts the persons before the query's, not the images
 
     @property
+    def by_camera(self) -> bool:
+        """Whether single cameras have a part in it; otherwise only which images share one counts."""
+        return bool(self.query_cameras or self.gallery_cameras or self.unseen)
+
+    @property
     def repeats(self) -> int:
         """Trials that are made."""
         return self.trials if self.shots else 1
@@ -135,7 +140,7 @@ def trial_parts(
         UserError: nobody to ask, or nobody to be found.
     """
     asked = asked_rows(protocol, query)
-    if not protocol.shots and not protocol.unseen and not protocol.gallery_cameras:
+    if not protocol.shots and not protocol.by_camera:
         yield asked, np.arange(len(gallery))
         return
     number = np.random.default_rng([seed, trial]).permutation(len(gallery))
@@ -143,18 +148,22 @@ def trial_parts(
     if protocol.gallery_cameras:
         allowed &= np.isin(gallery.camids, protocol.gallery_cameras)
     own_camera_out = protocol.shots and protocol.exclude_same_camera and not protocol.per_camera
+    places = set(np.unique(gallery.camids).tolist())
+    parts: dict[tuple[int, ...], list[int]] = {}  # cameras of the gallery that are hidden -> from whom
     for camera in np.unique(query.camids[asked]).tolist():
-        hidden = [place for eye, place in protocol.unseen if eye == camera]
-        hidden += [camera] if own_camera_out else []
-        rows = np.flatnonzero(allowed & ~np.isin(gallery.camids, hidden))
+        hidden = {place for eye, place in protocol.unseen if eye == camera}
+        hidden |= {camera} if own_camera_out else set()
+        parts.setdefault(tuple(sorted(hidden & places)), []).append(camera)
+    for hides, cameras in parts.items():
+        rows = np.flatnonzero(allowed & ~np.isin(gallery.camids, hides))
         if not len(rows):
             raise UserError(
-                f"queries of camera {camera} have no gallery (its cameras: {_some(gallery.camids)})",
+                f"queries of camera {cameras[0]} have no gallery (its cameras: {_some(gallery.camids)})",
                 "number the cameras as the data set does, or choose another protocol",
             )
         if protocol.shots:
             rows = _drawn(protocol, gallery, rows, number)
-        yield asked[query.camids[asked] == camera], rows
+        yield asked[np.isin(query.camids[asked], cameras)], rows
 
 
 def _drawn(protocol: ReidProtocol, gallery: FeatureSet, rows: Rows, number: Rows) -> Rows:
@@ -180,8 +189,9 @@ def fold_sets(
 ) -> list[dict[str, FeatureSet]]:
     """Random splits of people into training and test (VIPeR: 10 halves of 632), for means over them.
 
-    Of the test people the images of the lowest camera number ask, all others are the gallery. Junk and
-    distractors are in every gallery.
+    Of the test people the images of the lowest camera number ask, all others are the gallery. Where no camera
+    is known (``reid.search.with_cameras``) the first image of each person asks. Junk and distractors are in
+    every gallery.
 
     Args:
         everybody: all images of a data set.
@@ -189,20 +199,24 @@ def fold_sets(
         train_people: people who train; default: half of them, rounded down.
 
     Raises:
-        UserError: an impossible number, or a single camera.
+        UserError: an impossible number.
     """
-    people, cameras = np.unique(everybody.pids[everybody.pids > 0]), np.unique(everybody.camids)
+    people, first = np.unique(everybody.pids, return_index=True)
+    first, people = first[people > 0], people[people > 0]
+    known = np.unique(everybody.camids[everybody.camids >= 0])
     count = len(people) // 2 if train_people is None else train_people
     if not 1 <= folds <= MAX_TRIALS:
         raise UserError(f"{folds} folds", f"choose 1 to {MAX_TRIALS:,}")
     if not 1 <= count < len(people):
         raise UserError(f"{count} of {len(people)} people for training", "leave at least one on either side")
-    if len(cameras) < 2:
-        raise UserError("all images are of one camera", "folds ask one camera about the others")
+    if len(known) > (everybody.camids >= 0).all():
+        asks = everybody.camids == known[0]
+    else:  # one number for all, or none at all
+        asks = np.isin(np.arange(len(everybody)), first)
     sets = []
     for fold in range(folds):
         trained = np.random.default_rng([seed, fold]).permutation(people)[:count]
-        train, asks = np.isin(everybody.pids, trained), everybody.camids == cameras[0]
+        train = np.isin(everybody.pids, trained)
         nobody = everybody.pids <= DISTRACTOR
         kinds = {
             "query": ~train & ~nobody & asks,

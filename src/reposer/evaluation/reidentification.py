@@ -38,6 +38,7 @@ from reposer.reid.search import (
     known_distance,
     nearest_columns,
     pairwise_form,
+    with_cameras,
 )
 from reposer.structures import FeatureSet, Ranking
 
@@ -126,7 +127,8 @@ def evaluate_reid(
     """Score ``query`` (Q) against ``gallery`` (G) by a protocol, Market-1501's by default.
 
     Memory beyond the inputs stays at two copies of the features, whatever Q is; re-ranking adds (Q, G)
-    float32. Junk leaves the gallery before anything is computed, so it cannot change a digit.
+    float32. Junk leaves the gallery before anything is computed, so it cannot change a digit. Images of
+    unknown camera are treated as ``reid.search.with_cameras`` says, except by protocols of single cameras.
 
     Args:
         distance: a key of reposer.reid.distances.DISTANCES, or a fitted KISSME or XQDA.
@@ -147,6 +149,8 @@ def evaluate_reid(
     if expand is not None and not unit:
         raise UserError("query expansion adds features of length 1", "leave one of the two options out")
     query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
+    if not protocol.by_camera:
+        (query, gallery), _ = with_cameras(query, gallery)
     protocol = replace(protocol, exclude_same_camera=protocol.exclude_same_camera and exclude_same_camera)
     trials: list[QueryScores] = []
     pairs: list[Pairs] = []

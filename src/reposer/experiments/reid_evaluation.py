@@ -94,14 +94,14 @@ def evaluate_network(
         )
     runtime = setup(device=device, threads=threads, seed=options.seed)
     people = PackedPeople.open(prepared / PACKED)
+    if options.protocol.by_camera and not people.camids.any():
+        raise UserError("this protocol is about single cameras, and none is known", "choose another protocol")
     rows = chosen_rows(people, query_list, gallery_list)
     options = resolved(options, TRAIN in rows)
     if not set(options.methods) & LEARNERS.keys():
         rows.pop(TRAIN, None)
     embedding = open_embedding(model)
     notes = [training_note(embedding.info, people, rows)]
-    if not people.camids.any():
-        notes.append("No camera is known: every image counts as a camera of its own.")
     embedding.to(runtime.device)
     sets = kept_features(embedding, people, rows, out)
     if crops is not None:

@@ -25,8 +25,9 @@ from reposer.files import write_atomic
 from reposer.structures import FeatureSet
 from reposer.tables import read_table
 
-REQUIRED = ("features", "pid", "camid", "split")
-COLUMNS = (*REQUIRED, "name", "clothes")
+REQUIRED = ("features", "pid", "split")
+COLUMNS = (*REQUIRED, "camid", "name", "clothes")
+UNKNOWN_CAMERA = -1
 _LAYOUT = "give columns features (N, D), pid, camid, split and, if you like, name and clothes"
 
 
@@ -47,6 +48,7 @@ def read_features(path: Path | str) -> dict[str, FeatureSet]:
         raise UserError(f"{path}: no such file", "give the path of a feature file")
     columns = reader(path)
     features = _numbers(columns["features"], path)
+    columns.setdefault("camid", np.full(len(features), UNKNOWN_CAMERA))
     pids, camids = (_whole(columns[name], name, len(features), path) for name in ("pid", "camid"))
     splits = _texts(columns["split"], "split", len(features), path)
     if "name" in columns:

@@ -74,19 +74,17 @@ def extract_features(
 ) -> FeatureSet:
     """Features and labels of the images at ``indices`` (N,) of ``people``, None for all of them.
 
-    Where no image has a camera number (all 0), every image becomes a camera of its own: nothing is left out
-    of a ranking for its camera, and every pair of a person's images is a pair of learned metrics.
+    Camera numbers are those of the folder; ``reid.search.with_cameras`` says what becomes of unknown ones.
 
     Args as of :func:`embed_images`.
     """
-    camids = people.camids if np.any(people.camids) else np.arange(1, len(people.camids) + 1)
     chosen = np.arange(len(people.images)) if indices is None else np.asarray(indices, np.int64)
     rows: Any = _Rows(people.images, chosen)
     features = embed_images(embedding, rows, batch_size, on_progress)
     names = tuple(people.names[i] for i in chosen.tolist())
     known = (people.clothes != -1).any()  # of the whole folder, so that all its sets are alike
     return FeatureSet(
-        features, people.pids[chosen], camids[chosen], names, people.clothes[chosen] if known else None
+        features, people.pids[chosen], people.camids[chosen], names, people.clothes[chosen] if known else None
     )
 
 

@@ -48,6 +48,48 @@ def checked(features: FeatureSet, what: str, unit: bool = True) -> FeatureSet:
     )
 
 
+NO_CAMERA = "No camera is known: every image counts as a camera of its own."
+
+
+def with_cameras(*sets: FeatureSet) -> tuple[tuple[FeatureSet, ...], str]:
+    """The sets with a camera number of its own for every image whose camera is unknown, and a note about it.
+
+    Unknown is a number below 0 and, where all images of all sets have one and the same number, every number:
+    two cameras are the least that tell which match is an easy one. An image that is in two sets (its name and
+    its features are the same) stays one image of one camera, so that nobody is found by his own query image.
+
+    Args:
+        sets: :func:`checked` ones that are compared with each other.
+
+    Returns:
+        the sets, unchanged where every camera is known, and the note, empty then.
+    """
+    numbers = np.concatenate([each.camids for each in sets])
+    unknown = numbers < 0
+    if len(numbers) > 1 and (numbers == numbers[0]).all():
+        unknown[:] = True
+    if not unknown.any():
+        return sets, ""
+    taken = 0 if unknown.all() else int(numbers.max())
+    numbers = np.where(unknown, taken + 1 + np.arange(len(numbers)), numbers)
+    starts = np.cumsum([0, *map(len, sets)])
+    first: dict[str, tuple[int, NDArray[np.floating]]] = {}
+    for start, each in zip(starts, sets, strict=False):
+        for i in np.flatnonzero(unknown[start : start + len(each)]).tolist():
+            row, feature = first.setdefault(each.names[i], (start + i, each.features[i]))
+            if row != start + i and np.allclose(feature, each.features[i], rtol=1e-3, atol=1e-4):
+                numbers[start + i] = numbers[row]
+    parts = np.split(numbers, starts[1:-1])
+    told = tuple(replace(each, camids=part) for each, part in zip(sets, parts, strict=True))
+    if not unknown.all():
+        return told, (
+            f"The camera of {int(unknown.sum()):,} images is not known (a number below 0): each of them"
+            " counts as a camera of its own."
+        )
+    given = np.unique(np.concatenate([each.camids for each in sets]))
+    return told, NO_CAMERA + (f" (All have camera number {given[0]}.)" if given[0] > 0 else "")
+
+
 def search(
     query: FeatureSet,
     gallery: FeatureSet,
@@ -59,6 +101,8 @@ def search(
 ) -> Ranking:
     """The ``top`` nearest gallery images of each query (or of those numbered in ``queries``).
 
+    Images of unknown camera are treated as :func:`with_cameras` says.
+
     Junk and same-camera images are listed too, with ``valid`` False. Equal distances are listed in gallery
     order; scores are never taken from this order (see reposer.metrics.retrieval).
 
@@ -69,7 +113,7 @@ def search(
     Raises:
         UserError: as :func:`checked`, or an unknown distance.
     """
-    query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
+    (query, gallery), _ = with_cameras(checked(query, "query", unit), checked(gallery, "gallery", unit))
     rows = np.arange(len(query)) if queries is None else np.asarray(queries, np.int64)
     form = pairwise_form(query.features[rows], gallery.features, distance)
     order, values = nearest(form, top)
