@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -171,6 +173,43 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     else:
         raise UserError(f"{printable(path)}: unknown kind of weight file", "give a .safetensors or .pth file")
     return _checked(path, tensors)
+
+
+def load_arrays_file(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Arrays by name from a .pt or .pth file that holds a flat dict of tensors and of lists of whole numbers
+    or of text; tensors are held to the rules of :func:`load_state_dict_file`.
+
+    Raises:
+        UserError: damaged, malformed, or something else.
+    """
+    path = Path(path)
+    require_regular(path)
+    _check_zip(path)
+    values = _loaded(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))
+    if not isinstance(values, Mapping):
+        raise UserError(f"{printable(path)}: no dict of tensors", "save a dict of named tensors")
+    lists = {name: value for name, value in values.items() if type(value) is list}
+    tensors = {name: value for name, value in values.items() if name not in lists}
+    arrays = {name: _array(tensor) for name, tensor in (_checked(path, tensors) if tensors else {}).items()}
+    for name, value in lists.items():
+        what = f"{printable(path)}: {str(name)[:80]}"
+        if {*map(type, value)} == {int}:
+            try:
+                arrays[name] = np.array(value, np.int64)
+            except OverflowError as error:
+                raise UserError(f"{what}: a number of more than 64 bits", "save tensors") from error
+        elif {*map(type, value)} == {str}:
+            if len(value) * max(map(len, value)) > 100 * path.stat().st_size:  # all rows are as long as one
+                raise UserError(f"{what}: texts of absurd length", "shorten them")
+            arrays[name] = np.array(value, np.str_)
+        else:
+            raise UserError(f"{what}: a list of something else than whole numbers or text", "save tensors")
+    return arrays
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor as an array; bfloat16, which NumPy has not, as float32."""
+    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 def _known(name: str) -> WeightFile:

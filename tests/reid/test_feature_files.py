@@ -142,7 +142,7 @@ def test_wrong_paths_are_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_features(tmp_path / "none.npz")
     with pytest.raises(UserError, match="are read from"):
-        read_features(tmp_path / "f.mat")
+        read_features(tmp_path / "f.txt")
     with pytest.raises(UserError, match="are written to"):
         write_features(tmp_path / "f.mat", _sets())
     small = FeatureSet(np.ones((1, 2), np.float32), np.array([1]), np.array([1]), ("a",))

@@ -153,7 +153,7 @@ def reid_evaluate(
 def reid_score(
     features: Annotated[
         list[Path],
-        typer.Argument(help=".npz or .parquet: features, pid, camid, split, name; see docs/reid.md."),
+        typer.Argument(help=".npz, .parquet, .mat, .pt, or .npy and its labels; see docs/reid.md."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for table, curves and rank lists.")] = None,
     images: Annotated[

@@ -142,14 +142,11 @@ def compare_methods(
             f"unknown Re-ID method {', '.join(unknown) or '(none given)'}", f"choose among {known}"
         )
     query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
-    cameras = ""
-    if not protocol.by_camera:
-        (query, gallery), cameras = with_cameras(query, gallery)
-    told = [cameras, _gallery_camera(query, gallery, protocol, exclude_same_camera)]
+    query, gallery, told = _cameras(query, gallery, protocol, exclude_same_camera)
     learned = {name: LEARNERS[name](seed) for name in methods if name in LEARNERS}
     if learned:
-        (train,), unknown = with_cameras(_training_set(train, query, gallery, unit))
-        told += [f"Training images: {unknown}"] if unknown else []
+        (train,), cameras = with_cameras(_training_set(train, query, gallery, unit))
+        told += [f"Training images: {cameras}"] if cameras else []
         for learner in learned.values():
             learner.fit(train.features, train.pids, train.camids)
     results: dict[str, ReidResult] = {}
@@ -183,7 +180,7 @@ def compare_methods(
         learned={name: _what_was_learned(metric) for name, metric in learned.items()},
         protocol=_protocol(protocol, unit, no_match, exclude_same_camera),
         notes=(
-            *filter(None, told),
+            *told,
             *_notes(next(iter(results.values())), results, missing, learned, rerank, expand),
         ),
         settings=settings,
@@ -191,16 +188,22 @@ def compare_methods(
     )
 
 
-def _gallery_camera(
+def _cameras(
     query: FeatureSet, gallery: FeatureSet, protocol: ReidProtocol, exclude_same_camera: bool
-) -> str:
-    """Queries that can find nobody since the whole gallery is of their own camera; empty without any."""
+) -> tuple[FeatureSet, FeatureSet, list[str]]:
+    """The sets with a number for every camera, and notes on unknown ones and on queries that can find nobody
+    since the whole gallery is of their own camera."""
+    if protocol.by_camera:
+        return query, gallery, []
+    (query, gallery), unknown = with_cameras(query, gallery)
+    told = [unknown] if unknown else []
     cameras = np.unique(gallery.camids[gallery.pids != JUNK])
-    if protocol.by_camera or not exclude_same_camera or len(cameras) != 1:
-        return ""
-    own = int((query.camids == cameras[0]).sum())
-    told = f"All gallery images are of camera {cameras[0]}: the {own:,} queries of it have no valid match."
-    return told if own else ""
+    own = int(np.isin(query.camids, cameras).sum())
+    if exclude_same_camera and len(cameras) == 1 and own:
+        told.append(
+            f"All gallery images are of camera {cameras[0]}: the {own:,} queries of it have no valid match."
+        )
+    return query, gallery, told
 
 
 def _steps(

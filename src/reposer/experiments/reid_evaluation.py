@@ -35,6 +35,7 @@ from reposer.files import write_atomic
 from reposer.images import decode
 from reposer.metrics.retrieval import NoMatch
 from reposer.reid.feature_files import read_features
+from reposer.reid.foreign_features import with_labels
 from reposer.reid.search import pool_queries
 from reposer.runtime import setup
 from reposer.structures import FeatureSet
@@ -121,8 +122,8 @@ def score_files(
     """Score features of any tool.
 
     Args:
-        files: .npz or Parquet files (``reid.feature_files``) that hold the splits query, gallery, and where
-            wanted train and multi_query; one file or several.
+        files: feature files (``reid.feature_files``; an .npy may be followed by its labels) that hold the
+            splits query, gallery, and where wanted train and multi_query; one file or several.
         out: folder for the report; None writes nothing.
         options: methods and pictures.
         images: folders that the names are looked up in, in this order; without any no rank lists are drawn.
@@ -166,11 +167,12 @@ def score_splits(
     if options.rank_lists or options.feature_map or options.multi_query:
         raise UserError("rank lists, maps and multi-query are of one split", "leave these options out")
     if folds is None:
-        if len(files) < 2:
+        alone = [[file for file in pair if file is not None] for pair in with_labels(files)]
+        if len(alone) < 2:
             raise UserError("one file is one split: there is no mean", "give the file of every split")
-        splits, what = [_read_sets([path]) for path in files], "files"
-        for path, sets in zip(files, splits, strict=True):
-            _require_splits(sets, [path])
+        splits, what = [_read_sets(each) for each in alone], "files"
+        for each, sets in zip(alone, splits, strict=True):
+            _require_splits(sets, each)
     else:
         everybody = list(_read_sets(files).values())
         splits, what = fold_sets(reduce(_joined, everybody), folds, options.seed, train_people), "folds"
@@ -184,8 +186,8 @@ def score_splits(
 
 def _read_sets(files: Sequence[Path]) -> dict[str, FeatureSet]:
     sets: dict[str, FeatureSet] = {}
-    for path in files:
-        for split, features in read_features(path).items():
+    for path, labels in with_labels(files):
+        for split, features in read_features(path, labels).items():
             if split in sets:
                 raise UserError(f"{path}: a second set {split}", "give every split once")
             sets[split] = features

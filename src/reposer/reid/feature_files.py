@@ -1,4 +1,5 @@
-"""Features on disk, from any tool: one .npz or Parquet file with a row for each image.
+"""Features on disk, from any tool: one .npz or Parquet file with a row for each image, or what
+``foreign_features`` reads.
 
 Columns (arrays of an .npz): ``features`` (N, D) numbers; ``pid``, ``camid`` whole numbers (-1 junk and 0
 distractor in ``pid``); ``split`` text, such as query, gallery, train; optionally ``name`` text, the image
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from reposer.arrays import float_array
 from reposer.errors import UserError
 from reposer.files import write_atomic
+from reposer.reid.foreign_features import read_mat_features, read_npy_features, read_torch_features
 from reposer.structures import FeatureSet
 from reposer.tables import read_table
 
@@ -31,8 +34,12 @@ UNKNOWN_CAMERA = -1
 _LAYOUT = "give columns features (N, D), pid, camid, split and, if you like, name and clothes"
 
 
-def read_features(path: Path | str) -> dict[str, FeatureSet]:
+def read_features(path: Path | str, labels: Path | None = None) -> dict[str, FeatureSet]:
     """The feature sets of a file by split name, rows in file order.
+
+    Args:
+        path: .npz or .parquet; or .mat, .pt, .pth, .npy (``foreign_features``).
+        labels: the label file of an .npy file.
 
     Values are not judged here (``reposer.reid.search.checked`` does that), their form is.
 
@@ -40,13 +47,20 @@ def read_features(path: Path | str) -> dict[str, FeatureSet]:
         UserError: not readable, a column missing, of another type or length, an empty split name.
     """
     path = Path(path)
-    readers = {".npz": _read_npz, ".parquet": _read_parquet}
+    readers: dict[str, Callable[[Path], dict[str, NDArray[Any]]]] = {
+        ".npz": _read_npz,
+        ".parquet": _read_parquet,
+        ".mat": read_mat_features,
+        **dict.fromkeys((".pt", ".pth"), lambda file: read_torch_features(file, COLUMNS)),
+        ".npy": lambda file: read_npy_features(file, labels),
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: features are read from {' and '.join(readers)} files", "convert the file")
     if not path.is_file():
         raise UserError(f"{path}: no such file", "give the path of a feature file")
     columns = reader(path)
+    _require(set(columns), path)
     features = _numbers(columns["features"], path)
     columns.setdefault("camid", np.full(len(features), UNKNOWN_CAMERA))
     pids, camids = (_whole(columns[name], name, len(features), path) for name in ("pid", "camid"))
