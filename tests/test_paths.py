@@ -724,7 +724,7 @@ CHANGES_REVIEWED: dict[str, set[str]] = {
     "experiments/ablations.py": {"mkdir"},
     "experiments/demo.py": {"mkdir"},
     "experiments/identity.py": {"mkdir"},
-    "experiments/reid_evaluation.py": {"mkdir"},
+    "experiments/reid_evaluation.py": {"mkdir", "unlink"},
     "experiments/reid_features.py": {"mkdir"},
     "experiments/studies.py": {"mkdir"},
     "generation/forgetting.py": {"unlink"},
