@@ -12,13 +12,19 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.io
 
 from reposer import bounded
 from reposer.bounded import parse_json, read_in_child, read_mat, read_npy, read_npz
 from reposer.errors import UserError
+from reposer.models.embedding import Embedding
+from reposer.models.generators import build_generator, build_predictor
+from reposer.models.parsing_network import ParsingNetwork
 from reposer.paths import RefusedFileError
+from reposer.tables import check_decoded, read_table
 
 PATH = Path("x.mat")
 
@@ -107,3 +113,35 @@ def test_json_is_bounded_in_depth_and_number(monkeypatch):
     monkeypatch.setattr(bounded, "MAX_JSON_VALUES", 100)
     with pytest.raises(ValueError, match="more than 100 values"):
         parse_json(b"[" + b"[]," * 200 + b"1]")
+
+
+def test_a_text_repeated_by_parquets_dictionary_is_counted(tmp_path):
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000, np.int32)), ["x" * 1_000_000])
+    pq.write_table(pa.table({"path": text}), tmp_path / "d.parquet")
+    # without Arrow's own note of the type a reader takes it for plain texts, 20 GB of them
+    bare = pq.ParquetFile(tmp_path / "d.parquet")
+    assert (tmp_path / "d.parquet").stat().st_size < 1_200_000
+    with pytest.raises(pa.ArrowInvalid, match="unpacks to more"):
+        check_decoded(bare, str(tmp_path / "d.parquet"))
+    pq.write_table(pa.table({"path": ["a", "bcd"] * 10_000}), tmp_path / "good.parquet")
+    assert read_table(tmp_path / "good.parquet")["path"].to_pylist()[:2] == ["a", "bcd"]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: build_generator("san", blocks=10**9),
+        lambda: build_generator("patn", ngf=10**9),
+        lambda: build_generator("rsa_gan", res_blocks=10**9),
+        lambda: build_predictor("parsing_predictor", halvings=10**9),
+        lambda: build_generator("san", deep_channels=[8] * 10**6),
+        lambda: Embedding(size=(10**6, 10**6)),
+        lambda: Embedding(backbone_args={"widths": [8] * 10**6}),
+        lambda: ParsingNetwork(widths=(10**9, 1, 1, 1)),
+    ],
+)
+def test_configurations_without_bound_are_refused_before_anything_is_built(build):
+    began = time.monotonic()
+    with pytest.raises(UserError, match="larger than any network"):
+        build()
+    assert time.monotonic() - began < 1

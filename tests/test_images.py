@@ -6,7 +6,9 @@ import hashlib
 import io
 import struct
 import threading
+import time
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import torch
 from bad_inputs import bmp, chunk, encoded, exif, jpeg, picture, pixels, png, png_pixels, without
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from reposer import images
 
@@ -281,3 +284,75 @@ def test_a_cut_profile_text_or_index_costs_no_picture(tmp_path, segment):
     found = _used(tmp_path, plain[:2] + segment + plain[2:])
     assert "exif-rotated" in found.rules
     np.testing.assert_array_equal(found.pixels, images.decode_bytes(plain, "a.jpg"))
+
+
+def secret_files() -> dict[str, bytes]:
+    """One file of each format with a secret in every place for metadata, none of them turned."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 12, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0131] = "SECRET", "SECRET"
+    exif.get_ifd(0x8825)[29] = "SECRET"
+    told = {"exif": exif.tobytes(), "icc_profile": b"SECRET" * 30, "xmp": b"<x>SECRET</x>"}
+    text = PngInfo()
+    text.add_text("Comment", "SECRET")
+    text.add_text("More", "SECRET" * 9, zip=False)
+    made = {}
+    for kind, more in {
+        "JPEG": {**told, "comment": b"SECRET", "quality": 80, "progressive": True},
+        "PNG": {"exif": told["exif"], "icc_profile": b"SECRET" * 30, "pnginfo": text},
+        "WEBP": {**told, "lossless": True},
+        "BMP": {},
+    }.items():
+        content = io.BytesIO()
+        image.save(content, kind, **more)
+        made[kind] = content.getvalue() + b"SECRET behind the end"
+    return made
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_copies_lose_metadata_and_no_pixel(kind: str, turn: int):
+    data = secret_files()[kind]
+    if turn != 1 and kind != "BMP":
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010E] = turn, "SECRET"
+        content = io.BytesIO()
+        save = {"quality": 80} if kind == "JPEG" else {}
+        Image.open(io.BytesIO(data)).save(content, kind, exif=exif.tobytes(), **save)
+        data = content.getvalue()
+    clean = images.without_metadata(data, f"x.{kind.lower()}")
+    assert (b"SECRET" in data and b"SECRET" not in clean) or (kind == "BMP" and b"SECRET" not in clean)
+    np.testing.assert_array_equal(images.decode_bytes(clean, "x"), images.decode_bytes(data, "x"))
+    # an outside reader: Pillow sees the same stored pixels, the turn and nothing else
+    stored, before = Image.open(io.BytesIO(clean)), Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(np.asarray(stored), np.asarray(before))
+    assert dict(stored.getexif()) == ({0x0112: 6} if turn == 6 and kind != "BMP" else {})
+    assert images.without_metadata(clean, "x") == clean, "the second time nothing is left to take out"
+
+
+@pytest.mark.parametrize(("bits", "most"), [(1, 1), (2, 3), (4, 15), (8, 255)])
+@pytest.mark.parametrize("color", [0, 3])
+def test_label_maps_of_few_bits_are_read_as_stored(tmp_path: Path, bits: int, most: int, color: int):
+    values = np.arange(32 * 8).reshape(8, 32) % (most + 1)
+    places = np.unpackbits(values.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :]
+    rows = b"".join(b"\0" + np.packbits(row.ravel()).tobytes() for row in places)
+
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 8, bits, color, 0, 0, 0))
+    data += chunk(b"PLTE", bytes(range(256)) * 3) if color == 3 and bits == 8 else b""
+    data += chunk(b"PLTE", bytes(3 * (most + 1))) if color == 3 and bits < 8 else b""
+    (tmp_path / "x.png").write_bytes(data + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    np.testing.assert_array_equal(images.decode_indices(tmp_path / "x.png"), values)
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded():
+    content = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(content, "JPEG", progressive=True)
+    data = content.getvalue()
+    last = data.rindex(b"\xff\xda")
+    again = data[:-2] + data[last:-2] * 200 + b"\xff\xd9"
+    images.decode_bytes(data, "x.jpg")
+    began = time.monotonic()
+    with pytest.raises(images.ImageError, match="scans of 2000x2000") as caught:
+        images.decode_bytes(again, "x.jpg")
+    assert caught.value.rule == "too-many-scans"
+    assert time.monotonic() - began < 1

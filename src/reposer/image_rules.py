@@ -23,6 +23,8 @@ from reposer.paths import RefusedFileError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 25_000_000
+MAX_SCANS = 64  # of a JPEG; libjpeg's own progressive files have 10
+_MAX_SCANNED = 16 * MAX_PIXELS  # scans times pixels: what bounds the time of decoding
 MIN_SIDE = 4  # pixels; nothing smaller shows a person
 
 # Rules by which an image is used although it is not plain RGB; every use is listed.
@@ -67,7 +69,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
 
     Raises:
         ImageError: rules ``empty``, ``format``, ``too-many-pixels``, ``too-small``, ``animated``,
-            ``truncated``, ``damaged``.
+            ``truncated``, ``damaged``, ``too-many-scans``.
     """
     if not data:
         raise ImageError(name, "empty", "an empty file", "get the file again")
@@ -82,6 +84,10 @@ def open_image(data: bytes, name: str) -> Image.Image:
         raise _damaged(name, error) from error
     if image.width * image.height > MAX_PIXELS:
         raise _too_many_pixels(name)
+    scans = data.count(b"\xff\xda") if file_format(image) == "JPEG" else 0  # each goes over all the pixels
+    if scans > MAX_SCANS or scans * image.width * image.height > _MAX_SCANNED:
+        problem = f"{scans} scans of {image.width}x{image.height} pixels: decoding could take minutes"
+        raise ImageError(name, "too-many-scans", problem, "save it again as a plain JPEG")
     if min(image.size) < MIN_SIDE:
         problem = f"{image.width}x{image.height} pixels, each side must have at least {MIN_SIDE}"
         raise ImageError(name, "too-small", problem, "remove it")
@@ -235,9 +241,18 @@ def _to_rgb(image: Image.Image, name: str, rules: list[str]) -> Image.Image:
     return image.convert("RGB")
 
 
+def exif_orientation(image: Image.Image) -> int:
+    """The number that EXIF gives, 1 where it gives none (upright; 2 to 8 are turns, others do not exist).
+
+    Raises:
+        ValueError: the EXIF data do not tell it.
+    """
+    return _orientation(image.info.get("exif", b""))
+
+
 def _upright(image: Image.Image, rgb: Image.Image, name: str, rules: list[str]) -> Image.Image:
     try:
-        orientation = _orientation(image.info.get("exif", b""))
+        orientation = exif_orientation(image)
     except ValueError:  # the pixels are whole: metadata never costs a picture
         rules.append("exif-damaged")
         return rgb

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from reposer.image_metadata import STRIPPERS
 from reposer.image_rules import ImageError as ImageError  # what decode raises belongs to its interface
-from reposer.image_rules import file_format, load, open_image, upright_rgb
+from reposer.image_rules import exif_orientation, file_format, load, open_image, upright_rgb
 from reposer.paths import RefusedFileError, read_regular
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -144,7 +146,10 @@ def decode_indices(path: Path | str, root: Path | None = None) -> NDArray[np.uin
             problem = f"mode {image.mode}, one 8-bit channel is wanted"
             raise ImageError(name, "not-one-channel", problem, advice)
         load(image, data, name)
-        return np.array(image, dtype=np.uint8)
+        values = np.array(image, dtype=np.uint8)
+        if image.mode == "L" and file_format(image) == "PNG" and data[24] in (2, 4):
+            values //= {2: 85, 4: 17}[data[24]]  # Pillow spreads 2 and 4 bits of gray over 0 to 255
+        return values
 
 
 def decode_mask(path: Path | str, root: Path | None = None) -> NDArray[np.bool_]:
@@ -179,6 +184,35 @@ def encode_png(pixels: NDArray[Any], palette: NDArray[np.uint8] | None = None, l
     if palette is not None:
         image.putpalette(np.ascontiguousarray(palette, dtype=np.uint8).tobytes())
     return _save(image, "PNG", compress_level=level)
+
+
+# ---- copies: the stored pixels, bit for bit, without what the camera or an editor wrote beside them
+
+
+def without_metadata(data: bytes, name: str) -> bytes:
+    """An image file without its metadata; its pixels stay as they are stored. The same bytes give the same.
+
+    Kept is what decoding needs: tables, transparency, the orientation (alone, where it turns the picture),
+    Adobe's marker of a JPEG, gamma and primaries of a PNG. EXIF, XMP, comments, texts, thumbnails, color
+    profiles (they name their maker; this program's decoding does not use them), further pictures of an MPO
+    and whatever follows the picture's end go.
+
+    Raises:
+        ImageError: refused by its header, or the result does not decode to the same pixels.
+    """
+    with open_image(data, name) as image:
+        kind = file_format(image)
+        try:
+            turn = exif_orientation(image)
+        except ValueError:  # the picture is used as it is stored
+            turn = 1
+    try:
+        cleaned = STRIPPERS[kind](data, turn)
+    except (ValueError, struct.error, IndexError) as error:
+        raise ImageError(name, "damaged", "its parts do not fit together", "save it again") from error
+    if cleaned != data and not np.array_equal(_picture(cleaned, name).pixels, _picture(data, name).pixels):
+        raise ImageError(name, "damaged", "its metadata cannot be taken out", "save it without metadata")
+    return cleaned
 
 
 def _read(path: Path | str, root: Path | None) -> bytes:

@@ -7,6 +7,7 @@ config.json and model.safetensors are read, both by this program, and the class 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,14 +29,21 @@ SEGMENTERS = {
     "mobilevit": ("MobileViTConfig", "MobileViTForSemanticSegmentation"),
     "beit": ("BeitConfig", "BeitForSemanticSegmentation"),
 }
-# What would make transformers load other files, other code or other number formats than the ones checked.
-_REFUSED_KEYS = (
-    "auto_map",
-    "quantization_config",
-    "backbone",
-    "use_timm_backbone",
-    "use_pretrained_backbone",
-)
+# Keys that any configuration may have beside its class's own: words about the file and its classes. Others,
+# such as attn_implementation and auto_map, can make transformers load other files, code or number formats.
+_PLAIN_KEYS = {
+    *("model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "id2label", "label2id"),
+    *("num_labels", "return_dict", "output_hidden_states", "output_attentions", "problem_type"),
+    *("reshape_last_stage", "finetuning_task", "_name_or_path", "name_or_path", "is_encoder_decoder"),
+    *("chunk_size_feed_forward", "add_cross_attention", "is_decoder", "tie_word_embeddings", "pruned_heads"),
+}
+_EMPTY: tuple[Any, ...] = (None, False, "", [], {})  # a key with one of these asks for nothing
+_KEPT_OUT = {
+    *("backbone", "use_timm_backbone", "use_pretrained_backbone", "auto_map", "quantization_config"),
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "torchscript"),
+}
+_MOST = 100_000  # of any whole number in a configuration
+_MOST_LAYERS, _MOST_ITEMS = 200, 2000
 
 
 class Network(Protocol):
@@ -165,13 +173,10 @@ def load_transformers(folder: str | Path, classes: dict[str, tuple[str, str]]) -
     if not isinstance(kind, str) or kind not in classes:
         known = ", ".join(classes)
         raise RefusedFileError(place, "model-type", f"model_type {str(kind)[:60]!r}: not one of {known}")
-    bad = next((key for key in _REFUSED_KEYS if settings.get(key)), None)
-    if bad:
-        raise RefusedFileError(
-            place, "config-key", f"{bad} is set: only plain weights of a known class are used"
-        )
-    tensors = load_state_dict_file(weights)
     config_class, network_class = (getattr(transformers, name) for name in classes[kind])
+    allowed = _PLAIN_KEYS | set(config_class().to_dict())
+    settings = _plain_settings(place, settings, allowed)
+    tensors = load_state_dict_file(weights)
     room = 2 * weights.stat().st_size + 1_000_000
     try:
         config = config_class.from_dict(settings)
@@ -185,6 +190,42 @@ def load_transformers(folder: str | Path, classes: dict[str, tuple[str, str]]) -
         problem = f"asks for {needed:,} bytes of weights, {weights.name} has {weights.stat().st_size:,}"
         raise RefusedFileError(place, "absurd-size", problem, "use the configuration of these weights")
     return _filled(network_class, config, tensors, weights)
+
+
+def _plain_settings(place: Path, settings: dict[str, Any], allowed: Collection[str]) -> dict[str, Any]:
+    """The settings that ask for something, all of them known by name and of a sane size."""
+    kept = {key: value for key, value in settings.items() if not (key in _KEPT_OUT and value in _EMPTY)}
+    for key, value in kept.items():
+        if key in _KEPT_OUT or (value not in _EMPTY and key not in allowed):
+            problem = f"{printable(key[:60])} is set: only plain weights of a known class are used"
+            raise RefusedFileError(place, "config-key", problem)
+        if key == "backbone_config":
+            _check_backbone(place, value)
+        counts = any(word in key for word in ("layers", "blocks", "depth", "experts", "convs"))
+        most = _MOST_LAYERS if counts else _MOST
+        if _largest(value) > most:
+            raise RefusedFileError(place, "config", f"{printable(key[:60])} is larger than {most:,}")
+    return {key: value for key, value in kept.items() if key in allowed}
+
+
+def _check_backbone(place: Path, value: Any) -> None:
+    """Refuse a backbone inside a configuration that is not ViTPose's own."""
+    from transformers import VitPoseBackboneConfig
+
+    if not isinstance(value, dict) or value.get("model_type", "vitpose_backbone") != "vitpose_backbone":
+        raise RefusedFileError(place, "config-key", "backbone_config is set to another kind of network")
+    config: Any = VitPoseBackboneConfig()
+    _plain_settings(place, value, _PLAIN_KEYS | set(config.to_dict()))
+
+
+def _largest(value: Any, depth: int = 0) -> float:
+    """The largest size of any number or list in a value; infinite where it is nested without sense."""
+    if isinstance(value, dict | list):
+        items = list(value.values() if isinstance(value, dict) else value)
+        if depth > 4 or len(items) > _MOST_ITEMS:
+            return float("inf")
+        return max((_largest(item, depth + 1) for item in items), default=0.0)
+    return abs(value) if isinstance(value, int | float) else 0.0
 
 
 def _filled(network_class: Any, config: Any, tensors: dict[str, Tensor], weights: Path) -> nn.Module:

@@ -5,12 +5,12 @@ A palette PNG read as RGB, or by OpenCV, turns labels into colors without a word
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer.bounded import read_npy
 from reposer.data.problems import AnnotationError
 from reposer.images import MAX_FILE_BYTES, decode_indices, decode_mask
 from reposer.paths import read_regular
@@ -73,7 +73,7 @@ def check_size(path: str | Path, shape: tuple[int, ...], size: tuple[int, int]) 
 def _read_array(path: Path, root: Path | None) -> NDArray[np.uint8]:
     data = read_regular(path, max_bytes=MAX_FILE_BYTES, root=root)
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        array = read_npy(path, data)
     except Exception as error:  # whatever NumPy raises on hostile bytes
         message = f"is no readable NumPy array ({error})"
         raise AnnotationError(path, "file", message, "make the file again") from error

@@ -22,6 +22,7 @@ from reposer.errors import UserError
 from reposer.files import write_atomic
 from reposer.paths import RefusedFileError, check_relative, read_regular
 from reposer.structures import NUM_JOINTS, PersonRecord
+from reposer.tables import check_decoded
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "query", "gallery")
@@ -150,7 +151,8 @@ def _record(values: dict[str, Any]) -> PersonRecord:
 def _read_table(path: Path) -> pa.Table:
     advice = "run reposer prepare again"
     try:
-        file = pq.ParquetFile(pa.BufferReader(read_regular(path, max_bytes=_MAX_FILE_BYTES)))
+        opened = pa.BufferReader(read_regular(path, max_bytes=_MAX_FILE_BYTES))
+        file = pq.ParquetFile(opened)
         metadata = file.metadata
         found = metadata.metadata or {}
         if found.get(_KIND) != _SCHEMA.metadata[_KIND]:
@@ -165,6 +167,7 @@ def _read_table(path: Path) -> pa.Table:
             raise UserError(f"{path}: says that it unpacks to {decoded:,} bytes", advice)
         if not any(file.schema_arrow.equals(schema) for schema in (_SCHEMA, _SCHEMA_CLOTHES)):
             raise UserError(f"{path}: its columns are not those of a manifest", advice)
+        check_decoded(file, opened)
         return file.read()
     except (UserError, RefusedFileError):
         raise

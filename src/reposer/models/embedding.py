@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from reposer.errors import UserError
 from reposer.images import resize, to_float
 from reposer.models.backbones import MobileNetV2, ResNet, Small
-from reposer.models.layers import check_choice
+from reposer.models.layers import check_arguments, check_choice
 from reposer.models.pretrained import EmbeddingInfo, Pretrained
 from reposer.weights import find_weights, load_state_dict_file
 
@@ -77,6 +77,7 @@ class Embedding(Pretrained):
     ) -> None:
         super().__init__()
         check_choice("neck", neck, NECKS)
+        check_arguments({"size": size, "stripes": stripes, "window": window, "frozen": frozen})
         if min(size) < 1 or stripes < 1 or window < 0 or (window and (stripes > 1 or neck == "bn")):
             raise UserError(
                 f"size={size}, stripes={stripes}, window={window}, neck={neck}: impossible together",
@@ -156,6 +157,7 @@ def build_backbone(name: str, **args: Any) -> nn.Module:
             near = difflib.get_close_matches(arg, known, n=1)
             advice = f"did you mean {near[0]}" if near else f"use one of {', '.join(known) or 'none'}"
             raise UserError(f"the backbone {name} has no argument {arg}", advice)
+    check_arguments(args)
     return made(**args)
 
 

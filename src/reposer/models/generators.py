@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from reposer.errors import UserError
-from reposer.models.layers import check_choice
+from reposer.models.layers import check_arguments, check_choice
 from reposer.models.parsing_predictor import ParsingPredictor
 from reposer.models.patn import PATN
 from reposer.models.rsa_gan import RSAGAN
@@ -54,4 +54,5 @@ def _build(
             near = difflib.get_close_matches(arg, options, n=1)
             advice = f"did you mean {near[0]}" if near else f"use one of {', '.join(options)}"
             raise UserError(f"the {kind} {name} has no argument {arg}", advice)
+    check_arguments(args)
     return known[name](**args)

@@ -6,7 +6,7 @@ norm (its backward pass reads its own input, not its output) and saves a tensor 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch.nn.functional as F
@@ -27,6 +27,28 @@ def check_choice(option: str, value: object, choices: Collection[object]) -> Non
     if value not in choices:
         listed = ", ".join(str(choice) for choice in choices)
         raise UserError(f"{option}={value!r} is not known", f"use one of {listed}")
+
+
+_COUNTS = ("blocks", "convs", "halvings", "stripes", "frozen")  # arguments that count layers or parts
+_MOST_LAYERS, _MOST_CHANNELS = 64, 8192
+
+
+def check_arguments(args: Mapping[str, object]) -> None:
+    """Refuse sizes and depths, of a configuration perhaps by somebody else, that no network here can mean.
+
+    A loop over 10^9 blocks takes all memory before any weight is there to compare shapes with.
+
+    Raises:
+        UserError: names the argument and its bound: 64 for numbers and lists of layers, 8192 for all others.
+    """
+    for name, value in args.items():
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        most = _MOST_LAYERS if any(name.endswith(count) for count in _COUNTS) else _MOST_CHANNELS
+        numbers = [v for v in values if isinstance(v, int | float)]
+        if len(values) > _MOST_LAYERS or not all(abs(number) <= most for number in numbers):
+            raise UserError(f"{name} is larger than any network here can use", f"the most is {most:,}")
+        if isinstance(value, Mapping):
+            check_arguments(value)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:

@@ -20,6 +20,7 @@ from reposer.config import read_json
 from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.backbones import MobileNetV2
+from reposer.models.layers import check_arguments
 from reposer.structures import NUM_LABELS
 from reposer.weights import find_weights, load_state_dict_file
 
@@ -36,6 +37,7 @@ class ParsingNetwork(nn.Module):
         keras: bool = False,  # MobileNetV2 in Keras' form (models.backbones)
     ) -> None:
         super().__init__()
+        check_arguments({"widths": widths})
         if len(widths) != 4 or min(widths) < 1:
             raise UserError(f"widths={list(widths)}: four positive numbers are wanted")
         self.encoder = MobileNetV2(keras=keras)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.arrays import float_array
+from reposer.bounded import read_npz
 from reposer.errors import UserError
 from reposer.files import write_atomic
 from reposer.reid.foreign_features import read_mat_features, read_npy_features, read_torch_features
@@ -119,9 +120,10 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not zipfile.is_zipfile(path):  # numpy takes anything else for a pickle
         raise UserError(f"{path}: not a readable .npz file", "write it again")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            _require(set(archive.files), path)
-            return {name: archive[name] for name in COLUMNS if name in archive.files}
+        with path.open("rb") as file:
+            arrays = read_npz(path, file, COLUMNS)
+        _require(set(arrays), path)
+        return arrays
     except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ValueError) and "allow_pickle" in str(error):
             advice = "save plain arrays: numbers and text, not Python objects"

@@ -17,12 +17,12 @@ from reposer.data.problems import AnnotationProblem
 from reposer.data.records import SPLITS
 from reposer.errors import UserError
 from reposer.paths import check_relative, printable, read_regular
+from reposer.tables import check_decoded
 
 # Other words for a split; "test" is the gallery beside "query", otherwise nobody knows what it is.
 SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "probe": "query"}
 COLUMNS = ("path", "pid", "camid", "split")
 _MAX_FILE_BYTES = 2_000_000_000
-_MAX_DECODED_BYTES = 4_000_000_000  # Parquet compresses: a small file may hold a bomb
 
 
 def list_table(root: Path, table: str | Path, zero_based: bool = False) -> Listing:
@@ -149,10 +149,9 @@ def _parquet_rows(
     table: Path, data: bytes, required: tuple[str, ...], optional: tuple[str, ...]
 ) -> Iterator[dict[str, str]]:
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
-        if not 0 <= sum(groups) <= _MAX_DECODED_BYTES:
-            raise UserError(f"{printable(table)}: says that it unpacks to {sum(groups):,} bytes")
+        opened = pa.BufferReader(data)
+        file = pq.ParquetFile(opened)
+        check_decoded(file, opened)
         spelled = {name.lower(): name for name in file.schema_arrow.names}
         header = [name.lower() for name in file.schema_arrow.names]
         found = _found_columns(table, header, required, optional)
