@@ -72,13 +72,13 @@ def check_size(path: str | Path, shape: tuple[int, ...], size: tuple[int, int]) 
 
 def _read_array(path: Path, root: Path | None) -> NDArray[np.uint8]:
     data = read_regular(path, max_bytes=MAX_FILE_BYTES, root=root)
+    if data.startswith(b"PK"):
+        raise AnnotationError(path, "file", "is an archive of arrays", "store one array, (H, W)")
     try:
         array = read_npy(path, data)
     except Exception as error:  # whatever NumPy raises on hostile bytes
         message = f"is no readable NumPy array ({error})"
         raise AnnotationError(path, "file", message, "make the file again") from error
-    if not isinstance(array, np.ndarray):
-        raise AnnotationError(path, "file", "is an archive of arrays", "store one array, (H, W)")
     if array.ndim != 2 or not array.size or array.dtype.kind not in "biu":
         message = f"is {array.dtype} {array.shape}"
         raise AnnotationError(path, "array", message, "store one integer label per pixel, (H, W)")

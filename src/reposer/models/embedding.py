@@ -77,7 +77,7 @@ class Embedding(Pretrained):
     ) -> None:
         super().__init__()
         check_choice("neck", neck, NECKS)
-        check_arguments({"size": size, "stripes": stripes, "window": window, "frozen": frozen})
+        check_arguments({"size": size, "stripes": stripes, "window": window})
         if min(size) < 1 or stripes < 1 or window < 0 or (window and (stripes > 1 or neck == "bn")):
             raise UserError(
                 f"size={size}, stripes={stripes}, window={window}, neck={neck}: impossible together",

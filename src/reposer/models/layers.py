@@ -29,7 +29,7 @@ def check_choice(option: str, value: object, choices: Collection[object]) -> Non
         raise UserError(f"{option}={value!r} is not known", f"use one of {listed}")
 
 
-_COUNTS = ("blocks", "convs", "halvings", "stripes", "frozen")  # arguments that count layers or parts
+_COUNTS = ("blocks", "convs", "halvings", "stripes")  # arguments that count layers or parts
 _MOST_LAYERS, _MOST_CHANNELS = 64, 8192
 
 
