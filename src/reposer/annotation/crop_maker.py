@@ -20,7 +20,7 @@ from reposer.data.layouts.folder_scan import without_suffix
 from reposer.data.parsing import PALETTE
 from reposer.data.problems import AnnotationProblem
 from reposer.image_rules import ACCEPTED
-from reposer.images import MAX_FILE_BYTES, Picture, encode_png, read_picture
+from reposer.images import MAX_FILE_BYTES, Picture, encode_png, read_picture, without_metadata
 from reposer.paths import RefusedFileError, check_relative, contained, read_regular
 from reposer.structures import NUM_LABELS
 
@@ -134,7 +134,7 @@ class CropMaker:
             row["mask_sha256"] = put(row[MASK], data)
         if self.copy:
             data = read_regular(contained(self.images, name), max_bytes=MAX_FILE_BYTES, root=self.images)
-            row["sha256"] = put(name, data)
+            row["sha256"] = put(name, without_metadata(data, name))
         if annotation.keypoints is not None and annotation.scores is not None:
             row["keypoints"] = annotation.keypoints.ravel().tolist()
             row["joint_scores"] = annotation.scores.tolist()

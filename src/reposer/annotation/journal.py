@@ -45,7 +45,7 @@ from reposer.files import (
     sync_folder,
     write_atomic,
 )
-from reposer.images import MAX_FILE_BYTES
+from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.paths import (
     RefusedFileError,
     check_relative,
@@ -259,6 +259,19 @@ def _planned(task: Task, images: Sequence[str], notes: list[str]) -> list[Shard]
     return list(enumerate(shards))
 
 
+def _unchanged(images: Path, row: Mapping[str, Any]) -> bool:
+    """Whether the source is what the row says: the file itself, or the one that its copy was made of."""
+    name, digest = str(row["file"]), str(row["sha256"])
+    place = images / check_relative(name)
+    if source_hash(place, images) == digest:
+        return True
+    try:
+        data = read_regular(place, max_bytes=MAX_FILE_BYTES, root=images)
+        return sha256_bytes(without_metadata(data, name)) == digest
+    except RefusedFileError:
+        return False
+
+
 def _fault(task: Task, part: Path, images: Sequence[str], given: Given) -> str:
     """Why a sealed shard is not what is wanted now; empty when it is."""
     try:
@@ -272,7 +285,7 @@ def _fault(task: Task, part: Path, images: Sequence[str], given: Given) -> str:
         return f"{part.name} has other images"
     places: set[str] = set()
     for row in rows:
-        if source_hash(task.images / check_relative(row["file"]), task.images) != row["sha256"]:
+        if not _unchanged(task.images, row):
             return f"{row['file']} has changed"
         if not row["left_out"] and given(row["file"]) != (row.get(GIVEN) or ""):
             return f"your own mask or key-point file of {row['file']} has changed"

@@ -37,7 +37,7 @@ from reposer.folder_lock import locked
 from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
 from reposer.generation.job_folder import STAGING
 from reposer.generation.real_list import COLUMNS as REAL_COLUMNS
-from reposer.generation.real_list import REAL, REAL_ROWS
+from reposer.generation.real_list import REAL, REAL_ROWS, SOURCE
 from reposer.paths import contained, delete, printable, read_regular
 from reposer.tables import read_table
 
@@ -204,7 +204,8 @@ def _clean_real(folder: Path, pid: int) -> None:
         for name in rows.filter(gone)["file"].to_pylist():
             delete(folder, f"{REAL}/{name}")
         sync_folder(folder / REAL)
-    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), REAL_COLUMNS, synthetic=False)
+    columns = (*REAL_COLUMNS, SOURCE) if SOURCE[0] in rows.column_names else REAL_COLUMNS
+    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), columns, synthetic=False)
 
 
 def _clean_unlisted(folder: Path, parts: list[Path], note: dict[str, Any]) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from reposer.data.layouts.market_names import stem
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, SUMMARY, summarize
 from reposer.generation.forgetting import CACHES, FORGETTING, REMOVED, removed_counts
-from reposer.generation.real_list import REAL, REAL_ROWS, real_faults
+from reposer.generation.real_list import REAL, REAL_ROWS, SOURCE, real_faults
 
 _SET_BY_JOB = ("policy", "background", "checkpoint", "trained_on", "seed")  # equal in all rows
 
@@ -96,7 +96,8 @@ class _Real:
         here = self._table.take(pa.array(np.maximum(at, 0)))
         same = at >= 0
         for column in ("sha256", "pid", "camid"):
-            equal = pc.fill_null(pc.equal(here[column], table[f"{side}_{column}"]), False)
+            own = SOURCE[0] if column == "sha256" and SOURCE[0] in here.column_names else column
+            equal = pc.fill_null(pc.equal(here[own], table[f"{side}_{column}"]), False)
             same &= np.asarray(equal.to_numpy(), np.bool_)
         return same
 

@@ -16,9 +16,9 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import MANIFEST, REPORT
 from reposer.data.records import read_manifest
 from reposer.errors import UserError
-from reposer.files import disk_faults, sha256_file, sync_folder, write_atomic
-from reposer.generation.real_list import COLUMNS, REAL, REAL_ROWS, real_faults
-from reposer.images import MAX_FILE_BYTES
+from reposer.files import disk_faults, sha256_bytes, sha256_file, sync_folder, write_atomic
+from reposer.generation.real_list import COLUMNS, REAL, REAL_ROWS, SOURCE, real_faults
+from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.paths import contained, made_folder, read_regular, require_regular, unlinked
 
 PLACEMENTS = ("link", "copy", "none")
@@ -75,43 +75,52 @@ class RealImages:
         """
         if is_sealed(out / REAL_ROWS) and not real_faults(out, how):
             return []
-        put: Callable[[Path, Path], None] = _copy if how == "copy" else _link
+        put: Callable[[Path, Path], str] = _copy if how == "copy" else _link
+        rows = list(self.rows)
         notes: list[str] = []
         if how != "none":
             made_folder(out, REAL)
-            for path, row in zip(self.paths, self.rows, strict=True):
+            for number, (path, row) in enumerate(zip(self.paths, self.rows, strict=True)):
                 source = contained(self.root, path)
                 require_regular(source, self.root)
                 if sha256_file(source) != row["sha256"]:
                     raise UserError(f"{source}: changed since it was prepared", "prepare the data set again")
-                put = _place(source, unlinked(out, f"{REAL}/{row['file']}"), row["sha256"], put, notes)
+                target = unlinked(out, f"{REAL}/{row['file']}")
+                put, digest = _place(source, target, row["sha256"], put, notes)
+                rows[number] = {**row, "sha256": digest}  # a copy has no metadata
             sync_folder(out / REAL)
-        write_part(out / REAL_ROWS, list(self.rows), COLUMNS, synthetic=False)
+        columns = COLUMNS
+        if any(row["sha256"] != before["sha256"] for row, before in zip(rows, self.rows, strict=True)):
+            columns = (*COLUMNS, SOURCE)
+            pairs = zip(rows, self.rows, strict=True)
+            rows = [{**row, SOURCE[0]: before["sha256"]} for row, before in pairs]
+        write_part(out / REAL_ROWS, rows, columns, synthetic=False)
         return notes
 
 
 def _place(
-    source: Path, target: Path, digest: str, put: Callable[[Path, Path], None], notes: list[str]
-) -> Callable[[Path, Path], None]:
-    """One image; returns how to put the next one: links that the disk refuses become copies."""
-    if target.is_file() and sha256_file(target) == digest:
-        return put
+    source: Path, target: Path, digest: str, put: Callable[[Path, Path], str], notes: list[str]
+) -> tuple[Callable[[Path, Path], str], str]:
+    """One image; returns how to put the next one (copies, where the disk refuses links), and its hash."""
+    if put is _link and target.is_file() and sha256_file(target) == digest:
+        return put, digest
     target.unlink(missing_ok=True)
     try:
-        put(source, target)
+        return put, put(source, target) or digest
     except OSError as error:
         if put is not _link or error.errno not in _NO_LINKS:
             raise
         notes.append(f"{REAL}/ holds copies: no hard links from {source.parent} ({error.strerror})")
-        put = _copy
-        put(source, target)
-    return put
+        return _copy, _copy(source, target)
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> str:
     os.link(os.path.realpath(source), target)
+    return ""
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> str:
+    data = without_metadata(read_regular(source, max_bytes=MAX_FILE_BYTES), str(source))
     with disk_faults(target):
-        write_atomic(target, read_regular(source, max_bytes=MAX_FILE_BYTES))
+        write_atomic(target, data)
+    return sha256_bytes(data)

@@ -25,7 +25,7 @@ from reposer.files import atomic_folder, write_new
 from reposer.generation.augmented_rows import KIND
 from reposer.generation.forgetting import FORGETTING
 from reposer.generation.real_list import REAL, REAL_ROWS
-from reposer.images import MAX_FILE_BYTES
+from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.paths import (
     RefusedFileError,
     check_name,
@@ -155,7 +155,8 @@ def _fill(place: Path, images: list[_Image], copy: bool) -> None:
     place.mkdir()
     for image in images:
         if copy:
-            write_new(place / image.name, read_regular(image.path, max_bytes=MAX_FILE_BYTES, root=image.root))
+            data = read_regular(image.path, max_bytes=MAX_FILE_BYTES, root=image.root)
+            write_new(place / image.name, data if image.synthetic else without_metadata(data, image.name))
         else:
             require_regular(image.path, image.root)
             os.link(os.path.realpath(image.path), place / image.name, follow_symlinks=False)
