@@ -126,6 +126,13 @@ def giant_jpeg(width: int, height: int) -> bytes:
     return joined(parts)
 
 
+def many_scans(number: int, side: int = 64) -> bytes:
+    """A progressive JPEG whose last scan stands there again and again."""
+    data = encoded(Image.new("L", (side, side)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * (number - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
 def _writer(data: bytes | Callable[[], bytes]) -> Callable[[Path], object]:
     made = functools.cache(data) if callable(data) else lambda: data
     return lambda path: path.write_bytes(made())
@@ -291,6 +298,8 @@ BOMBS = [
     ),
     _file("65,500 x 65,500 JPEG", ".jpg", lambda: giant_jpeg(65500, 65500), "too-many-pixels"),
     _file("6000 x 6000 JPEG", ".jpg", lambda: giant_jpeg(6000, 6000), "too-many-pixels"),
+    _file("JPEG of 300 scans", ".jpg", lambda: many_scans(300), "too-many-scans"),
+    _file("JPEG of 20 scans of 25 megapixels", ".jpg", lambda: many_scans(20, 5000), "too-many-scans"),
     _file("40,000 x 40,000 BMP", ".bmp", lambda: bmp(40000, 40000, data=bytes(64)), "too-many-pixels"),
     _file("BMP of negative height", ".bmp", lambda: bmp(40000, -40000, data=bytes(64)), "too-many-pixels"),
     _file("16,384 x 16,384 WebP", ".webp", lambda: webp_header(16384, 16384), "too-many-pixels"),

@@ -19,7 +19,10 @@ import scipy.io
 
 from reposer import bounded
 from reposer.bounded import parse_json, read_in_child, read_mat, read_npy, read_npz
+from reposer.data.layouts import tables
 from reposer.errors import UserError
+from reposer.generation.export import GeneratorConfig
+from reposer.models.discriminators import build_discriminator
 from reposer.models.embedding import Embedding
 from reposer.models.generators import build_generator, build_predictor
 from reposer.models.parsing_network import ParsingNetwork
@@ -138,10 +141,72 @@ def test_a_text_repeated_by_parquets_dictionary_is_counted(tmp_path):
         lambda: Embedding(size=(10**6, 10**6)),
         lambda: Embedding(backbone_args={"widths": [8] * 10**6}),
         lambda: ParsingNetwork(widths=(10**9, 1, 1, 1)),
+        lambda: Embedding(size=(2000, 64)),
+        lambda: build_discriminator(blocks=10**9),
+        lambda: build_discriminator(shape=True, ndf=10**9),
     ],
 )
 def test_configurations_without_bound_are_refused_before_anything_is_built(build):
     began = time.monotonic()
     with pytest.raises(UserError, match="larger than any network"):
         build()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("size", [[10**5, 10**5], [2000, 64], [0, 64], [-1, 64]])
+def test_the_size_of_a_generator_is_bounded(size):
+    GeneratorConfig(generator="san", size=(1024, 512))
+    with pytest.raises(ValueError, match="1 to 1,024 pixels"):
+        GeneratorConfig(generator="san", size=size)
+
+
+def test_one_row_of_very_many_items_is_refused(tmp_path):
+    """Less than 5 kB of Parquet: its one list repeats a value, here 10^7 times."""
+    number = 10**7
+    values = pa.ListArray.from_arrays(pa.array([0, number], pa.int32()), pa.array(np.zeros(number, np.int8)))
+    place = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"keypoints": values}), place, compression="zstd")
+    assert place.stat().st_size < 5000
+    with pytest.raises(pa.ArrowInvalid, match="unpacks to more than 10,000,000"):
+        check_decoded(pq.ParquetFile(place), str(place), most=10**7)
+    check_decoded(pq.ParquetFile(place), str(place), most=8 * number)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"path,pid,camid,split\n" + b"a.jpg,1,1,train\n" * 200, "more than 100 rows"),
+        (b"path,pid,camid,split\n" + b"\n" * 200, "more than 100 rows"),
+        (b"path,pid,camid,split\na.jpg,1,1,train" + b"," * 3000, "longer than 2,000 characters"),
+        (b"path,pid,camid,split\n" + b'"\n",' * 1000, "longer than 2,000 characters"),
+        (b"path,pid,camid,split" + b",x" * 900, "more than 50 columns"),
+        (b"path,pid,camid,split\n" + b"a.jpg,1,1,train\n" * 700, "larger than 10,000 bytes"),
+    ],
+)
+def test_a_csv_table_is_bounded(tmp_path, monkeypatch, content, told):
+    limits = {"MAX_ROWS": 100, "_MAX_LINE": 2000, "_MAX_COLUMNS": 50, "_MAX_CSV_BYTES": 10_000}
+    for name, value in limits.items():
+        monkeypatch.setattr(tables, name, value)
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        list(tables.read_rows(tmp_path / "x.csv", tables.COLUMNS)[1])
+    # as much as the bounds allow, a quoted line end and a short row among it
+    rows = ['"a\nb.jpg",1,1,train', "c.jpg,2,3"] + ["d.jpg,1,1,train"] * 98
+    (tmp_path / "x.csv").write_text("\ufeffpath,pid,camid,split\n" + "\n".join(rows), encoding="utf-8")
+    read = list(tables.read_rows(tmp_path / "x.csv", tables.COLUMNS)[1])
+    assert len(read) == 100
+    assert read[0] == {"path": "a\nb.jpg", "pid": "1", "camid": "1", "split": "train"}
+    assert read[1] == {"path": "c.jpg", "pid": "2", "camid": "3", "split": ""}
+
+
+def test_a_parquet_table_is_bounded(tmp_path, monkeypatch):
+    columns = {"path": ["a.jpg"] * 101, "pid": [1] * 101, "camid": [1] * 101, "split": ["train"] * 101}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    assert len(list(tables.read_rows(tmp_path / "x.parquet", tables.COLUMNS)[1])) == 101
+    monkeypatch.setattr(tables, "MAX_ROWS", 100)
+    with pytest.raises(UserError, match="more than 100 rows"):
+        list(tables.read_rows(tmp_path / "x.parquet", tables.COLUMNS)[1])
+    monkeypatch.undo()
+    pq.write_table(pa.table(columns | {"pid": [[1, 2]] * 101}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="pid holds lists"):
+        list(tables.read_rows(tmp_path / "x.parquet", tables.COLUMNS)[1])

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs import bmp, chunk, encoded, exif, jpeg, picture, pixels, png, png_pixels, without
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from reposer import images
+from reposer.image_metadata import count_scans
 
 
 def test_ranges_by_hand():
@@ -356,3 +357,53 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded():
         images.decode_bytes(again, "x.jpg")
     assert caught.value.rule == "too-many-scans"
     assert time.monotonic() - began < 1
+
+
+def test_a_thumbnail_and_filling_bytes_are_no_scans():
+    """Marks of scans inside segments (thumbnails hold whole JPEGs) and behind the end count for nothing."""
+    data = jpeg(progressive=True)
+    thumbnails = b"\xff\xe5\x20\x02" + b"\xff\xda\x00\x08" * 0x800
+    odd = data[:2] + thumbnails * 3 + b"odd" + b"\xff" * 9 + data[2:] + b"\xff\xda" * 999
+    assert count_scans(odd) == count_scans(data) == 10  # libjpeg's script for a color picture
+    np.testing.assert_array_equal(images.decode_bytes(odd, "x"), images.decode_bytes(data, "x"))
+    clean = images.without_metadata(odd, "x")
+    assert len(clean) <= len(data)
+    np.testing.assert_array_equal(images.decode_bytes(clean, "x"), images.decode_bytes(data, "x"))
+    began = time.monotonic()
+    assert count_scans(b"\xff\xd8" + b"\xff" * 5_000_000) == 0
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_color_profile_stays_for_the_viewer(kind: str):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    told = Image.Exif()
+    told[0x010E] = "SECRET"
+    data = encoded(picture(), kind, icc_profile=profile, exif=told.tobytes())
+    clean = images.without_metadata(data, "x")
+    opened = Image.open(io.BytesIO(clean))
+    assert opened.info["icc_profile"] == profile
+    assert not opened.getexif()
+    assert b"SECRET" in data
+    assert b"SECRET" not in clean
+    assert images.without_metadata(clean, "x") == clean
+    large = profile[36:].ljust(1_000_000, b"x")
+    large = (len(large) + 36).to_bytes(4, "big") + profile[4:36] + large
+    clean = images.without_metadata(encoded(picture(), kind, icc_profile=large), "x")
+    assert "icc_profile" not in Image.open(io.BytesIO(clean)).info, "no place to hide a megabyte"
+
+
+def test_a_bitmap_names_no_file_of_its_author():
+    """BITMAPV5HEADER: a linked profile is a path on somebody's disk behind the pixels."""
+    plain = bmp(8, 6, data=pixels(width=8, height=6).tobytes())
+    secret = rb"C:\Users\SECRET\x.icm"
+    rest = b"KNIL" + bytes(52) + struct.pack("<III", 124 + 144, len(secret), 0)
+    info = struct.pack("<I", 124) + plain[18:54] + bytes(16) + rest
+    data = b"BM" + struct.pack("<IHHI", 138 + 144 + len(secret), 0, 0, 138) + info + plain[54:] + secret
+    assert len(info) == 124
+    clean = images.without_metadata(data, "x")
+    assert b"SECRET" not in clean
+    assert clean[2:6] == struct.pack("<I", len(clean))
+    np.testing.assert_array_equal(images.decode_bytes(clean, "x"), images.decode_bytes(plain, "x"))
+    assert images.without_metadata(clean, "x") == clean
+    assert images.without_metadata(plain, "x") == plain

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from reposer.image_metadata import count_scans
 from reposer.paths import RefusedFileError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -85,7 +86,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _too_many_pixels(name)
     scans = data.count(b"\xff\xda") if file_format(image) == "JPEG" else 0  # each goes over all the pixels
-    if scans > MAX_SCANS or scans * image.width * image.height > _MAX_SCANNED:
+    if _many(scans, image) and _many(scans := count_scans(data), image):  # the first counts thumbnails' too
         problem = f"{scans} scans of {image.width}x{image.height} pixels: decoding could take minutes"
         raise ImageError(name, "too-many-scans", problem, "save it again as a plain JPEG")
     if min(image.size) < MIN_SIDE:
@@ -239,6 +240,10 @@ def _to_rgb(image: Image.Image, name: str, rules: list[str]) -> Image.Image:
         rules.append("alpha-on-black")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _many(scans: int, image: Image.Image) -> bool:
+    return scans > MAX_SCANS or scans * image.width * image.height > _MAX_SCANNED
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -193,9 +193,9 @@ def without_metadata(data: bytes, name: str) -> bytes:
     """An image file without its metadata; its pixels stay as they are stored. The same bytes give the same.
 
     Kept is what decoding needs: tables, transparency, the orientation (alone, where it turns the picture),
-    Adobe's marker of a JPEG, gamma and primaries of a PNG. EXIF, XMP, comments, texts, thumbnails, color
-    profiles (they name their maker; this program's decoding does not use them), further pictures of an MPO
-    and whatever follows the picture's end go.
+    Adobe's marker of a JPEG, gamma and primaries of a PNG, and a whole ICC profile of at most 1 MB, since a
+    viewer shows other colors without it. EXIF, XMP, comments, texts, thumbnails, further pictures of an MPO
+    and whatever follows the picture's end go. A file without any of these comes back as it is.
 
     Raises:
         ImageError: refused by its header, or the result does not decode to the same pixels.

@@ -365,6 +365,20 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
         folder(_TINY | {"quantization_config": {"load_in_4bit": True}}, _SOME),
         "quantization_config",
     ),
+    "outside-kernel": (
+        folder(_TINY | {"attn_implementation": "evil/kernels"}, _SOME),
+        "attn_implementation is set",
+    ),
+    "outside-kernel-2": (
+        folder(_TINY | {"_attn_implementation": "flash_attention_2"}, _SOME),
+        "_attn_implementation is set",
+    ),
+    "own-key": (folder(_TINY | {"custom_pipelines": {"x": "code.P"}}, _SOME), "custom_pipelines is set"),
+    "billion-layers": (folder(_TINY | {"depths": [10**9, 1, 1, 1]}, _SOME), "depths is larger than 200"),
+    "billion-pixels": (
+        folder({"model_type": "beit", "image_size": 10**9, "num_labels": 18}, _SOME),
+        "image_size is larger than 100,000",
+    ),
     "hub-backbone": (folder(_TINY | {"backbone": "evil/repo"}, _SOME), "backbone is set"),
     "other-model": (folder({"model_type": "llama"}, _SOME), "not one of segformer"),
     "no-model": (folder({"model_type": 3}, _SOME), "not one of segformer"),

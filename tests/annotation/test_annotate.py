@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -72,8 +73,6 @@ def test_a_real_parser_through_the_whole_way(folder, tmp_path, exported, describ
 
 
 def rows_sha(path: Path) -> str:
-    import hashlib
-
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -227,6 +226,36 @@ def test_every_bad_image_has_its_rule_and_the_others_are_done(tmp_path):
     assert sum(report.rules.values()) == refused
     again = annotate(root, None, stubs, how=How(batch_size=4))
     assert again.work.made == 0
+    apart = annotate(root, tmp_path / "apart", stubs, how=How(batch_size=4))
+    assert apart.annotated == report.annotated, "whatever is read can be copied without metadata"
+
+
+def test_copies_apart_bear_no_metadata(tmp_path):
+    """GPS, serial number and comment stay where they were; pixels, turn and profile come along."""
+    root, out = tmp_path / "people", tmp_path / "out"
+    root.mkdir()
+    told = Image.Exif()
+    told[0x0112], told[0x010E] = 6, "SECRET"
+    told.get_ifd(0x8769)[0xA431] = "SECRET"
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(root / "x.jpg", exif=told.tobytes(), comment=b"SECRET")
+    Image.fromarray(pixels).save(root / "plain.png")
+    before = tree(root)
+    annotate(root, out, stubs)
+    assert tree(root) == before
+    data = (out / "x.jpg").read_bytes()
+    assert b"SECRET" not in data
+    assert dict(Image.open(out / "x.jpg").getexif()) == {0x0112: 6}
+    np.testing.assert_array_equal(np.array(Image.open(out / "x.jpg")), np.array(Image.open(root / "x.jpg")))
+    assert (out / "plain.png").read_bytes() == (root / "plain.png").read_bytes()
+    rows = rows_of(out / "annotation")
+    assert rows["x.jpg"]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert (rows["x.jpg"]["height"], rows["x.jpg"]["width"]) == (40, 24)
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
+    assert annotate(root, out, stubs).work.made == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")} == made
+    Image.fromarray(255 - pixels).save(root / "x.jpg", exif=told.tobytes())
+    assert annotate(root, out, stubs).work.made > 0
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,7 @@ from reposer.annotation import detectors
 from reposer.annotation.detectors import detect, load_detector, main_person
 from reposer.annotation.interfaces import AnnotatorInfo, KeypointDetector, PersonMasker
 from reposer.annotation.keypoint_detector import RcnnKeypoints, open_keypoint_detector
+from reposer.annotation.networks import TransformersNetwork
 from reposer.annotation.person_mask import DetectorMasker, FolderMasks, ParsingMasker, open_detector_masker
 from reposer.data.problems import AnnotationError
 from reposer.errors import UserError
@@ -236,6 +238,52 @@ def test_vitpose_finds_a_planted_peak(vitpose, monkeypatch):
     assert np.isnan(poses.keypoints[:, [1, 5]]).all()  # so no neck
     assert np.allclose(poses.keypoints[:, 2], expected, atol=0.1)
     assert poses.people.tolist() == [-1] * 3
+
+
+def test_configurations_as_people_share_them_are_read(vitpose, tmp_path):
+    """Keys that older versions wrote, and those of a backbone that is not asked for, do no harm."""
+    old = {
+        "backbone": None, "backbone_kwargs": None, "use_timm_backbone": False, "torch_dtype": "float32",
+        "use_pretrained_backbone": False, "edges": [[15, 13], [13, 11]], "transformers_version": "4.48.0",
+        "_attn_implementation_autoset": True,
+    }  # fmt: skip
+    shutil.copytree(vitpose, tmp_path / "vitpose")
+    place = tmp_path / "vitpose" / "config.json"
+    settings = json.loads(place.read_text())
+    place.write_text(json.dumps(old | settings))
+    images = torch.randint(0, 256, (2, 3, 40, 20), dtype=torch.uint8)
+    shared = open_keypoint_detector("vitpose", tmp_path / "vitpose")(images)
+    np.testing.assert_array_equal(shared.scores, open_keypoint_detector("vitpose", vitpose)(images).scores)
+    backbone = settings["backbone_config"]
+    for more, told in (
+        ({"attn_implementation": "evil/kernels"}, "attn_implementation is set"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, "auto_map is set"),
+        ({"backbone_config": backbone | {"_attn_implementation": "evil/kernels"}}, "_attn_implementation"),
+        ({"backbone_config": backbone | {"auto_map": {"AutoModel": "x.Y"}}}, "auto_map is set"),
+        ({"backbone_config": backbone | {"model_type": "bit"}}, "another kind of network"),
+        ({"backbone_config": backbone | {"num_hidden_layers": 10**9}}, "num_hidden_layers is larger"),
+        ({"mine": 1}, "mine is set"),
+    ):
+        place.write_text(json.dumps(settings | more))
+        with pytest.raises(UserError, match=told):
+            open_keypoint_detector("vitpose", tmp_path / "vitpose")
+
+
+def test_a_segformer_as_people_share_it_is_read(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.SegformerConfig(
+        depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=16,
+        num_labels=18,
+    )  # fmt: skip
+    network = transformers.SegformerForSemanticSegmentation(config).eval()
+    network.save_pretrained(tmp_path)
+    place = tmp_path / "config.json"
+    old = {"downsampling_rates": [1, 4, 8, 16], "image_size": 224, "torch_dtype": "float32"}
+    place.write_text(json.dumps(old | json.loads(place.read_text())))
+    x = torch.rand(1, 3, 64, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(TransformersNetwork(tmp_path)(x), network(x).logits)
 
 
 def test_vitpose_folders_are_checked(vitpose, tmp_path):

@@ -118,6 +118,45 @@ def test_real_images_are_links_copies_or_left_out(prepared, whole, tmp_path):
     assert set_faults(out) == set_faults(tmp_path / "none") == []
 
 
+def test_copies_of_real_images_bear_no_metadata(tmp_path):
+    """The copies of a set and of its exports; a second run leaves them, a person can be forgotten."""
+    prepared = runner.prepare_drawn(tmp_path)
+    raw = tmp_path / "raw" / "bounding_box_train"
+    told = Image.Exif()
+    told[0x010E] = "SECRET"
+    told.get_ifd(0x8825)[29] = "SECRET"
+    for place in raw.iterdir():  # the same pixels: exact segments are put in, nothing is encoded
+        data, body = place.read_bytes(), told.tobytes()
+        segment = b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+        place.write_bytes(data[:2] + segment + data[2:])
+    prepare_market1501(tmp_path / "raw", tmp_path / "told", holdout=1, size=runner.SIZE)
+    out, options = tmp_path / "set", AugmentOptions(real="copy")
+    augment(runner.stub_model(), tmp_path / "told", out, options)
+    copies = sorted((out / "real").iterdir())
+    assert copies
+    for place in copies:
+        source = raw / place.name
+        assert b"SECRET" in source.read_bytes()
+        assert b"SECRET" not in place.read_bytes()
+        np.testing.assert_array_equal(np.array(Image.open(place)), np.array(Image.open(source)))
+    assert set_faults(out) == []
+    before = {place: place.stat().st_mtime_ns for place in copies}
+    (out / "real.parquet").unlink()
+    copies[0].write_bytes(b"spoiled")
+    augment(runner.stub_model(), tmp_path / "told", out, options)
+    after = {place: place.stat().st_mtime_ns for place in copies}
+    assert {place for place in copies if after[place] != before[place]} == {copies[0]}
+    assert set_faults(out) == []
+    augment(runner.stub_model(), tmp_path / "told", tmp_path / "linked", AugmentOptions())
+    export_set(tmp_path / "linked", tmp_path / "market", copy=True)
+    for place in copies:
+        assert (tmp_path / "market/bounding_box_train" / place.name).read_bytes() == place.read_bytes()
+    forget(out, parse_name(copies[0].name).pid)
+    assert set_faults(out) == []
+    assert not copies[0].exists()
+    assert prepared.is_dir()
+
+
 def test_an_interrupted_set_is_finished_to_the_same_bytes(prepared, whole, tmp_path):
     def stop(done, total):
         if done >= 16:

@@ -36,6 +36,8 @@ _PLAIN_KEYS = {
     *("num_labels", "return_dict", "output_hidden_states", "output_attentions", "problem_type"),
     *("reshape_last_stage", "finetuning_task", "_name_or_path", "name_or_path", "is_encoder_decoder"),
     *("chunk_size_feed_forward", "add_cross_attention", "is_decoder", "tie_word_embeddings", "pruned_heads"),
+    *("downsampling_rates", "image_size", "edges"),  # of older SegFormer and ViTPose, read by nothing now
+    "_attn_implementation_autoset",  # a note of one version of transformers; no choice
 }
 _EMPTY: tuple[Any, ...] = (None, False, "", [], {})  # a key with one of these asks for nothing
 _KEPT_OUT = {

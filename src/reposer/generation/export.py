@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from reposer.config import Config, canonical_json, load_config, save_config
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, write_atomic
 from reposer.models.generators import PREDICTORS, build_generator, build_predictor
+from reposer.models.layers import MAX_SIDE
 from reposer.models.pretrained import refuse_other_export
 from reposer.paths import RefusedFileError, made_folder, read_regular
 
@@ -39,6 +40,13 @@ class GeneratorConfig(Config):
     step: int = 0  # optimizer steps
     weights_dtype: Literal["float32", "float16"] = "float32"
     weights_sha256: str = ""  # of model.safetensors; empty only while nothing is saved
+
+    @field_validator("size")
+    @classmethod
+    def _sane(cls, size: tuple[int, int]) -> tuple[int, int]:
+        if not all(1 <= side <= MAX_SIDE for side in size):
+            raise ValueError(f"its sides must be 1 to {MAX_SIDE:,} pixels")
+        return size
 
 
 def save_generator(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reposer.config import read_json
-from reposer.data.generated.files import is_sealed, write_part
+from reposer.data.generated.files import Columns, is_sealed, write_part
 from reposer.data.generated.names import collisions
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import MANIFEST, REPORT
@@ -89,7 +89,7 @@ class RealImages:
                 put, digest = _place(source, target, row["sha256"], put, notes)
                 rows[number] = {**row, "sha256": digest}  # a copy has no metadata
             sync_folder(out / REAL)
-        columns = COLUMNS
+        columns: Columns = COLUMNS
         if any(row["sha256"] != before["sha256"] for row, before in zip(rows, self.rows, strict=True)):
             columns = (*COLUMNS, SOURCE)
             pairs = zip(rows, self.rows, strict=True)
@@ -102,9 +102,10 @@ def _place(
     source: Path, target: Path, digest: str, put: Callable[[Path, Path], str], notes: list[str]
 ) -> tuple[Callable[[Path, Path], str], str]:
     """One image; returns how to put the next one (copies, where the disk refuses links), and its hash."""
-    if put is _link and target.is_file() and sha256_file(target) == digest:
-        return put, digest
-    target.unlink(missing_ok=True)
+    if put is _link:
+        if target.is_file() and sha256_file(target) == digest:
+            return put, digest
+        target.unlink(missing_ok=True)
     try:
         return put, put(source, target) or digest
     except OSError as error:
@@ -120,7 +121,10 @@ def _link(source: Path, target: Path) -> str:
 
 
 def _copy(source: Path, target: Path) -> str:
+    """A copy without metadata; one that is there already stays. Returns its hash."""
     data = without_metadata(read_regular(source, max_bytes=MAX_FILE_BYTES), str(source))
-    with disk_faults(target):
-        write_atomic(target, data)
-    return sha256_bytes(data)
+    digest = sha256_bytes(data)
+    if not (target.is_file() and sha256_file(target) == digest):
+        with disk_faults(target):
+            write_atomic(target, data)
+    return digest

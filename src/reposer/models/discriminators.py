@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from reposer.errors import UserError
 from reposer.images import to_float
-from reposer.models.layers import ConvNormAct, Padding, ResidualBlock, check_choice, conv, init_weights
+from reposer.models.layers import (
+    ConvNormAct,
+    Padding,
+    ResidualBlock,
+    check_arguments,
+    check_choice,
+    conv,
+    init_weights,
+)
 from reposer.models.pose_maps import convolve, pose_maps
 from reposer.models.san_blocks import join_planes
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
@@ -128,6 +136,7 @@ def build_discriminator(shape: bool = False, pose: bool = False, **args: Any) ->
     """
     if shape and pose:
         raise UserError("shape and pose each ask for a second discriminator", "choose one of them")
+    check_arguments(args)
     first = ResnetDiscriminator(**args)
     if not (shape or pose):
         return first

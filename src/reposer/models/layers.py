@@ -30,6 +30,7 @@ def check_choice(option: str, value: object, choices: Collection[object]) -> Non
 
 
 _COUNTS = ("blocks", "convs", "halvings", "stripes")  # arguments that count layers or parts
+MAX_SIDE = 1024  # pixels of a network's input; memory grows with its square
 _MOST_LAYERS, _MOST_CHANNELS = 64, 8192
 
 
@@ -39,11 +40,14 @@ def check_arguments(args: Mapping[str, object]) -> None:
     A loop over 10^9 blocks takes all memory before any weight is there to compare shapes with.
 
     Raises:
-        UserError: names the argument and its bound: 64 for numbers and lists of layers, 8192 for all others.
+        UserError: names the argument and its bound: 64 for numbers and lists of layers, 1024 pixels for the
+            sides of an input (``size``), 8192 for all others.
     """
     for name, value in args.items():
         values = list(value) if isinstance(value, list | tuple) else [value]
-        most = _MOST_LAYERS if any(name.endswith(count) for count in _COUNTS) else _MOST_CHANNELS
+        most = MAX_SIDE if name == "size" else _MOST_CHANNELS
+        if any(name.endswith(count) for count in _COUNTS):
+            most = _MOST_LAYERS
         numbers = [v for v in values if isinstance(v, int | float)]
         if len(values) > _MOST_LAYERS or not all(abs(number) <= most for number in numbers):
             raise UserError(f"{name} is larger than any network here can use", f"the most is {most:,}")

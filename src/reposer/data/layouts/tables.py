@@ -23,6 +23,9 @@ from reposer.tables import check_decoded
 SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "probe": "query"}
 COLUMNS = ("path", "pid", "camid", "split")
 _MAX_FILE_BYTES = 2_000_000_000
+_MAX_CSV_BYTES, MAX_ROWS = 1_000_000_000, 5_000_000  # the largest sets of persons have 4 million images
+_MAX_LINE, _MAX_COLUMNS = 1_000_000, 1000  # characters of a row, cells
+_MAX_TEXT_BYTES = 1_000_000_000  # of a Parquet table, unpacked
 
 
 def list_table(root: Path, table: str | Path, zero_based: bool = False) -> Listing:
@@ -126,23 +129,45 @@ def _spelled(root: Path, path: str) -> str:
 def _csv_rows(
     table: Path, data: bytes, required: tuple[str, ...], optional: tuple[str, ...]
 ) -> Iterator[dict[str, str]]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{printable(table)}: is not UTF-8 ({error})", "save it as UTF-8") from error
-    first = text.lstrip("\r\n").partition("\n")[0]
+    if len(data) > _MAX_CSV_BYTES:
+        raise UserError(f"{printable(table)}: larger than {_MAX_CSV_BYTES:,} bytes", "split it")
+    first = data[:_MAX_LINE].decode("utf-8-sig", "ignore").lstrip("\r\n").partition("\n")[0]
     separator = max(",;\t", key=first.count)  # of equal counts the comma
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    lines = _Lines(data)
+    reader = csv.reader(lines, delimiter=separator)
+    rows: list[list[str]] = []
     try:
         header = [name.strip().lower() for name in next(reader, [])]
+        if len(header) > _MAX_COLUMNS:
+            raise csv.Error(f"more than {_MAX_COLUMNS:,} columns")
         found = _found_columns(table, header, required, optional)
-        rows = list(reader)
+        places = [header.index(name) for name in found]
+        for cells in reader:
+            lines.held = 0
+            rows.append([cells[place].strip() if place < len(cells) else "" for place in places])
+            if len(rows) > MAX_ROWS:
+                raise csv.Error(f"more than {MAX_ROWS:,} rows")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{printable(table)}: is not UTF-8 ({error})", "save it as UTF-8") from error
     except csv.Error as error:
         raise UserError(f"{printable(table)}, row {reader.line_num}: {error}", "correct the row") from error
-    places = {name: header.index(name) for name in found}
-    for cells in rows:
-        padded = [*cells, *[""] * len(header)]
-        yield dict.fromkeys(optional, "") | {name: padded[place].strip() for name, place in places.items()}
+    for values in rows:
+        yield dict.fromkeys(optional, "") | dict(zip(found, values, strict=True))
+
+
+class _Lines:
+    """The lines of a CSV file; what one row takes, quoted line ends and all, is bounded."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+        self.held = 0  # characters since the last whole row
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._file.readline(_MAX_LINE + 1):
+            self.held += len(line)
+            if self.held > _MAX_LINE:
+                raise csv.Error(f"longer than {_MAX_LINE:,} characters")
+            yield line
 
 
 def _parquet_rows(
@@ -151,10 +176,15 @@ def _parquet_rows(
     try:
         opened = pa.BufferReader(data)
         file = pq.ParquetFile(opened)
-        check_decoded(file, opened)
+        check_decoded(file, opened, _MAX_TEXT_BYTES)
+        if file.metadata.num_rows > MAX_ROWS:
+            raise UserError(f"{printable(table)}: more than {MAX_ROWS:,} rows", "split it")
         spelled = {name.lower(): name for name in file.schema_arrow.names}
         header = [name.lower() for name in file.schema_arrow.names]
         found = _found_columns(table, header, required, optional)
+        nested = [name for name in found if pa.types.is_nested(file.schema_arrow.field(spelled[name]).type)]
+        if nested:
+            raise UserError(f"{printable(table)}: {nested[0]} holds lists, not one value a row")
         content = file.read(columns=[spelled[name] for name in found]).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{printable(table)}: damaged, or no Parquet file ({error})") from error
