@@ -193,7 +193,13 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path, tiny_san):
     def rewrite(**changes):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
 
-    rewrite(generator_args=TINY_SAN | {"ngf": 10**6})  # would be terabytes if it were allocated
+    rewrite(generator_args=TINY_SAN | {"ngf": 10**6})
+    with pytest.raises(UserError, match="ngf is larger than any network here can use"):
+        PoseTransfer.from_pretrained(tmp_path)
+    rewrite(size=[10**5, 10**5])
+    with pytest.raises(UserError, match="1 to 1,024 pixels"):
+        PoseTransfer.from_pretrained(tmp_path)
+    rewrite(generator_args=TINY_SAN | {"ngf": 8000})  # would be many gigabytes if it were allocated
     with pytest.raises(UserError, match="tensors do not belong to generator san"):
         PoseTransfer.from_pretrained(tmp_path)
     rewrite(generator_args=TINY_SAN | {"nfg": 4})
