@@ -174,6 +174,27 @@ def test_folds_fit_and_ask_other_people_each_time():
     assert f"± {100 * result.deviations['rank1']:.2f}" in mean_report(reports, "folds").to_markdown()
 
 
+def test_means_over_splits_name_every_row_and_hold_the_roc():
+    splits = [_people(seed, 60) for seed in (11, 12)]
+    first, second = (compare_methods(s, GALLERY, methods=("euclidean",), roc=True) for s in splits)
+    cosine = compare_methods(splits[1], GALLERY, methods=("euclidean", "cosine"), roc=True)
+    report = mean_report([first, cosine], "files")
+    assert list(report.results) == ["euclidean"]
+    assert report.missing == {
+        "cosine": "missing in 1 of 2 files, first in number 1: no training people there"
+    }
+    assert "| cosine | not measured |" in report.to_markdown()
+    parts, mean = [r.results["euclidean"].roc for r in (first, second)], report.results["euclidean"].roc
+    for name in ("auc", "eer"):
+        assert getattr(mean, name) == pytest.approx(np.mean([getattr(part, name) for part in parts]))
+    assert mean.true_rates["0.01"] == pytest.approx(np.mean([part.true_rates["0.01"] for part in parts]))
+    assert mean.genuine == sum(part.genuine for part in parts)
+    for false, true in mean.curve[::20]:
+        at = [max([t for f, t in part.curve if f <= false], default=0) for part in parts]
+        assert true == pytest.approx(np.mean(at))
+    assert "| euclidean |" in report.to_markdown().split("pairs, one to one")[1]
+
+
 @pytest.mark.parametrize("number", [0, 4, -1])
 def test_folds_without_cameras_ask_by_the_first_image_of_each_person(number):
     everybody = replace(_people(7, 90, people=20), camids=np.full(90, number))

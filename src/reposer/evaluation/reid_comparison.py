@@ -227,13 +227,21 @@ def mean_report(reports: Sequence[ReidReport], what: str) -> ReidReport:
     Args:
         what: the splits are, for the note: "folds", "files".
 
-    A row that is missing in one split is missing altogether.
+    A row is the mean over all splits or is missing, with a line that names the first split without it.
     """
     first = reports[0]
-    missing = {row: why for report in reports for row, why in report.missing.items()}
+    rows = dict.fromkeys(row for report in reports for row in (*report.results, *report.missing))
+    missing: dict[str, str] = {}
+    for row in rows:
+        without = [i for i, report in enumerate(reports) if row not in report.results]
+        if without:
+            why = reports[without[0]].missing.get(row, "no training people there")
+            missing[row] = (
+                f"missing in {len(without)} of {len(reports)} {what}, first in number {without[0] + 1}: {why}"
+            )
     results = {
         row: mean_over_splits([report.results[row] for report in reports])
-        for row in first.results
+        for row in rows
         if row not in missing
     }
     counts = [f"{report.results[row].counts['queries']:,}" for report in reports for row in [*results][:1]]

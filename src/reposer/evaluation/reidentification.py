@@ -27,7 +27,7 @@ from reposer.metrics.retrieval import (
     per_query,
     reordered,
 )
-from reposer.metrics.verification import Verification, verification
+from reposer.metrics.verification import Verification, mean_verification, verification
 from reposer.reid.distances import PairwiseForm, normalize
 from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.rerank import Variant, k_reciprocal
@@ -330,6 +330,7 @@ def mean_over_splits(results: list[ReidResult]) -> ReidResult:
             np.concatenate(trials),
         ),
         deviations=deviations_of(values) if len(values) > 1 else None,
+        roc=mean_verification([result.roc for result in results if result.roc is not None]),
     )
 
 

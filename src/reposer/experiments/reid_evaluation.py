@@ -177,8 +177,6 @@ def score_splits(
         everybody = list(_read_sets(files).values())
         splits, what = fold_sets(reduce(_joined, everybody), folds, options.seed, train_people), "folds"
     reports = [score_sets(sets, None, resolved(options, TRAIN in sets)) for sets in splits]
-    if len({tuple(report.results) for report in reports}) > 1 and not any(r.missing for r in reports):
-        raise UserError("only some of the files have training people", "name the methods with --methods")
     report = mean_report(reports, what)
     report = replace(report, settings=report.settings | {"files": [path.name for path in files]})
     return report if out is None else write_report_folder(report, None, out, options, None)

@@ -6,7 +6,7 @@ else in its gallery (impostor). They are pooled over queries, so one threshold h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,4 +70,28 @@ def verification(
         genuine=len(genuine),
         impostor=impostors,
         curve=np.stack([false[shown], accepted[shown]], axis=1),
+    )
+
+
+def mean_verification(parts: Sequence[Verification]) -> Verification | None:
+    """Splits of one data set as one: means of the numbers and of the curves, pairs of all of them.
+
+    Every split has thresholds of its own, so the mean curve is that of TPR at equal FPR (vertical averaging,
+    Fawcett 2006). None of nothing.
+    """
+    if not parts:
+        return None
+    grid = np.unique(np.concatenate([part.curve[:, 0] for part in parts]))
+    grid = grid[np.unique(np.linspace(0, len(grid) - 1, 200).astype(np.int64))]
+    # the largest TPR at an FPR of at most each grid point, without interpolation, as for the single split
+    rates = [np.append(0.0, part.curve[:, 1])[part.curve[:, 0].searchsorted(grid, "right")] for part in parts]
+    return Verification(
+        auc=float(np.mean([part.auc for part in parts])),
+        true_rates={
+            name: float(np.mean([part.true_rates[name] for part in parts])) for name in parts[0].true_rates
+        },
+        eer=float(np.mean([part.eer for part in parts])),
+        genuine=sum(part.genuine for part in parts),
+        impostor=sum(part.impostor for part in parts),
+        curve=np.stack([grid, np.mean(rates, axis=0)], axis=1),
     )
