@@ -11,7 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from reposer.errors import UserError
-from reposer.metrics.feature_networks import GflaInception, KerasMobileNetV2, PtInception, gfla_input
+from reposer.metrics.feature_networks import (
+    GflaInception,
+    KerasMobileNetV2,
+    PtInception,
+    PtInceptionLogits,
+    gfla_input,
+)
 
 
 def _images(batch=2, size=(32, 16), seed=0):
@@ -139,3 +145,31 @@ def test_fid_equals_torchmetrics_without_antialiasing(tmp_path, monkeypatch):
     for statistics, images in zip(sets, (real, fake), strict=True):
         statistics.update(ours(images).numpy())
     assert frechet_distance(*sets) == pytest.approx(metric.compute().item(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_logits_are_those_of_torch_fidelitys_network_without_the_bias(tmp_path, monkeypatch):
+    """The network as torch-fidelity builds it, its last layer written out over the pooled features."""
+    import io
+
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    torch.manual_seed(0)
+    names = ["2048", "logits_unbiased", "logits"]
+    with monkeypatch.context() as patch:  # the only way to build it without its weights
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = FeatureExtractorInceptionV3("random", names, feature_extractor_weights_path=empty)
+    torch.save(_shake(network).state_dict(), tmp_path / "net.pth")
+    images = _images(3)
+    with torch.no_grad():
+        pooled, unbiased, biased = network(images)
+    ours = PtInceptionLogits(tmp_path / "net.pth")(images)
+    assert ours.shape == (3, PtInceptionLogits.dimension)
+    np.testing.assert_allclose(ours, unbiased, rtol=1e-4, atol=1e-5)
+    weight = network.state_dict()["fc.weight"].double()
+    expected = pooled.double() @ weight.T  # some thousands with these weights, summed in float32 by ours
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-5)
+    assert (ours - biased).abs().max() > 1e-3  # the bias is left out
