@@ -142,16 +142,15 @@ def test_reid_verbs_from_features_to_a_page(run, tmp_path):
     assert all(words in said for words in ("features as they are", "counted as 0", "kept (not the published"))
     both = (tmp_path / "f.npz", tmp_path / "f.npz", "--each-file", "--methods", "cosine")
     assert "Means over 2 files" in run("reid", "score", *both, "--out", tmp_path / "each")[1]
+    for outside in (("--expand", -1), ("--alpha", "nan"), ("--folds", 0), ("--seed", -1), ("--trials", 0)):
+        code, _, err = run("reid", "score", tmp_path / "f.npz", *outside)
+        assert (code, outside[0] in err) == (2, True), (outside, err)
     for wrong in (
         ("--trials", 3),
-        ("--expand", -1),
-        ("--alpha", "nan"),
-        ("--folds", 0),
         ("--variant", "fastreid"),
         ("--no-match", "half"),
         ("--protocol", "sysu"),
         ("--train-people", 1),
-        ("--seed", -1),
     ):
         code, _, err = run("reid", "score", tmp_path / "f.npz", *wrong)
         assert (code, len(err.strip().splitlines())) == (1, 1), (wrong, err)

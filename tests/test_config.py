@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reposer.config import (
+    LARGEST,
     Config,
     apply_overrides,
     config_hash,
@@ -194,6 +195,20 @@ def test_configs_are_frozen_strict_and_checked() -> None:
         config.changed(steps="x")
 
 
+WHOLE, NUMBERS = st.integers(-LARGEST, LARGEST), st.floats(-LARGEST, LARGEST)
+
+
+def test_a_number_at_any_depth_that_nothing_could_count_to_is_refused() -> None:
+    for wrong in (2**31, -(2**31), 1e300):
+        for field in ({"lambdas": (1, wrong)}, {"generator_args": {"blocks": wrong}}, {"steps": wrong}):
+            with pytest.raises(pydantic.ValidationError):
+                Training(**field)
+    for field in ({"generator_args": {"a": {"b": [float("nan")]}}}, {"lambdas": (float("nan"),)}):
+        with pytest.raises(pydantic.ValidationError):
+            Training(**field)
+    assert Training(generator_args={"a": LARGEST, "b": True}).generator_args["a"] == LARGEST
+
+
 @settings(deadline=None)
 @given(
     st.builds(
@@ -201,17 +216,13 @@ def test_configs_are_frozen_strict_and_checked() -> None:
         generator=st.text(),
         generator_args=st.dictionaries(
             st.text(),
-            st.none()
-            | st.booleans()
-            | st.integers()
-            | st.text()
-            | st.floats(allow_nan=False, allow_infinity=False),
+            st.none() | st.booleans() | WHOLE | st.text() | NUMBERS,
         ),
-        steps=st.integers(),
-        size=st.tuples(st.integers(), st.integers()),
-        lambdas=st.lists(st.floats(allow_nan=False, allow_infinity=False)),
+        steps=WHOLE,
+        size=st.tuples(WHOLE, WHOLE),
+        lambdas=st.lists(NUMBERS),
         weights=st.none() | st.just(Path("a/ü b.pth")),
-        teacher=st.none() | st.builds(Teacher, weight=st.floats(allow_nan=False, allow_infinity=False)),
+        teacher=st.none() | st.builds(Teacher, weight=NUMBERS),
     )
 )
 def test_json_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, config: Training) -> None:

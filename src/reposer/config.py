@@ -11,6 +11,7 @@ import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -24,6 +25,22 @@ from reposer.errors import UserError
 from reposer.files import sha256_bytes, write_atomic
 from reposer.paths import RefusedFileError, printable, read_regular
 
+LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # of a count or a weight; of a seed
+MOST_SIDE_BY_SIDE = 1024  # threads or processes
+MOST_AT_ONCE = 65_536  # pictures of a batch
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number in a value of a configuration, at any depth; truth values are none."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _numbers(part)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
 
 class Config(pydantic.BaseModel):
     """Base of every configuration: frozen, an unknown key is an error, no NaN, defaults are checked too."""
@@ -31,6 +48,18 @@ class Config(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
     )
+
+    @pydantic.field_validator("*")
+    @classmethod
+    def _in_range(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """Bounds for every number, whatever a field's own are: nothing overflows or counts for ever."""
+        seed = "seed" in (info.field_name or "")
+        for number in _numbers(value):
+            if seed and not 0 <= number <= LARGEST_SEED:
+                raise ValueError(f"{number} is no seed: 0 to {LARGEST_SEED} is wanted")
+            if not seed and not abs(number) <= LARGEST:  # NaN too
+                raise ValueError(f"{number} is out of range: at most {LARGEST:,} is wanted")
+        return value
 
     def changed(self, **values: Any) -> Self:
         """A checked copy with some fields replaced (pydantic's own ``model_copy`` checks nothing)."""
@@ -149,6 +178,26 @@ def read_json_value(path: str | os.PathLike[str], *, root: Path | None = None, n
         raise UserError(problem, "restore or delete this file") from error
 
 
+@contextmanager
+def foreign_values(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around the use of values of a file that anybody may have written: a wrong one is the file's fault.
+
+    Raises:
+        UserError: in place of what a missing value, or one of another type or size, leads to.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{printable(path)}: {error} is missing", "restore this file") from error
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{printable(path)}: holds a value of the wrong kind ({reason})", "restore this file"
+        ) from error
+
+
 def canonical_json(data: Any) -> bytes:
     """One byte string for equal data: sorted keys, no spaces, no NaN.
 
@@ -163,6 +212,18 @@ def canonical_json(data: Any) -> bytes:
 def config_hash(config: Config) -> str:
     """Hexadecimal sha256 of the resolved configuration."""
     return sha256_bytes(canonical_json(config.model_dump(mode="json")))
+
+
+def stored_hash(path: str | os.PathLike[str]) -> str:
+    """:func:`config_hash` of a configuration as it lies on the disk, whatever its class.
+
+    Raises:
+        UserError: as :func:`read_json`, or a number in the file is not finite.
+    """
+    try:
+        return sha256_bytes(canonical_json(read_json(path)))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}", "restore this file") from error
 
 
 def differences(a: Config | Mapping[str, Any], b: Config | Mapping[str, Any]) -> list[str]:

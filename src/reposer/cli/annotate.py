@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli.options import Threads, set_threads
+from reposer.cli.options import LARGEST, BatchSize, Processes, Threads, set_threads
+from reposer.errors import UserError
 
 app = typer.Typer()
 
@@ -48,7 +49,8 @@ def annotate(
         typer.Option(help="The images are photos: cut people out first, by maskrcnn_v2 or keypointrcnn."),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(help="Only so many images, into OUT/annotation/sample: a first look.")
+        int | None,
+        typer.Option(min=1, max=LARGEST, help="Only so many, into OUT/annotation/sample: a look."),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the models' files; default $REPOSER_WEIGHTS.")
@@ -59,8 +61,8 @@ def annotate(
     download: Annotated[
         bool, typer.Option("--download", help="Get official weights that are not on this machine.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 32,
-    processes: Annotated[int, typer.Option(min=1, help="Side by side; --threads is for each.")] = 1,
+    batch_size: BatchSize = 32,
+    processes: Processes = 1,
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -73,6 +75,7 @@ def annotate(
     from reposer.annotation.annotate import annotate as annotate_folder
     from reposer.annotation.annotators import NONE, Choice, chosen_sides
     from reposer.annotation.journal import BOOK
+    from reposer.paths import printable
     from reposer.report import write_report
 
     set_threads(threads)
@@ -87,6 +90,11 @@ def annotate(
     print(report)
     page = write_report(report.root / BOOK, f"Annotations of {folder.name}", str(report.root))
     print(f"look at {page}")
+    if not report.annotated:
+        raise UserError(
+            f"{printable(folder)}: none of {report.images:,} images could be annotated",
+            "see annotation/problems.csv for what is wrong with each",
+        )
 
 
 def _meter(meters: ExitStack, stage: str) -> Callable[[int, int], None]:

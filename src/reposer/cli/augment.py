@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli.options import Device, Model, Predictor, Threads
+from reposer.cli.options import (
+    LARGEST,
+    LARGEST_SEED,
+    BatchSize,
+    Device,
+    Model,
+    Predictor,
+    Processes,
+    Threads,
+    finite,
+)
 
 app = typer.Typer()
 
@@ -17,7 +27,9 @@ def augment(
     model: Model,
     data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
     out: Annotated[Path, typer.Option(help="Folder for the set; an unfinished one of the same job goes on.")],
-    factor: Annotated[int, typer.Option(help="Images afterwards per real one: 1 real + the rest.")] = 2,
+    factor: Annotated[
+        int, typer.Option(min=2, max=1000, help="Images per real one: 1 real, the rest new.")
+    ] = 2,
     donors: Annotated[
         str,
         typer.Option(
@@ -26,9 +38,12 @@ def augment(
     ] = "any",
     predictor: Predictor = None,
     background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
-    seed: Annotated[int, typer.Option(help="Of the choice of donors.")] = 0,
-    budget: Annotated[float, typer.Option(help="Share of each person's real images that is used.")] = 1.0,
-    budget_seed: Annotated[int, typer.Option(help="Of that choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the choice of donors.")] = 0,
+    budget: Annotated[
+        float,
+        typer.Option(min=0, max=1, callback=finite, help="Share of a person's images that is used."),
+    ] = 1.0,
+    budget_seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of that choice.")] = 0,
     real: Annotated[str, typer.Option(help="Real images in the set: link, copy or none.")] = "link",
     filter_identity: Annotated[
         Path | None, typer.Option(help="Drop pictures that this Re-ID run does not take for their person.")
@@ -41,8 +56,8 @@ def augment(
         bool, typer.Option("--accept-licence", help="You accept the terms of the parser's weights.")
     ] = False,
     png: Annotated[bool, typer.Option("--png", help="PNG instead of JPEG.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Pictures of one forward pass.")] = 32,
-    processes: Annotated[int, typer.Option(help="Side by side; --threads is for each.")] = 1,
+    batch_size: BatchSize = 32,
+    processes: Processes = 1,
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
@@ -93,7 +108,7 @@ def augment(
 @app.command()
 def forget(
     folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
-    pid: Annotated[int, typer.Option(help="Number of the person.")],
+    pid: Annotated[int, typer.Option(min=0, max=LARGEST, help="Number of the person.")],
     runs: Annotated[
         list[Path] | None, typer.Option(help="Folder of runs to look through for trainings on this set.")
     ] = None,

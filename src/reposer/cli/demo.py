@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli.options import Threads, parse_size
+from reposer.cli.options import LARGEST_SEED, Threads, parse_size
 
 app = typer.Typer()
 
@@ -33,11 +33,13 @@ def demo(
 @app.command()
 def render(
     out: Annotated[Path, typer.Argument(help="Folder to write, in Market-1501's layout.")],
-    identities: Annotated[int, typer.Option(help="Training people.")] = 64,
-    test_identities: Annotated[int, typer.Option(help="Test people (query and gallery).")] = 16,
-    images: Annotated[int, typer.Option(help="Images a person.")] = 16,
+    identities: Annotated[int, typer.Option(min=1, max=9999, help="Training people.")] = 64,
+    test_identities: Annotated[
+        int, typer.Option(min=0, max=9999, help="Test people (query and gallery).")
+    ] = 16,
+    images: Annotated[int, typer.Option(min=1, max=9999, help="Images a person.")] = 16,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "128x64",
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same bytes.")] = 0,
 ) -> None:
     """Render people with exact parsing, masks and key-points: a data set without any real person in it."""
     from reposer.data.rendered.dataset import write_rendered_dataset

@@ -33,6 +33,6 @@ def verify(
     from reposer.experiments.verification import verify_folder
 
     kind, faults = verify_folder(folder)
-    print("\n".join(map(printable, faults)) if faults else f"{folder}: {kind}: nothing is wrong")
+    print("\n".join(map(printable, faults)) if faults else f"{printable(folder)}: {kind}: nothing is wrong")
     if faults:
-        raise UserError(f"{folder}: {kind}: {len(faults)} faults", "make the damaged files again")
+        raise UserError(f"{printable(folder)}: {kind}: {len(faults)} faults", "make the damaged files again")

@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from reposer.cli.options import (
+    LARGEST,
+    BatchSize,
     Device,
+    MaxMinutes,
     Model,
     Predictor,
     SetOption,
@@ -31,9 +34,7 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
     overrides: SetOption = None,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Save and stop after so many minutes; the same command goes on.")
-    ] = None,
+    max_minutes: MaxMinutes = None,
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
@@ -58,7 +59,7 @@ def evaluate(
     backgrounds: Annotated[
         str, typer.Option(help="generated, donor, source; comma-separated.")
     ] = "generated",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many pairs.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Only the first pairs.")] = None,
     reid: Annotated[Path | None, typer.Option(help="Re-ID run: are generated people recognized?")] = None,
     predictor: Predictor = None,
     keypoint_detector: Annotated[
@@ -78,12 +79,16 @@ def evaluate(
     if metrics == "list":
         print("\n".join(f"{name:26} {metric.protocol}" for name, metric in METRICS.items()))
         return
+    from reposer.data.packed import PackedPeople
+    from reposer.data.preparing.prepare import PACKED
     from reposer.evaluation.image_quality import DEFAULT_METRICS
     from reposer.experiments.image_evaluation import evaluate_model, open_detector, open_model
     from reposer.experiments.map_evaluation import evaluate_predictor, is_predictor
+    from reposer.experiments.reid_rows import check_data
     from reposer.generation.map_prediction import MapPredictor
 
     set_threads(threads)
+    check_data(PackedPeople.open(data / PACKED), model, predictor, reid)
     if is_predictor(model):
         print(
             evaluate_predictor(
@@ -137,11 +142,13 @@ def generate(
         str, typer.Option(help="given: the donor's maps where there are any; predicted: never.")
     ] = "given",
     background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
-    batch_size: Annotated[int, typer.Option(help="Pictures of one forward pass.")] = 32,
+    batch_size: BatchSize = 32,
     jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG instead of PNG.")] = False,
     threads: Threads = None,
 ) -> None:
     """Re-pose people: a pair list, a folder, or one image; stopped jobs go on where they were."""
+    from reposer.data.packed import PackedPeople
+    from reposer.data.preparing.prepare import PACKED
     from reposer.experiments.generating import (
         generate_from_folder,
         generate_one,
@@ -149,6 +156,7 @@ def generate(
         generate_poses,
     )
     from reposer.experiments.image_evaluation import open_model
+    from reposer.experiments.reid_rows import check_data
     from reposer.generation.batch import Options
     from reposer.generation.map_prediction import MapPredictor
 
@@ -159,6 +167,8 @@ def generate(
     if not (data and pairs) and not (source and (donor or target)):
         advice = "give --data and --pairs, or --source and one of --donor and --target"
         raise UserError("nothing to generate", advice)
+    if data:
+        check_data(PackedPeople.open(data / PACKED), model, predictor)
     generator = open_model(model).with_predictor(MapPredictor.open(predictor) if predictor else None, maps)
     if data and pairs:
         print(generate_pair_list(generator, data, pairs, out, options))

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 something the user can mend, 2 wrong usage, 130 interrupte
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -31,6 +32,9 @@ def main() -> None:
     """Run the command line and turn errors into one clear line and an exit code."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):  # a name that is no text must not cost the lines beside it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(args=arguments, standalone_mode=False)
     except UserError as error:

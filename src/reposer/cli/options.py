@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from reposer.config import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE
 from reposer.errors import UserError
 
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")]
+__all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
+
+
+def finite(value: float | None) -> float | None:
+    """Of a command line's number: NaN is in every range of click's, and infinity in the open ones."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=MOST_SIDE_BY_SIDE, help="CPU threads; default: all cores.")
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=LARGEST,
+        callback=finite,
+        help="Save and stop then; the same command goes on.",
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, max=MOST_AT_ONCE, help="Pictures of one forward pass.")]
+Processes = Annotated[
+    int, typer.Option(min=1, max=MOST_SIDE_BY_SIDE, help="Side by side; --threads is for each.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting, as optimizer.lr=1e-4; repeatable.")

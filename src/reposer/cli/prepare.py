@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reposer.cli.options import parse_size
+from reposer.cli.options import LARGEST, parse_size
 
 app = typer.Typer(
     help="Index, check and pack a data set; the originals are never touched.",
@@ -38,7 +38,12 @@ def _root(
 
 def _people(
     holdout: Annotated[
-        int, typer.Option(help="Hold out this many training people with the highest numbers, for validation.")
+        int,
+        typer.Option(
+            min=0,
+            max=LARGEST,
+            help="Hold out so many training people, the highest numbers.",
+        ),
     ] = 0,
     pairs: Annotated[
         str, typer.Option(help="Who makes a pair: torso (shoulders and hips seen) or parsing (has a map).")
@@ -130,7 +135,7 @@ def _cuhk03(
         str, typer.Option(help="new (767/700 people), classic (100 test people), folders (new, as folders).")
     ] = "new",
     boxes: Annotated[str, typer.Option(help="detected or labeled.")] = "detected",
-    split: Annotated[int, typer.Option(help="Number of the classic split, 0 to 19.")] = 0,
+    split: Annotated[int, typer.Option(min=0, max=19, help="Number of the classic split, 0 to 19.")] = 0,
 ) -> Chosen:
     """CUHK03 from images_detected/ or images_labeled/ and its list of the protocol.
 
@@ -175,7 +180,9 @@ def _prcc() -> Chosen:
 
 @_command("viper")
 def _viper(
-    split: Annotated[int, typer.Option(help="Number of the random half; results are means over ten.")] = 0,
+    split: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="Number of the random half; results: means of ten.")
+    ] = 0,
 ) -> Chosen:
     """VIPeR: cam_a/ and cam_b/ with 000_45.bmp; a random half of the people trains, the other is tested."""
     return "viper", {"split": split}

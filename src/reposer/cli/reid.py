@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reposer.cli.options import Device, SetOption, Threads, parse_names, set_threads
+from reposer.cli.options import (
+    LARGEST,
+    LARGEST_SEED,
+    Device,
+    MaxMinutes,
+    SetOption,
+    Threads,
+    finite,
+    parse_names,
+    set_threads,
+)
 from reposer.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,9 +35,12 @@ Methods = Annotated[
     ),
 ]
 Reranked = Annotated[bool, typer.Option("--rerank", help="Every method once more, k-reciprocally re-ranked.")]
-K1 = Annotated[int, typer.Option("--k1", help="Re-ranking: size of the reciprocal neighborhoods.")]
-K2 = Annotated[int, typer.Option("--k2", help="Re-ranking: neighbors that are averaged.")]
-Lambda = Annotated[float, typer.Option("--lambda", help="Re-ranking: weight of the original distance.")]
+K1 = Annotated[int, typer.Option("--k1", min=1, max=LARGEST, help="Re-ranking: size of neighborhoods.")]
+K2 = Annotated[int, typer.Option("--k2", min=1, max=LARGEST, help="Re-ranking: neighbors that are averaged.")]
+Lambda = Annotated[
+    float,
+    typer.Option("--lambda", min=0, max=1, callback=finite, help="Re-ranking: weight of the distance."),
+]
 MultiQuery = Annotated[str, typer.Option(help="mean or max over all crops of a query's person and camera.")]
 RankLists = Annotated[
     str, typer.Option(help="Row whose rank lists are drawn, as 'xqda + re-ranking'. Default: the first.")
@@ -35,7 +48,12 @@ RankLists = Annotated[
 Map = Annotated[
     str, typer.Option("--map", help="Draw the features in the plane: tsne, or umap (extra `maps`).")
 ]
-Seed = Annotated[int, typer.Option(help="Of the bootstrap, of trials, folds, sampled pairs and the map.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, max=LARGEST_SEED, help="Of the bootstrap, of trials, folds, sampled pairs and the map."
+    ),
+]
 Variant = Annotated[
     str,
     typer.Option(help="Re-ranking of other code: zhong (the paper), fourth_power, fastreid; docs/reid.md."),
@@ -49,14 +67,29 @@ Protocol = Annotated[
 ]
 Shots = Annotated[
     int | None,
-    typer.Option(help="Gallery images of each person in a trial of a sampling protocol; default 1."),
+    typer.Option(
+        min=1, max=LARGEST, help="Gallery images of each person in a trial of a sampling protocol; default 1."
+    ),
 ]
-Trials = Annotated[int | None, typer.Option(help="Random galleries of a sampling protocol; default 10.")]
+Trials = Annotated[
+    int | None, typer.Option(min=1, max=LARGEST, help="Random galleries of a sampling protocol; default 10.")
+]
 Expand = Annotated[
-    int, typer.Option(help="Every method once more, each query summed with so many nearest gallery images.")
+    int,
+    typer.Option(
+        min=0,
+        max=LARGEST,
+        help="Every method once more, each query summed with so many nearest gallery images.",
+    ),
 ]
 Alpha = Annotated[
-    float, typer.Option(help="Query expansion: power of the similarity as weight; 0: plain average.")
+    float,
+    typer.Option(
+        min=0,
+        max=LARGEST,
+        callback=finite,
+        help="Query expansion: power of the similarity as weight; 0: plain average.",
+    ),
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Take features as they are, not at length 1 (LOMO + XQDA).")]
 NoMatchOption = Annotated[
@@ -74,9 +107,7 @@ def reid_train(
     data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
     overrides: SetOption = None,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Save and stop after so many minutes; the same command goes on.")
-    ] = None,
+    max_minutes: MaxMinutes = None,
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
@@ -163,9 +194,12 @@ def reid_score(
         bool, typer.Option("--each-file", help="Every file is a split of its own: means over them.")
     ] = False,
     folds: Annotated[
-        int | None, typer.Option(help="Random splits of all people into training and test: means over them.")
+        int | None,
+        typer.Option(min=1, max=LARGEST, help="Random splits of all people in two: means over them."),
     ] = None,
-    train_people: Annotated[int | None, typer.Option(help="Of each fold; default: half.")] = None,
+    train_people: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Of each fold; default: half.")
+    ] = None,
     methods: Methods = "",
     rerank: Reranked = False,
     k1: K1 = 20,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli.options import SetOption, parse_names
+from reposer.cli.options import MOST_SIDE_BY_SIDE, SetOption, parse_names
 
 app = typer.Typer()
 
@@ -36,7 +36,8 @@ def study(
     ] = False,
     overrides: SetOption = None,
     workers: Annotated[
-        int, typer.Option(help="Processes side by side, each with --set threads=N of its own.")
+        int,
+        typer.Option(min=1, max=MOST_SIDE_BY_SIDE, help="Processes, each with --set threads=N of its own."),
     ] = 1,
 ) -> None:
     """Compare ways to train, with controls, seeds and p-values; every finished stage is kept and shared."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from reposer.config import Config
+from reposer.config import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, Config
 
 
 class DataConfig(Config):
@@ -85,7 +85,7 @@ class OutputConfig(Config):
 
     log_every: int = Field(default=25, ge=1)
     sample_every: int = Field(default=500, ge=1)
-    sample_pairs: int = Field(default=8, ge=1)  # rows of a sample grid
+    sample_pairs: int = Field(default=8, ge=1, le=1024)  # rows of a sample grid
     validate_every: int = Field(default=500, ge=1)
     validate_pairs: int = Field(default=256, ge=1)  # the first N validation pairs
     checkpoint_every: int = Field(default=500, ge=1)
@@ -107,7 +107,7 @@ class GanConfig(Config):
     gan: AdversarialConfig = AdversarialConfig()
     output: OutputConfig = OutputConfig()
     batch_size: int = Field(
-        default=32, ge=1
+        default=32, ge=1, le=MOST_AT_ONCE
     )  # pairs of one optimizer step, over all processes and accumulated parts
     accumulate: int = Field(
         default=1, ge=1
@@ -118,7 +118,9 @@ class GanConfig(Config):
     ema_decay: float = Field(
         default=0.999, ge=0, lt=1
     )  # of the averaged generator, which is the one that is used
-    threads: int | None = Field(default=None, ge=1)  # of the CPU; default: PyTorch's own choice
+    threads: int | None = Field(
+        default=None, ge=1, le=MOST_SIDE_BY_SIDE
+    )  # of the CPU; default: PyTorch's own choice
     seed: int = 0
 
     @property

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from reposer.config import Config
+from reposer.config import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, Config
 
 
 class MapOptimizerConfig(Config):
@@ -34,9 +34,11 @@ class MapTrainingConfig(Config):
 
     optimizer: MapOptimizerConfig = MapOptimizerConfig()
     output: MapOutputConfig = MapOutputConfig()
-    batch_size: int = Field(default=32, ge=2)
+    batch_size: int = Field(default=32, ge=2, le=MOST_AT_ONCE)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int | None = Field(default=None, ge=1)  # of the CPU; default: PyTorch's own choice
+    threads: int | None = Field(
+        default=None, ge=1, le=MOST_SIDE_BY_SIDE
+    )  # of the CPU; default: PyTorch's own choice
     seed: int = 0
 
     def rate(self, step: int, total: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from reposer.config import Config
+from reposer.config import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, Config
 
 
 class ReidDataConfig(Config):
@@ -151,10 +151,14 @@ class ReidConfig(Config):
     output: ReidOutputConfig = ReidOutputConfig()
     initial: Literal["random", "imagenet"] = "random"  # weights of the backbone before the first step
     initial_path: Path | None = None  # file for "imagenet"; default: the official one, in the weights folders
-    batch_size: int = Field(default=64, ge=2)  # images of one optimizer step, over all processes
+    batch_size: int = Field(
+        default=64, ge=2, le=MOST_AT_ONCE
+    )  # images of one optimizer step, over all processes
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False  # torch.compile of the network; about a minute of start-up
-    threads: int | None = Field(default=None, ge=1)  # of the CPU; default: PyTorch's own choice
+    threads: int | None = Field(
+        default=None, ge=1, le=MOST_SIDE_BY_SIDE
+    )  # of the CPU; default: PyTorch's own choice
     seed: int = 0
 
     @property

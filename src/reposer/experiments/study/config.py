@@ -11,7 +11,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from reposer.config import Config, apply_overrides, differences, load_config, save_config
+from reposer.config import (
+    MOST_AT_ONCE,
+    MOST_SIDE_BY_SIDE,
+    Config,
+    apply_overrides,
+    differences,
+    load_config,
+    save_config,
+)
 from reposer.errors import UserError
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.experiments.reid_presets import REID_PRESETS
@@ -45,7 +53,9 @@ class Arm(Config):
     """One way to make the training set; the words of the table come from ``name``."""
 
     name: Annotated[str, AfterValidator(check_name)]
-    factor: int = Field(default=1, ge=1)  # images after augmentation per real one; 1: real images only
+    factor: int = Field(
+        default=1, ge=1, le=1000
+    )  # images after augmentation per real one; 1: real images only
     repeated: bool = False  # the added images are the sources themselves: what more images alone bring
     policy: str = "any"  # of donors, a key of generation.donors.POLICIES
     background: str = "generated"  # generated | donor | source
@@ -114,8 +124,12 @@ class StudyConfig(Config):
     settings: tuple[str, ...] = ()  # overrides of every recipe, before an arm's own
     rerank: bool = False  # every method once more, re-ranked
     controls: tuple[str, ...] = ("real_repeated", "real")  # arms that the others are compared with
-    batch_size: int = Field(default=32, ge=1)  # pictures of one forward pass of the generator
-    threads: int | None = Field(default=1, ge=1)  # CPU threads of each worker; results depend on it
+    batch_size: int = Field(
+        default=32, ge=1, le=MOST_AT_ONCE
+    )  # pictures of one forward pass of the generator
+    threads: int | None = Field(
+        default=1, ge=1, le=MOST_SIDE_BY_SIDE
+    )  # CPU threads of each worker; results depend on it
     device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from reposer.annotation.parser import SegmentationParser, open_parser
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.experiments.image_evaluation import open_model
+from reposer.experiments.reid_rows import check_data
 from reposer.generation.augmentation import check_generator
 from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_transfer import PoseTransfer
@@ -77,8 +78,10 @@ def _describe_parser(choice: ParserChoice) -> dict[str, Any]:
 
 @cache
 def _describe(painter: Painter, data: Path) -> tuple[tuple[str, str], ...]:
+    people = PackedPeople.open(data / PACKED)
+    check_data(people, painter.generator, painter.predictor or None)
     model = painter.open()
-    check_generator(model, PackedPeople.open(data / PACKED))
+    check_generator(model, people)
     hashes = [("generator", model.weights_hash)]
     if model.predictor is not None:  # only then, so that sets made without one keep their names
         hashes.append(("predictor", model.predictor.weights_hash))
