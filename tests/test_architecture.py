@@ -30,7 +30,7 @@ ROOMS = {
 GROUND_FLOOR = {
     *("errors", "structures", "paths", "files", "config", "images", "image_rules", "grids", "sections"),
     *("tables", "runs", "progress", "checkpoint", "state", "runtime", "weights", "downloads", "hub"),
-    *("folder_lock", "bounded", "image_metadata", "worker_processes", "licences", "arrays"),
+    *("folder_lock", "bounded", "image_metadata", "worker_processes", "licences", "arrays", "seals"),
 }
 TOP = {"report"}  # reads JSON and images only
 CLI = "cli"  # a room of commands: may import everything, but inside its functions only

@@ -188,3 +188,20 @@ def test_two_processes_stop_in_the_same_step(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         assert f"rank {rank} step 4 exit 143 threads 1" in done.stdout
+
+
+def test_a_terminal_that_ends_saves_and_nohup_is_respected():
+    earlier = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is signal.SIGHUP
+            assert stop.exit_code == 143
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, earlier)

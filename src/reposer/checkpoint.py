@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from reposer.bounded import parse_json
+from reposer.config import read_json, stored_hash
 from reposer.errors import NonFiniteError, UserError
 from reposer.files import (
     atomic_folder,
@@ -47,6 +49,8 @@ SCHEMA = 1  # raise it when the layout changes, and keep reading every older one
 _FOLDER = re.compile(r"^(?:step_(\d{8,})|\.step_(\d{8,})\.replaced)$")
 _GROUP = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 _META, _META_HASH = "meta.json", "meta.sha256"
+CHECKPOINTS = "checkpoints"  # the folder of a run
+INPUTS, PREPARED = "inputs", "prepared"  # entry: sha256 of what a training read, by name; one of the names
 _log = logging.getLogger(__name__)
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -168,6 +172,75 @@ def latest(root: Path) -> Checkpoint | None:
     if skipped:
         raise DamagedCheckpointError("; ".join(skipped), "no good checkpoint is left: start a new run")
     return None
+
+
+def of_run(run: Path) -> Checkpoint | None:
+    """:func:`latest` of a run folder, held against the run's own configuration and pins.
+
+    Raises:
+        DamagedCheckpointError: as :func:`latest`.
+        UserError: no config.json; or the checkpoint is of another run or of another configuration.
+    """
+    found = latest(run / CHECKPOINTS)
+    if found is not None and (fault := foreign(run, found.meta)):
+        raise UserError(f"{found.path}: {fault}", "put back the run's own files, or use another run")
+    return found
+
+
+def foreign(run: Path, meta: Mapping[str, Any]) -> str:
+    """Why a checkpoint with these entries cannot be of this run; empty where it can.
+
+    Its configuration's hash must be that of config.json, and its inputs those of environment.json. A run of
+    before the inputs were pinned has none of the latter.
+    """
+    if meta.get("config_hash") != stored_hash(run / "config.json"):
+        return "is of another run or configuration: its config_hash is not that of config.json"
+    if not (run / "environment.json").is_file():
+        return ""
+    pinned, inputs = read_json(run / "environment.json").get(INPUTS), meta.get(INPUTS)
+    if isinstance(pinned, dict) and isinstance(inputs, dict) and pinned != inputs:
+        names = sorted(k for k in pinned | inputs if pinned.get(k) != inputs.get(k))
+        return f"is of another run: its inputs ({', '.join(names)}) are not those of environment.json"
+    return ""
+
+
+def entries(path: Path) -> dict[str, Any]:
+    """The caller's entries of a checkpoint, without reading a tensor; raises as :func:`load`."""
+    return dict(_read_document(path)["meta"])
+
+
+def refuse_other_data(run: str | Path, folder: Path, content_hash: str) -> None:
+    """Refuse to use a run with the prepared folder that it was trained on, where that was made anew since.
+
+    Who was held out may be others now, so that what the run says of its training people would be wrong.
+    Another folder is another data set, about which the hash says nothing. What is no run passes.
+
+    Args:
+        run: what a user named as a model.
+        folder: the prepared folder that it is used with.
+        content_hash: of what lies there now.
+
+    Raises:
+        UserError: the folder is the one in the run's configuration, and its content is not the pinned one.
+    """
+    run = Path(run)
+    found = steps(run / CHECKPOINTS)
+    if not found:
+        return
+    settings = read_json(run / "config.json").get("data")
+    trained_on = settings.get("folder") if isinstance(settings, dict) else None
+    if not isinstance(trained_on, str) or os.path.realpath(trained_on) != os.path.realpath(folder):
+        return
+    inputs = entries(found[0][1]).get(INPUTS)
+    pinned = inputs.get(PREPARED) if isinstance(inputs, dict) else None
+    if pinned is None:
+        _log.warning("%s: was trained before runs noted the content of their data; it is not compared", run)
+    elif pinned != content_hash:
+        raise UserError(
+            f"{folder}: was prepared anew since {run} was trained on it: content {content_hash[:12]}, not"
+            f" {str(pinned)[:12]}, and others may be held out now",
+            "put back the folder that it was trained on, or train again",
+        )
 
 
 def prune(root: Path, keep: int) -> list[Path]:

@@ -189,12 +189,11 @@ def cpu_has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 class StopSignal:
-    """Turns SIGTERM, SIGUSR1, Ctrl-C into a flag that the loop polls: finish the step, save, exit.
+    """Turns SIGTERM, SIGUSR1, SIGHUP, Ctrl-C into a flag that the loop polls: finish the step, save, exit.
 
     Used as a context manager; the earlier handlers come back at its end. Signals after the first change
     nothing, so that they cannot break the save, but a second Ctrl-C interrupts. Python runs signal handlers
-    in the main thread
-    only: in another thread nothing is installed and the flag stays down.
+    in the main thread only: in another thread nothing is installed and the flag stays down.
     """
 
     def __init__(self) -> None:
@@ -203,8 +202,9 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                self._earlier[number] = signal.signal(number, self._receive)
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
+                    self._earlier[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(

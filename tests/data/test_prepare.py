@@ -29,7 +29,15 @@ from reposer.errors import UserError
 from reposer.image_rules import ACCEPTED
 from reposer.images import decode, encode_jpeg, encode_png
 
-WHOLE = {"manifest.parquet", "report.json", "problems.csv", "pairs_train.csv", "pairs_val.csv", "packed"}
+WHOLE = {
+    "manifest.parquet",
+    "report.json",
+    "seal.json",
+    "problems.csv",
+    "pairs_train.csv",
+    "pairs_val.csv",
+    "packed",
+}
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from reposer import checkpoint
+from reposer.config import stored_hash
 from reposer.errors import UserError
 from reposer.generation.export import GeneratorConfig
 from reposer.generation.inputs import load_person
@@ -135,7 +136,7 @@ def test_what_is_missing_or_wrong_is_named(wrong, message):
 def test_a_run_gives_its_averaged_generator(tmp_path, tiny_san, people):
     settings = {"generator": "san", "generator_args": TINY_SAN, "data": {"folder": "/data/market"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    meta = {"config_hash": "", "size": [64, 32], "identity_hash": "abc"}
+    meta = {"config_hash": stored_hash(tmp_path / "config.json"), "size": [64, 32], "identity_hash": "abc"}
     with pytest.raises(UserError, match="has no checkpoint yet"):
         PoseTransfer.from_run(tmp_path)
     trained = {

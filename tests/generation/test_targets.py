@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from reposer import checkpoint
+from reposer.config import stored_hash
 from reposer.data.canonical_poses import CROWN, SOLE, canonical_pose
 from reposer.data.keypoints import NECK, write_keypoints_csv
 from reposer.data.orientation import ORIENTATIONS, orientation
@@ -256,7 +257,7 @@ def test_a_predictor_comes_from_a_run_or_an_export(tmp_path):
     (run / "checkpoints").mkdir()
     with pytest.raises(UserError, match="has no checkpoint yet"):
         MapPredictor.open(run)
-    meta = {"config_hash": "", "size": list(SIZE), "identity_hash": "abc"}
+    meta = {"config_hash": stored_hash(run / "config.json"), "size": list(SIZE), "identity_hash": "abc"}
     checkpoint.save(run / "checkpoints", 7, {"network": maps.network.state_dict()}, meta)
     found = MapPredictor.open(run)
     assert found.weights_hash == maps.weights_hash

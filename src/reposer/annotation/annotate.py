@@ -22,6 +22,7 @@ from torch import nn
 
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.crop_maker import COLUMNS, COPIES, MASK, OUTPUTS, PARSING, CropMaker
+from reposer.annotation.faults import seal_annotations
 from reposer.annotation.interfaces import AnnotatorInfo
 from reposer.annotation.journal import BOOK, PHOTOS, Task, read_book
 from reposer.annotation.keypoint_files import KeypointFiles
@@ -102,6 +103,7 @@ def annotate(
     def finish(work: Work) -> None:
         listed = problems + _table_problems(annotators)
         finished.append(write_results(task, work, listed, with_keypoints=annotators.keypoints is not None))
+        seal_annotations(root)
 
     threads = torch.get_num_threads()
     opener = partial(_crop_maker, open_annotators, folder, how.batch_size, apart, origins, threads)

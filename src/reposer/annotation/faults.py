@@ -42,6 +42,7 @@ from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
 from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
 from reposer.errors import UserError
 from reposer.paths import check_relative, printable
+from reposer.seals import SEAL, seal_faults, write_seal
 
 _AGAIN = "run the same `reposer annotate` command again"
 
@@ -50,6 +51,16 @@ def is_annotated(folder: Path) -> bool:
     """Whether ``reposer annotate`` has written in this folder."""
     book = folder / BOOK
     return any((place / name).exists() for place in (book, book / PHOTOS) for name in (JOB, PLAN, MANIFEST))
+
+
+def seal_annotations(root: Path) -> None:
+    """Seal what was written in an annotated folder: both journals, and the files made of them."""
+    book = root / BOOK
+    names = [f"{BOOK}/{name}" for name in (JOB, PLAN, REPORT, "problems.csv")] + ["keypoints.csv"]
+    names += [f"{BOOK}/{PHOTOS}/{name}" for name in (JOB, PLAN)]
+    for place in (book / MANIFEST, book / PHOTOS / MANIFEST):
+        names += [path.relative_to(root).as_posix() for path in place.iterdir()] if place.is_dir() else []
+    write_seal(root, names, place=f"{BOOK}/{SEAL}")
 
 
 def annotation_faults(root: str | Path) -> list[str]:
@@ -64,8 +75,10 @@ def annotation_faults(root: str | Path) -> list[str]:
         _refuse_unfinished(root)
     main = _Book(root, book, COLUMNS)
     faults = main.faults
+    sealed = seal_faults(root, main.record, place=f"{BOOK}/{SEAL}")
+    faults += (f"{fault.removeprefix(f'{root}/')}; {_AGAIN}" for fault in sealed)
     if main.settings.get("kind") != "annotation":
-        return faults or [f"{BOOK}/{JOB}: kind is not that of an annotation; {_restart()}"]
+        return [*faults, f"{BOOK}/{JOB}: kind is not that of an annotation; {_restart()}"]
     for where, row in main.rows():
         faults += (f"{where}, {fault}; {_AGAIN}" for fault in row_faults(row, main.settings))
         faults += _file_faults(root, where, row, apart=main.settings.get("images") != ".")
@@ -87,12 +100,14 @@ class _Book:
     def __init__(self, root: Path, book: Path, columns: Columns) -> None:
         self.faults: list[str] = []
         self.settings: Mapping[str, Any] = {}
+        self.record: Mapping[str, Any] = {}
         self.complete = True  # every part could be read
         self.found: dict[str, dict[str, Any]] = {}  # by image: its last row
         self._name = book.relative_to(root).as_posix()
         self._book, self._columns = book, columns
         try:
-            self.settings = read_json(book / JOB).get("settings", {})
+            self.record = read_json(book / JOB)
+            self.settings = self.record.get("settings", {})
             self.shards, self.beside = read_shards(book / PLAN), set(read_beside(book / PLAN))
         except UserError as error:
             self.faults.append(f"{self._name}: {error.problem}; {_restart()}")

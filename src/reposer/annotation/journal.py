@@ -55,6 +55,7 @@ from reposer.paths import (
     read_regular,
     unlinked,
 )
+from reposer.seals import MARK, SEAL
 
 GIVEN = "given_sha256"  # column of the hash of the user's own files that were used for an image
 BOOK = "annotation"  # the folder, beside what is made
@@ -104,7 +105,7 @@ def open_journal(task: Task, images: Sequence[str], foreign: Sequence[Path]) -> 
                 f"{printable(there)}: is there already, and was not made by this job",
                 "give another folder with --out, or move it away",
             )
-        document = {"settings": dict(task.settings), "environment": dict(task.environment)}
+        document = {"settings": dict(task.settings), "environment": dict(task.environment), MARK: SEAL}
         write_atomic(path, f"{json.dumps(document, indent=2, sort_keys=True)}\n".encode())
     earlier = read_json(path)
     changed = differences(earlier.get("settings", {}), task.settings)

@@ -87,9 +87,26 @@ class PackedPeople:
         """Image name -> position, of all images."""
         return dict(self._index)
 
+    @property
+    def content_hash(self) -> str:
+        """sha256 over the hashes of all arrays and rows: what a run pins, and finds unchanged or refuses."""
+        return str(self.header["content_hash"])
+
     def identity_hash(self, *splits: str) -> str:
         """sha256 over the sorted pids of some splits: equal when two data sets hold the same people there."""
         return hash_of_people(self.pids[np.isin(self.splits, splits)])
+
+    def images_hash(self, *splits: str) -> str:
+        """sha256 over the sorted hashes of the original image files of some splits, at any packed size.
+
+        Two data sets of other people can have the same numbers; they do not have the same files.
+        """
+        chosen = sorted(self.sha256[row] for row in np.flatnonzero(np.isin(self.splits, splits)).tolist())
+        return hashlib.sha256("\n".join(chosen).encode()).hexdigest()
+
+    def training_facts(self, *splits: str) -> dict[str, str]:
+        """What a checkpoint says of the people it was trained on: ``identity_hash`` and ``images_hash``."""
+        return {"identity_hash": self.identity_hash(*splits), "images_hash": self.images_hash(*splits)}
 
     def pair_batch(self, source_indices: NDArray[np.int64], target_indices: NDArray[np.int64]) -> PairBatch:
         """Images and annotations of B pairs, on the CPU; images are (B, 3, H, W) in channels_last order."""
@@ -151,10 +168,17 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         header = parse_json(path.read_text(encoding="utf-8"))
         version = header["schema_version"]
-        complete = {"size", "count", "sha256"} <= header.keys()
-    except (OSError, ValueError, KeyError, TypeError):
+        complete = {"size", "count", "sha256", "content_hash"} <= header.keys()
+        hashes = [header["sha256"][name] for name in (*(f"{array}.npy" for array in ARRAYS), ROWS)]
+        whole = header["content_hash"] == hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise AnnotationError(path, "file", "is missing or damaged", "run reposer prepare") from None
     if version != SCHEMA_VERSION or not complete:
         message = f"is {version}, expected {SCHEMA_VERSION} and all its fields"
         raise AnnotationError(path, "schema_version", message, _AGAIN)
+    numbers = [header["count"], *(header["size"] if isinstance(header["size"], list) else ())]
+    if len(numbers) != 3 or not all(type(number) is int and 0 <= number < 2**31 for number in numbers):
+        raise AnnotationError(path, "size", "and count are no numbers of images and pixels", _AGAIN)
+    if not whole:
+        raise AnnotationError(path, "content_hash", "is not that of its files' hashes", _AGAIN)
     return dict(header)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
-from reposer.config import Config, apply_overrides, load_config, read_json
+from reposer.config import MOST_SIDE_BY_SIDE, Config, apply_overrides, load_config, read_json
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
@@ -26,7 +26,7 @@ from reposer.evaluation.significance import paired_bootstrap
 from reposer.experiments.ablation_table import AblationCell, AblationRow, cells_of, write_ablation_table
 from reposer.experiments.image_evaluation import evaluate_model
 from reposer.experiments.presets import find_preset
-from reposer.experiments.stages import Stage, StageCache, in_order
+from reposer.experiments.stages import Stage, StageCache, in_order, seal_study
 from reposer.experiments.study.config import STUDY_FILE, save_study
 from reposer.experiments.workers import make_all
 from reposer.files import sha256_file
@@ -66,7 +66,9 @@ class AblationConfig(Config):
     seeds: tuple[int, ...] = (0,)
     pairs: int | None = Field(default=1000, ge=1)  # validation pairs that are scored; None: all
     metrics: tuple[str, ...] = DEFAULT_METRICS
-    threads: int | None = Field(default=1, ge=1)  # CPU threads of each worker; results depend on it
+    threads: int | None = Field(
+        default=1, ge=1, le=MOST_SIDE_BY_SIDE
+    )  # CPU threads of each worker; results depend on it
     device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
 
     @model_validator(mode="after")
@@ -121,6 +123,7 @@ def run_ablations(config: AblationConfig, out: Path, *, workers: int = 1) -> Pat
     rows, notes = _rows(config, cache, trials), _notes(config, trials)
     write_ablation_table(out, rows, notes)
     _write_sections(config, cache, trials, rows, notes, out)
+    seal_study(out)
     return out
 
 

@@ -6,7 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reposer.annotation.parser import open_parser
+from reposer.data.packed import PackedPeople
+from reposer.data.preparing.prepare import PACKED
 from reposer.experiments.image_evaluation import open_model
+from reposer.experiments.reid_rows import check_data
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.shards import WriteReport
@@ -36,6 +39,7 @@ def augment_prepared(
         accept_licence: of the parser's weights.
     """
     runtime = setup(device, threads=threads)
+    check_data(PackedPeople.open(prepared / PACKED), model, predictor)
     generator = open_model(model, runtime)
     if predictor:
         generator = generator.with_predictor(MapPredictor.open(predictor, runtime), "predicted")

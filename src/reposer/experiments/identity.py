@@ -18,7 +18,7 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
-from reposer.experiments.reid_rows import GALLERY, QUERY, tested_rows, training_note
+from reposer.experiments.reid_rows import GALLERY, QUERY, check_data, tested_rows, training_note
 from reposer.files import write_atomic
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.models.embedding_files import embedding_from_run
@@ -73,12 +73,14 @@ def measure_identity(
         the table, as Markdown.
 
     Raises:
-        UserError: the network was trained on people who are tested, and all that identity_kept refuses.
+        UserError: as :func:`identity_kept`; the network was trained on the people it is tested on, or the
+            folder was prepared anew since.
     """
     embedding, info = embedding_from_run(reid_run)
     people = PackedPeople.open(prepared / PACKED)
+    check_data(people, reid_run)
     query, gallery = tested_rows(people)
-    training_note(info, people, {QUERY: query, GALLERY: gallery})  # refuses people whom it has seen
+    training_note(info, people, {QUERY: query, GALLERY: gallery})  # refuses test people that it has learned
     results = identity_kept(model, embedding, people, background=background)
     return write_identity(out, results, info)
 

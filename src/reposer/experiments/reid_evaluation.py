@@ -30,8 +30,9 @@ from reposer.evaluation.reid_comparison import (
 from reposer.evaluation.reid_protocols import MARKET, ReidProtocol, fold_sets
 from reposer.evaluation.reidentification import Expansion, Rerank
 from reposer.experiments.reid_features import crop_features, kept_features, open_embedding
-from reposer.experiments.reid_rows import CROPS, GALLERY, QUERY, TRAIN, chosen_rows, training_note
+from reposer.experiments.reid_rows import CROPS, GALLERY, QUERY, TRAIN, check_data, chosen_rows, training_note
 from reposer.files import write_atomic
+from reposer.folder_lock import locked
 from reposer.images import decode
 from reposer.metrics.retrieval import NoMatch
 from reposer.reid.feature_files import read_features
@@ -95,6 +96,7 @@ def evaluate_network(
         )
     runtime = setup(device=device, threads=threads, seed=options.seed)
     people = PackedPeople.open(prepared / PACKED)
+    check_data(people, model)
     if options.protocol.by_camera and not people.camids.any():
         raise UserError("this protocol is about single cameras, and none is known", "choose another protocol")
     rows = chosen_rows(people, query_list, gallery_list)
@@ -104,16 +106,18 @@ def evaluate_network(
     embedding = open_embedding(model)
     notes = [training_note(embedding.info, people, rows)]
     embedding.to(runtime.device)
-    sets = kept_features(embedding, people, rows, out)
-    if crops is not None:
-        sets[CROPS] = crop_features(embedding, crops, sets[QUERY], people.size)
     lists = [path.name for path in (query_list, gallery_list) if path is not None]
     facts = {"network": embedding.info.model_dump(mode="json"), "data": prepared.name, "lists": lists}
 
     def picture(name: str) -> NDArray[np.uint8]:
         return np.asarray(people.images[people.index(name)])
 
-    return score_sets(sets, out, options, picture=picture, facts=facts, notes=notes)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        sets = kept_features(embedding, people, rows, out)
+        if crops is not None:
+            sets[CROPS] = crop_features(embedding, crops, sets[QUERY], people.size)
+        return score_sets(sets, out, options, picture=picture, facts=facts, notes=notes)
 
 
 def score_files(
@@ -186,6 +190,10 @@ def _read_sets(files: Sequence[Path]) -> dict[str, FeatureSet]:
     sets: dict[str, FeatureSet] = {}
     for path, labels in with_labels(files):
         for split, features in read_features(path, labels).items():
+            if split not in (QUERY, GALLERY, TRAIN, CROPS):
+                raise UserError(
+                    f"{path}: split {split!r}: unknown", f"name it {QUERY}, {GALLERY}, {TRAIN} or {CROPS}"
+                )
             if split in sets:
                 raise UserError(f"{path}: a second set {split}", "give every split once")
             sets[split] = features

@@ -7,6 +7,7 @@ from pathlib import Path
 from reposer.experiments.reid_features import open_embedding
 from reposer.models.embedding_onnx import export_onnx
 from reposer.models.pretrained import FILES
+from reposer.seals import write_seal
 
 ONNX = "embedding.onnx"
 
@@ -28,4 +29,5 @@ def export_embedding(model: str, out: Path, *, onnx: bool = False) -> str:
     if not onnx:
         return written
     difference = export_onnx(embedding, out / ONNX)
+    write_seal(out, (*FILES, ONNX))
     return f"{written}, {ONNX} (differs from PyTorch by {difference:.1e} at most)"

@@ -123,9 +123,10 @@ def _read_kept(folder: Path, origin: dict[str, Any]) -> tuple[dict[str, FeatureS
         return {}, {}
     record = read_json(folder / ORIGIN)
     same = all(record.get(key) == value for key, value in json.loads(json.dumps(origin)).items())
-    if not same or record["sha256"] != sha256_file(folder / FEATURES):
+    sets = record.get("sets")
+    if not same or not isinstance(sets, dict) or record.get("sha256") != sha256_file(folder / FEATURES):
         return {}, {}
-    return read_features(folder / FEATURES), record["sets"]
+    return read_features(folder / FEATURES), sets
 
 
 class _Files:

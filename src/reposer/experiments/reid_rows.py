@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer.checkpoint import refuse_other_data
 from reposer.data.layouts.folder_scan import nfc
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
@@ -16,6 +17,20 @@ from reposer.paths import printable
 
 Rows = NDArray[np.int64]  # positions in a prepared folder
 QUERY, GALLERY, TRAIN, CROPS = "query", "gallery", "train", "multi_query"  # names of feature sets
+
+
+def check_data(people: PackedPeople, *models: str | Path | None) -> None:
+    """Refuse a run that was trained on this prepared folder when something else lay there.
+
+    Args:
+        models: as a user names them; what is no run, or None, passes.
+
+    Raises:
+        UserError: the folder was prepared anew since.
+    """
+    for model in models:
+        if model is not None:
+            refuse_other_data(model, people.folder.parent, people.content_hash)
 
 
 def tested_rows(people: PackedPeople) -> tuple[Rows, Rows]:
@@ -103,6 +118,11 @@ def training_note(info: EmbeddingInfo, people: PackedPeople, rows: dict[str, Row
     trained_on = f"the data set {info.trained_on}" if info.trained_on else "people who are not recorded"
     if info.identity_hash not in [people.identity_hash(split) for split in info.splits]:
         return f"The network was trained on {trained_on}: whether test people were among them is not known."
+    if info.images_hash not in ("", people.images_hash(*info.splits)):
+        return (
+            f"The network was trained on {trained_on}, on other images of people of the same numbers as here:"
+            " whether test people were among them is not known."
+        )
     tested = np.concatenate([rows[QUERY], rows[GALLERY]])
     trained = np.isin(people.splits, info.splits)
     learned = people.pids[trained & (people.pids > 0)]

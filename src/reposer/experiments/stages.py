@@ -25,7 +25,8 @@ from typing import Any
 from reposer.config import canonical_json, read_json
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, sha256_file, write_atomic
-from reposer.paths import contained, made_folder
+from reposer.paths import check_relative, contained, made_folder
+from reposer.seals import MARK, SEAL, seal_faults, write_seal
 
 STAGES, DONE, _INPUTS, _LOCK = "stages", "done.json", "inputs.json", ".lock"
 _WAIT = 0.5  # seconds between two looks for a stage that is ready
@@ -96,7 +97,11 @@ class StageCache:
             UserError: the stage is not complete, or the file is not as it was written.
         """
         folder = self.folder(stage)
-        sealed = read_json(folder / DONE)["files"].get(name)
+        done = read_json(folder / DONE)
+        files = done.get("files")
+        sealed = (
+            files.get(name) if isinstance(files, dict) and done.get("stage", stage.key) == stage.key else None
+        )
         path = contained(folder, name)
         if sealed is None or not path.is_file() or sha256_file(path) != sealed:
             raise UserError(f"{path}: differs from its sha256", f"delete {folder} and run the study again")
@@ -119,9 +124,68 @@ class StageCache:
             on_start(stage)
             started = time.monotonic()
             files = {name: sha256_file(contained(folder, name)) for name in stage.make(folder)}
-            record = {"seconds": round(time.monotonic() - started, 3), "files": files}
+            record = {"stage": stage.key, "seconds": round(time.monotonic() - started, 3), "files": files}
+            record["sha256"] = sha256_bytes(canonical_json(record))
             write_atomic(folder / DONE, (json.dumps(record, indent=1) + "\n").encode())
         return True
+
+
+def seal_study(root: Path) -> None:
+    """Seal a finished study: its configuration, tables, pictures, and the record of every stage."""
+    names = [name for name in ("study.json", "sections.json") if (root / name).is_file()]
+    names += [path.name for path in root.glob("table.*")]
+    names += [path.relative_to(root).as_posix() for path in (root / "pictures").rglob("*") if path.is_file()]
+    for folder in (root / STAGES).iterdir():
+        names += [f"{STAGES}/{folder.name}/{name}" for name in (DONE, _INPUTS)]
+    write_seal(root, names)
+
+
+def study_faults(root: Path) -> list[str]:
+    """Everything in a study that is not as it was written, a line each; unfinished stages are left out.
+
+    A stage's folder is named by the hash of its inputs and of those of the stages it needs, so that a stage
+    in another's place is found; its record says whose it is.
+    """
+    faults: list[str] = []
+    newer = False
+    for folder in sorted((root / STAGES).iterdir()):
+        if not (folder / DONE).is_file():
+            continue
+        try:
+            done = read_json(folder / DONE)
+            newer = newer or "stage" in done
+            faults += _stage_faults(root, folder, done)
+        except UserError as error:
+            faults.append(str(error))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+            faults.append(f"{folder}: its {DONE} or {_INPUTS} is not what was written")
+    finished = newer and (root / "table.md").is_file()
+    return faults + seal_faults(root, {MARK: SEAL} if finished else None)
+
+
+def _stage_faults(root: Path, folder: Path, done: dict[str, Any]) -> Iterator[str]:
+    key = _key_of(root, folder.name)
+    if folder.name.rpartition("-")[2] != key[:20]:
+        yield f"{folder / _INPUTS}: is of another stage"
+    if "stage" in done:
+        body = {name: value for name, value in done.items() if name != "sha256"}
+        if done.get("sha256") != sha256_bytes(canonical_json(body)):
+            yield f"{folder / DONE}: is not what was written"
+        elif done["stage"] != key:
+            yield f"{folder / DONE}: is of another stage"
+    for name, digest in done["files"].items():
+        path = contained(folder, name)
+        if not path.is_file():
+            yield f"{path}: is missing"
+        elif sha256_file(path) != digest:
+            yield f"{path}: differs from its sha256 in {DONE}"
+
+
+def _key_of(root: Path, name: str) -> str:
+    """The key of a stage by what its folder says of its inputs, and those of the stages it needs."""
+    said = read_json(root / STAGES / check_relative(name) / _INPUTS)
+    needs = [_key_of(root, need) for need in said["needs"]]
+    return sha256_bytes(canonical_json({"kind": said["kind"], "inputs": said["inputs"], "needs": needs}))
 
 
 def work(

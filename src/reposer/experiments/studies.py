@@ -8,6 +8,7 @@ from pathlib import Path
 
 from reposer.config import apply_overrides
 from reposer.errors import UserError
+from reposer.experiments.stages import seal_study
 from reposer.experiments.study.config import STUDYS, Arm, StudyConfig, save_study
 from reposer.experiments.study.plan import StudyPlan, plan_stages, read_scores
 from reposer.experiments.study.presets import EXTRA_ARMS, find_study
@@ -38,6 +39,7 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
     results, notes = collect(plan), study_notes(plan)
     write_tables(out, results, notes)
     write_report_parts(plan, results, notes, out)
+    seal_study(out)
     return out
 
 

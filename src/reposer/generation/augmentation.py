@@ -197,6 +197,11 @@ def check_generator(pose_transfer: PoseTransfer, people: PackedPeople) -> list[s
             notes.append(f"whom the {name} was trained on is not recorded")
         elif seen != people.identity_hash(SPLIT):
             notes.append(f"the {name} was trained on other people than this set's training people")
+        elif config.images_hash not in ("", people.images_hash(SPLIT)):
+            notes.append(
+                f"the {name} was trained on other images of people of the same numbers: whether held-out"
+                " people were among them is not known"
+            )
     return notes
 
 

@@ -27,7 +27,8 @@ from reposer.generation.shards import Job, WorkUnit
 from reposer.structures import PairBatch
 
 SPLIT = "train"  # the only people that are sources or donors
-_STORAGE = {"weights_dtype", "weights_sha256"}  # of a file; the weights themselves are "checkpoint"
+# of a file, not of the weights, whose hash is "checkpoint"
+_STORAGE = {"weights_dtype", "weights_sha256", "images_hash"}
 _PLAIN = {"factor", "policy", "seed", "background", "batch_size", "real", "budget", "budget_seed"}
 
 

@@ -27,7 +27,8 @@ from reposer.generation.shards import Job, OutputFile, WorkUnit, WriteReport, wr
 from reposer.generation.stitching import check_background
 
 PROBLEMS = "problems.csv"  # beside job.json: what was left out, and why
-_STORAGE = {"weights_dtype", "weights_sha256"}  # of a file; the weights themselves are "checkpoint"
+# of a file, not of the weights, whose hash is "checkpoint"
+_STORAGE = {"weights_dtype", "weights_sha256", "images_hash"}
 COLUMNS = (
     ("source", pa.string()),
     ("source_sha256", pa.string()),  # of the original image file
@@ -97,11 +98,15 @@ def generate(
             produce=partial(_produce, pose_transfer, pairs, options, names, reader),
             shard_items=max(1, options.shard_items // options.batch_size) * options.batch_size,
         )
-        report = write_job(out, job, threads=options.encoders, on_progress=on_progress)
+
+        def after(report: WriteReport) -> None:
+            if pairs.problems:
+                write_atomic(out / PROBLEMS, problems_csv(pairs.problems))
+
+        report = write_job(out, job, threads=options.encoders, on_progress=on_progress, after=after)
     if told := pose_transfer.told(options.background):
         report.notes.append(told)
     if pairs.problems:
-        write_atomic(out / PROBLEMS, problems_csv(pairs.problems))
         report.notes.append(f"{len(pairs.problems)} problems, see {PROBLEMS}; the first: {pairs.problems[0]}")
     return report
 

@@ -23,6 +23,7 @@ from reposer.models.generators import PREDICTORS, build_generator, build_predict
 from reposer.models.layers import MAX_SIDE
 from reposer.models.pretrained import refuse_other_export
 from reposer.paths import RefusedFileError, made_folder, read_regular
+from reposer.seals import write_seal
 
 WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
 MAX_WEIGHTS_BYTES = 4_000_000_000
@@ -37,6 +38,7 @@ class GeneratorConfig(Config):
     labels: str = "lip20"  # label set of the parsing maps
     trained_on: str = ""  # the training data in words
     identity_hash: str = ""  # PackedPeople.identity_hash of the training people; empty: not recorded
+    images_hash: str = ""  # PackedPeople.images_hash of the same; empty: not recorded
     step: int = 0  # optimizer steps
     weights_dtype: Literal["float32", "float16"] = "float32"
     weights_sha256: str = ""  # of model.safetensors; empty only while nothing is saved
@@ -77,6 +79,7 @@ def save_generator(
     write_atomic(folder / WEIGHTS, data)
     write_atomic(folder / CARD, (_FRONT_MATTER + (card or model_card(config))).encode())
     save_config(config, folder / CONFIG)
+    write_seal(folder, FILES)
 
 
 def load_generator(folder: str | Path) -> tuple[nn.Module, GeneratorConfig]:

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from reposer import checkpoint
-from reposer.config import Config, read_json
+from reposer.config import Config, foreign_values, read_json
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.generation.picture_scores import pose_agreement, sharpness
@@ -214,10 +214,12 @@ class _Identity:
 
 def _check_training(run: Path, people: PackedPeople) -> dict[str, Any]:
     """Refuse an embedding that saw other people than the training people, or generated images."""
-    settings = read_json(run / "config.json")
-    found = checkpoint.latest(run / "checkpoints")
+    found = checkpoint.of_run(run)
     if found is None or "pids" not in found.meta:
         raise UserError(f"{run}: holds no checkpoint of a Re-ID training", "choose another run")
+    checkpoint.refuse_other_data(run, people.folder.parent, people.content_hash)
+    with foreign_values(run / "config.json"):
+        settings = _filter_settings(read_json(run / "config.json"), found.meta)
     training = set(np.unique(people.pids[people.splits == "train"]).tolist())
     other = sorted(set(found.meta["pids"]) ^ training)
     if other:
@@ -225,17 +227,23 @@ def _check_training(run: Path, people: PackedPeople) -> dict[str, Any]:
             f"{run}: was not trained on the training people of {people.folder} (pid {other[0]} differs)",
             "train the filter's embedding on the split train of the same prepared data",
         )
-    if (settings.get("generated") or {}).get("folder") is not None:
+    if settings.pop("generated") is not None:
         raise UserError(
             f"{run}: was trained on generated images", "choose a run that was trained on real images only"
         )
-    data = settings["data"]
+    return settings
+
+
+def _filter_settings(config: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+    """What a filter's scores depend on, of a run's configuration and checkpoint; and "generated": the set."""
+    data = config["data"]
     return {
-        "identity_hash": found.meta["identity_hash"],
-        "budget": data.get("budget", 1.0),
-        "budget_seed": data.get("budget_seed", 0),
-        "splits": data["splits"],
-        "config_hash": found.meta["config_hash"],
+        "identity_hash": meta["identity_hash"],
+        "budget": float(data.get("budget", 1.0)),
+        "budget_seed": int(data.get("budget_seed", 0)),
+        "splits": list(data["splits"]),
+        "config_hash": meta["config_hash"],
+        "generated": (config.get("generated") or {}).get("folder"),
     }
 
 

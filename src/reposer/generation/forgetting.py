@@ -18,15 +18,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reposer.config import read_json
+from reposer.config import foreign_values, read_json
 from reposer.data.generated.files import (
     IMAGES,
     JOB,
     MANIFEST,
     MAX_PART_BYTES,
     checked_names,
+    job_settings,
     list_parts,
     read_part,
+    seal_job,
     write_part,
 )
 from reposer.data.generated.names import parse_generated
@@ -41,6 +43,7 @@ from reposer.generation.real_list import REAL, REAL_ROWS, SOURCE
 from reposer.paths import contained, delete, printable, read_regular
 from reposer.tables import read_table
 
+_COUNTED = ("people", "pictures", "real")
 FORGETTING = "forgetting.json"  # the note; names the person, since it is there only while they are
 REMOVED = "removed.json"  # counts of people, pictures and real images removed so far
 CACHES = "packed_*"  # decoded pictures, kept by trainings; made again when needed
@@ -75,7 +78,8 @@ def removed_counts(folder: Path) -> dict[str, int]:
     if not (folder / REMOVED).exists():
         return {"people": 0, "pictures": 0, "real": 0}
     counts = read_json(folder / REMOVED)
-    return {name: int(counts[name]) for name in ("people", "pictures", "real")}
+    with foreign_values(folder / REMOVED):
+        return {name: int(counts[name]) for name in _COUNTED}
 
 
 def refuse_removed(folder: Path) -> None:
@@ -105,7 +109,7 @@ def forget(folder: str | Path, pid: int, runs: Sequence[Path] = ()) -> ForgetRep
         DiskError: the disk refuses; the same call goes on.
     """
     folder = Path(folder)
-    if read_json(folder / JOB).get("settings", {}).get("kind") != KIND:
+    if job_settings(folder).get("kind") != KIND:
         raise UserError(f"{folder}: is no augmented set", "give a folder that augment has written")
     with locked(folder), disk_faults(folder):
         parts = list_parts(folder)
@@ -129,6 +133,7 @@ def forget(folder: str | Path, pid: int, runs: Sequence[Path] = ()) -> ForgetRep
             "real": before["real"] + note["real"],
         }
         _write_json(folder / REMOVED, counts)
+        seal_job(folder)
         (folder / FORGETTING).unlink()
         sync_folder(folder)
     pictures = counts["pictures"] - before["pictures"]
@@ -165,11 +170,22 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(part)
 
 
+def _check_note(note: dict[str, Any]) -> None:
+    """Raises what :func:`reposer.config.foreign_values` turns into a line of its own."""
+    counts = [note["pid"], note["real"], *(note["removed_before"][name] for name in _COUNTED)]
+    if not all(isinstance(count, int) for count in counts):
+        raise TypeError("a count is no whole number")
+    if not isinstance(note["stems"], list) or not all(isinstance(text, str) for text in note["stems"]):
+        raise TypeError("stems is no list of names")
+
+
 def _begin(folder: Path, parts: list[Path], pid: int) -> dict[str, Any]:
     """The note of this removal, written or found."""
     path = folder / FORGETTING
     if path.exists():
         note = read_json(path)
+        with foreign_values(path):
+            _check_note(note)
         if note["pid"] != pid:
             raise UserError(
                 f"{folder}: the removal of person {note['pid']} was interrupted", "finish that one first"

@@ -12,6 +12,7 @@ from reposer.data.generated.files import IMAGES, JOB, MANIFEST, file_faults, is_
 from reposer.errors import UserError
 from reposer.files import remove_temporaries, remove_tree, write_atomic
 from reposer.paths import made_folder, unlinked
+from reposer.seals import MARK, SEAL
 
 STAGING = ".staging"
 
@@ -35,10 +36,12 @@ def open_job(folder: Path, document: Mapping[str, Any], environment: Mapping[str
         foreign = sorted(name for name in names if not name.startswith(f".{JOB}.tmp-"))  # a killed start
         if foreign:
             raise UserError(f"{folder}: is not empty (holds {foreign[0]})", "choose a new folder")
-        whole = json.dumps({**document, "environment": dict(environment)}, indent=2, sort_keys=True)
+        said = {**document, MARK: SEAL, "environment": dict(environment)}
+        whole = json.dumps(said, indent=2, sort_keys=True)
         write_atomic(path, (whole + "\n").encode())
     earlier = read_json(path)
     before = earlier.pop("environment", {})
+    earlier.pop(MARK, None)
     changed = differences(earlier, document)
     if changed:
         raise UserError(

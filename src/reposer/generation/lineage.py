@@ -34,7 +34,9 @@ from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, SUMMARY, summarize
 from reposer.generation.forgetting import CACHES, FORGETTING, REMOVED, removed_counts
 from reposer.generation.real_list import REAL, REAL_ROWS, SOURCE, real_faults
+from reposer.seals import SEAL, seal_faults
 
+_MOST = 1000  # images per real one that are looked for
 _SET_BY_JOB = ("policy", "background", "checkpoint", "trained_on", "seed")  # equal in all rows
 
 
@@ -47,9 +49,11 @@ def set_faults(folder: str | Path) -> list[str]:
     folder = Path(folder)
     job = read_json(folder / JOB)
     parts, settings = list_parts(folder), job["settings"]
+    if not isinstance(settings["factor"], int) or not 2 <= settings["factor"] <= _MOST:
+        raise UserError(f"{folder / JOB}: factor is not 2 to {_MOST}", "restore this file")
     if (folder / FORGETTING).exists():
         return [f"{folder}: a removal was interrupted; run `reposer forget` for the same person again"]
-    faults = real_faults(folder, settings["real"])
+    faults = seal_faults(folder, job) + real_faults(folder, settings["real"])
     try:
         real = _Real(read_part(folder / REAL_ROWS))
     except UserError:
@@ -164,7 +168,7 @@ def _foreign(
     own = {path.name for path in parts} | {seal_path(path).name for path in parts}
     for extra in sorted({entry.name for entry in os.scandir(folder / MANIFEST)} - own):
         yield f"{MANIFEST}/{extra} does not belong to the manifest"
-    own = {JOB, IMAGES, MANIFEST, REAL, REAL_ROWS, seal_path(folder / REAL_ROWS).name, SUMMARY, REMOVED}
+    own = {JOB, IMAGES, MANIFEST, REAL, REAL_ROWS, seal_path(folder / REAL_ROWS).name, SUMMARY, REMOVED, SEAL}
     for extra in sorted({entry.name for entry in os.scandir(folder)} - own):
         if not Path(extra).match(CACHES):
             yield f"{extra} does not belong to the set"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reposer import checkpoint
-from reposer.config import read_json
+from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
 from reposer.generation.export import (
     FILES,
@@ -60,22 +60,24 @@ class MapPredictor:
                 raise UserError(f"{name}: is a generator, not a predictor of maps", "name a predictor")
             return cls(network, config, runtime)
         run = Path(name)
-        settings, found = read_json(run / "config.json"), checkpoint.latest(run / "checkpoints")
+        settings, found = read_json(run / "config.json"), checkpoint.of_run(run)
         if found is None:
             raise UserError(f"{run}: has no checkpoint yet", "train longer, or choose another run")
         if "predictor" not in settings or "network" not in found.groups:
             raise UserError(
                 f"{run}: is no run of a predictor of maps", "choose the folder of such a training"
             )
-        kind, args = settings["predictor"], settings["predictor_args"]
-        config = GeneratorConfig(
-            generator=kind,
-            generator_args=args,
-            size=found.meta["size"],
-            trained_on=Path(settings["data"]["folder"]).name,
-            identity_hash=found.meta["identity_hash"],
-            step=found.step,
-        )
+        with foreign_values(run / "config.json"):
+            kind, args = settings["predictor"], settings["predictor_args"]
+            config = GeneratorConfig(
+                generator=kind,
+                generator_args=args,
+                size=found.meta["size"],
+                trained_on=Path(settings["data"]["folder"]).name,
+                identity_hash=found.meta["identity_hash"],
+                images_hash=found.meta.get("images_hash", ""),
+                step=found.step,
+            )
         return cls(build_with_weights(kind, args, found.groups["network"], str(found.path)), config, runtime)
 
     def save_pretrained(

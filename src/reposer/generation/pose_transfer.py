@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer import checkpoint
-from reposer.config import read_json
+from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
 from reposer.generation.export import (
     FILES,
@@ -87,21 +87,23 @@ class PoseTransfer:
         """
         run_dir = Path(run_dir)
         settings = read_json(run_dir / "config.json")
-        found = checkpoint.latest(run_dir / "checkpoints")
+        found = checkpoint.of_run(run_dir)
         if found is None:
             raise UserError(f"{run_dir}: has no checkpoint yet", "train longer, or choose another run")
         if "generator" not in settings or "ema" not in found.groups:
             raise UserError(f"{run_dir}: is no run of a generator", "choose the folder of a GAN training")
-        name, args = settings["generator"], settings["generator_args"]
-        config = GeneratorConfig(
-            generator=name,
-            generator_args=args,
-            size=found.meta["size"],
-            labels=args.get("schema", "lip20"),
-            trained_on=Path(settings["data"]["folder"]).name,
-            identity_hash=found.meta["identity_hash"],
-            step=found.step,
-        )
+        with foreign_values(run_dir / "config.json"):
+            name, args = settings["generator"], settings["generator_args"]
+            config = GeneratorConfig(
+                generator=name,
+                generator_args=args,
+                size=found.meta["size"],
+                labels=args.get("schema", "lip20"),
+                trained_on=Path(settings["data"]["folder"]).name,
+                identity_hash=found.meta["identity_hash"],
+                images_hash=found.meta.get("images_hash", ""),
+                step=found.step,
+            )
         return cls(build_with_weights(name, args, found.groups["ema"], str(found.path)), config, runtime)
 
     @classmethod

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reposer.config import read_json
-from reposer.data.generated.files import IMAGES, JOB, list_parts, read_part
+from reposer.data.generated.files import IMAGES, job_settings, list_parts, read_part
 from reposer.data.generated.names import collisions
 from reposer.data.layouts.market_names import parse_name
 from reposer.errors import UserError
@@ -89,10 +88,10 @@ def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, c
 
 def _images(folder: Path) -> Iterator[_Image]:
     """Real images, then the kept generated ones."""
-    settings = read_json(folder / JOB).get("settings", {})
+    settings = job_settings(folder)
     if settings.get("kind") != KIND:
         raise UserError(f"{folder}: is no augmented set", "give a folder that augment has written")
-    if settings["real"] == "none":
+    if settings.get("real") == "none":
         raise UserError(f"{folder}: holds no real images", "augment with --real link or copy")
     if (folder / FORGETTING).exists():
         raise UserError(f"{folder}: a removal was interrupted", "run `reposer forget` again")

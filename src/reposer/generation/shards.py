@@ -25,7 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reposer.data.generated.files import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, Columns, part_path, write_part
+from reposer.data.generated.files import (
+    IMAGES,
+    JOB,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Columns,
+    part_path,
+    seal_job,
+    write_part,
+)
 from reposer.files import DiskError, sha256_bytes, sync_folder
 from reposer.folder_lock import locked, share
 from reposer.generation.job_folder import STAGING, open_job, unfinished
@@ -144,6 +153,7 @@ def write_job(
                 raise
             if after is not None:
                 after(report)
+            seal_job(folder)
     except (OSError, DiskError) as error:
         cause = error.__cause__ if isinstance(error, DiskError) else error
         reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer import checkpoint
-from reposer.config import read_json
+from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.backbones import MobileNetV2
@@ -103,12 +103,13 @@ def parsing_network_from_run(run_dir: str | Path) -> tuple[ParsingNetwork, dict[
     """
     run_dir = Path(run_dir)
     settings = read_json(run_dir / "config.json")
-    found = checkpoint.latest(run_dir / "checkpoints")
+    found = checkpoint.of_run(run_dir)
     if found is None:
         raise UserError(f"{run_dir}: has no checkpoint yet", "train longer, or choose another run")
     if "parser" not in settings or "network" not in found.groups:
         raise UserError(f"{run_dir}: is no run of a parser", "choose the folder of a parser's training")
-    network = ParsingNetwork(**settings["parser"])
+    with foreign_values(run_dir / "config.json"):
+        network = ParsingNetwork(**settings["parser"])
     try:
         network.load_state_dict(found.groups["network"], strict=True)
     except RuntimeError as error:

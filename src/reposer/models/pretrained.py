@@ -22,6 +22,7 @@ from reposer.errors import UserError
 from reposer.files import sha256_bytes, write_atomic
 from reposer.hub import fetch_folder
 from reposer.paths import RefusedFileError, made_folder, printable, read_regular
+from reposer.seals import write_seal
 
 WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
 MAX_WEIGHTS_BYTES = 4_000_000_000
@@ -34,6 +35,7 @@ class EmbeddingInfo(Config):
     embedding: dict[str, Any] = Field(default_factory=dict)  # keywords of models.embedding.Embedding
     trained_on: str = ""  # the training data in words
     identity_hash: str = ""  # PackedPeople.identity_hash of the training people; empty: not recorded
+    images_hash: str = ""  # PackedPeople.images_hash of the same; empty: not recorded
     splits: tuple[str, ...] = ("train",)  # of the prepared folder, that it was trained on
     step: int = 0  # optimizer steps
     weights_sha256: str = ""  # of model.safetensors; empty only while nothing is saved
@@ -65,6 +67,7 @@ class Pretrained(nn.Module):
         write_atomic(folder / WEIGHTS, data)
         write_atomic(folder / CARD, _model_card(info, self.size, self.dimension).encode())
         save_config(info, folder / CONFIG)
+        write_seal(folder, FILES)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:

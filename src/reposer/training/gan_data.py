@@ -14,6 +14,7 @@ from reposer.data.pairs import load_pairs
 from reposer.data.samplers import draw_flips, draw_pairs, rank_slice
 from reposer.data.transforms import flip_pairs
 from reposer.errors import UserError
+from reposer.files import sha256_file
 from reposer.structures import PairBatch
 from reposer.training.gan_config import DataConfig
 
@@ -63,6 +64,13 @@ class GanData:
                 f"make it a multiple of {config.accumulate * world_size}",
             )
         self._config, self._rank, self._world_size = config, rank, world_size
+
+    def inputs(self) -> dict[str, str]:
+        """sha256 of what a run must find unchanged: the prepared people, and the lists of pairs."""
+        data = self._config.data
+        lists = {"pairs": data.pairs, "validation pairs": data.validation_pairs}
+        hashes = {name: sha256_file(data.folder / path) for name, path in lists.items() if path}
+        return {"prepared": self.people.content_hash, **hashes}
 
     def parts(self, step: int) -> Iterator[Part]:
         """The batch of a step, as the parts that this process works off one after the other.

@@ -12,6 +12,7 @@ from torch import Tensor
 from reposer import checkpoint
 from reposer.data.parsing import colorize
 from reposer.errors import UserError
+from reposer.files import sha256_file
 from reposer.grids import draw_grid
 from reposer.images import to_float, to_uint8
 from reposer.runtime import Runtime
@@ -62,10 +63,18 @@ class GanRecord(TrainingRecord):
         if self._config.start_from is not None:
             self._state.start_from(_newest(self._config.start_from))
 
+    def inputs(self) -> dict[str, str]:
+        """Prepared folder, pair lists, weights of the perceptual network, and what the run starts from."""
+        perceptual = self._config.perceptual.path if self._config.feature_layers else None
+        named = {} if perceptual is None else {"perceptual": sha256_file(perceptual)}
+        if self._config.start_from is not None and checkpoint.latest(self.folder / "checkpoints") is None:
+            named["start_from"] = sha256_file(_newest(self._config.start_from).path / "meta.json")
+        return self._data.inputs() | named
+
     def facts(self) -> dict[str, Any]:
         """Image size and the people of the training."""
         people = self._data.people
-        return {"size": list(people.size), "identity_hash": people.identity_hash("train")}
+        return people.training_facts("train") | {"size": list(people.size)}
 
     def show(self, last: bool) -> None:
         """See TrainingRecord."""
@@ -116,7 +125,7 @@ def _newest(run: Path) -> checkpoint.Checkpoint:
     Raises:
         UserError: it has none.
     """
-    found = checkpoint.latest(run / "checkpoints")
+    found = checkpoint.of_run(run)
     if found is None:
         raise UserError(f"start_from={run}: there is no checkpoint", "name the folder of a training run")
     return found

@@ -40,5 +40,8 @@ class MapTask(Protocol):
     def validate(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """Figures on people who are only watched; empty where there are none. ``network`` is in eval mode."""
 
+    def inputs(self) -> dict[str, str]:
+        """sha256 of what a run must find unchanged, by name."""
+
     def facts(self) -> dict[str, Any]:
         """What a user of the network must know without the data at hand; goes into checkpoints."""

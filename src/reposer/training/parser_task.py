@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reposer.data.packed import PackedPeople
 from reposer.data.parsing_scores import label_confusion, mean_iou
+from reposer.files import sha256_file
 from reposer.losses.segmentation import parsing_loss
 from reposer.models.parsing_network import ParsingNetwork, load_imagenet
 from reposer.runtime import Runtime
@@ -31,6 +32,7 @@ class ParserTask:
     def __init__(self, config: ParsingConfig, runtime: Runtime) -> None:
         self.config = config
         self._data = ParsingData(config, runtime.rank, runtime.world_size)
+        self._initial: dict[str, str] = {}  # hash of the first weights' file
 
     @property
     def people(self) -> PackedPeople:
@@ -48,6 +50,7 @@ class ParserTask:
         if self.config.initial == "random":
             return network, {"initial": "random weights"}
         file = load_imagenet(network, self.config.initial_path)
+        self._initial = {"initial": sha256_file(file)}
         return network, {"initial": f"ImageNet weights {file.name}"}
 
     def rate_factor(self, parameter: str) -> float:
@@ -80,11 +83,15 @@ class ParserTask:
         accuracy = float(np.trace(confusion) / max(confusion.sum(), 1))
         return {"validation/miou": mean_iou(confusion), "validation/accuracy": accuracy}
 
+    def inputs(self) -> dict[str, str]:
+        """See MapTask."""
+        return {"prepared": self._data.people.content_hash} | self._initial
+
     def facts(self) -> dict[str, Any]:
         """See MapTask."""
         people = self._data.people
         return {
             "pids": self._data.pids.tolist(),
-            "identity_hash": people.identity_hash(*self.config.data.splits),
+            **people.training_facts(*self.config.data.splits),
             "size": list(people.size),
         }

@@ -38,6 +38,10 @@ class ParsingRecord(TrainingRecord):
         if figures:
             self.write(figures)
 
+    def inputs(self) -> dict[str, str]:
+        """What the task says."""
+        return self._task.inputs()
+
     def facts(self) -> dict[str, Any]:
         """What the task says."""
         return self._task.facts()

@@ -85,7 +85,11 @@ class PredictorTask:
             either += int((mask | batch.target_mask).sum())
         return {"validation/miou": mean_iou(confusion), "validation/mask_iou": both / max(either, 1)}
 
+    def inputs(self) -> dict[str, str]:
+        """See MapTask."""
+        return self._data.inputs()
+
     def facts(self) -> dict[str, Any]:
         """See MapTask."""
         people = self._data.people
-        return {"identity_hash": people.identity_hash("train"), "size": list(people.size)}
+        return people.training_facts("train") | {"size": list(people.size)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +15,17 @@ from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
 
 from reposer import checkpoint
-from reposer.checkpoint import Checkpoint, Groups
-from reposer.config import Config, config_hash
+from reposer.checkpoint import CHECKPOINTS, INPUTS, PREPARED, Checkpoint, Groups
+from reposer.config import Config, config_hash, read_json
+from reposer.errors import UserError
 from reposer.progress import Meter
 from reposer.runs import Run
 from reposer.runtime import Runtime, StopSignal
+from reposer.seals import MARK, SEAL, write_seal
 from reposer.training.running_means import RunningMeans
 
+_EVER_PINNED = ("generated", "teacher")  # also by the runs of before the data were pinned
+_READ_AT_START = ("start_from", "initial")  # not needed to go on from a checkpoint
 _log = logging.getLogger(__name__)
 
 
@@ -89,8 +94,8 @@ class TrainingRecord:
         notes: facts for environment.json.
 
     Raises:
-        UserError: the folder holds a run of another configuration, foreign files, or only damaged
-            checkpoints; or ``check`` refuses the checkpoint.
+        UserError: the folder holds a run of another configuration, foreign files, only damaged checkpoints or
+            those of another run; or an input is not the one that the run was started with.
     """
 
     counted: ClassVar[str] = "images"  # what a speed counts
@@ -114,12 +119,15 @@ class TrainingRecord:
         self._tracker: TensorBoardTracker | None = None
         if runtime.is_main:
             opened = Run.open(folder, config) if Run.exists(folder) else None
-            self._run = opened or Run.create(folder, config, runtime.describe() | notes)
+            start = runtime.describe() | notes | {INPUTS: self.inputs(), MARK: SEAL}
+            self._run = opened or Run.create(folder, config, start)
         runtime.accelerator.wait_for_everyone()
         try:
             self._saved_step = self._resume()
             if self._run is not None:
                 self._run.rewind(state.step)
+                if self._saved_step >= 0:
+                    self._seal()
                 self._tracker = _tensorboard(folder, state.step + 1)
         except BaseException:
             self.close()
@@ -127,11 +135,11 @@ class TrainingRecord:
 
     def _resume(self) -> int:
         """Put the state back; returns the step of the newest good checkpoint, -1 where there is none."""
-        found = checkpoint.latest(self.folder / "checkpoints")
+        found = checkpoint.of_run(self.folder)
+        self._inputs = self._held(found)
         if found is None:
             self.begin()
             return -1
-        self.check(found)
         differences = self._progress.restore(found, self._runtime)
         if differences and self._runtime.is_main:
             _log.warning("resumed run will not be bit-identical: %s", "; ".join(differences))
@@ -140,8 +148,43 @@ class TrainingRecord:
     def begin(self) -> None:
         """Called before the first step of a new run."""
 
-    def check(self, found: Checkpoint) -> None:
-        """Refuse a checkpoint that this training cannot go on with."""
+    def inputs(self) -> dict[str, str]:
+        """sha256 of everything that the configuration names only by its place; ``PREPARED`` is always there.
+
+        A run goes on with these inputs only.
+        """
+        return {}
+
+    def _held(self, found: Checkpoint | None) -> dict[str, str]:
+        """The inputs of the run, once they are those that it was started with.
+
+        Raises:
+            UserError: an input has changed.
+        """
+        now = self.inputs()
+        if found is None:
+            environment = self.folder / "environment.json"
+            before = read_json(environment).get(INPUTS) if environment.is_file() else None
+        else:
+            before = found.meta.get(INPUTS)
+        pins = before if isinstance(before, dict) else {}
+        if PREPARED not in pins:  # of before all inputs were pinned
+            self._refuse(pins, {name: digest for name, digest in now.items() if name in _EVER_PINNED})
+            if self._runtime.is_main and PREPARED in now:
+                _log.warning("%s: was started before runs pinned their data: not compared", self.folder)
+            return now
+        if found is not None:
+            now |= {name: pins[name] for name in _READ_AT_START if name in pins}
+        self._refuse(pins, now)
+        return now
+
+    def _refuse(self, before: Mapping[str, Any], now: Mapping[str, str]) -> None:
+        changed = sorted(k for k in {**before, **now} if before.get(k) != now.get(k))
+        if changed:
+            raise UserError(
+                f"{self.folder}: {' and '.join(changed)} changed since the run was started",
+                "put back what it was started with, or choose another folder for a new run",
+            )
 
     def facts(self) -> dict[str, Any]:
         """JSON values that a user of the network must know without the data at hand."""
@@ -200,11 +243,19 @@ class TrainingRecord:
             return
         groups, meta = self._progress.pack(self._runtime.accelerator)
         if self._run is not None:
-            meta |= {"config_hash": self._hash, **self.facts()}
+            meta |= {"config_hash": self._hash, **self.facts(), INPUTS: self._inputs}
             checkpoint.save(self._run.checkpoints, self._progress.step, groups, meta)
+            self._seal()  # before older ones go: what it lists must be there whenever a kill comes
             checkpoint.prune(self._run.checkpoints, self._output.keep_last)
         self._saved_step = self._progress.step
         self._runtime.accelerator.wait_for_everyone()
+
+    def _seal(self) -> None:
+        """Seal the run as it is at a checkpoint; metrics may grow; TensorBoard's files are not covered."""
+        kept = [path for _, path in checkpoint.steps(self.folder / CHECKPOINTS)][: self._output.keep_last]
+        names = [f"{CHECKPOINTS}/{path.name}/meta.sha256" for path in kept]
+        names += [f"samples/{path.name}" for path in (self.folder / "samples").glob("*.png")]
+        write_seal(self.folder, ["config.json", "environment.json", *names], grows=["metrics.jsonl"])
 
     def close(self) -> None:
         """Give the folder free."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+from reposer.files import sha256_file
 from reposer.models.embedding import load_pretrained
 from reposer.progress import progress
 from reposer.runtime import Runtime, StopSignal, setup
@@ -48,13 +49,13 @@ def train_reid(
     accelerator, total = runtime.accelerator, config.total_steps
     data = ReidData(config, runtime.rank, runtime.world_size)
     state = ReidState(config, runtime, len(data.pids))
-    notes = _initialize(config, state) | data.notes()
+    notes, initial = _initialize(config, state)
     taught_by = config.generated.teacher
     teacher = None if taught_by is None else Teacher(taught_by, data.pids, runtime)
     network = _prepared(config, state, runtime)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-    inputs = data.inputs() | ({} if teacher is None else {"teacher": teacher.content_hash})
-    record = ReidRecord(config, Path(run_dir), runtime, state, data, notes, inputs)
+    inputs = data.inputs() | initial | ({} if teacher is None else {"teacher": teacher.content_hash})
+    record = ReidRecord(config, Path(run_dir), runtime, state, data, notes | data.notes(), inputs)
     try:
         with StopSignal() as stop, progress(total, state.step, "images", per_step=config.batch_size) as meter:
             network.train()
@@ -83,12 +84,15 @@ def train_reid(
     return record.summary()
 
 
-def _initialize(config: ReidConfig, state: ReidState) -> dict[str, object]:
-    """ImageNet weights where asked for; returns what a reader of the run must know, for environment.json."""
+def _initialize(config: ReidConfig, state: ReidState) -> tuple[dict[str, object], dict[str, str]]:
+    """ImageNet weights where asked for.
+
+    Returns what a reader of the run must know, for environment.json, and the hash of the weights' file.
+    """
     if config.initial == "random":
-        return {"initial": "random weights"}
+        return {"initial": "random weights"}, {}
     file = load_pretrained(state.network.embedding, config.initial_path)
-    return {"initial": f"ImageNet weights {file.name}"}
+    return {"initial": f"ImageNet weights {file.name}"}, {"initial": sha256_file(file)}
 
 
 def _prepared(config: ReidConfig, state: ReidState, runtime: Runtime) -> nn.Module:

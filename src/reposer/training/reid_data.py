@@ -135,7 +135,8 @@ class ReidData:
 
     def inputs(self) -> dict[str, str]:
         """Hash of what the configuration names only by its place and a resumed run must find unchanged."""
-        return {} if self.mixed is None else {"generated": self.mixed.generated.content_hash}
+        prepared = {"prepared": self.people.content_hash}
+        return prepared | ({} if self.mixed is None else {"generated": self.mixed.generated.content_hash})
 
     def notes(self) -> dict[str, object]:
         """What a reader of the run should know about its images, for environment.json."""

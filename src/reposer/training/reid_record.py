@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reposer.checkpoint import Checkpoint
-from reposer.errors import UserError
 from reposer.losses.identity import pairwise_distance
 from reposer.runtime import Runtime
 from reposer.training.record import TrainingRecord
@@ -63,24 +61,18 @@ class ReidRecord(TrainingRecord):
         notes: dict[str, Any],
         inputs: dict[str, str],
     ) -> None:
-        self._config, self._state, self._data, self._inputs = config, state, data, inputs
+        self._config, self._state, self._data, self._given = config, state, data, inputs
         super().__init__(config, config.output, config.total_steps, folder, runtime, state, notes)
 
-    def check(self, found: Checkpoint) -> None:
-        """Refuse to go on where a generated set or the teacher is another one."""
-        before = found.meta.get("inputs", {})
-        changed = sorted(k for k in before | self._inputs if before.get(k) != self._inputs.get(k))
-        if changed:
-            raise UserError(
-                f"{self.folder}: {' and '.join(changed)} changed since the run was started",
-                "put back what it was started with, or choose another folder for a new run",
-            )
+    def inputs(self) -> dict[str, str]:
+        """Prepared folder, first weights, generated set and teacher."""
+        return self._given
 
     def facts(self) -> dict[str, Any]:
-        """The people of the training, and what it read."""
+        """The people of the training."""
         splits = self._config.data.splits
-        facts = {"pids": self._data.pids.tolist(), "splits": list(splits), "inputs": self._inputs}
-        return facts | {"identity_hash": self._data.people.identity_hash(*splits)}
+        facts = {"pids": self._data.pids.tolist(), "splits": list(splits)}
+        return facts | self._data.people.training_facts(*splits)
 
     def validate(self) -> None:
         """A quick figure to watch, from held-out people unless ``output.held_out`` is false.

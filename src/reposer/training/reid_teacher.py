@@ -35,7 +35,7 @@ class Teacher:
 
     def __init__(self, run_dir: Path, pids: NDArray[np.int64], runtime: Runtime) -> None:
         config = load_config(ReidConfig, run_dir / "config.json")
-        found = checkpoint.latest(run_dir / "checkpoints")
+        found = checkpoint.of_run(run_dir)
         if found is None:
             raise UserError(f"{run_dir}: has no checkpoint yet", "train longer, or choose another teacher")
         if found.meta.get("pids") != pids.tolist():

@@ -10,15 +10,16 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reposer.config import read_json
+from reposer.config import LARGEST, read_json
 from reposer.errors import UserError
 from reposer.files import sha256_bytes, sha256_file, write_atomic
-from reposer.paths import RefusedFileError, check_relative, contained, read_regular
+from reposer.paths import RefusedFileError, check_relative, contained, printable, read_regular
+from reposer.seals import SEAL, seal_faults, write_seal
 from reposer.tables import read_table
 
 SCHEMA_VERSION = 1
@@ -46,21 +47,42 @@ def find_faults(folder: str | Path) -> list[str]:
         UserError: the folder holds no job, or an unfinished one.
     """
     folder = Path(folder)
-    faults, listed = [], set()
+    job, listed, rows_read = read_json(folder / JOB), set(), 0
     parts = list_parts(folder)
+    faults = seal_faults(folder, job)
     for path in parts:
         try:
             rows = read_part(path)
         except UserError as error:
             faults.append(str(error))
             continue
+        rows_read += rows.num_rows
         listed |= set(rows["file"].to_pylist())
         faults += [f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)]
+        if "synthetic" in rows.column_names:
+            told = zip(rows["file"].to_pylist(), rows["synthetic"].to_pylist(), strict=True)
+            faults += [
+                f"{MANIFEST}/{path.name}: {name}: synthetic is not true"
+                for name, said in told
+                if said is not True
+            ]
+    if not faults and rows_read != job["items"]:
+        faults.append(f"{MANIFEST}: {rows_read:,} rows, not the {job['items']:,} of {JOB}")
     expected = {path.name for path in parts} | {seal_path(path).name for path in parts}
     foreign = sorted({path.name for path in (folder / MANIFEST).iterdir()} - expected)
     faults += [f"{MANIFEST}/{name} does not belong to the manifest" for name in foreign]
     extra = sorted({path.name for path in (folder / IMAGES).iterdir()} - listed)
     return faults + [f"{IMAGES}/{name} is in no readable part of the manifest" for name in extra]
+
+
+def seal_job(folder: Path) -> None:
+    """Seal a finished job: its record, its manifest, what lies beside; the manifest lists pictures."""
+    beside = [
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_file() and not entry.name.startswith(".") and entry.name not in (SEAL, "forgetting.json")
+    ]
+    write_seal(folder, [*beside, *(f"{MANIFEST}/{path.name}" for path in (folder / MANIFEST).iterdir())])
 
 
 def part_path(folder: Path, number: int) -> Path:
@@ -146,16 +168,41 @@ def _sha256_small(path: str) -> str:
     return sha256_bytes(data) if len(data) < _SMALL else sha256_file(path)
 
 
+def job_settings(folder: Path) -> dict[str, Any]:
+    """What the job of a folder was made with; another folder's record may hold anything below its keys.
+
+    Raises:
+        UserError: no record of a job, or its settings are no mapping.
+    """
+    settings = read_json(folder / JOB).get("settings", {})
+    if not isinstance(settings, dict):
+        raise UserError(f"{printable(folder / JOB)}: settings is no mapping", "restore this file")
+    return settings
+
+
+def _is_count(value: object, least: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
 def list_parts(folder: Path) -> list[Path]:
     """Every part that the job must have."""
     for name in (MANIFEST, IMAGES):
         contained(folder, name)
     job = read_json(folder / JOB)
-    if not isinstance(job.get("items"), int) or not isinstance(job.get("shard_items"), int):
+    items, per_part = job.get("items"), job.get("shard_items")
+    if not _is_count(items, 0) or not _is_count(per_part, 1):
         raise UserError(
-            f"{folder / JOB}: is no job of reposer", "choose a folder that generate or augment has written"
+            f"{printable(folder / JOB)}: is no job of reposer",
+            "choose a folder that generate or augment has written",
         )
-    parts = [part_path(folder, n) for n in range(-(-job["items"] // job["shard_items"]))]
+    count = -(-items // per_part)
+    there = sum(1 for _ in os.scandir(folder / MANIFEST)) if (folder / MANIFEST).is_dir() else 0
+    if count > there:  # before so many are looked for
+        raise UserError(
+            f"{printable(folder)}: at least {count - there:,} of {count:,} shards are not there",
+            "run the same command again to go on",
+        )
+    parts = [part_path(folder, n) for n in range(count)]
     missing = sum(not is_sealed(part) for part in parts)
     if missing:
         raise UserError(

@@ -9,10 +9,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.config import read_json
 from reposer.data.generated.cache import decoded, files_hash
 from reposer.data.generated.checks import RealSet, check, complete
-from reposer.data.generated.files import JOB, read_rows
+from reposer.data.generated.files import job_settings, read_rows
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 
@@ -73,5 +72,5 @@ class GeneratedPeople:
 
 
 def _factor(folder: Path) -> int | None:
-    factor = read_json(folder / JOB).get("settings", {}).get("factor")
+    factor = job_settings(folder).get("factor")
     return factor if isinstance(factor, int) else None

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from reposer.config import read_json
-from reposer.data.packed import ARRAYS, HEADER, ROWS
-from reposer.data.pairs import write_pairs_csv
+from reposer.data.packed import ARRAYS, HEADER, ROWS, PackedPeople
+from reposer.data.pairs import read_pairs_csv, write_pairs_csv
 from reposer.data.preparing.by_layout import MARKET1501, Found, PairRule, read_layout
 from reposer.data.preparing.leaks import find_leaks, refuse_synthetic
 from reposer.data.preparing.packing import MASK_SOURCES, MaskSource, Packing, pack
@@ -31,6 +31,7 @@ from reposer.files import (
     write_new,
 )
 from reposer.paths import printable
+from reposer.seals import MARK, SEAL, seal_faults, write_seal
 
 REPORT, MANIFEST, PROBLEMS, PACKED = "report.json", "manifest.parquet", "problems.csv", "packed"
 PAIRS = {"train": "pairs_train.csv", "val": "pairs_val.csv"}
@@ -65,7 +66,7 @@ DEFAULTS: PrepareArguments = {
 }
 _PLACES: tuple[Literal["parsing"], Literal["mask"], Literal["keypoints"]] = ("parsing", "mask", "keypoints")
 _FILES = {
-    *(MANIFEST, PROBLEMS, REPORT, *PAIRS.values(), PACKED),
+    *(MANIFEST, PROBLEMS, REPORT, SEAL, *PAIRS.values(), PACKED),
     *(f"{PACKED}/{name}" for name in (HEADER, ROWS, *(f"{array}.npy" for array in ARRAYS))),
 }
 _LATER = ("fit", "pairs", "mask_source", "soft_masks")  # written where they differ from the default
@@ -208,7 +209,45 @@ def _write(
         if packed.problems:
             raise UserError(f"{packed.problems[0]}", "the data set changed while it was read; prepare again")
         write_new(folder / REPORT, report.to_json())
+        write_seal(folder, (REPORT, MANIFEST, PROBLEMS, *PAIRS.values(), f"{PACKED}/{HEADER}"))
     return report
+
+
+def prepared_faults(folder: Path) -> list[str]:
+    """Everything in a prepared folder that is not as it was written, a line each: by the seal, and packed/.
+
+    Of a folder of before there were seals the manifest is held against report.json, pairs are counted.
+    """
+    try:
+        report = read_json(folder / REPORT)
+    except UserError as error:
+        return [str(error), *_packed_faults(folder)]
+    faults = seal_faults(folder, report)
+    if not faults and MARK not in report:
+        manifest = folder / MANIFEST
+        if not manifest.is_file() or sha256_file(manifest) != report.get("manifest_sha256"):
+            faults.append(f"{manifest}: is missing, or differs from the sha256 in {REPORT}")
+        counts = report.get("pairs")
+        for split, name in PAIRS.items():
+            faults += _counted(folder / name, counts.get(split) if isinstance(counts, dict) else None)
+    return faults + _packed_faults(folder)
+
+
+def _counted(path: Path, wanted: object) -> list[str]:
+    try:
+        pairs, problems = read_pairs_csv(path)
+    except UserError as error:
+        return [str(error)]
+    lines = [str(problem) for problem in problems]
+    return lines + [f"{path}: {len(pairs):,} pairs, {wanted} in {REPORT}"] * (len(pairs) != wanted)
+
+
+def _packed_faults(folder: Path) -> list[str]:
+    try:
+        PackedPeople.open(folder / PACKED).verify()
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _packing(chosen: PrepareArguments) -> Packing:

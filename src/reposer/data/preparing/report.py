@@ -13,6 +13,7 @@ import numpy as np
 from reposer.data.layouts.market1501 import DISTRACTOR, JUNK, OFFICIAL_COUNTS
 from reposer.data.problems import AnnotationProblem
 from reposer.image_rules import ACCEPTED
+from reposer.seals import MARK, SEAL
 from reposer.structures import PersonRecord
 
 SCHEMA_VERSION = 1
@@ -54,7 +55,7 @@ class PrepareReport:
 
     def to_json(self) -> bytes:
         """All fields and the schema version, as UTF-8 JSON."""
-        fields = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        fields = {"schema_version": SCHEMA_VERSION, MARK: SEAL, **asdict(self)}
         return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
 
     def summary(self) -> str:
