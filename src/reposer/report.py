@@ -20,7 +20,7 @@ from reposer.errors import UserError
 from reposer.files import write_atomic
 from reposer.paths import RefusedFileError, contained, printable, read_regular
 from reposer.runs import read_metrics
-from reposer.sections import Fold, Picture, Section, Table, read_sections
+from reposer.sections import Fold, Picture, Section, Table, checked, read_sections
 
 REPORT_FILE = "report.html"
 _MAX_TEXT, _MAX_PICTURE, _MAX_PAGE = 4 * 2**20, 64 * 2**20, 2**30  # bytes that are read of one file
@@ -54,7 +54,7 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
     )
     path = run_dir / REPORT_FILE
     _refuse_other_page(path)
-    write_atomic(path, page.encode())
+    write_atomic(path, page.encode("utf-8", "backslashreplace"))
     return path
 
 
@@ -73,10 +73,10 @@ def _run_sections(run_dir: Path) -> list[Section]:
     parts: list[Section | None] = []
     for path in qualities:
         with _own_content(path):
-            parts.append(_quality_section(path, run_dir))
+            parts += checked([_quality_section(path, run_dir)])
     for path in sorted(run_dir.rglob("reidentification.json")):
         with _own_content(path):
-            parts += _reid_sections(path, run_dir)
+            parts += checked([part for part in _reid_sections(path, run_dir) if part is not None])
     for folder in (run_dir, *sorted(path.parent for path in run_dir.glob("*/metrics.jsonl"))):
         parts.append(_samples_section(folder, run_dir))
         with _own_content(folder / "metrics.jsonl"):

@@ -84,7 +84,18 @@ def _sections(value: Any) -> list[Section]:
         )
         for section in value
     ]
+    return checked(sections)
+
+
+def checked(sections: list[Section]) -> list[Section]:
+    """The sections, which a page can show: texts are texts, tables are lists of rows.
+
+    Raises:
+        TypeError, ValueError: they are not; a picture is neither a file of the folder nor embedded.
+    """
     for section in sections:
+        if not all(isinstance(part, list) for part in (section.text, section.pictures, section.tables)):
+            raise TypeError("a part is no list")
         for picture in section.pictures:
             if picture.data and not _EMBEDDED.fullmatch(picture.data):
                 raise ValueError("a picture is no data URI")

@@ -132,6 +132,7 @@ def test_a_full_disk_says_how_far_it_came_and_goes_on_with_more_room(tmp_path):
     script = (
         f"mount -t tmpfs -o size=64k none {disk} && {sys.executable} - <<'END'\n"
         "import sys, subprocess; sys.path.insert(0, {here!r})\n"
+        "from reposer.files import DiskError\n"
         "from test_crashes import *\n"
         "out = Path({disk!r}) / 'out'\n"
         "job = small_job(items=40)\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from planted import Planted, pack_planted
 from pydantic import ValidationError
 from scipy.ndimage import gaussian_filter, laplace
 
+from reposer import checkpoint
+from reposer.config import stored_hash
 from reposer.data.packed import PackedPeople
 from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError
@@ -192,14 +195,16 @@ def test_refusals(packed, run, tmp_path):
         PictureFilter.fit(others, np.arange(16), FilterOptions(identity=run))
 
 
-def test_an_embedding_that_saw_generated_images_is_refused(packed, run):
-    path = run / "config.json"
-    before = path.read_text()
-    settings = json.loads(before)
+def test_an_embedding_that_saw_generated_images_is_refused(packed, run, tmp_path):
+    """First a run whose configuration was only rewritten, then one whose checkpoint agrees with it."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    settings = json.loads((other / "config.json").read_text())
     settings["generated"]["folder"] = "augmented"
-    path.write_text(json.dumps(settings))
-    try:
-        with pytest.raises(UserError, match="was trained on generated images"):
-            PictureFilter.fit(packed, TRAINING, FilterOptions(identity=run))
-    finally:
-        path.write_text(before)
+    (other / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="is of another run or configuration"):
+        PictureFilter.fit(packed, TRAINING, FilterOptions(identity=other))
+    found = checkpoint.load(checkpoint.steps(other / "checkpoints")[0][1])
+    meta = found.meta | {"config_hash": stored_hash(other / "config.json")}
+    checkpoint.save(other / "checkpoints", found.step, found.groups, meta)
+    with pytest.raises(UserError, match="was trained on generated images"):
+        PictureFilter.fit(packed, TRAINING, FilterOptions(identity=other))
