@@ -243,7 +243,7 @@ def test_a_report_without_rank_lists_says_why_and_keeps_none_of_an_earlier_one(h
 def test_feature_files_need_query_and_gallery_once(house, tmp_path):
     sets = {"query": _feature_set(house, np.arange(3)), "gallry": _feature_set(house, np.arange(3))}
     write_features(tmp_path / "a.npz", sets)
-    with pytest.raises(UserError, match=r"no split gallery \(found: query, gallry\)"):
+    with pytest.raises(UserError, match="split 'gallry': unknown: name it query, gallery"):
         score_files([tmp_path / "a.npz"], None, ReidOptions())
     with pytest.raises(UserError, match="a second set query"):
         score_files([tmp_path / "a.npz", tmp_path / "a.npz"], None, ReidOptions())

@@ -105,7 +105,10 @@ def _inner_faults(study: Path) -> list[str]:
 
 def _export_faults(folder: Path, load: Callable[[Path], None]) -> list[str]:
     """What loading finds, and the seal: the card, and an ONNX file, are held against it."""
-    faults = _faults(partial(load, folder)) + seal_faults(folder, None)
+    faults = _faults(partial(load, folder))
+    weights = f"{printable(folder / 'model.safetensors')}: "
+    told = any(fault.startswith(weights) for fault in faults)  # once is enough
+    faults += [one for one in seal_faults(folder, None) if not (told and one.startswith(weights))]
     listed = sealed_names(folder)
     strange = sorted(path.name for path in folder.glob("*.onnx") if listed and path.name not in listed)
     return faults + [f"{folder / name}: is not in the seal" for name in strange]
