@@ -541,7 +541,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "annotation/faults.py": (LISTED, {"folder", "name"}),
     "annotation/overview.py": (OWN, {"name"}),
     "annotation/person_mask.py": (LISTED, {"f'{stem}{suffix}'"}),
-    "checkpoint.py": (OWN, {"name"}),
+    "checkpoint.py": (OWN, {"name", "f'{name}.safetensors'"}),
     "data/generated/files.py": (LISTED, {"f'_{path.stem}.sha256'"}),
     "data/keypoint_imports.py": (LISTED, {"f'{stem}{suffix}'"}),
     "data/layouts/cuhk03.py": (
@@ -556,7 +556,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "data/preparing/annotation_lookup.py": (LISTED, {"s", "file", "kind", "name", "self.folders[kind]"}),
     "data/preparing/array_writer.py": (OWN, {"f'{name}.npy'"}),
     "data/preparing/packing.py": (OWN, {"name"}),
-    "data/preparing/prepare.py": (OWN, {"os.path.abspath(out)"}),
+    "data/preparing/prepare.py": (OWN, {"name", "os.path.abspath(out)"}),
     "data/rendered/dataset.py": (OWN, {"f'{shot.stem}.png'", "name", "part"}),
     "downloads.py": (OWN, {"f'.{destination.name}.part'"}),
     "evaluation/frechet_sets.py": (OWN, {"f'frechet-{digest.hexdigest()}'"}),
@@ -566,7 +566,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "experiments/image_evaluation.py": (OWN, {"PAIRS['val']"}),
     "experiments/map_evaluation.py": (OWN, {"PAIRS['val']"}),
     "experiments/reid_evaluation.py": (OWN, {"name", "f'ranklist_{kind}.png'"}),
-    "experiments/stages.py": (OWN, {"stage.name"}),
+    "experiments/stages.py": (OWN, {"name", "stage.name"}),
     "experiments/workers.py": (OWN, {"f'{number}.log'"}),
     "files.py": (LISTED, {"f'.{path.name}.replaced'", "f'.{path.name}.tmp-{secrets.token_hex(4)}'", "name"}),
     "generation/forgetting.py": (LISTED, {"inside"}),
@@ -581,7 +581,8 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "models/pretrained.py": (OWN, {"name"}),
     "report.py": (LISTED, {"name"}),
     "runs.py": (OWN, {"f'{name}.png'"}),
-    "training/gan_data.py": (OWN, {"data.pairs", "data.validation_pairs"}),
+    "seals.py": (OWN, {"name", "place"}),  # of a seal that is read: contained()
+    "training/gan_data.py": (OWN, {"data.pairs", "data.validation_pairs", "path"}),
     "weights.py": (LISTED, {"n"}),
 }
 _MAKERS = {"contained", "unlinked", "made_folder", "Path"}

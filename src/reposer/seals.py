@@ -82,32 +82,28 @@ def sealed_names(folder: Path, *, place: str = SEAL) -> set[str]:
 
 
 def _fault(folder: Path, name: str, digest: object) -> str:
+    place = f"{printable(folder)}/{printable(name)}"
     try:
         path = contained(folder, name)
     except RefusedFileError as error:
-        return f"{printable(folder / name)}: {error.reason}"
+        return f"{place}: {error.reason}"
     if not path.is_file():
-        return f"{printable(folder / name)}: is missing"
-    return (
-        ""
-        if sha256_file(path) == digest
-        else f"{printable(folder / name)}: differs from its sha256 in the seal"
-    )
+        return f"{place}: is missing"
+    return "" if sha256_file(path) == digest else f"{place}: differs from its sha256 in the seal"
 
 
 def _start_fault(folder: Path, name: str, start: Mapping[str, Any]) -> str:
+    place = f"{printable(folder)}/{printable(name)}"
     try:
         path = contained(folder, name)
     except RefusedFileError as error:
-        return f"{printable(folder / name)}: {error.reason}"
+        return f"{place}: {error.reason}"
     if not path.is_file():
-        return f"{printable(folder / name)}: is missing"
+        return f"{place}: is missing"
     if not 0 <= start["size"] <= path.stat().st_size:
-        return f"{printable(folder / name)}: is shorter than when it was sealed"
+        return f"{place}: is shorter than when it was sealed"
     with open(path, "rb") as file:
         begun = file.read(start["size"])
     if sha256_bytes(begun) == start["sha256"]:
         return ""
-    return (
-        f"{printable(folder / name)}: its first {start['size']:,} bytes differ from their sha256 in the seal"
-    )
+    return f"{place}: its first {start['size']:,} bytes differ from their sha256 in the seal"

@@ -245,6 +245,9 @@ def test_feature_files_need_query_and_gallery_once(house, tmp_path):
     write_features(tmp_path / "a.npz", sets)
     with pytest.raises(UserError, match="split 'gallry': unknown: name it query, gallery"):
         score_files([tmp_path / "a.npz"], None, ReidOptions())
+    write_features(tmp_path / "a.npz", {"query": sets["query"]})
+    with pytest.raises(UserError, match=r"no split gallery \(found: query\)"):
+        score_files([tmp_path / "a.npz"], None, ReidOptions())
     with pytest.raises(UserError, match="a second set query"):
         score_files([tmp_path / "a.npz", tmp_path / "a.npz"], None, ReidOptions())
 

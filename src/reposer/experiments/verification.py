@@ -18,7 +18,7 @@ from reposer.generation.augmented_rows import KIND
 from reposer.generation.lineage import set_faults
 from reposer.generation.outputs import is_marked
 from reposer.images import MAX_FILE_BYTES
-from reposer.paths import RefusedFileError, printable, read_regular
+from reposer.paths import RefusedFileError, contained, printable, read_regular
 from reposer.seals import seal_faults, sealed_names
 
 ANNOTATION = "annotation"  # journal.BOOK
@@ -75,14 +75,15 @@ def _unmarked(folder: Path) -> list[str]:
             continue  # told before
         names = rows["file"].to_pylist() if "synthetic" in rows.column_names else []
         for name in names:
-            path = folder / IMAGES / name
-            if Path(name).suffix in (".png", ".jpg") and path.is_file():
-                try:
-                    marked = is_marked(read_regular(path, max_bytes=MAX_FILE_BYTES, root=folder))
-                except RefusedFileError:
-                    continue  # told before
-                if not marked:
-                    faults.append(f"{IMAGES}/{printable(name)} lacks the mark of a generated picture")
+            if Path(name).suffix not in (".png", ".jpg"):
+                continue
+            try:
+                path = contained(folder, f"{IMAGES}/{name}")
+                marked = is_marked(read_regular(path, max_bytes=MAX_FILE_BYTES, root=folder))
+            except RefusedFileError:
+                continue  # told before
+            if not marked:
+                faults.append(f"{IMAGES}/{printable(name)} lacks the mark of a generated picture")
     return faults
 
 
@@ -111,7 +112,7 @@ def _export_faults(folder: Path, load: Callable[[Path], None]) -> list[str]:
     faults += [one for one in seal_faults(folder, None) if not (told and one.startswith(weights))]
     listed = sealed_names(folder)
     strange = sorted(path.name for path in folder.glob("*.onnx") if listed and path.name not in listed)
-    return faults + [f"{folder / name}: is not in the seal" for name in strange]
+    return faults + [f"{printable(folder)}/{printable(name)}: is not in the seal" for name in strange]
 
 
 def _checkpoint_faults(run: Path) -> list[str]:
