@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reposer.config import (
-    LARGEST,
     Config,
     apply_overrides,
     config_hash,
@@ -22,7 +21,7 @@ from reposer.config import (
     read_json_value,
     save_config,
 )
-from reposer.errors import UserError
+from reposer.errors import LARGEST, UserError
 
 
 class Optimizer(Config):

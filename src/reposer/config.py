@@ -21,13 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from reposer.bounded import parse_json
-from reposer.errors import UserError
+from reposer.errors import LARGEST, LARGEST_SEED, UserError
 from reposer.files import sha256_bytes, write_atomic
 from reposer.paths import RefusedFileError, printable, read_regular
-
-LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # of a count or a weight; of a seed
-MOST_SIDE_BY_SIDE = 1024  # threads or processes
-MOST_AT_ONCE = 65_536  # pictures of a batch
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+# a number beyond these is wrong wherever a user or a file gives it
+LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # of a count or a weight; of a seed
+MOST_SIDE_BY_SIDE = 1024  # threads or processes
+MOST_AT_ONCE = 65_536  # pictures of a batch
+
 
 class UserError(Exception):
     """Something the user can mend; the command line prints its text without a traceback and exits with 1.

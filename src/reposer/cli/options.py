@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.config import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE
-from reposer.errors import UserError
+from reposer.errors import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError
 
 __all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
 

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
-from reposer.config import MOST_SIDE_BY_SIDE, Config, apply_overrides, load_config, read_json
+from reposer.config import Config, apply_overrides, load_config, read_json
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
-from reposer.errors import UserError
+from reposer.errors import MOST_SIDE_BY_SIDE, UserError
 from reposer.evaluation.image_quality import DEFAULT_METRICS
 from reposer.evaluation.significance import paired_bootstrap
 from reposer.experiments.ablation_table import AblationCell, AblationRow, cells_of, write_ablation_table

@@ -10,7 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from reposer.config import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, Config
+from reposer.config import Config
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE
 
 
 class DataConfig(Config):

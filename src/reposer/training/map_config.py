@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from reposer.config import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, Config
+from reposer.config import Config
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE
 
 
 class MapOptimizerConfig(Config):

@@ -15,8 +15,8 @@ from typing import Any, TypeGuard
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reposer.config import LARGEST, read_json
-from reposer.errors import UserError
+from reposer.config import read_json
+from reposer.errors import LARGEST, UserError
 from reposer.files import sha256_bytes, sha256_file, write_atomic
 from reposer.paths import RefusedFileError, check_relative, contained, printable, read_regular
 from reposer.seals import SEAL, seal_faults, write_seal

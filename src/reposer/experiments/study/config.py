@@ -11,16 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from reposer.config import (
-    MOST_AT_ONCE,
-    MOST_SIDE_BY_SIDE,
-    Config,
-    apply_overrides,
-    differences,
-    load_config,
-    save_config,
-)
-from reposer.errors import UserError
+from reposer.config import Config, apply_overrides, differences, load_config, save_config
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.experiments.reid_presets import REID_PRESETS
 from reposer.experiments.study.painters import Painter, ParserChoice
