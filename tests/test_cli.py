@@ -1,15 +1,22 @@
 """The command line as its user meets it: exit codes, one-line errors, help without torch, small jobs."""
 
+import ast
+import functools
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 from reposer.cli import main as cli
 from reposer.experiments import verification
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_help_names_every_verb_and_loads_no_torch():
@@ -161,3 +168,70 @@ def test_reid_verbs_from_features_to_a_page(run, tmp_path):
     assert (code, "did you mean reid_small" in err) == (1, True)
     code, _, err = run("reid", "evaluate", tmp_path / "no", "--data", tmp_path, "--out", out)
     assert (code, err.count("\n")) == (1, 1)
+
+
+# ---- every option that a text names is one
+
+
+def _commands() -> dict[str, set[str]]:
+    """ "reid evaluate" -> its options, of every command."""
+    found: dict[str, set[str]] = {}
+
+    def walk(command, name: str) -> None:
+        options = {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
+        found[name] = options | {"--help", "--debug"}
+        for verb, inner in getattr(command, "commands", {}).items():
+            walk(inner, f"{name} {verb}".strip())
+
+    walk(typer.main.get_command(cli.app), "")
+    return found
+
+
+@functools.cache
+def _texts() -> dict[str, str]:
+    """What users read: the pages, and every string of the source."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    texts = {str(page.relative_to(ROOT)): page.read_text() for page in pages}
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        nodes = ast.walk(ast.parse(file.read_text()))
+        strings = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        texts[str(file.relative_to(ROOT))] = "\n".join(strings)
+    return texts
+
+
+OTHERS = {  # options of OpenPose, git, torchrun and sha256sum that the texts name
+    *("--keypoint_scale", "--error-unmatch", "--porcelain", "--nproc-per-node", "--check"),
+}
+
+
+def test_every_option_that_a_page_or_a_message_names_exists():
+    known = set().union(*_commands().values()) | OTHERS
+    for script in (ROOT / "benchmarks").rglob("*.py"):
+        known |= set(re.findall(r"add_argument\(\s*\"(--[a-z][\w-]*)", script.read_text()))
+    wrong = [
+        f"{place}: {option}"
+        for place, text in _texts().items()
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)
+        if option not in known
+    ]
+    assert not wrong
+
+
+def test_every_command_line_that_a_page_or_a_message_shows_takes_its_options():
+    commands = _commands()
+    wrong, seen = [], 0
+    for place, text in _texts().items():
+        for line in re.findall(r"(?:^ {4}|`|-m )reposer ([a-z][^`\n]*)", text, re.MULTILINE):
+            words = line.split("#")[0].rstrip(" .,;:").split()
+            verb = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in commands), None)
+            if verb == "prepare":  # prepare LAYOUT, whichever
+                assert words[1:2] in ([], ["LAYOUT"])
+                verb = "prepare folder"
+            if verb is None:
+                wrong.append(f"{place}: reposer {line}")
+                continue
+            seen += 1
+            options = re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(words))
+            wrong += [f"{place}: reposer {verb} {o}" for o in options if o not in commands[verb]]
+    assert not wrong
+    assert seen > 50

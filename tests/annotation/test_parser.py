@@ -13,6 +13,7 @@ from PIL import Image
 
 from reposer.annotation.annotators import Choice, chosen_sides
 from reposer.annotation.interfaces import Parser
+from reposer.annotation.networks import OnnxNetwork
 from reposer.annotation.parser import best_class, open_parser
 from reposer.annotation.segmentation_model import MODELS, SegmentationModel
 from reposer.annotation.sides import correct_sides, resolve_sides
@@ -317,3 +318,46 @@ def test_the_best_class_is_argmax_and_ties_go_to_the_first():
     scores = torch.randn(3, 20, 7, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(best_class(scores), scores.argmax(1).to(torch.uint8))
     assert (best_class(torch.ones(1, 4, 2, 2)) == 0).all()
+
+
+def test_a_network_in_float16_answers_as_in_float32(exported, tmp_path):
+    import onnx
+    from onnx import TensorProto, numpy_helper
+
+    _, path = exported()
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.save(model, tmp_path / "half.onnx")
+    description = SegmentationModel(size=(33, 33), labels="atr18")
+    x = torch.rand(2, 3, 33, 33)
+    whole, half = (OnnxNetwork(file, description)(x) for file in (path, tmp_path / "half.onnx"))
+    assert half.dtype == torch.float32
+    assert 0 < (half - whole).abs().max() < 0.02 * whole.abs().max()
+
+
+def test_two_files_of_an_export_and_other_inputs_say_how_to_export(exported, tmp_path):
+    import onnx
+
+    _, path = exported()
+    description = SegmentationModel(size=(33, 33), labels="atr18")
+    model = onnx.load(path)
+    external = {"save_as_external_data": True, "location": "two.onnx.data", "size_threshold": 0}
+    onnx.save(model, tmp_path / "two.onnx", **external)
+    with pytest.raises(UserError, match=r"lies in another file.*export again with.*external_data=False"):
+        OnnxNetwork(tmp_path / "two.onnx", description)
+    with pytest.raises(UserError, match=r"correct the field size of its description: \[33, 33\]"):
+        OnnxNetwork(path, SegmentationModel(size=(33, 35), labels="atr18"))
+    for kind, told in ((onnx.TensorProto.FLOAT, "channels before"), (onnx.TensorProto.DOUBLE, "as float32")):
+        node = onnx.helper.make_node("Identity", ["x"], ["y"])
+        ends = [onnx.helper.make_tensor_value_info(name, kind, [1, 33, 33, 3]) for name in "xy"]
+        graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:])
+        plain = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+        onnx.save(plain, tmp_path / "x.onnx")
+        with pytest.raises(UserError, match=told):
+            OnnxNetwork(tmp_path / "x.onnx", description)

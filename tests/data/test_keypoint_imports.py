@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reposer.annotation.keypoint_files import KeypointFiles
 from reposer.data.keypoint_imports import FORMATS, import_keypoints
 from reposer.data.keypoint_sets import body25_to_openpose, coco_to_openpose
+from reposer.data.keypoints import read_keypoints_csv, write_keypoints_csv, wrong_meaning
 from reposer.errors import UserError
 
 POINTS = np.array([[j + 1.0, 2 * j + 1.0] for j in range(18)])  # x, y
@@ -137,7 +139,7 @@ def test_what_cannot_be_read_at_all(tmp_path):
     (tmp_path / "k.csv").write_text("name,x\n")
     with pytest.raises(UserError, match="the first line must be file_id"):
         import_keypoints(tmp_path / "k.csv", "comma", [])
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match=r"k\.csv: is a file; openpose is a folder.*colon:.*k\.csv or comma:"):
         import_keypoints(tmp_path / "k.csv", "openpose", [])
     with pytest.raises(UserError, match="use one of colon, comma"):
         import_keypoints(tmp_path, "json", [])
@@ -147,7 +149,7 @@ def test_what_cannot_be_read_at_all(tmp_path):
     assert len(import_keypoints(tmp_path, "pidm", ["a.jpg", "b.jpg"])[1]) == 2
     _, problems = import_keypoints(tmp_path, "openpose", ["c.jpg"])  # leads outside the folder
     assert problems[0].rule == "bad-keypoints"
-    assert len(FORMATS) == 5
+    assert len(FORMATS) == 6
 
 
 @settings(max_examples=200, deadline=None)
@@ -179,3 +181,145 @@ def test_coco_by_hand():
     pose, values = coco_to_openpose(points, scores, scores[5])
     assert np.isnan(pose[[1, 2]]).all()
     assert values[[1, 2]].tolist() == [0, 0]
+
+
+# ---- what a set of poses means
+
+# a standing person by hand, facing us: x, y of the joints by their names
+BODY = {
+    **{"nose": (32, 14), "neck": (32, 26), "rsho": (22, 27), "relb": (17, 42), "rwri": (16, 56)},
+    **{"lsho": (42, 27), "lelb": (47, 42), "lwri": (48, 56), "rhip": (26, 60), "rkne": (25, 85)},
+    **{"rank": (24, 110), "lhip": (38, 60), "lkne": (39, 85), "lank": (40, 110), "reye": (30, 12)},
+    **{"leye": (34, 12), "rear": (27, 13), "lear": (37, 13), "top": (32, 4), "foot": (40, 114)},
+}
+_COCO = "nose leye reye lear rear lsho rsho lelb relb lwri rwri lhip rhip lkne rkne lank rank"
+_OPENPOSE = "nose neck rsho relb rwri lsho lelb lwri rhip rkne rank lhip lkne lank reye leye rear lear"
+COCO = _COCO.split()
+ORDERS = {  # as the programs document them
+    "openpose18": _OPENPOSE.split(),
+    "coco17+neck": [*COCO, "neck"],
+    "body25b": [*COCO, "neck", "top", *["foot"] * 6],
+}
+
+
+def people(order: str, count: int = 12) -> list[np.ndarray]:
+    """Poses (J, 2) in an order: people of several sizes at several places, each joint moved a little."""
+    rng = np.random.default_rng(3)
+    body = np.array([BODY[name] for name in ORDERS[order]], float)
+    return [
+        body * rng.uniform(0.7, 1.1) + rng.uniform(0, 5, 2) + rng.normal(0, 1, body.shape)
+        for _ in range(count)
+    ]
+
+
+CHANGES = {
+    "coco": (people("coco17+neck"), "COCO-17's with the neck behind it order"),
+    "swapped": ([pose[:, ::-1] for pose in people("openpose18")], "12 of 12 people lie on their side: x and"),
+    "fractions": ([pose / [64, 128] for pose in people("openpose18")], "at most 0.*: fractions of the image"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_set_that_means_something_else_is_refused_with_what_it_is(change, tmp_path):
+    poses, told = CHANGES[change]
+    write_keypoints_csv(tmp_path / "k.csv", {f"{i}.jpg": np.abs(pose) for i, pose in enumerate(poses)})
+    with pytest.raises(UserError, match=told):
+        read_keypoints_csv(tmp_path / "k.csv")
+    for i, pose in enumerate(poses):
+        (tmp_path / f"{i}_keypoints.json").write_text(openpose(flat(np.abs(pose))))
+    with pytest.raises(UserError, match=told):
+        KeypointFiles("openpose", tmp_path)
+
+
+def test_25_joints_in_the_order_of_body_25b_are_refused_and_in_that_of_body_25_read(tmp_path):
+    for i, pose in enumerate(people("body25b")):
+        (tmp_path / f"{i}_keypoints.json").write_text(openpose(flat(pose)))
+    with pytest.raises(UserError, match="in BODY_25B's order by the lengths of their bones"):
+        KeypointFiles("openpose", tmp_path)
+    wanted = people("openpose18")
+    for i, pose in enumerate(wanted):
+        middle = (pose[8] + pose[11])[None] / 2
+        body25 = np.concatenate([pose[:8], middle, pose[8:], np.tile(pose[13], (6, 1))])
+        (tmp_path / f"{i}_keypoints.json").write_text(openpose(flat(body25)))
+    files = KeypointFiles("openpose", tmp_path)
+    for i, pose in enumerate(wanted):
+        np.testing.assert_allclose(files.find(f"{i}.jpg", (300, 300))[0], pose, rtol=1e-6)
+
+
+def test_few_poses_and_poses_with_missing_joints_are_left_alone():
+    assert wrong_meaning(people("coco17+neck", 4)) is None
+    assert wrong_meaning(people("openpose18")) is None
+    poses = np.stack(people("openpose18", 40)).astype(np.float32)
+    poses[np.random.default_rng(0).random(poses.shape[:2]) < 0.4] = np.nan
+    assert wrong_meaning(poses) is None
+    poses[:] = np.nan
+    assert wrong_meaning(poses) is None
+    side = np.stack(people("openpose18"))
+    side[:, :, 0] = 30 + (side[:, :, 0] - 30) / 10  # seen from the side: both shoulders at one place
+    assert wrong_meaning(side) is None
+
+
+@pytest.mark.parametrize(("joints", "whose"), [(17, "COCO's"), (15, "MPI's"), (26, "Halpe's")])
+def test_another_number_of_joints_says_whose_it_is(joints, whose, tmp_path):
+    (tmp_path / "a.json").write_text(openpose(flat(np.ones((joints, 2)))))
+    (problem,) = import_keypoints(tmp_path, "openpose", ["a.jpg"])[1]
+    assert whose in problem.message
+    (tmp_path / "k.csv").write_text(f"name:keypoints_y:keypoints_x\na.jpg: {[1] * joints}: {[1] * joints}\n")
+    (problem,) = read_keypoints_csv(tmp_path / "k.csv")[1]
+    assert whose in problem.message
+
+
+# ---- AlphaPose
+
+
+def alphapose(name, pose, score, joint_scores=None):
+    scores = np.full(len(pose), 0.8) if joint_scores is None else joint_scores
+    return {
+        **{"image_id": name, "category_id": 1, "score": score},
+        "keypoints": np.c_[pose, scores].ravel().tolist(),
+    }
+
+
+@pytest.mark.parametrize("joints", [17, 26, 136])
+def test_alphapose_is_read_with_the_surest_person_of_each_image(joints, tmp_path):
+    coco = [pose[:17] for pose in people("coco17+neck")]
+    more = [np.concatenate([pose, np.full((joints - 17, 2), 7.0)]) for pose in coco]
+    entries = [alphapose(f"{i}.jpg", pose, 2.0) for i, pose in enumerate(more)]
+    faint = np.full(joints, 0.8)
+    faint[ORDERS["coco17+neck"].index("rwri")] = 0.1
+    entries[1] = alphapose("1.jpg", more[1], 2.0, faint)
+    entries += [alphapose("0.jpg", more[5], 1.0), {"image_id": 7, "keypoints": []}, "x"]
+    file = tmp_path / "alphapose-results.json"
+    file.write_text(json.dumps(entries))
+    poses, problems = import_keypoints(file, "alphapose", [])
+    assert len(poses) == 12
+    assert [p.field for p in problems] == ["image_id", "person"]
+    for joint, name in enumerate(ORDERS["openpose18"]):
+        wanted = coco[0][[5, 6]].mean(0) if name == "neck" else coco[0][COCO.index(name)]
+        np.testing.assert_allclose(poses["0.jpg"][joint], wanted, rtol=1e-6)
+    assert np.isnan(poses["1.jpg"][4]).all()
+    assert np.isnan(poses["1.jpg"]).any(1).sum() == 1
+    found, _ = KeypointFiles("alphapose", file).find("some/folder/3.jpg", (300, 300))
+    np.testing.assert_allclose(found[0], coco[3][0], rtol=1e-6)
+    with pytest.raises(UserError, match=r"AlphaPose's file for all images.*say alphapose:.*results\.json"):
+        KeypointFiles("openpose", file)
+
+
+def test_files_and_folders_given_for_each_other_say_what_lies_there(tmp_path):
+    (tmp_path / "a_keypoints.json").write_text(openpose(flat(POINTS)))
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": []}))
+    (tmp_path / "other.json").write_text("{")
+    (tmp_path / "k.txt").write_text("1 2")
+    for file, told in {
+        "a_keypoints.json": "is the file of one image; openpose is a folder: give its folder: openpose:",
+        "coco.json": "a file of COCO's annotations",
+        "other.json": "is a file; openpose is a folder: give the folder that holds a file of openpose",
+        "k.txt": "a table is read by colon:",
+        "none": "no such folder",
+    }.items():
+        with pytest.raises(UserError, match=told):
+            KeypointFiles("openpose", tmp_path / file)
+    with pytest.raises(UserError, match="is a folder: alphapose is one file for all images"):
+        KeypointFiles("alphapose", tmp_path)
+    with pytest.raises(UserError, match="no list of people"):
+        KeypointFiles("alphapose", tmp_path / "coco.json")

@@ -11,14 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.annotation.interfaces import AnnotatorInfo
-from reposer.data.keypoint_imports import FORMATS, import_keypoints, keypoint_places
+from reposer.data.keypoint_imports import (
+    FORMATS,
+    TABLES,
+    import_keypoints,
+    keypoint_places,
+    refuse_other_kind,
+)
 from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import sha256_file
 from reposer.paths import printable
 
-_TABLES = ("colon", "comma")  # one file for all images; the others are a file for each
+_SAMPLE = 500  # files of a folder that are read to see what its key-points mean
+_ENDS = {"pidm": (".txt",)}  # how the files of a kind end; of the others:
+_JSON_ENDS = ("_keypoints.json", ".json")
 
 
 class KeypointFiles:
@@ -31,24 +39,25 @@ class KeypointFiles:
         path: the CSV, or the folder.
 
     Raises:
-        UserError: unknown kind, nothing there, or a CSV with another header.
+        UserError: unknown kind, nothing there or a file of another kind, a CSV with another header, or
+            key-points that as a whole mean something else (``keypoints.wrong_meaning``).
     """
 
     def __init__(self, kind: str, path: Path) -> None:
         if kind not in FORMATS:
             raise UserError(f"key-points of kind {kind!r}: unknown", f"use one of {', '.join(FORMATS)}")
-        if not (path.is_file() if kind in _TABLES else path.is_dir()):
-            wanted = "file" if kind in _TABLES else "folder"
-            raise UserError(f"{printable(path)}: no such {wanted}", "check the path")
+        refuse_other_kind(path, kind)
         self.kind, self.path = kind, path
-        digest = sha256_file(path) if kind in _TABLES else ""
+        digest = sha256_file(path) if kind in TABLES else ""
         self.info = AnnotatorInfo(f"{kind} files of {path.name}", digest)
-        if kind in _TABLES:
+        if kind in TABLES:
             self._table  # noqa: B018 read now, so that a wrong header is told before anything is made
+        else:
+            import_keypoints(path, kind, _sample(path, kind))
 
     def places(self, image: str) -> list[Path]:
         """The files that may hold an image's key-points; none for a table, whose hash is in ``info``."""
-        if self.kind in _TABLES:
+        if self.kind in TABLES:
             return []
         return [place for name in _names(image) for place in keypoint_places(self.path, self.kind, name)]
 
@@ -60,7 +69,7 @@ class KeypointFiles:
             size: its (H, W); a pose with a joint outside is not used.
         """
         names = _names(image)
-        if self.kind in _TABLES:
+        if self.kind in TABLES:
             table, problems = self._table
             pose = next((table[n] for n in (*names, image.rpartition("/")[2]) if n in table), None)
             problems = []
@@ -80,7 +89,7 @@ class KeypointFiles:
 
     def table_problems(self) -> list[AnnotationProblem]:
         """Bad rows of a table, which belong to no image."""
-        if self.kind not in _TABLES:
+        if self.kind not in TABLES:
             return []
         return [replace(problem, rule="bad-keypoints") for problem in self._table[1]]
 
@@ -92,6 +101,17 @@ class KeypointFiles:
 def joint_scores(poses: Sequence[Pose]) -> NDArray[np.float32]:
     """(B, 18) 1 for a joint that is there: files tell no confidence that means the same everywhere."""
     return (~np.isnan(np.stack(poses)[..., 0])).astype(np.float32)
+
+
+def _sample(folder: Path, kind: str) -> list[str]:
+    """Names of images whose key-points lie in the folder, evenly taken from all."""
+    ends = _ENDS.get(kind, _JSON_ENDS)
+    found: dict[str, None] = {}
+    for place in sorted(folder.rglob(f"*{ends[-1]}")):
+        name = place.relative_to(folder).as_posix()
+        found[name.removesuffix(next(end for end in ends if name.endswith(end))) + ".jpg"] = None
+    names = list(found)
+    return names[:: max(len(names) // _SAMPLE, 1)]
 
 
 def _names(image: str) -> list[str]:

@@ -7,10 +7,11 @@ config.json and model.safetensors are read, both by this program, and the class 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from reposer.weights import load_state_dict_file
 
 _INSTALL = "pip install reposer[annotate]"
 _CONFIG_BYTES = 1_000_000
+_HALF = "tensor(float16)"
 # model_type in config.json -> (configuration, network); all give ``logits`` (B, L, h, w) or ``heatmaps``
 SEGMENTERS = {
     "segformer": ("SegformerConfig", "SegformerForSemanticSegmentation"),
@@ -58,6 +60,8 @@ class Network(Protocol):
 
 class OnnxNetwork:
     """An ONNX file in onnxruntime, on the CPU unless a GPU provider is installed and asked for.
+
+    A network exported in float16 is given float16 and runs as such; its output is float32 here.
 
     Args:
         path: the file.
@@ -95,22 +99,15 @@ class OnnxNetwork:
             reason = str(error).splitlines()[0][:200]
             raise RefusedFileError(path, "unusable", f"onnxruntime refuses it: {reason}") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        shape = list(inputs[0].shape) if inputs else []
-        wanted = [None, 3, *description.size]
-        fixed = zip(shape, wanted, strict=False)
-        if (
-            len(inputs) != 1
-            or inputs[0].type != "tensor(float)"
-            or len(shape) != 4
-            or any(isinstance(a, int) and b is not None and a != b for a, b in fixed)
-        ):
-            told = ", ".join(f"{i.type} {i.shape}" for i in inputs)[:120]
-            problem = f"takes {told}, its description says one float (B, 3, {wanted[2]}, {wanted[3]})"
-            raise RefusedFileError(path, "inputs", problem, "correct the description")
+        problem, advice = _input_fault(inputs, description.size)
+        if problem:
+            raise RefusedFileError(path, "inputs", problem, advice)
+        shape = list(inputs[0].shape)
         if description.output >= len(outputs):
             problem = f"has {len(outputs)} outputs, its description wants number {description.output}"
-            raise RefusedFileError(path, "outputs", problem, "correct the description")
+            raise RefusedFileError(path, "outputs", problem, "correct its field output, counted from 0")
         self._path = path
+        self._half = inputs[0].type == _HALF
         self._input, self._output = inputs[0].name, outputs[description.output].name
         self._batch = shape[0] if isinstance(shape[0], int) else None  # the only batch size it takes
 
@@ -122,12 +119,30 @@ class OnnxNetwork:
         return torch.cat([self._run(part) for part in torch.split(padded, self._batch)])[: len(x)]
 
     def _run(self, x: Tensor) -> Tensor:
+        given = x.cpu().contiguous().numpy()
         try:
-            (values,) = self._session.run([self._output], {self._input: x.cpu().contiguous().numpy()})
+            given = given.astype(np.float16) if self._half else given
+            (values,) = self._session.run([self._output], {self._input: given})
         except Exception as error:
             reason = str(error).splitlines()[0][:200]
             raise RefusedFileError(self._path, "unusable", f"onnxruntime cannot run it: {reason}") from error
-        return torch.from_numpy(values)
+        return torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
+
+
+def _input_fault(inputs: Sequence[Any], size: tuple[int, int]) -> tuple[str, str]:
+    """What is wrong with a network's inputs, and what to do; "" and "" for one float (B, 3, *size)."""
+    told = ", ".join(f"{i.type} {i.shape}" for i in inputs)[:120]
+    problem = f"takes {told or 'nothing'}, its description says one float (B, 3, {size[0]}, {size[1]})"
+    if len(inputs) != 1:
+        return problem, "export the network with the image as its only input"
+    shape = list(inputs[0].shape)
+    if inputs[0].type not in ("tensor(float)", _HALF):
+        return problem, "export it as float32: model.float() and a float32 example image"
+    if len(shape) != 4 or (isinstance(shape[1], int) and shape[1] != 3):
+        return problem, "export it for images (B, 3, H, W): a batch, and the channels before the pixels"
+    if any(isinstance(has, int) and has != wants for has, wants in zip(shape[2:], size, strict=True)):
+        return problem, f"correct the field size of its description: {shape[2:]}"
+    return "", ""
 
 
 class TransformersNetwork:

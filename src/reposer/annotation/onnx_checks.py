@@ -29,6 +29,14 @@ _SHAPED_BY_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Resize": 3, "
 _SHAPED_BY_INPUT |= {"Range": 1, "OneHot": 1}
 _SIZE_ATTRIBUTES = ("shape", "pads", "output_shape", "kernel_shape", "output_padding")
 _ADVICE = "use a model file from a source that you trust, exported as one file with standard operators"
+# rule -> what to do, where it is no matter of trust
+_ADVICES = {
+    "external-data": (
+        "PyTorch writes two files by default: export again with torch.onnx.export(..., external_data=False)"
+    ),
+    "not-onnx": "give the .onnx file itself, and get it again if it is one",
+    "empty": "export the network again",
+}
 
 
 def read_onnx(path: str | Path) -> bytes:
@@ -51,10 +59,12 @@ def read_onnx(path: str | Path) -> bytes:
     try:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's own class differs between its implementations
-        raise RefusedFileError(path, "not-onnx", "is no ONNX file, or a damaged one", _ADVICE) from error
+        raise RefusedFileError(
+            path, "not-onnx", "is no ONNX file, or a damaged one", _ADVICES["not-onnx"]
+        ) from error
     found = _fault(model, len(data))
     if found:
-        raise RefusedFileError(path, *found, _ADVICE)
+        raise RefusedFileError(path, *found, _ADVICES.get(found[0], _ADVICE))
     return data
 
 

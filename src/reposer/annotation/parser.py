@@ -101,7 +101,9 @@ class SegmentationParser:
                 return scores
         told = f"{tuple(output.shape)} {output.dtype}"
         problem = f"answers {told}, its description says {classes} classes as {self.description.layout}"
-        raise RefusedFileError(self.info.name, "outputs", problem, "correct the description")
+        raise RefusedFileError(
+            self.info.name, "outputs", problem, "correct its fields labels, layout or output"
+        )
 
 
 def best_class(scores: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def annotate(
     keypoints: Annotated[
         str,
         typer.Option(
-            help="none, keypointrcnn, vitpose, or {openpose,viton,pidm}:FOLDER, {colon,comma}:FILE of others."
+            help="none, keypointrcnn, vitpose, or {openpose,viton,pidm}:FOLDER, {alphapose,colon,comma}:FILE."
         ),
     ] = "none",
     sides: Annotated[

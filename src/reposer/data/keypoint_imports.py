@@ -1,12 +1,16 @@
-"""Key-points from other programs' files: OpenPose and VITON JSON, the comma CSV, PIDM's text files.
+"""Key-points from other programs' files: JSON of OpenPose, VITON and AlphaPose, comma CSV, PIDM's texts.
 
 Every reader gives OpenPose-18 poses by image name, and the problems of bad rows or files; good ones are kept.
+A set whose poses as a whole mean something else (``keypoints.wrong_meaning``) is refused.
 The colon CSV is this project's own format (keypoints.py). Coordinates below 0 count as missing.
 
 * openpose, viton: one JSON for each image, ``<stem>_keypoints.json`` or ``<stem>.json``, with
   ``people[].pose_keypoints_2d`` (or ``pose_keypoints``): x, y, confidence of 18 (COCO) or 25 (BODY_25)
   joints. Confidence 0 is a missing joint. Of several people the one with the largest sum is taken.
 * comma: one CSV, header ``file_id,img_h,img_w,p0_x,p0_y,...`` with 18 joints, x first, -1 missing.
+* alphapose: one JSON for all images, a list of ``{"image_id": NAME, "keypoints": [x, y, score, ...],
+  "score"}`` as AlphaPose writes it: COCO's 17 joints, or Halpe's 26 or 136, which begin with them. A joint
+  with a score below 0.3 is missing, the neck is the middle of the shoulders; the best person is taken.
 * pidm: one text file for each image, ``<stem>.txt``, 18 rows "x y"; PIDM's own files are shifted by -40 in x
   (a 176-wide crop of a 256-wide image): give ``shift_x=40`` to undo it.
 """
@@ -22,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from reposer.data.keypoint_sets import BODY25_JOINTS, body25_to_openpose
-from reposer.data.keypoints import Pose, read_keypoints_csv
+from reposer.data.keypoint_sets import BODY25_JOINTS, COCO_JOINTS, body25_to_openpose, coco_to_openpose
+from reposer.data.keypoints import Pose, read_keypoints_csv, whose_count, wrong_meaning
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.paths import RefusedFileError, printable, read_regular
@@ -31,8 +35,12 @@ from reposer.structures import NUM_JOINTS
 
 Poses = dict[str, Pose]
 Problems = list[AnnotationProblem]
-FORMATS = ("colon", "comma", "openpose", "viton", "pidm")
+FORMATS = ("colon", "comma", "alphapose", "openpose", "viton", "pidm")
+TABLES = ("colon", "comma", "alphapose")  # one file for all images; the others are a file for each
+ALPHAPOSE_THRESHOLD = 0.3  # of the scores of joints, which are at most about 1
 _MAX_JSON, _MAX_TEXT = 5_000_000, 100_000  # bytes of one image's file
+_MAX_ALL = 1_000_000_000  # of one file for all images
+_ALPHAPOSE_COUNTS = (17, 26, 136)  # each begins with COCO's 17
 _MAX_COORDINATE = 1e6
 _COMMA_HEADER = ["file_id", "img_h", "img_w"] + [f"p{j}_{axis}" for j in range(NUM_JOINTS) for axis in "xy"]
 
@@ -62,17 +70,64 @@ def import_keypoints(
     if kind not in FORMATS:
         raise UserError(f"key-points of kind {kind!r}: unknown", f"use one of {', '.join(FORMATS)}")
     path = Path(path)
-    if kind in ("colon", "comma"):
-        poses, problems = read_keypoints_csv(path) if kind == "colon" else _read_comma(path)
+    refuse_other_kind(path, kind)
+    if kind in TABLES:
+        table = {"colon": read_keypoints_csv, "comma": _read_comma, "alphapose": _read_alphapose}
+        poses, problems = table[kind](path)
     else:
-        if not path.is_dir():
-            raise UserError(
-                f"{printable(path)}: no folder", f"give the folder that holds the {kind} key-points"
-            )
         read = _read_pidm if kind == "pidm" else _read_openpose
         poses, problems = _from_folder(path, kind, names, read)
     moved = {name: pose + np.array([shift_x, 0], np.float32) for name, pose in poses.items()}
-    return {name: _without_negative(pose) for name, pose in moved.items()}, problems
+    poses = {name: _without_negative(pose) for name, pose in moved.items()}
+    if wrong := wrong_meaning(poses.values()):
+        raise AnnotationError(path, "keypoints", *wrong)
+    return poses, problems
+
+
+def refuse_other_kind(path: Path, kind: str) -> None:
+    """Refuse a file where a folder is wanted and the other way round, and say what lies there.
+
+    Raises:
+        UserError: with the option that would read it, where there is one.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{printable(path)}: no such {'file' if kind in TABLES else 'folder'}", "check the path"
+        )
+    if kind in TABLES:
+        if path.is_dir():
+            raise UserError(f"{printable(path)}: is a folder", f"{kind} is one file for all images: give it")
+        return
+    if path.is_dir():
+        return
+    told, advice = "is a file", f"give the folder that holds a file of {kind} for each image"
+    if path.suffix.lower() == ".json":
+        content = _json_kind(path)
+        if content == "alphapose":
+            told, advice = "is AlphaPose's file for all images", f"say alphapose:{printable(path)}"
+        elif content == "coco":
+            told, advice = (
+                "is a file of COCO's annotations",
+                "write a file for each image, or AlphaPose's list",
+            )
+        elif content == "openpose":
+            told, advice = "is the file of one image", f"give its folder: {kind}:{printable(path.parent)}"
+    elif path.suffix.lower() in (".csv", ".txt"):
+        advice += f"; a table is read by colon:{printable(path)} or comma:{printable(path)}"
+    raise UserError(f"{printable(path)}: {told}; {kind} is a folder", advice)
+
+
+def _json_kind(path: Path) -> str:
+    """Whose JSON a file is: "alphapose", "coco", "openpose", or "" for another."""
+    try:
+        data = json.loads(read_regular(path, max_bytes=_MAX_ALL))
+    except (ValueError, RecursionError, RefusedFileError):
+        return ""
+    if isinstance(data, list) and data and isinstance(data[0], dict):
+        return "alphapose" if {"image_id", "keypoints"} <= data[0].keys() else ""
+    if isinstance(data, dict):
+        return "coco" if "annotations" in data else "openpose" if "people" in data else ""
+    return ""
 
 
 def keypoint_places(folder: Path, kind: str, name: str) -> list[Path]:
@@ -123,7 +178,8 @@ def _person(person: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
     values = person.get(field)
     if not isinstance(values, list) or len(values) not in (3 * NUM_JOINTS, 3 * BODY25_JOINTS):
         told = f"{len(values)} values" if isinstance(values, list) else "no list"
-        raise _BadError(field, f"{told}; expected x, y, confidence of 18 or 25 joints")
+        whose = whose_count(len(values) // 3) if isinstance(values, list) and len(values) % 3 == 0 else ""
+        raise _BadError(field, f"{told}{whose}; expected x, y, confidence of 18 or 25 joints")
     joints = np.array([_number(value, field) for value in values]).reshape(-1, 3)
     joints = joints if len(joints) == NUM_JOINTS else body25_to_openpose(joints)
     joints[joints[:, 2] <= 0, :2] = -1
@@ -157,6 +213,43 @@ def _read_comma(path: Path) -> tuple[Poses, Problems]:
         except _BadError as error:
             problems.append(AnnotationProblem(printable(path), row, error.field, str(error), "bad-keypoints"))
     return poses, problems
+
+
+def _read_alphapose(path: Path) -> tuple[Poses, Problems]:
+    try:
+        data = json.loads(read_regular(path, max_bytes=_MAX_ALL))
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(path, "file", f"is no JSON ({str(error)[:80]})", "get it again") from error
+    if not isinstance(data, list):
+        advice = "give alphapose-results.json; a folder of OpenPose's files is openpose:FOLDER"
+        raise AnnotationError(path, "file", "is no list of people, as AlphaPose writes it", advice)
+    best: dict[str, tuple[float, Pose]] = {}
+    problems: Problems = []
+    for number, entry in enumerate(data, start=1):
+        try:
+            name, score, pose = _alphapose_person(entry)
+        except _BadError as error:
+            problem = f"person {number}: {error}"
+            problems.append(AnnotationProblem(printable(path), 0, error.field, problem, "bad-keypoints"))
+            continue
+        if name not in best or score > best[name][0]:
+            best[name] = (score, pose)
+    return {name: pose for name, (_, pose) in best.items()}, problems
+
+
+def _alphapose_person(entry: Any) -> tuple[str, float, Pose]:
+    """Image, score and (18, 2) of one person."""
+    if not isinstance(entry, dict):
+        raise _BadError("person", "is no record")
+    name, values = entry.get("image_id"), entry.get("keypoints")
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise _BadError("image_id", f"{str(name)[:40]!r} is not the name of an image file")
+    if not isinstance(values, list) or len(values) not in [3 * count for count in _ALPHAPOSE_COUNTS]:
+        told = f"{len(values)} values" if isinstance(values, list) else "no list"
+        raise _BadError("keypoints", f"{told}; expected x, y, score of 17, 26 or 136 joints")
+    joints = np.array([_number(value, "keypoints") for value in values[: 3 * COCO_JOINTS]]).reshape(-1, 3)
+    pose, _ = coco_to_openpose(joints[:, :2], joints[:, 2], ALPHAPOSE_THRESHOLD)
+    return name.replace("\\", "/"), _number(entry.get("score", 0), "score"), pose
 
 
 def _comma_row(line: bytes) -> tuple[str, Pose]:

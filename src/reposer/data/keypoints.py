@@ -3,12 +3,15 @@
 A pose is (J, 2) float32: x to the right and y down, in pixels, 0 at the center of the first pixel; NaN, NaN
 for a missing joint. The CSV of PATN, GFLA, DPTN and others stores the **y list first**, then x, and -1 for a
 missing joint.
+
+A file does not say which joint is which, what is x, or in what unit. One pose proves little; a set does:
+bones are short, people stand upright, and pixels are larger than 1. ``wrong_meaning`` looks at that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -71,7 +74,8 @@ def read_keypoints_csv(
 
     Raises:
         RefusedFileError: the file cannot be read.
-        AnnotationError: its header is not the one above.
+        AnnotationError: its header is not the one above, or its poses as a whole mean something else (see
+            ``wrong_meaning``).
     """
     lines = text_lines(Path(path))
     header = lines[0].decode("utf-8", "replace").strip()
@@ -81,11 +85,13 @@ def read_keypoints_csv(
     poses: dict[str, Pose] = {}
     rows: dict[str, int] = {}
     problems: list[AnnotationProblem] = []
+    everybody: list[Pose] = []
     for row, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
         try:
             name, pose = _parse_row(line)
+            everybody.append(pose)
             if name in rows:
                 _bad("name", f"{name} is in row {rows[name]} already; that row is kept")
             if sizes is not None and name in sizes:
@@ -94,6 +100,8 @@ def read_keypoints_csv(
             problems.append(AnnotationProblem(str(path), row, error.field, error.message))
         else:
             poses[name], rows[name] = pose, row
+    if wrong := wrong_meaning(everybody):
+        raise AnnotationError(path, "keypoints", *wrong)
     return poses, problems
 
 
@@ -174,6 +182,106 @@ def pose_distance(a: Pose, b: Pose) -> NDArray[np.float32]:
     return np.where(common >= MIN_COMMON_JOINTS, total / np.maximum(common, 1), np.nan).astype(np.float32)
 
 
+# ---- the meaning of a set
+
+MIN_POSES = 5  # fewer say nothing about the set that they are from
+_MIN_BONES = 6  # of a pose that is measured
+_FRACTION = (
+    1.5  # no person is so small in pixels; a little above 1, since joints may be put outside a picture
+)
+_WORSE = 1.2  # bones of the wrong order are longer by more than this
+# number of joints -> whose it is, where it is not one that is read
+JOINT_COUNTS = {
+    14: "LSP's or CrowdPose's",
+    15: "MPI's",
+    16: "MPII's",
+    17: "COCO's, or Human3.6M's",
+    19: "OpenPose's COCO with background",
+    26: "Halpe's",
+    33: "MediaPipe's",
+    133: "COCO-WholeBody's",
+    135: "BODY_135's",
+    136: "Halpe's full body",
+}
+_COCO_BONES = (
+    *((0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (6, 12), (11, 12)),
+    *((11, 13), (13, 15), (12, 14), (14, 16)),
+)
+# Pairs of joints that a bone joins, in each order that 18 values (or 25, once cut to 18) may be in
+_BONES: dict[str, tuple[tuple[int, int], ...]] = {
+    "OpenPose's": (
+        *((0, 1), (1, 2), (2, 3), (3, 4), (1, 5), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11)),
+        *((11, 12), (12, 13), (0, 14), (0, 15), (14, 16), (15, 17)),
+    ),
+    "COCO-17's with the neck behind it": (*_COCO_BONES, (5, 17), (6, 17), (0, 17)),
+    # read as BODY_25's its joint 8 is dropped and the others after it move up
+    "BODY_25B's": (
+        *(
+            (a - (a > 8), b - (b > 8))
+            for a, b in (*_COCO_BONES, (5, 17), (6, 17), (17, 18))
+            if 8 not in (a, b)
+        ),
+    ),
+}
+
+
+def wrong_meaning(poses: Iterable[Pose]) -> tuple[str, str] | None:
+    """What a set of poses (18, 2) is instead of OpenPose-18 in pixels, and what to do; None: all is well.
+
+    Three things are looked at, each over all poses together: coordinates of about 1 at most are fractions of
+    the image; bones that are shorter on the whole in another known order of joints tell that order; and a set
+    whose torsos lie (neck to hips more across than down, in four of five) has y in the place of x. Fewer than
+    MIN_POSES poses with joints say nothing.
+    """
+    known = [pose for pose in poses if int((~np.isnan(pose[:, 0])).sum()) >= _MIN_BONES]
+    if len(known) < MIN_POSES:
+        return None
+    joints = np.stack(known).astype(np.float64)
+    highest = float(np.nanmax(joints))
+    if highest <= _FRACTION:
+        return (
+            f"all coordinates of {len(known):,} poses are at most {highest:.3g}: fractions of the image",
+            "multiply x by the image's width and y by its height (OpenPose: --keypoint_scale 0)",
+        )
+    lengths = {order: _bone_length(joints, bones) for order, bones in _BONES.items()}
+    order = min(lengths, key=lengths.__getitem__)
+    own = next(iter(_BONES))
+    if lengths[own] > _WORSE * lengths[order]:
+        return (
+            f"the joints of {len(known):,} poses are in {order} order by the lengths of their bones, not in"
+            f" {own} (where joint 1, the neck, lies between 2 and 5)",
+            f"write them in {own} order: nose, neck, right shoulder, elbow, wrist, left shoulder, ...",
+        )
+    torsos = joints[:, [8, 11]].mean(1) - joints[:, NECK]
+    torsos = torsos[~np.isnan(torsos).any(1)]
+    across = np.abs(torsos[:, 0]) > np.abs(torsos[:, 1])
+    if len(torsos) >= MIN_POSES and across.mean() >= 0.8:
+        return (
+            f"{int(across.sum()):,} of {len(torsos):,} people lie on their side: x and y are swapped",
+            "exchange the two (this project's CSV has y before x; other files have x before y), or turn"
+            " the images upright",
+        )
+    return None
+
+
+def _bone_length(joints: NDArray[np.float64], bones: tuple[tuple[int, int], ...]) -> float:
+    """Median over poses (N, 18, 2) of the mean length of bones, in diagonals of the pose; inf: unknown."""
+    first, second = (joints[:, [bone[end] for bone in bones]] for end in (0, 1))
+    lengths = np.linalg.norm(first - second, axis=-1)
+    counts = (~np.isnan(lengths)).sum(1)
+    extent = np.nanmax(joints, axis=1) - np.nanmin(joints, axis=1)
+    usable = (counts >= _MIN_BONES) & (np.linalg.norm(extent, axis=1) > 0)
+    if int(usable.sum()) < MIN_POSES:
+        return float("inf")
+    means = np.nansum(lengths[usable], axis=1) / counts[usable]
+    return float(np.median(means / np.linalg.norm(extent[usable], axis=1)))
+
+
+def whose_count(joints: int) -> str:
+    """In brackets whose number of joints this is, or nothing where it is nobody's."""
+    return f" ({joints} joints are {JOINT_COUNTS[joints]})" if joints in JOINT_COUNTS else ""
+
+
 class _BadFieldError(Exception):
     """Ends the reading of one row."""
 
@@ -221,7 +329,7 @@ def _parse_numbers(text: str, field: str) -> list[float]:
     if not isinstance(values, list):
         _bad(field, f"{text.strip()[:40]!r} is not a list of numbers")
     if len(values) != NUM_JOINTS:
-        _bad(field, f"has {len(values)} values; expected {NUM_JOINTS}")
+        _bad(field, f"has {len(values)} values; expected {NUM_JOINTS}{whose_count(len(values))}")
     for joint, value in zip(JOINTS, values, strict=True):
         _check_number(value, joint, field)
     return values
