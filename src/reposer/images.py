@@ -132,8 +132,13 @@ def probe(path: Path | str, root: Path | None = None) -> Header:
         return Header(file_format(image), image.mode, image.width, image.height)
 
 
-def decode_indices(path: Path | str, root: Path | None = None) -> NDArray[np.uint8]:
+def decode_indices(path: Path | str, root: Path | None = None, *, exact: bool = False) -> NDArray[np.uint8]:
     """The raw (H, W) uint8 values of a one-channel image: palette indices (P), gray (L) or 0/1 (bilevel).
+
+    Gray that is stored as RGB (all three channels equal, any alpha full) is one channel too.
+
+    Args:
+        exact: JPEG is refused (rule ``lossy``): it invents values beside every edge.
 
     Raises:
         ImageError: refused like any image, or rule ``not-one-channel``: colors are no labels.
@@ -141,6 +146,14 @@ def decode_indices(path: Path | str, root: Path | None = None) -> NDArray[np.uin
     name = str(path)
     data = _read(path, root)
     with open_image(data, name) as image:
+        if exact and file_format(image) == "JPEG":
+            problem = "a JPEG, which invents labels beside every edge"
+            raise ImageError(name, "lossy", problem, "save the labels as PNG or NPY where they are made")
+        if image.mode in ("RGB", "RGBA", "LA"):
+            load(image, data, name)
+            gray = _gray(np.array(image, dtype=np.uint8))
+            if gray is not None:
+                return gray
         if image.mode not in ("P", "L", "1"):
             advice = "store label indices as an 8-bit palette or gray PNG"
             problem = f"mode {image.mode}, one 8-bit channel is wanted"
@@ -152,6 +165,14 @@ def decode_indices(path: Path | str, root: Path | None = None) -> NDArray[np.uin
         return values
 
 
+def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """(H, W) of (H, W, 2 to 4) gray, RGB or RGBA pixels that are gray and opaque; None for others."""
+    colors = pixels if pixels.shape[2] == 3 else pixels[..., :-1]
+    if (colors != colors[..., :1]).any() or (pixels.shape[2] != 3 and (pixels[..., -1] != 255).any()):
+        return None
+    return np.ascontiguousarray(colors[..., 0])
+
+
 def decode_mask(path: Path | str, root: Path | None = None) -> NDArray[np.bool_]:
     """A binary mask as (H, W) bool, True where the stored value is not 0 (0/1 and 0/255 are both in use).
 
@@ -161,7 +182,9 @@ def decode_mask(path: Path | str, root: Path | None = None) -> NDArray[np.bool_]
     values = decode_indices(path, root)
     highest = values.max()
     if not ((values == 0) | (values == highest)).all():
-        raise ImageError(path, "not-binary", "a mask with more than two values", "threshold it")
+        raise ImageError(
+            path, "not-binary", "a mask with more than two values", "threshold it (prepare: --soft-masks)"
+        )
     return np.asarray(values > 0)
 
 

@@ -27,6 +27,7 @@ def save(path: Path, array: np.ndarray, mode: str) -> Path:
     elif mode == "1":
         image = image.point(lambda value: 255 if value else 0).convert("1")
     elif mode != "L":
+        image.putpalette(PALETTE.tobytes())
         image = image.convert(mode)
     image.save(path)
     return path

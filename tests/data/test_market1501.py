@@ -106,7 +106,9 @@ def make_data_set(root: Path, order: random.Random | None = None) -> list[str]:
         seed = sum(name.encode())
         base = stem(name)
         (root / folder / name).write_bytes(encode_jpeg(pixels(seed)))
-        (root / "parsing" / f"{base}.png").write_bytes(encode_png(np.full((40, 24), seed % 20, np.uint8)))
+        labels = np.full((40, 24), seed % 20, np.uint8)
+        labels[0, :2] = 0, 19  # background, a shoe
+        (root / "parsing" / f"{base}.png").write_bytes(encode_png(labels))
         (root / "mask" / f"{base}.png").write_bytes(encode_png(pixels(seed)[..., 0] > 100))
     everything = sorted(name for _, name in files)
     write_keypoints_csv(root / "keypoints.csv", {name: pose(sum(name.encode())) for name in everything})

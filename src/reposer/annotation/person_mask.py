@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reposer.annotation.detectors import detect, load_detector, main_person
 from reposer.annotation.interfaces import AnnotatorInfo, Masks, MaskSource
-from reposer.data.label_files import read_mask
+from reposer.data.label_files import map_names, read_mask
 from reposer.errors import UserError
 from reposer.structures import MISSING_LABEL
 
@@ -65,7 +65,7 @@ class ParsingMasker:
 
 
 class FolderMasks:
-    """Masks that the user has: ``<stem>.png`` or ``<stem>.npy``, 0 and one other value.
+    """Masks that the user has: ``<stem>.png``, ``.npy`` and what ``map_names`` adds, 0 and one other value.
 
     Args:
         folder: the folder.
@@ -82,7 +82,10 @@ class FolderMasks:
 
     def places(self, stem: str) -> list[Path]:
         """Where the mask of the image ``stem`` is looked for; the first one counts."""
-        return [self.folder / f"{stem}{suffix}" for suffix in _SUFFIXES]
+        names = [f"{stem}{suffix}" for suffix in _SUFFIXES]
+        more = [spelled for name in map_names("mask", stem) for spelled in _spellings(name)]
+        there = [name for name in dict.fromkeys(more) if name not in names and (self.folder / name).is_file()]
+        return [self.folder / name for name in (*names, *there)]
 
     def find(self, stem: str, size: tuple[int, int]) -> NDArray[np.bool_] | None:
         """(H, W) bool of the image ``stem``; None where the folder has no file for it.
@@ -95,6 +98,12 @@ class FolderMasks:
             if path.is_file():
                 return read_mask(path, size, self.folder)
         return None
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    """A file name with its suffix in small and in capital letters."""
+    base, dot, suffix = name.rpartition(".")
+    return name, f"{base}{dot}{suffix.upper()}"
 
 
 def open_detector_masker(

@@ -56,17 +56,26 @@ def _pictures(
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the packed images.")] = "128x64",
     fit: Annotated[str, typer.Option(help="How pictures get that size: resize, pad or crop.")] = "resize",
     parsing: Annotated[
-        Path | None, typer.Option(help="Folder of LIP-20 maps inside ROOT; default ROOT/parsing.")
+        Path | None, typer.Option(help="Folder of parsing maps inside ROOT; default ROOT/parsing.")
     ] = None,
+    label_set: Annotated[
+        str,
+        typer.Option(help="What the maps count: lip20, cihp20, atr18; +1 behind it where from 1."),
+    ] = "lip20",
     mask: Annotated[
         Path | None, typer.Option(help="Folder of person masks inside ROOT; default ROOT/mask.")
     ] = None,
-    keypoints: Annotated[Path | None, typer.Option(help="Key-point CSV; default ROOT/keypoints.csv.")] = None,
+    keypoints: Annotated[
+        list[Path] | None, typer.Option(help="Key-point CSV; repeatable; default ROOT/keypoints.csv.")
+    ] = None,
     mask_source: Annotated[
         str, typer.Option(help="mask (files, else parsing), parsing (only), or union of both.")
     ] = "mask",
     soft_masks: Annotated[
         bool, typer.Option("--soft-masks", help="Cut gray masks at half instead of refusing them.")
+    ] = False,
+    inverted_masks: Annotated[
+        bool, typer.Option("--inverted-masks", help="0 is the person in the masks.")
     ] = False,
 ) -> None:
     """The parameters of every layout."""

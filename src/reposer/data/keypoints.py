@@ -231,12 +231,16 @@ def wrong_meaning(poses: Iterable[Pose]) -> tuple[str, str] | None:
     Three things are looked at, each over all poses together: coordinates of about 1 at most are fractions of
     the image; bones that are shorter on the whole in another known order of joints tell that order; and a set
     whose torsos lie (neck to hips more across than down, in four of five) has y in the place of x. Fewer than
-    MIN_POSES poses with joints say nothing.
+    MIN_POSES poses with joints say nothing; a pose repeated at another place or size counts once.
     """
     known = [pose for pose in poses if int((~np.isnan(pose[:, 0])).sum()) >= _MIN_BONES]
     if len(known) < MIN_POSES:
         return None
     joints = np.stack(known).astype(np.float64)
+    low, high = np.nanmin(joints, axis=1, keepdims=True), np.nanmax(joints, axis=1, keepdims=True)
+    shapes = np.round((joints - low) / np.maximum((high - low).max(-1, keepdims=True), 1e-9), 2)
+    if len({shape.tobytes() for shape in shapes}) < MIN_POSES:
+        return None
     highest = float(np.nanmax(joints))
     if highest <= _FRACTION:
         return (

@@ -5,6 +5,7 @@ A palette PNG read as RGB, or by OpenCV, turns labels into colors without a word
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +17,63 @@ from reposer.images import MAX_FILE_BYTES, decode_indices, decode_mask
 from reposer.paths import read_regular
 
 SOFT_HALF = 128  # a soft mask's 0 to 255 stands for 0 to 1
+# Endings of the files that annotate an image, after its stem; those that are no map are named when refused
+_ENDS = (".png", ".npy", ".bmp")
+_OTHERS = (".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".mat")
+_MARKS = {"mask": ("_mask", "_seg"), "parsing": ("_parsing", "_label", "_labels", "_seg")}
 
 
-def read_labels(path: str | Path, root: Path | None = None) -> NDArray[np.uint8]:
+@dataclass(frozen=True, slots=True)
+class MapRules:
+    """What the maps and masks of a data set mean, as far as their files cannot say it."""
+
+    labels: str = "lip20"  # of parsing maps, see parsing.known_labels
+    soft_masks: bool = False  # masks of more than two values are cut at half instead of refused
+    inverted_masks: bool = False  # 0 is the person
+
+    def mask(self, path: Path, size: tuple[int, int], root: Path | None = None) -> NDArray[np.bool_]:
+        """:func:`read_mask` by these rules."""
+        return read_mask(path, size, root, soft=self.soft_masks, inverted=self.inverted_masks)
+
+
+PLAIN = MapRules()
+
+
+def map_names(kind: str, stem: str) -> list[str]:
+    """Names that the map or mask of an image may have, likely ones first; letter case of the end is ignored.
+
+    Args:
+        kind: "parsing" or "mask".
+        stem: the image's name without its suffix.
+    """
+    marked = [stem + mark for mark in _MARKS[kind]]
+    return [base + end for ends in (_ENDS, _OTHERS) for base in (stem, *marked) for end in ends]
+
+
+def read_labels(path: str | Path, root: Path | None = None, *, exact: bool = False) -> NDArray[np.uint8]:
     """(H, W) uint8 values of a palette, gray or 1-bit image, or of an integer ``.npy``.
 
     Args:
         root: where given, a link that leads outside it is refused.
+        exact: JPEG is refused.
 
     Raises:
         RefusedFileError: missing, unreadable, too large, damaged, not one channel; its ``rule`` says which.
         AnnotationError: an array that is not one number of 0 to 255 per pixel.
     """
     path = Path(path)
-    return _read_array(path, root) if path.suffix.lower() == ".npy" else decode_indices(path, root)
+    if path.suffix.lower() == ".npy":
+        return _read_array(path, root)
+    return decode_indices(path, root, exact=exact)
 
 
 def read_mask(
-    path: str | Path, size: tuple[int, int] | None = None, root: Path | None = None, *, soft: bool = False
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    root: Path | None = None,
+    *,
+    soft: bool = False,
+    inverted: bool = False,
 ) -> NDArray[np.bool_]:
     """(H, W) bool, True on the person; the file holds 0 and one other value.
 
@@ -42,6 +82,7 @@ def read_mask(
         root: where given, a link that leads outside it is refused.
         soft: a mask of more than two values is no fault but a soft one (0 to 255) and is cut at its half: 128
             and above is the person.
+        inverted: 0 (of a soft mask, below 128) is the person.
 
     Raises:
         RefusedFileError: as ``read_labels``, or more than two values.
@@ -56,7 +97,7 @@ def read_mask(
         mask = _read_array(path, root) > 0 if path.suffix.lower() == ".npy" else decode_mask(path, root)
     if size is not None:
         check_size(path, mask.shape, size)
-    return np.asarray(mask)
+    return np.asarray(~mask if inverted else mask)
 
 
 def check_size(path: str | Path, shape: tuple[int, ...], size: tuple[int, int]) -> None:

@@ -17,6 +17,7 @@ from scipy.ndimage import distance_transform_edt
 
 from reposer.data.label_files import check_size, read_labels
 from reposer.data.problems import AnnotationError
+from reposer.errors import UserError
 from reposer.files import write_atomic
 from reposer.images import encode_png
 from reposer.structures import MISSING_LABEL
@@ -73,6 +74,8 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
     "pascal7": PASCAL_LABELS,
     "merged8": MERGED8_LABELS,  # what ADGAN and CASD merge LIP into
 }
+
+CONVERTIBLE = ("lip20", "cihp20", "atr18")  # sets that LIP-20 can be made of; the others are coarser
 
 _SIDE_DEPENDENT = 254  # LIP labels that become left or right in ATR, by the nearest limb
 # Target label of each source label, in the order of the source set. A pair that is not here goes through LIP.
@@ -225,19 +228,57 @@ def read_parsing(
         RefusedFileError: unreadable, truncated, RGB (its rule says which).
         AnnotationError: an array of another kind, another size, or a label that the set does not have.
     """
-    parsing = read_labels(path, root)
+    parsing = read_labels(path, root, exact=True)
     if size is not None:
         check_size(path, parsing.shape, size)
-    known = len(LABEL_SETS[labels])
-    if int(parsing.max()) >= known:
-        unknown = ", ".join(str(label) for label in np.unique(parsing[parsing >= known])[:5])
-        raise AnnotationError(
-            path,
-            "label",
-            f"{unknown} not in {labels} (0 to {known - 1})",
-            "convert the map or name its label set",
-        )
+    _check_labels(path, parsing, 0, len(LABEL_SETS[labels]), labels)
     return parsing
+
+
+def known_labels(labels: str) -> tuple[str, int]:
+    """ "atr18" -> ("atr18", 0); "atr18+1" -> ("atr18", 1): the same, counted from 1.
+
+    Raises:
+        UserError: an unknown label set, or one that is coarser than LIP-20.
+    """
+    name, plus, first = labels.partition("+")
+    advice = f"use one of {', '.join(CONVERTIBLE)}; with +1 behind it where labels are counted from 1"
+    if name in LABEL_SETS and name not in CONVERTIBLE:
+        raise UserError(f"label set {labels}: coarser than LIP-20, which cannot be made of it", advice)
+    if name not in LABEL_SETS or (plus and first != "1"):
+        raise UserError(f"label set {labels}: unknown", advice)
+    return name, 1 if plus else 0
+
+
+def read_as_lip(
+    path: str | Path, size: tuple[int, int], labels: str = "lip20", root: Path | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(H, W) LIP-20 labels of a map in another set (``known_labels``), and the values that the file holds.
+
+    Raises:
+        RefusedFileError, AnnotationError: as :func:`read_parsing`.
+        UserError: as :func:`known_labels`.
+    """
+    name, first = known_labels(labels)
+    values = read_labels(path, root, exact=True)
+    check_size(path, values.shape, size)
+    _check_labels(path, values, first, first + len(LABEL_SETS[name]), labels)
+    return convert((values - np.uint8(first)).astype(np.uint8), name, "lip20"), values
+
+
+def _check_labels(path: str | Path, values: NDArray[np.uint8], low: int, high: int, labels: str) -> None:
+    """Refuse values outside low to high - 1, and say what such a file usually is."""
+    outside = (values < low) | (values >= high)
+    if not outside.any():
+        return
+    found = np.unique(values)
+    unknown = ", ".join(str(label) for label in np.unique(values[outside])[:5])
+    advice = "name its label set (prepare: --label-set cihp20, atr18, or lip20+1 where labels begin with 1)"
+    if set(found.tolist()) <= {0, 255}:
+        advice = "0 and 255 alone are a mask, not a parsing map: give the folder as --mask"
+    elif len(found) > 40 or (found >= 40).sum() > 8:
+        advice = "these are gray values or colors, no labels: save the label of each pixel"
+    raise AnnotationError(path, "label", f"{unknown} not in {labels} ({low} to {high - 1})", advice)
 
 
 def write_parsing(

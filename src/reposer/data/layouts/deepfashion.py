@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from reposer.data.keypoints import Pose
+from reposer.data.label_files import PLAIN, MapRules
 from reposer.data.layouts.deepfashion_keypoints import FILES, add_keypoints, frame_of
 from reposer.data.layouts.inshop_names import InshopName, SplitOverlap, parse_inshop_name, split_overlap
 from reposer.data.layouts.labeled_files import (
@@ -32,7 +33,7 @@ from reposer.data.layouts.labeled_files import (
     unread_problems,
 )
 from reposer.data.pairs import official_train_pairs, read_pairs_csv
-from reposer.data.preparing.annotation_lookup import Annotations
+from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.problems import AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.paths import RefusedFileError, printable
@@ -62,12 +63,12 @@ def read_deepfashion(
     root: str | Path,
     parsing: str | Path | None = None,
     mask: str | Path | None = None,
-    keypoints: str | Path | None = None,
+    keypoints: Places = None,
     *,
     images: str | None = None,
     lists: str | None = None,
     frame: str = "auto",
-    soft_masks: bool = False,
+    rules: MapRules = PLAIN,
     look_only: bool = False,
     on_progress: Progress | None = None,
 ) -> InshopPeople:
@@ -83,7 +84,7 @@ def read_deepfashion(
         images: folder of the images below ``root``; None: the first of IMAGE_FOLDERS, else ``root`` itself.
         lists: folder of the lists, anywhere; None: the first of LIST_FOLDERS below ``root`` that has one.
         frame: of the key-points, see ``deepfashion_keypoints.frame_of``.
-        soft_masks: see ``label_files.read_mask``.
+        rules: what maps and masks mean.
         look_only: a dry run: nothing is decoded, records have no size and no hash, and joints
             stay in their frame.
         on_progress: called after each image.
@@ -95,7 +96,7 @@ def read_deepfashion(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)}: no such folder", "check the path")
-    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks, look_only=look_only)
+    annotations = Annotations.find(root, parsing, mask, keypoints, rules=rules, look_only=look_only)
     problems: Problems = []
     where = _list_folder(root, lists)
     names = _read_lists(where, problems)
@@ -105,11 +106,11 @@ def read_deepfashion(
         for kind, split in SPLITS.items()
         for name in names[kind]
     ]
-    records = read_labeled(root, files, problems, replace(annotations, keypoints=None), on_progress)
+    records = read_labeled(root, files, problems, replace(annotations, keypoints=()), on_progress)
     published = [_first(where, FILES, kind) for kind in SPLITS]
     sources = [path for path in published if path is not None and keypoints is None]
-    if not sources and annotations.keypoints is not None:
-        sources = [annotations.keypoints]
+    if not sources:
+        sources = list(annotations.keypoints)
     problems += _overlap_problems(overlap, names["test"])
     problems += unread_problems(root, records, problems, annotations, *map(str, sources))
     records, order = add_keypoints(records, [(path, frame_of(path, frame)) for path in sources], problems)

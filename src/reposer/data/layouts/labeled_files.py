@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _LISTS = frozenset({"lists", "annotation", "fashion_data", "people.json", "keypoints.csv"})
 _LIST = re.compile(
     r"list_(train|val|query|gallery)(\.txt)?|(cuhk03_new_protocol_config|splits_classic)_\w+\.(mat|json)"
-    r"|(train|test)\.lst|fas(h)?ion-.*\.csv",
+    r"|(train|test)\.lst|fas(h)?ion-.*\.csv|market-pairs-(train|test)\.csv",
     re.ASCII,
 )
 NO_CAMERA = 0  # camid where nobody knows the camera; data sets count theirs from 1
@@ -119,6 +119,7 @@ def read_labeled(
     if not records:
         reason = f" ({problems[0]})" if problems else ""
         raise UserError(f"{printable(root)}: no usable image{reason}", "give the folder of a data set")
+    problems += annotations.doubts()
     return annotations.add_keypoints(records, problems, twins)
 
 
@@ -132,7 +133,7 @@ def unread_problems(
     """
     used = {path for r in records for path in (r.path, r.parsing, r.mask) if path is not None}
     tables = [Path(file) for file in more]
-    tables += [] if annotations.keypoints is None else [annotations.keypoints.absolute()]
+    tables += [table.absolute() for table in annotations.keypoints]
     known = {
         os.path.relpath(root.absolute() / table, root.absolute()).replace(os.sep, "/") for table in tables
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reposer.data.generated.names import is_generated
+from reposer.data.label_files import PLAIN, MapRules
 from reposer.data.layouts.folder_scan import list_names
 from reposer.data.layouts.labeled_files import (
     LabeledFile,
@@ -25,7 +26,7 @@ from reposer.data.layouts.labeled_files import (
     zero_problems,
 )
 from reposer.data.layouts.market_names import parse_name, stem
-from reposer.data.preparing.annotation_lookup import Annotations
+from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.paths import RefusedFileError, printable
@@ -40,11 +41,11 @@ def read_market1501(
     root: str | Path,
     parsing: str | Path | None = None,
     mask: str | Path | None = None,
-    keypoints: str | Path | None = None,
+    keypoints: Places = None,
     holdout: int = 0,
     on_progress: Progress | None = None,
     *,
-    soft_masks: bool = False,
+    rules: MapRules = PLAIN,
     look_only: bool = False,
 ) -> tuple[list[PersonRecord], Problems]:
     """Decode every image and read every annotation once; good rows become records, the rest is listed.
@@ -57,17 +58,17 @@ def read_market1501(
         root: folder that holds at least one of FOLDERS; only read.
         parsing: folder of label maps inside ``root``; None: root/parsing where there is one.
         mask: folder of masks inside ``root``; None: root/mask where there is one.
-        keypoints: CSV; None: root/keypoints.csv or root/lists/keypoints.csv where there is one.
+        keypoints: one CSV or several; None: those in ``root`` or root/lists, see annotation_lookup.py.
         holdout: the training people with this many highest pids get the split "val".
         on_progress: called after each image.
-        soft_masks: see ``label_files.read_mask``.
+        rules: what maps and masks mean.
         look_only: a dry run: nothing is decoded, records have no size and no hash.
 
     Raises:
         UserError: no such folder, no usable image, an unusable key-point file, a holdout of everybody.
     """
     root = Path(root)
-    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks, look_only=look_only)
+    annotations = Annotations.find(root, parsing, mask, keypoints, rules=rules, look_only=look_only)
     files, problems = _list_images(root)
     problems += zero_problems(files, "rename the files to begin with 0001")
     records = hold_out(read_labeled(root, files, problems, annotations, on_progress, stem), holdout)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from reposer.data.label_files import PLAIN, MapRules
 from reposer.data.layouts.cuhk03 import list_cuhk03
 from reposer.data.layouts.identity_folders import list_folders
 from reposer.data.layouts.labeled_files import (
@@ -27,7 +28,7 @@ from reposer.data.layouts.reid_layouts import (
     list_viper,
 )
 from reposer.data.layouts.tables import list_table
-from reposer.data.preparing.annotation_lookup import Annotations
+from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.paths import printable
@@ -63,8 +64,8 @@ def read_people(
     options: dict[str, Any] | None = None,
     parsing: str | Path | None = None,
     mask: str | Path | None = None,
-    keypoints: str | Path | None = None,
-    soft_masks: bool = False,
+    keypoints: Places = None,
+    rules: MapRules = PLAIN,
     look_only: bool = False,
     holdout: int = 0,
     on_progress: Progress | None = None,
@@ -82,8 +83,8 @@ def read_people(
             ``table``, ``zero_based`` of a table.
         parsing: folder of label maps inside ``root``; None: root/parsing where there is one.
         mask: folder of masks inside ``root``; None: root/mask where there is one.
-        keypoints: CSV; None: root/keypoints.csv or root/lists/keypoints.csv where there is one.
-        soft_masks: see ``label_files.read_mask``.
+        keypoints: one CSV or several; None: those in ``root`` or root/lists, see annotation_lookup.py.
+        rules: what maps and masks mean.
         look_only: a dry run: nothing is decoded, records have no size and no hash.
         holdout: the training people with this many highest pids get the split "val".
         on_progress: called after each image.
@@ -96,7 +97,7 @@ def read_people(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)}: no such folder", "check the path")
-    annotations = Annotations.find(root, parsing, mask, keypoints, soft_masks=soft_masks, look_only=look_only)
+    annotations = Annotations.find(root, parsing, mask, keypoints, rules=rules, look_only=look_only)
     places = {"skip": tuple(annotations.folders.values())} if layout == "folders" else {}
     try:
         files, problems = LAYOUTS[layout](root, **(options or {}), **places)

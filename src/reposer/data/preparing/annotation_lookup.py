@@ -2,27 +2,73 @@
 
 An image a/b.jpg that the data set calls NAME.jpg is annotated by parsing/NAME.png, parsing/a/b.png or
 parsing/a_b.png (and so for masks), and by a key-point row NAME.jpg, a/b.jpg or a_b.jpg: annotations may be
-made before anybody knows who is in the picture, from the paths alone.
+made before anybody knows who is in the picture, from the paths alone. Key-points are those of keypoints.csv,
+or PATN's market-annotation-train.csv and market-annotation-test.csv, in the data set's folder or its lists/.
+
+What a file cannot say, a whole set betrays: people stand in the middle of their crops, somebody wears shoes.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from reposer.data.keypoints import Pose, read_keypoints_csv
-from reposer.data.label_files import read_mask
+from reposer.data.label_files import PLAIN, MapRules, map_names
 from reposer.data.layouts.folder_scan import list_names, nfc, relative_folder, without_suffix
-from reposer.data.parsing import read_parsing
+from reposer.data.parsing import LABEL_SETS, known_labels, read_as_lip
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.paths import RefusedFileError, contained, printable
 from reposer.structures import PersonRecord
 
-_MAP_SUFFIXES = (".png", ".npy")
-_KEYPOINT_FILES = ("keypoints.csv", "lists/keypoints.csv")
+_KEYPOINT_FILES = (
+    *(("keypoints.csv",), ("lists/keypoints.csv",)),
+    ("market-annotation-train.csv", "market-annotation-test.csv"),
+    ("lists/market-annotation-train.csv", "lists/market-annotation-test.csv"),
+)  # the first of which a file is there
+_MIN_FILES = 5  # maps or masks; fewer say nothing about their set
+_CLEARLY = 0.1  # by how much more of the border than of the middle must be the person, to be doubted
+
+Places: TypeAlias = str | Path | Sequence[str | Path] | None
+
+
+def each_place(given: Places) -> list[Path]:
+    """The paths of an argument that takes one or several."""
+    if given is None:
+        return []
+    return [Path(given)] if isinstance(given, str | Path) else [Path(place) for place in given]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What all maps or masks of a set have in common."""
+
+    files: int = 0
+    with_zero: int = 0  # files that hold a 0
+    border: float = 0.0  # sum over files of the share of the border that is not background
+    middle: float = 0.0  # the same of the middle
+    values: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(256, np.bool_))
+
+    def add(self, values: NDArray[np.uint8], person: NDArray[np.bool_]) -> None:
+        """One file: its stored values (H, W), and where the person is (H, W)."""
+        height, width = person.shape
+        inner = person[height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None]
+        edge = np.concatenate([person[0], person[-1], person[:, 0], person[:, -1]])
+        self.files += 1
+        self.with_zero += int(not values.all())
+        self.border, self.middle = self.border + edge.mean(), self.middle + inner.mean()
+        self.values[np.unique(values)] = True
+
+    @property
+    def inside_out(self) -> bool:
+        """Whether people are at the borders of their pictures rather than in the middle."""
+        return self.border > self.middle + _CLEARLY * self.files
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +78,10 @@ class Annotations:
     root: Path
     folders: dict[str, str]  # "parsing", "mask" -> folder relative to root
     names: dict[str, dict[str, str]]  # "parsing", "mask" -> NFC of a file name in that folder -> the name
-    keypoints: Path | None  # the CSV
-    soft_masks: bool = False  # see label_files.read_mask
+    keypoints: tuple[Path, ...]  # the CSVs
+    rules: MapRules = PLAIN
     look_only: bool = False  # a dry run: names are looked up, nothing is decoded
+    seen: dict[str, _Seen] = field(default_factory=lambda: {"parsing": _Seen(), "mask": _Seen()})
 
     @classmethod
     def find(
@@ -42,9 +89,9 @@ class Annotations:
         root: Path,
         parsing: str | Path | None = None,
         mask: str | Path | None = None,
-        keypoints: str | Path | None = None,
+        keypoints: Places = None,
         *,
-        soft_masks: bool = False,
+        rules: MapRules = PLAIN,
         look_only: bool = False,
     ) -> Self:
         """Look in the given places, else in those of the layout (see market1501.py).
@@ -58,13 +105,12 @@ class Annotations:
                 folders[kind] = relative_folder(root, given)
             elif (root / kind).is_dir():
                 folders[kind] = kind
-        names = {
-            kind: {nfc(name): name for name in list_names(root, folder)} for kind, folder in folders.items()
-        }
+        names = {kind: _by_key(list_names(root, folder)) for kind, folder in folders.items()}
+        tables = each_place(keypoints)
         if keypoints is None:
-            found = [contained(root, name) for name in _KEYPOINT_FILES if (root / name).exists()]
-            return cls(root, folders, names, found[0] if found else None, soft_masks, look_only)
-        return cls(root, folders, names, Path(keypoints), soft_masks, look_only)
+            there = ([name for name in group if (root / name).exists()] for group in _KEYPOINT_FILES)
+            tables = [contained(root, name) for name in next(filter(None, there), [])]
+        return cls(root, folders, names, tuple(tables), rules, look_only)
 
     def attach(self, record: PersonRecord, stem: str, problems: list[AnnotationProblem]) -> PersonRecord:
         """The record with the paths of its map and mask, each read and compared with the image's size."""
@@ -85,18 +131,55 @@ class Annotations:
             twins: name of an image -> name of another one; of the same bytes they share a row.
 
         Raises:
-            UserError: the CSV as a whole cannot be used.
+            UserError: a CSV as a whole cannot be used.
         """
-        if self.keypoints is None:
+        if not self.keypoints:
             return list(records)
         known = _by_alias(records)
         sizes = {r.name: (r.width, r.height) for r in records}
-        aliases = {name: nfc(name) for name in [*_row_names(self.keypoints), *known] if nfc(name) in known}
-        limits = {} if self.look_only else {a: sizes[known[n]] for a, n in aliases.items()}
-        rows, bad = read_keypoints_csv(self.keypoints, limits)
-        problems += [replace(problem, rule="bad-keypoints") for problem in bad]
-        file = printable(self.keypoints)
         poses: dict[str, Pose] = {}
+        for table in self.keypoints:
+            self._add_table(table, known, sizes, poses, problems)
+        content = {record.name: record.sha256 for record in records}
+        for name, other in (twins or {}).items():
+            if name in content and name not in poses and other in poses and content[name] == content[other]:
+                poses[name] = poses[other]
+        file = printable(self.keypoints[0])
+        for name in sorted(sizes.keys() - poses.keys()):
+            problems.append(
+                AnnotationProblem(file, 0, "name", f"no usable row for {name}", "missing-keypoints")
+            )
+        return [replace(record, keypoints=poses.get(record.name)) for record in records]
+
+    def doubts(self) -> list[AnnotationProblem]:
+        """Warnings about what the maps and masks that were read, taken together, seem to mean instead."""
+        parsing, mask = self.seen["parsing"], self.seen["mask"]
+        found = []
+        if parsing.files >= _MIN_FILES and (told := _doubt(parsing, self.rules.labels)):
+            found.append(AnnotationProblem(self.folders["parsing"], 0, "labels", told, "parsing-labels"))
+        if mask.files >= _MIN_FILES and mask.inside_out:
+            advice = "leave --inverted-masks out" if self.rules.inverted_masks else "give --inverted-masks"
+            told = (
+                f"{mask.files:,} masks have people at the border rather than in the middle, on the whole: if"
+                f" they mark the background, {advice}"
+            )
+            found.append(AnnotationProblem(self.folders["mask"], 0, "mask", told, "mask-inverted"))
+        return found
+
+    def _add_table(
+        self,
+        table: Path,
+        known: Mapping[str, str],
+        sizes: Mapping[str, tuple[int, int]],
+        poses: dict[str, Pose],
+        problems: list[AnnotationProblem],
+    ) -> None:
+        """Add the rows of one CSV to ``poses``, by the names of the images."""
+        aliases = {name: nfc(name) for name in [*_row_names(table), *known] if nfc(name) in known}
+        limits = {} if self.look_only else {a: sizes[known[n]] for a, n in aliases.items()}
+        rows, bad = read_keypoints_csv(table, limits)
+        problems += [replace(problem, rule="bad-keypoints") for problem in bad]
+        file = printable(table)
         for given, pose in sorted(rows.items()):
             name = aliases.get(given, given)
             if name not in known:
@@ -107,15 +190,6 @@ class Annotations:
                 problems.append(AnnotationProblem(file, 0, "name", message, "bad-keypoints"))
             else:
                 poses[known[name]] = pose
-        content = {record.name: record.sha256 for record in records}
-        for name, other in (twins or {}).items():
-            if name in content and name not in poses and other in poses and content[name] == content[other]:
-                poses[name] = poses[other]
-        for name in sorted(sizes.keys() - poses.keys()):
-            problems.append(
-                AnnotationProblem(file, 0, "name", f"no usable row for {name}", "missing-keypoints")
-            )
-        return [replace(record, keypoints=poses.get(record.name)) for record in records]
 
     def _checked(
         self,
@@ -128,11 +202,13 @@ class Annotations:
         """Relative path of a good annotation, None (and a problem) for a bad or missing one."""
         if kind not in self.folders:
             return None
-        found = next(filter(None, (self._held(kind, file) for file in _candidates(record, stem))), None)
+        places = (self._held(kind, file) for file in _candidates(kind, record, stem))
+        own = f"{self.folders[kind]}/"  # where maps lie among the images, an image is no map of itself
+        found = next((place for place in places if place and own + place != record.path), None)
         if found is None:
-            own = record.path.rpartition("/")[2] == record.name  # else the data set's name says little
-            wanted = stem if own else without_suffix(record.path)
-            path, rule = f"{self.folders[kind]}/{wanted}{_MAP_SUFFIXES[0]}", f"missing-{kind}"
+            same = record.path.rpartition("/")[2] == record.name  # else the data set's name says little
+            wanted = stem if same else without_suffix(record.path)
+            path, rule = f"{self.folders[kind]}/{wanted}.png", f"missing-{kind}"
             problems.append(AnnotationProblem(path, 0, kind, "no such file", rule))
             return None
         path = f"{self.folders[kind]}/{found}"
@@ -140,9 +216,11 @@ class Annotations:
             return path
         try:
             if kind == "parsing":
-                read_parsing(contained(self.root, path), size)
+                lip, values = read_as_lip(contained(self.root, path), size, self.rules.labels)
+                self.seen[kind].add(values, lip != 0)
             else:
-                read_mask(contained(self.root, path), size, soft=self.soft_masks)
+                mask = self.rules.mask(contained(self.root, path), size)
+                self.seen[kind].add(mask.astype(np.uint8), mask)
         except AnnotationError as error:
             listed = error.listed
             message = f"{listed.message}; not used: {error.advice}"
@@ -157,17 +235,56 @@ class Annotations:
     def _held(self, kind: str, file: str) -> str | None:
         """The file as the disk spells it."""
         if "/" not in file:
-            return self.names[kind].get(nfc(file))
-        spellings = dict.fromkeys((file, nfc(file), unicodedata.normalize("NFD", file)))
+            return self.names[kind].get(_key(file))
+        base, dot, end = file.rpartition(".")
+        spelled = (file, f"{base}{dot}{end.upper()}")
+        spellings = dict.fromkeys(s for f in spelled for s in (f, nfc(f), unicodedata.normalize("NFD", f)))
         return next((s for s in spellings if (self.root / self.folders[kind] / s).is_file()), None)
 
 
-def _candidates(record: PersonRecord, stem: str) -> list[str]:
+def _doubt(seen: _Seen, labels: str) -> str:
+    """What the labels of a set of maps look like instead of ``labels``; "" where all fits."""
+    name, first = known_labels(labels)
+    values = np.flatnonzero(seen.values)
+    top = int(values[-1]) - first
+    told = f"{seen.files:,} maps hold no label above {top + first}"
+    if top <= 1:
+        return f"{told}: these are masks, not parsing maps. Give the folder as --mask and none as --parsing"
+    if not first and not seen.with_zero:
+        return (
+            f"none of {seen.files:,} maps holds the label 0, the background: if labels are counted from 1,"
+            f" give --label-set {name}+1"
+        )
+    if top < len(LABEL_SETS["merged8"]):
+        return f"{told}: PASCAL's 7 parts or 8 merged ones are coarser than LIP-20 and cannot be used"
+    if name != "atr18" and top < len(LABEL_SETS["atr18"]):
+        return (
+            f"{told}, and the shoes of {name} are {18 + first} and {19 + first}: if these are ATR's 18,"
+            f" give --label-set atr18{'+1' if first else ''}"
+        )
+    if seen.inside_out:
+        return f"the middle of {seen.files:,} maps is background more than their border: is 0 the background?"
+    return ""
+
+
+def _key(name: str) -> str:
+    """What names of one file in several spellings have in common: NFC, the suffix in small letters."""
+    base, dot, suffix = nfc(name).rpartition(".")
+    return f"{base}{dot}{suffix.lower()}"
+
+
+def _by_key(names: Sequence[str]) -> dict[str, str]:
+    """Key -> the name; of two spellings the one with a small suffix."""
+    return {_key(name): name for name in sorted(names, key=lambda name: (_key(name), nfc(name)))}
+
+
+def _candidates(kind: str, record: PersonRecord, stem: str) -> list[str]:
     """Where a map or mask may lie in its folder, the data set's own name first."""
     path = without_suffix(record.path)
     # x.jpg.jpg is annotated by x.png or, where only the last extension was exchanged, by x.jpg.png
     bases = (stem, without_suffix(record.name), path, path.replace("/", "_"))
-    return [base + suffix for suffix in _MAP_SUFFIXES for base in dict.fromkeys(bases)]
+    names = [map_names(kind, base) for base in dict.fromkeys(bases)]
+    return [name for rank in zip(*names, strict=True) for name in rank]
 
 
 def _by_alias(records: Sequence[PersonRecord]) -> dict[str, str]:

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer.data.label_files import MapRules
 from reposer.data.layouts.deepfashion import read_deepfashion
 from reposer.data.layouts.labeled_files import NO_CAMERA, Problems, Progress
 from reposer.data.layouts.market1501 import read_market1501
 from reposer.data.layouts.reid_readers import LAYOUTS, read_people
 from reposer.data.pairs import development_pairs, official_train_pairs
+from reposer.data.preparing.annotation_lookup import Places
 from reposer.data.preparing.leaks import TRAINING
 from reposer.errors import UserError
 from reposer.structures import NUM_JOINTS, PersonRecord
@@ -46,8 +48,8 @@ def read_layout(
     *,
     pairs: PairRule,
     holdout: int,
-    places: tuple[Place, Place, Place],
-    soft_masks: bool,
+    places: tuple[Place, Place, Places],
+    rules: MapRules,
     on_progress: Progress | None,
     look_only: bool = False,
 ) -> Found:
@@ -57,7 +59,7 @@ def read_layout(
         options: keywords of the layout's reader.
         pairs: which images make pairs.
         places: of parsing maps, masks and key-points.
-        root, holdout, soft_masks, on_progress, look_only: see the readers.
+        root, holdout, rules, on_progress, look_only: see the readers.
 
     Raises:
         UserError: an unknown layout, option or pair rule, and all that the readers raise.
@@ -65,10 +67,10 @@ def read_layout(
     if pairs not in PAIR_RULES:
         raise UserError(f"pairs {pairs}: unknown rule", f"use one of {', '.join(PAIR_RULES)}")
     if layout == DEEPFASHION:
-        return _deepfashion(root, options, pairs, holdout, places, soft_masks, on_progress, look_only)
+        return _deepfashion(root, options, pairs, holdout, places, rules, on_progress, look_only)
     if layout == MARKET1501:
         records, problems = read_market1501(
-            root, *places, holdout, on_progress, soft_masks=soft_masks, look_only=look_only
+            root, *places, holdout, on_progress, rules=rules, look_only=look_only
         )
     else:
         if layout not in LAYOUTS:
@@ -82,7 +84,7 @@ def read_layout(
             parsing=parsing,
             mask=mask,
             keypoints=keypoints,
-            soft_masks=soft_masks,
+            rules=rules,
             look_only=look_only,
             holdout=holdout,
             on_progress=on_progress,
@@ -96,8 +98,8 @@ def _deepfashion(
     options: dict[str, Any],
     pairs: PairRule,
     holdout: int,
-    places: tuple[Place, Place, Place],
-    soft_masks: bool,
+    places: tuple[Place, Place, Places],
+    rules: MapRules,
     on_progress: Progress | None,
     look_only: bool,
 ) -> Found:
@@ -108,7 +110,7 @@ def _deepfashion(
     if unknown:
         raise UserError(f"layout deepfashion: unknown option {min(unknown)}", "use images, lists or frame")
     people = read_deepfashion(
-        root, *places, **options, soft_masks=soft_masks, look_only=look_only, on_progress=on_progress
+        root, *places, **options, rules=rules, look_only=look_only, on_progress=on_progress
     )
     notes = [f"identities    overlap of the official split: {people.overlap}"]
     return Found(people.records, people.problems, people.pairs, notes, training=("train",))

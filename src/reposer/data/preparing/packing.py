@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.data.keypoints import Pose
-from reposer.data.label_files import read_mask
+from reposer.data.label_files import PLAIN, MapRules
 from reposer.data.packed import ARRAYS, HEADER, ROWS, SCHEMA_VERSION
-from reposer.data.parsing import read_parsing
+from reposer.data.parsing import read_as_lip
 from reposer.data.preparing.array_writer import ArrayWriter
 from reposer.data.preparing.placement import Fit, Placement
 from reposer.data.problems import AnnotationError, AnnotationProblem
@@ -78,7 +78,7 @@ class Packing:
     size: tuple[int, int]  # (H, W)
     fit: Fit = "resize"  # see placement.py
     mask_source: MaskSource = "mask"  # the files first, the parsing alone, or both together
-    soft_masks: bool = False  # masks of more than two values are cut at half instead of refused
+    rules: MapRules = PLAIN  # what maps and masks mean
 
 
 @dataclass(slots=True)
@@ -199,10 +199,10 @@ def _read_person(record: PersonRecord, root: Path, how: Packing) -> _Person:
     original = (record.height, record.width) if image is None else (image.shape[0], image.shape[1])
     if image is not None and record.parsing is not None:
         with _listed(problems, record.parsing, "parsing", "treated as missing"):
-            parsing = read_parsing(contained(root, record.parsing), original, root=root)
+            parsing, _ = read_as_lip(contained(root, record.parsing), original, how.rules.labels, root)
     if image is not None and record.mask is not None and how.mask_source != "parsing":
         with _listed(problems, record.mask, "mask", "treated as missing"):
-            mask = read_mask(contained(root, record.mask), original, root, soft=how.soft_masks)
+            mask = how.rules.mask(contained(root, record.mask), original, root)
     person, mask_source = _person_mask(mask, parsing, original, how.mask_source)
     labels = np.full(original, MISSING_LABEL, np.uint8) if parsing is None else parsing
     keypoints = np.full((NUM_JOINTS, 2), np.nan, np.float32) if record.keypoints is None else record.keypoints

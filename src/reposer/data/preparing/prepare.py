@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from reposer.config import read_json
+from reposer.data.label_files import MapRules
 from reposer.data.packed import ARRAYS, HEADER, ROWS, PackedPeople
 from reposer.data.pairs import read_pairs_csv, write_pairs_csv
+from reposer.data.parsing import known_labels
+from reposer.data.preparing.annotation_lookup import Places, each_place
 from reposer.data.preparing.by_layout import MARKET1501, Found, PairRule, read_layout
 from reposer.data.preparing.leaks import find_leaks, refuse_synthetic
 from reposer.data.preparing.packing import MASK_SOURCES, MaskSource, Packing, pack
@@ -48,9 +51,11 @@ class PrepareArguments(TypedDict, total=False):
     pairs: PairRule  # who makes a pair, see prepare_layouts.py
     parsing: str | Path | None  # folder of label maps, inside the root
     mask: str | Path | None  # folder of masks, inside the root
-    keypoints: str | Path | None  # colon CSV of joints
+    keypoints: Places  # one colon CSV of joints, or several
     mask_source: MaskSource  # what the packed masks are made of, see packing.py
     soft_masks: bool  # masks of more than two values are cut at half instead of refused
+    inverted_masks: bool  # 0 is the person
+    label_set: str  # what the parsing maps count, see parsing.known_labels
 
 
 DEFAULTS: PrepareArguments = {
@@ -63,13 +68,16 @@ DEFAULTS: PrepareArguments = {
     "keypoints": None,
     "mask_source": "mask",
     "soft_masks": False,
+    "inverted_masks": False,
+    "label_set": "lip20",
 }
 _PLACES: tuple[Literal["parsing"], Literal["mask"], Literal["keypoints"]] = ("parsing", "mask", "keypoints")
 _FILES = {
     *(MANIFEST, PROBLEMS, REPORT, SEAL, *PAIRS.values(), PACKED),
     *(f"{PACKED}/{name}" for name in (HEADER, ROWS, *(f"{array}.npy" for array in ARRAYS))),
 }
-_LATER = ("fit", "pairs", "mask_source", "soft_masks")  # written where they differ from the default
+# written where they differ from the default
+_LATER = ("fit", "pairs", "mask_source", "soft_masks", "inverted_masks", "label_set")
 
 
 def prepare_market1501(
@@ -122,7 +130,7 @@ def prepare_people(
         pairs=chosen["pairs"],
         holdout=chosen["holdout"],
         places=(chosen["parsing"], chosen["mask"], chosen["keypoints"]),
-        soft_masks=how.soft_masks,
+        rules=how.rules,
         on_progress=_stage(on_progress, "checking"),
     )
     refuse_synthetic(root, found.records)
@@ -156,7 +164,7 @@ def look_at_people(
         pairs=chosen["pairs"],
         holdout=chosen["holdout"],
         places=(chosen["parsing"], chosen["mask"], chosen["keypoints"]),
-        soft_masks=chosen["soft_masks"],
+        rules=_packing(chosen).rules,
         on_progress=None,
         look_only=True,
     )
@@ -254,7 +262,9 @@ def _packing(chosen: PrepareArguments) -> Packing:
     source = chosen["mask_source"]
     if source not in MASK_SOURCES:
         raise UserError(f"mask source {source}: unknown", f"use one of {', '.join(MASK_SOURCES)}")
-    return Packing(chosen["size"], known_fit(chosen["fit"]), source, chosen["soft_masks"])
+    known_labels(chosen["label_set"])
+    rules = MapRules(chosen["label_set"], chosen["soft_masks"], chosen["inverted_masks"])
+    return Packing(chosen["size"], known_fit(chosen["fit"]), source, rules)
 
 
 def _config(layout: str, root: Path, options: dict[str, Any], chosen: PrepareArguments) -> dict[str, Any]:
@@ -265,8 +275,8 @@ def _config(layout: str, root: Path, options: dict[str, Any], chosen: PrepareArg
         "size": list(chosen["size"]),
     }
     for name in _PLACES:
-        place = chosen[name]
-        config[name] = None if place is None else os.path.abspath(place)
+        places = [os.path.abspath(place) for place in each_place(chosen[name])]
+        config[name] = places if len(places) > 1 else places[0] if places else None
     given: dict[str, Any] = {**chosen}
     defaults: dict[str, Any] = {**DEFAULTS}
     config |= {name: given[name] for name in _LATER if given[name] != defaults[name]}

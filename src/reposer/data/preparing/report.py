@@ -22,7 +22,7 @@ _TITLES = {"train": "training", "val": "held out", "query": "query", "gallery": 
 _WARNINGS = (
     *("copy", "copy-other-person", "copy-train-test", "person-train-test", "person-train-val"),
     *("official-count", "no-camera", "item-train-test", "missing-list", "joint-outside"),
-    *("person-zero", "names-disagree"),
+    *("person-zero", "names-disagree", "parsing-labels", "mask-inverted"),
 )
 _UNREAD = ("unread-folder", "unread-file", "hidden")
 _ANNOTATIONS = (
@@ -34,7 +34,7 @@ _ADVICE = {
     "Annotations not used": "mend them and prepare again; the images are used without them",
     "Not read": "nothing, unless a line names images or annotations that you want; then rename or name them",
     "Used by a rule": "nothing, unless a rule does not suit you (docs/data.md)",
-    "Warnings": "decide which of the files are right, remove the others and prepare again",
+    "Warnings": "take the option that a line names, or remove the files that are wrong; prepare again",
 }
 
 
