@@ -58,6 +58,7 @@ BAD_JSON = [
 def bad_masks(folder: Path, names: list[str]) -> int:
     """Writes an unusable mask for each name, of several kinds in turn; returns how many kinds."""
     rgb, gray = np.zeros((*SIZE, 3), np.uint8), np.arange(960, dtype=np.uint16).astype(np.uint8).reshape(SIZE)
+    rgb[3, 3, 0] = 255  # a color; gray that is stored as RGB is a mask
 
     def image(array):
         return lambda path: Image.fromarray(array).save(path)
