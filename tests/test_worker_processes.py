@@ -49,3 +49,11 @@ def test_one_exclusive_holder_or_many_shared_ones(tmp_path):
             pass
     with locked(tmp_path):
         pass
+
+
+def test_code_in_the_present_folder_is_not_imported(tmp_path, monkeypatch):
+    for name in ("pickle", "runpy", "signal", "threading"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert [square for square, _ in run_in_processes(squares, [3], 1)] == [9]
+    assert not (tmp_path / "ran").exists()

@@ -70,7 +70,8 @@ def read_in_child(
     Raises:
         RefusedFileError: what the reader says of the bytes, or which limit it met.
     """
-    command = [sys.executable, "-m", "reposer.bounded", reader, str(seconds), str(memory), *arguments]
+    # -P: a numpy.py in the present folder, which may be somebody else's, must not be imported
+    command = [sys.executable, "-P", "-m", "reposer.bounded", reader, str(seconds), str(memory), *arguments]
     environment = {
         **os.environ,
         **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # each thread reserves address space

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from reposer.errors import UserError
@@ -40,7 +41,9 @@ def run_in_processes(
         min(processes, max(1, len(tasks))), context, initializer=_initialize, initargs=(begin,)
     )
     try:
-        for future in as_completed([pool.submit(_work, task) for task in tasks]):
+        with blind_to_the_present_folder():
+            futures = [pool.submit(_work, task) for task in tasks]
+        for future in as_completed(futures):
             result, refusal = future.result()
             if refusal is not None:
                 raise UserError(*refusal)
@@ -50,6 +53,20 @@ def run_in_processes(
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def blind_to_the_present_folder() -> Iterator[None]:
+    """Processes that are spawned here import no json.py of the folder that the user stands in."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 class _Worker:

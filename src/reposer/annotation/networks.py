@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reposer.annotation.onnx_checks import read_onnx
+from reposer.annotation.onnx_session import OnnxSession, SessionError, Value
 from reposer.annotation.segmentation_model import SegmentationModel
 from reposer.config import read_json
 from reposer.errors import UserError
@@ -59,7 +60,7 @@ class Network(Protocol):
 
 
 class OnnxNetwork:
-    """An ONNX file in onnxruntime, on the CPU unless a GPU provider is installed and asked for.
+    """An ONNX file in onnxruntime, in a process of its own; on the CPU unless CUDA is there and asked for.
 
     A network exported in float16 is given float16 and runs as such; its output is float32 here.
 
@@ -80,25 +81,13 @@ class OnnxNetwork:
         except ImportError as error:
             raise UserError("ONNX models need onnxruntime, not installed here", _INSTALL) from error
         data = read_onnx(path)
-        providers = ["CPUExecutionProvider"]
-        if device.startswith("cuda"):
-            if "CUDAExecutionProvider" not in ort.get_available_providers():
-                raise UserError(
-                    f"device {device}: onnxruntime has no CUDA here", "pip install onnxruntime-gpu"
-                )
-            providers.insert(0, "CUDAExecutionProvider")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # what goes wrong is raised
-        # between two batches idle threads would hold the cores that reading and encoding need
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.load_model_format", "ONNX")
+        if device.startswith("cuda") and "CUDAExecutionProvider" not in ort.get_available_providers():
+            raise UserError(f"device {device}: onnxruntime has no CUDA here", "pip install onnxruntime-gpu")
         try:
-            self._session = ort.InferenceSession(data, options, providers=providers)
-        except Exception as error:  # onnxruntime has a class for each of its status codes
-            reason = str(error).splitlines()[0][:200]
-            raise RefusedFileError(path, "unusable", f"onnxruntime refuses it: {reason}") from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            self._session = OnnxSession(data, torch.get_num_threads(), device.startswith("cuda"))
+        except SessionError as error:
+            raise RefusedFileError(path, "unusable", f"onnxruntime refuses it: {error}") from error
+        inputs, outputs = self._session.inputs, self._session.outputs
         problem, advice = _input_fault(inputs, description.size)
         if problem:
             raise RefusedFileError(path, "inputs", problem, advice)
@@ -108,7 +97,7 @@ class OnnxNetwork:
             raise RefusedFileError(path, "outputs", problem, "correct its field output, counted from 0")
         self._path = path
         self._half = inputs[0].type == _HALF
-        self._input, self._output = inputs[0].name, outputs[description.output].name
+        self._output = description.output
         self._batch = shape[0] if isinstance(shape[0], int) else None  # the only batch size it takes
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -121,15 +110,15 @@ class OnnxNetwork:
     def _run(self, x: Tensor) -> Tensor:
         given = x.cpu().contiguous().numpy()
         try:
-            given = given.astype(np.float16) if self._half else given
-            (values,) = self._session.run([self._output], {self._input: given})
-        except Exception as error:
-            reason = str(error).splitlines()[0][:200]
-            raise RefusedFileError(self._path, "unusable", f"onnxruntime cannot run it: {reason}") from error
+            values = self._session.run(self._output, given.astype(np.float16 if self._half else np.float32))
+        except SessionError as error:
+            advice = "lower --batch-size, or use another model"
+            problem = f"onnxruntime cannot run it: {error}"
+            raise RefusedFileError(self._path, "unusable", problem, advice) from error
         return torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
 
 
-def _input_fault(inputs: Sequence[Any], size: tuple[int, int]) -> tuple[str, str]:
+def _input_fault(inputs: Sequence[Value], size: tuple[int, int]) -> tuple[str, str]:
     """What is wrong with a network's inputs, and what to do; "" and "" for one float (B, 3, *size)."""
     told = ", ".join(f"{i.type} {i.shape}" for i in inputs)[:120]
     problem = f"takes {told or 'nothing'}, its description says one float (B, 3, {size[0]}, {size[1]})"

@@ -18,6 +18,7 @@ from typing import Any
 from reposer.errors import UserError
 from reposer.experiments.stages import Stage, StageCache, seconds_left, work
 from reposer.paths import made_folder
+from reposer.worker_processes import blind_to_the_present_folder
 
 Plan = Callable[[Path], Sequence[Stage]]  # the stages of a study's folder; a function of a module
 LOGS = "workers"
@@ -52,7 +53,7 @@ def make_all(root: Path, plan: Plan, *, workers: int = 1, threads: int | None = 
         return
     made_folder(root, LOGS)
     context = multiprocessing.get_context("spawn")
-    with _environment(threads):
+    with _environment(threads), blind_to_the_present_folder():
         running = [
             context.Process(target=_worker, args=(root, plan, n, threads), name=f"worker {n}")
             for n in range(workers)
