@@ -540,7 +540,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "annotation/annotators.py": (LISTED, {"os.path.realpath(images)", "os.path.realpath(place)"}),
     "annotation/faults.py": (LISTED, {"folder", "name"}),
     "annotation/overview.py": (OWN, {"name"}),
-    "annotation/person_mask.py": (LISTED, {"f'{stem}{suffix}'"}),
+    "annotation/person_mask.py": (LISTED, {"f'{stem}{suffix}'", "name"}),
     "checkpoint.py": (OWN, {"name", "f'{name}.safetensors'"}),
     "data/generated/files.py": (LISTED, {"f'_{path.stem}.sha256'"}),
     "data/keypoint_imports.py": (LISTED, {"f'{stem}{suffix}'"}),
