@@ -74,7 +74,7 @@ def overhead(folder: Path, people: int, repeats: int, threads: int) -> dict[str,
     for _ in range(repeats):
         forward.append(bare(pose_transfer, batches))
         started = now()
-        augment(pose_transfer, folder / "prepared", folder / "out", options)
+        augment(pose_transfer, folder / "prepared", folder / "out", options, images=folder / "raw")
         whole.append(since(started))
         shutil.rmtree(folder / "out")
     ratio = np.median(np.array(whole) / np.array(forward), axis=0) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -14,11 +15,16 @@ import pytest
 from reposer import files, hub
 from reposer.errors import UserError
 from reposer.files import (
+    OUTPUTS,
     DiskError,
     atomic_folder,
+    claim_outputs,
     disk_faults,
     free_bytes,
+    holds_keys,
+    is_older,
     refuse_foreign,
+    remove_output,
     remove_temporaries,
     remove_tree,
     replaced_name,
@@ -27,6 +33,7 @@ from reposer.files import (
     sha256_file,
     write_atomic,
     write_new,
+    write_output,
 )
 
 
@@ -353,3 +360,73 @@ def test_a_missing_folder_is_never_a_repository_of_the_hub(
     assert asked == []
     assert hub.fetch_folder(f"hub:runs/san@{'a' * 40}", ["config.json"]) == tmp_path
     assert asked == [("runs/san", "a" * 40)]
+
+
+def test_an_output_replaces_what_a_command_wrote_and_nothing_else(tmp_path: Path) -> None:
+    table, mine = tmp_path / "table.md", tmp_path / "notes.md"
+    mine.write_text("mine")
+    write_output(table, b"1")
+    write_output(table, b"2")
+    assert json.loads((tmp_path / OUTPUTS).read_text())["table.md"][0] == sha256_bytes(b"2")
+    with pytest.raises(UserError, match=r"notes\.md: is there already"):
+        write_output(mine, b"")
+    table.write_text("2, and a remark")  # the user's now
+    for refused in (
+        lambda: write_output(table, b"3"),
+        lambda: claim_outputs(tmp_path, ["table.md"], older=True),
+    ):
+        with pytest.raises(UserError, match=r"table\.md: is there already"):
+            refused()
+    remove_output(table)
+    assert (table.read_text(), mine.read_text()) == ("2, and a remark", "mine")
+    table.unlink()
+    table.symlink_to(mine)
+    with pytest.raises(UserError, match=r"table\.md: is there already"):
+        write_output(table, b"3")
+    table.unlink()
+    write_output(table, b"3")
+    remove_output(table)
+    assert _names(tmp_path) == {"notes.md", OUTPUTS}
+    claim_outputs(tmp_path / "absent", ["table.md"])
+    for damaged in (b"[]", b"{", b'{"table.md": 1}', b"\xff", b"[" * 100_000):
+        (tmp_path / OUTPUTS).write_bytes(damaged)
+        with pytest.raises(UserError, match="is no list of outputs"):
+            write_output(table, b"3")
+
+
+def test_a_kill_between_list_and_file_leaves_an_output_that_can_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_output(tmp_path / "table.md", b"1")
+    real = files.write_atomic
+
+    def stop(path: Path, data: bytes) -> None:
+        if Path(path).name == "table.md":
+            raise KeyboardInterrupt
+        real(path, data)
+
+    for content in (b"2", b"2", b"3"):
+        monkeypatch.setattr(files, "write_atomic", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_output(tmp_path / "table.md", content)
+        monkeypatch.undo()
+        assert (tmp_path / "table.md").read_bytes() == b"1"
+    write_output(tmp_path / "table.md", b"4")
+
+
+def test_outputs_of_versions_without_lists_are_known_by_their_form(tmp_path: Path) -> None:
+    report, picture = tmp_path / "report.json", tmp_path / "people.png"
+    form = holds_keys("rows", "metrics")
+    picture.write_bytes(b"a picture")
+    for text, known in (
+        ('{"rows": 1}', False),
+        ("[]", False),
+        ("{", False),
+        ('{"rows": 1, "metrics": 2}', True),
+    ):
+        report.write_text(text)
+        assert is_older(report, form) is known
+    claim_outputs(tmp_path, ["people.png", "report.json"], older=True)
+    write_output(picture, b"another")
+    write_output(report, b'{"rows": 1, "metrics": 2}')
+    assert not is_older(report, form)  # listed: what else bears these names is somebody's

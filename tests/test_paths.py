@@ -720,7 +720,7 @@ CHANGES_REVIEWED: dict[str, set[str]] = {
     "evaluation/image_sets.py": {"mkdir"},
     "evaluation/map_quality.py": {"mkdir"},
     "evaluation/quality_report.py": {"mkdir"},
-    "evaluation/ranklists.py": {"mkdir", "unlink"},
+    "evaluation/ranklists.py": {"mkdir"},
     "evaluation/reid_comparison.py": {"mkdir"},
     "experiments/ablations.py": {"mkdir"},
     "experiments/demo.py": {"mkdir"},

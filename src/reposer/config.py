@@ -125,8 +125,13 @@ def _assign(data: dict[str, Any], names: list[str], value: Any, override: str) -
 
 def save_config(config: Config, path: str | os.PathLike[str]) -> None:
     """Write the resolved configuration as readable JSON, atomically."""
+    write_atomic(path, config_bytes(config))
+
+
+def config_bytes(config: Config) -> bytes:
+    """The resolved configuration as readable JSON."""
     text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
+    return (text + "\n").encode()
 
 
 def load_config(cls: type[_C], path: str | os.PathLike[str], *, named: bool = False) -> _C:

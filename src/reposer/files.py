@@ -10,20 +10,24 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from reposer.errors import UserError
-from reposer.paths import printable
+from reposer.paths import printable, read_regular
 
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{8}$")
+OUTPUTS = ".reposer-outputs.json"  # what commands wrote into a folder: name -> sha256, the newest first
+_MAX_JSON = 2**26  # bytes that are read of a JSON file
 _CHUNK = 1 << 20  # bytes for one read or write call
 _MOMENT = 2.0  # seconds between the making of a temporary and its lock, at the very most
 
@@ -175,6 +179,93 @@ def refuse_foreign(folder: Path, own: Callable[[str], bool], what: str) -> None:
             f"{printable(folder)}: holds what is not of {what}: {shown}{more}",
             "move that away, or give another folder",
         )
+
+
+def claim_outputs(folder: Path, names: Iterable[str], *, older: bool = False) -> None:
+    """Refuse to replace files which no command of this program wrote; called before the work that ends there.
+
+    Args:
+        folder: need not exist.
+        names: of the files to come.
+        older: what bears these names is the command's, of a version without lists (:func:`is_older`).
+
+    Raises:
+        UserError: names the first file that no command wrote, or that was changed since.
+    """
+    listed, taken = _outputs(folder), {}
+    for name in names:
+        path = folder / name
+        if not os.path.lexists(path):
+            continue
+        plain = path.is_file() and not path.is_symlink()
+        digest = sha256_file(path) if plain else ""
+        if plain and digest in listed.get(name, ()):
+            continue
+        if not plain or name in listed or not older:
+            raise UserError(
+                f"{printable(path)}: is there already, and is not as a command of this program wrote it",
+                "move it away, or choose another folder",
+            )
+        taken[name] = [digest]
+    if taken:
+        _write_outputs(folder, listed | taken)
+
+
+def is_older(path: Path, fits: Callable[[Any], bool]) -> bool:
+    """Whether ``path`` is JSON of this program's form, written before it kept lists of what it wrote."""
+    if path.name in _outputs(path.parent) or not path.is_file():
+        return False
+    try:
+        return fits(json.loads(read_regular(path, max_bytes=_MAX_JSON, root=path.parent)))
+    except (UserError, ValueError, RecursionError):
+        return False
+
+
+def holds_keys(*keys: str) -> Callable[[Any], bool]:
+    """A form for :func:`is_older`: an object with at least these keys."""
+    return lambda value: isinstance(value, dict) and value.keys() >= set(keys)
+
+
+def write_output(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """:func:`write_atomic` for what a command leaves for its user: a file of theirs is never replaced.
+
+    The folder's list is written first: a kill between the two leaves nothing unknown.
+
+    Raises:
+        UserError, DiskError: as :func:`claim_outputs` and :func:`write_atomic`.
+    """
+    path = Path(path)
+    claim_outputs(path.parent, [path.name])
+    listed = _outputs(path.parent)
+    there = [sha256_file(path)] if path.exists() else []  # stands until the rename
+    listed[path.name] = [sha256_bytes(data), *there]
+    _write_outputs(path.parent, listed)
+    write_atomic(path, data)
+
+
+def remove_output(path: Path) -> None:
+    """Delete an output that is as it was written; anything else stays."""
+    listed = _outputs(path.parent).get(path.name, ())
+    if path.is_file() and not path.is_symlink() and sha256_file(path) in listed:
+        path.unlink()
+
+
+def _outputs(folder: Path) -> dict[str, list[str]]:
+    """The list of a folder; its names never become paths."""
+    path = folder / OUTPUTS
+    if not os.path.lexists(path):
+        return {}
+    try:
+        value = json.loads(read_regular(path, max_bytes=_MAX_JSON, root=folder))
+        if all(isinstance(digests, list) for digests in value.values()):
+            return dict(value)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{printable(path)}: is no list of outputs", "move it away")
+
+
+def _write_outputs(folder: Path, listed: dict[str, list[str]]) -> None:
+    write_atomic(folder / OUTPUTS, (json.dumps(listed, indent=1, sort_keys=True) + "\n").encode())
 
 
 def replaced_name(path: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from reposer.config import read_json_value
 from reposer.errors import UserError
-from reposer.files import write_atomic
+from reposer.files import claim_outputs, is_older, write_output
 from reposer.paths import check_relative
 
 SECTIONS_FILE = "sections.json"
@@ -58,7 +58,14 @@ class Section:
 
 def write_sections(folder: Path, sections: list[Section]) -> None:
     """Save sections as ``folder``/sections.json."""
-    write_atomic(folder / SECTIONS_FILE, json.dumps([asdict(s) for s in sections], indent=1).encode())
+    path = folder / SECTIONS_FILE
+    claim_outputs(folder, [SECTIONS_FILE], older=is_older(path, _is_list_of_sections))
+    write_output(path, json.dumps([asdict(s) for s in sections], indent=1).encode())
+
+
+def _is_list_of_sections(value: Any) -> bool:
+    keys = {"title", "text", "pictures"}
+    return isinstance(value, list) and all(isinstance(s, dict) and s.keys() >= keys for s in value)
 
 
 def read_sections(folder: Path) -> list[Section]:

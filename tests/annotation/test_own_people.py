@@ -67,7 +67,9 @@ def test_from_raw_images_to_reid_on_an_enlarged_set(rendered, tmp_path, exported
     assert sorted(people.pids.tolist()) == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     assert sorted(people.camids.tolist()) == [1] * 8 + [2] * 8
     done("train", "san_market_small", "--data", data, "--out", model, "--set", "weights.perceptual=0", *SHORT)
-    done("augment", model, "--data", data, "--out", larger, "--donors", "any", "--threads", 1)
+    done(
+        "augment", model, "--data", data, "--images", root, "--out", larger, "--donors", "any", "--threads", 1
+    )
     assert len(list((larger / "images").iterdir())) == 12
     assert "nothing is wrong" in done("verify", larger)
     few = ("--set", "data.images_per_epoch=16", "--set", "schedule.epochs=1", "--set", "batch_size=8")

@@ -51,7 +51,18 @@ def test_a_predictor_from_training_to_pictures(run, prepared, san, tmp_path):
     assert "| model, predicted maps |" in said
     out = tmp_path / "set"
     code, said, err = run(
-        "augment", san, "--data", prepared, "--out", out, "--predictor", maps, "--threads", 1
+        "augment",
+        san,
+        "--data",
+        prepared,
+        "--out",
+        out,
+        "--predictor",
+        maps,
+        "--threads",
+        1,
+        "--real",
+        "none",
     )
     assert code == 0, err
     assert json.loads((out / "job.json").read_text())["settings"]["maps"] == "predicted"

@@ -80,11 +80,16 @@ def prepare_drawn(folder: Path, people: int = 6, images: int = 3, *, holdout: in
     return folder / "prepared"
 
 
+def augmented(model, prepared, out, options, **how):
+    """``augment`` with the drawn data set named, as a user would."""
+    return augment(model, prepared, out, options, **{"images": Path(prepared).parent / "raw"} | how)
+
+
 def write(prepared, out, factor, processes=1, shard=16, seconds=0.0):
     """One attempt."""
     batch = min(shard, 64)
     options = AugmentOptions(factor=factor, background="donor", batch_size=batch, shard_items=shard)
-    return augment(stub_model("", seconds), prepared, out, options, processes=processes)
+    return augmented(stub_model("", seconds), prepared, out, options, processes=processes)
 
 
 def die_at(call, names=("replace", "rename", "fsync", "unlink")):

@@ -24,7 +24,7 @@ from reposer.data.layouts.market_names import parse_name
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.errors import UserError
-from reposer.generation.augmentation import AugmentOptions, augment
+from reposer.generation.augmentation import AugmentOptions
 from reposer.generation.filters import FilterOptions
 from reposer.generation.forgetting import forget
 from reposer.generation.lineage import set_faults
@@ -109,11 +109,11 @@ def test_real_images_are_links_copies_or_left_out(prepared, whole, tmp_path):
     for place in (whole / "real").iterdir():
         assert os.path.samefile(place, raw / place.name)
     out = tmp_path / "copies"
-    augment(runner.stub_model(), prepared, out, AugmentOptions(real="copy"))
+    runner.augmented(runner.stub_model(), prepared, out, AugmentOptions(real="copy"))
     for place in (out / "real").iterdir():
         assert not os.path.samefile(place, raw / place.name)
         assert place.read_bytes() == (raw / place.name).read_bytes()
-    augment(runner.stub_model(), prepared, tmp_path / "none", AugmentOptions(real="none"))
+    runner.augmented(runner.stub_model(), prepared, tmp_path / "none", AugmentOptions(real="none"))
     assert not (tmp_path / "none" / "real").exists()
     assert set_faults(out) == set_faults(tmp_path / "none") == []
 
@@ -165,15 +165,15 @@ def test_an_interrupted_set_is_finished_to_the_same_bytes(prepared, whole, tmp_p
     out = tmp_path / "out"
     options = AugmentOptions(factor=3, background="donor", batch_size=8, shard_items=8)
     with pytest.raises(KeyboardInterrupt):
-        augment(runner.stub_model(), prepared, out, options, on_progress=stop)
+        runner.augmented(runner.stub_model(), prepared, out, options, on_progress=stop)
     assert not (out / "summary.json").exists()
     with pytest.raises(UserError, match="shards are not there"):
         set_faults(out)
-    report = augment(runner.stub_model(), prepared, out, options)
+    report = runner.augmented(runner.stub_model(), prepared, out, options)
     assert report.kept + report.written == 30
     assert report.kept > 0
     assert tree(out) == tree(whole)
-    assert augment(runner.stub_model(), prepared, out, options).written == 0
+    assert runner.augmented(runner.stub_model(), prepared, out, options).written == 0
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(prepared, co
     before = tree(copied)
     options = AugmentOptions(factor=3, background="donor", batch_size=8, shard_items=8, seed=1)
     with pytest.raises(UserError) as error:
-        augment(runner.stub_model(), prepared, copied, options)
+        runner.augmented(runner.stub_model(), prepared, copied, options)
     assert "settings.seed: 0 -> 1" in str(error.value)
     assert "settings.factor" not in str(error.value)
     assert "\n" not in str(error.value)
@@ -219,7 +219,7 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(prepared, co
 )
 def test_a_bad_option_is_one_clear_line(prepared, tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        augment(runner.stub_model(), prepared, tmp_path / "out", AugmentOptions(**changes))
+        runner.augmented(runner.stub_model(), prepared, tmp_path / "out", AugmentOptions(**changes))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -229,16 +229,16 @@ def test_a_generator_that_has_seen_held_out_people_is_refused(prepared, tmp_path
     for splits in (("val",), ("train", "val"), ("train", "gallery"), ("query",)):
         model = runner.stub_model(people.identity_hash(*splits))
         with pytest.raises(UserError, match="trained on people that this data set holds out"):
-            augment(model, prepared, tmp_path / "out", AugmentOptions())
+            runner.augmented(model, prepared, tmp_path / "out", AugmentOptions())
     prepare_market1501(prepared.parent / "raw", tmp_path / "fewer_held_out", holdout=1, size=runner.SIZE)
     prepare_market1501(prepared.parent / "raw", tmp_path / "more_held_out", holdout=3, size=runner.SIZE)
     model = runner.stub_model(
         PackedPeople.open(tmp_path / "fewer_held_out" / "packed").identity_hash("train")
     )
     with pytest.raises(UserError, match="a holdout of 1 people"):
-        augment(model, tmp_path / "more_held_out", tmp_path / "out", AugmentOptions())
+        runner.augmented(model, tmp_path / "more_held_out", tmp_path / "out", AugmentOptions())
     model = runner.stub_model(people.identity_hash("train"))
-    report = augment(model, prepared, tmp_path / "good", AugmentOptions())
+    report = runner.augmented(model, prepared, tmp_path / "good", AugmentOptions())
     assert "not recorded" not in str(report)
     assert {row["trained_on"] for row in rows_of(tmp_path / "good")} == {people.identity_hash("train")}
 
@@ -247,7 +247,7 @@ def test_people_without_maps_or_with_one_image_are_told_in_one_line(tmp_path):
     root = runner.draw_data_set(tmp_path / "raw", 3, 1)
     prepare_market1501(root, tmp_path / "prepared", size=runner.SIZE)
     with pytest.raises(UserError, match="same_identity finds no donor") as error:
-        augment(
+        runner.augmented(
             runner.stub_model(),
             tmp_path / "prepared",
             tmp_path / "out",
@@ -257,7 +257,7 @@ def test_people_without_maps_or_with_one_image_are_told_in_one_line(tmp_path):
     bare = runner.draw_data_set(tmp_path / "bare", 3, 2, parsing=False)
     prepare_market1501(bare, tmp_path / "bare_prepared", size=runner.SIZE)
     with pytest.raises(UserError, match="parsing"):
-        augment(runner.stub_model(), tmp_path / "bare_prepared", tmp_path / "out", AugmentOptions())
+        runner.augmented(runner.stub_model(), tmp_path / "bare_prepared", tmp_path / "out", AugmentOptions())
     assert not (tmp_path / "out").exists()
 
 
@@ -266,12 +266,12 @@ def test_an_original_that_changed_is_named(tmp_path):
     victim = sorted((tmp_path / "raw" / "bounding_box_train").iterdir())[4]
     victim.write_bytes(victim.read_bytes() + b"\0")
     with pytest.raises(UserError, match=f"{victim.name}: changed since it was prepared"):
-        augment(runner.stub_model(), prepared, tmp_path / "out", AugmentOptions())
+        runner.augmented(runner.stub_model(), prepared, tmp_path / "out", AugmentOptions())
 
 
 def test_a_filter_s_scores_and_reasons_are_in_the_manifest(prepared, tmp_path):
     options = AugmentOptions(filters=FilterOptions(sharpness=True, sharpness_quantile=0.5))
-    report = augment(runner.stub_model(), prepared, tmp_path / "out", options)
+    report = runner.augmented(runner.stub_model(), prepared, tmp_path / "out", options)
     rows = rows_of(tmp_path / "out")
     fallen = [row for row in rows if not row["kept"]]
     assert 0 < len(fallen) < len(rows)
@@ -311,7 +311,7 @@ def test_forgetting_leaves_nothing_of_a_person_and_a_sound_set(prepared, copied)
     assert '"people": 2' in (copied / "removed.json").read_text()
     options = AugmentOptions(factor=3, background="donor", batch_size=8, shard_items=8)
     with pytest.raises(UserError, match="people were removed"):
-        augment(runner.stub_model(), prepared, copied, options)
+        runner.augmented(runner.stub_model(), prepared, copied, options)
 
 
 def test_forgetting_takes_hidden_leftovers_and_unlisted_pictures_and_names_trainings(
@@ -482,3 +482,28 @@ def test_every_kind_of_fault_is_found(copied, kind):
     assert set_faults(copied) == []
     fault_kinds()[kind](copied)
     assert set_faults(copied), kind
+
+
+def test_a_prepared_folder_opens_no_data_set_that_the_user_does_not_name(prepared, tmp_path, monkeypatch):
+    """A stranger's report.json may name any folder: it is shown in the advice and never looked into."""
+    foreign = Path(shutil.copytree(prepared, tmp_path / "foreign"))
+    victim = Path(shutil.copytree(prepared.parent / "raw", tmp_path / "my photos"))
+    report = json.loads((foreign / "report.json").read_text())
+    report["config"]["data_set"] = str(victim)
+    (foreign / "report.json").write_text(json.dumps(report))
+    opened = []
+    real_open = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest, **how: opened.append(path) or real_open(path, *rest, **how)
+    )
+    for how in ("link", "copy"):
+        with pytest.raises(UserError, match=f"add --images '{victim}'.*or --real none"):
+            runner.augmented(
+                runner.stub_model(), foreign, tmp_path / "out", AugmentOptions(real=how), images=None
+            )
+    with pytest.raises(UserError, match="no such folder"):
+        runner.augmented(
+            runner.stub_model(), foreign, tmp_path / "out", AugmentOptions(), images=tmp_path / "no"
+        )
+    assert not [path for path in opened if str(path).startswith(str(victim))]
+    assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.models.parsing_predictor import ParsingPredictor
 from reposer.runtime import setup
 
-OPTIONS = AugmentOptions(policy="other_camera", batch_size=2, shard_items=2)
+OPTIONS = AugmentOptions(policy="other_camera", real="none", batch_size=2, shard_items=2)
 
 
 def tree(folder: Path) -> dict[str, str]:

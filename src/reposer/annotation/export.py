@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from reposer.annotation.segmentation_model import SegmentationModel
-from reposer.config import save_config
+from reposer.config import config_bytes
 from reposer.errors import UserError
+from reposer.files import claim_outputs, holds_keys, is_older, write_output
 from reposer.models.onnx_export import export_module
 from reposer.models.parsing_network import parsing_network_from_run
 
@@ -28,6 +29,7 @@ def export_parser(run_dir: str | Path, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".onnx":
         raise UserError(f"{path}: not an .onnx file", "give a name that ends with .onnx")
+    claim_outputs(path.parent, [path.name, path.with_suffix(".json").name], older=_is_older(path))
     network, facts = parsing_network_from_run(run_dir)
     height, width = facts["size"]
     half = (0.5, 0.5, 0.5)  # model float: [-1, 1]
@@ -36,5 +38,10 @@ def export_parser(run_dir: str | Path, path: str | Path) -> Path:
         size=(height, width), labels="lip20", mean=half, std=half, sides="keypoints"
     )
     export_module(network, torch.zeros(2, 3, height, width), path, (INPUT, OUTPUT))
-    save_config(description, path.with_suffix(".json"))
+    write_output(path.with_suffix(".json"), config_bytes(description))
     return path
+
+
+def _is_older(path: Path) -> bool:
+    """Whether a description of this program's form lies beside the file, from before outputs were listed."""
+    return is_older(path.with_suffix(".json"), holds_keys("size", "labels", "mean", "std", "sides"))

@@ -44,6 +44,9 @@ def augment(
         typer.Option(min=0, max=1, callback=finite, help="Share of a person's images that is used."),
     ] = 1.0,
     budget_seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of that choice.")] = 0,
+    images: Annotated[
+        Path | None, typer.Option(help="The data set that --data was made of, for --real link and copy.")
+    ] = None,
     real: Annotated[str, typer.Option(help="Real images in the set: link, copy or none.")] = "link",
     filter_identity: Annotated[
         Path | None, typer.Option(help="Drop pictures that this Re-ID run does not take for their person.")
@@ -95,6 +98,7 @@ def augment(
             data,
             out,
             options,
+            images=images,
             predictor=predictor,
             parser=filter_pose,
             accept_licence=accept_licence,

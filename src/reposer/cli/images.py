@@ -97,6 +97,10 @@ def evaluate(
         )
         print(f"{out}: map_quality.json, .md, .parquet (per pair), maps.png")
         return
+    if reid:
+        from reposer.experiments.identity import claim_identity
+
+        claim_identity(out)
     generator = open_model(model)
     report = evaluate_model(
         generator,

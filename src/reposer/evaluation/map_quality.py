@@ -23,7 +23,7 @@ from reposer.data.parsing_scores import label_confusion, label_iou, mean_iou
 from reposer.errors import UserError
 from reposer.evaluation.image_quality import nearest_donors
 from reposer.evaluation.quality_report import ImageQualityReport, MetricInfo, MetricResult
-from reposer.files import write_atomic
+from reposer.files import claim_outputs, holds_keys, is_older, write_output
 from reposer.metrics.intervals import REPEATS, mean_interval
 from reposer.metrics.parsing_maps import garments_added, garments_kept, mask_iou
 from reposer.structures import NUM_LABELS, PairBatch
@@ -67,12 +67,24 @@ class MapQualityReport:
     def write(self, folder: Path) -> None:
         """Write map_quality.parquet (per pair), .md and, last, .json."""
         folder.mkdir(parents=True, exist_ok=True)
+        claim_maps(folder)
         content = pa.BufferOutputStream()
         pq.write_table(self.summary.per_image, content)
         text = json.dumps({**self.summary.to_dict(), "labels": self.labels}, indent=2, allow_nan=False)
-        write_atomic(folder / "map_quality.parquet", content.getvalue().to_pybytes())
-        write_atomic(folder / "map_quality.md", self.to_markdown().encode())
-        write_atomic(folder / "map_quality.json", text.encode())
+        write_output(folder / "map_quality.parquet", content.getvalue().to_pybytes())
+        write_output(folder / "map_quality.md", self.to_markdown().encode())
+        write_output(folder / "map_quality.json", text.encode())
+
+
+def claim_maps(folder: Path, *more: str) -> None:
+    """Refuse, before any work, to replace what no evaluation of maps wrote.
+
+    Raises:
+        UserError: as ``files.claim_outputs``.
+    """
+    older = is_older(folder / "map_quality.json", holds_keys("settings", "metrics", "rows", "labels"))
+    names = [f"map_quality.{suffix}" for suffix in ("parquet", "md", "json")]
+    claim_outputs(folder, [*names, *more], older=older)
 
 
 def evaluate_maps(

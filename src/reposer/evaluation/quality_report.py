@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reposer.files import write_atomic
+from reposer.files import claim_outputs, holds_keys, is_older, write_output
 
 SCHEMA_VERSION = 1
 
@@ -79,12 +79,13 @@ class ImageQualityReport:
         """Write image_quality.json, .md and .parquet (per image); each appears complete or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        claim_quality(folder)
         content = pa.BufferOutputStream()
         pq.write_table(self.per_image, content)
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        write_atomic(folder / "image_quality.parquet", content.getvalue().to_pybytes())
-        write_atomic(folder / "image_quality.md", self.to_markdown().encode())
-        write_atomic(folder / "image_quality.json", text.encode())  # last: it says that the rest is there
+        write_output(folder / "image_quality.parquet", content.getvalue().to_pybytes())
+        write_output(folder / "image_quality.md", self.to_markdown().encode())
+        write_output(folder / "image_quality.json", text.encode())  # last: it says that the rest is there
 
     def _warnings(self) -> list[str]:
         """Notes and left-out images, each once with the methods that it concerns."""
@@ -103,6 +104,17 @@ class ImageQualityReport:
             f"- {text}" + ("" if who == every else f" ({', '.join(who)})") for text, who in concerned.items()
         ]
         return ["", "Notes:", "", *lines]
+
+
+def claim_quality(folder: Path, *more: str) -> None:
+    """Refuse, before any work, to replace what no evaluation wrote.
+
+    Raises:
+        UserError: as ``files.claim_outputs``.
+    """
+    older = is_older(folder / "image_quality.json", holds_keys("settings", "metrics", "rows"))
+    names = [f"image_quality.{suffix}" for suffix in ("parquet", "md", "json")]
+    claim_outputs(folder, [*names, *more], older=older)
 
 
 def _cell(cell: MetricResult | None) -> str:

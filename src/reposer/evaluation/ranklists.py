@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reposer.errors import UserError
 from reposer.evaluation.reid_comparison import ReidReport
-from reposer.files import write_atomic
+from reposer.files import remove_output, write_output
 from reposer.images import encode_png
 from reposer.metrics.retrieval import QueryScores
 from reposer.reid.search import search
@@ -116,7 +116,8 @@ def write_rank_lists(
 ) -> list[Path]:
     """Write ranklist_best.png, ranklist_worst.png and ranklist_failed.png of one row of a report.
 
-    A kind without queries (nothing failed) has no file; one of an earlier report is removed.
+    A kind without queries (nothing failed) has no file; one of an earlier report, as it was
+    written, is removed.
 
     Args:
         method: a row of the report: a distance, a learned method, either one re-ranked.
@@ -136,11 +137,11 @@ def write_rank_lists(
         path = folder / f"ranklist_{kind}.png"
         rows = choose_queries(report.results[method].scores, query.pids, kind, count)
         if not len(rows):
-            path.unlink(missing_ok=True)
+            remove_output(path)
             continue
         ranking = rank_list(query, gallery, report, method, rows, top, unit)
         sheet = draw_sheet(query, gallery, rows, ranking, picture, report.results[method].scores)
-        write_atomic(path, encode_png(sheet))
+        write_output(path, encode_png(sheet))
         written.append(path)
     return written
 

@@ -23,7 +23,7 @@ from reposer.evaluation.reidentification import (
     evaluate_reid,
     mean_over_splits,
 )
-from reposer.files import write_atomic
+from reposer.files import claim_outputs, holds_keys, is_older, write_output
 from reposer.metrics.retrieval import JUNK, NoMatch
 from reposer.metrics.verification import FALSE_RATES
 from reposer.reid.distances import DISTANCES
@@ -103,9 +103,20 @@ class ReidReport:
         """Write reidentification.md and .json; each appears complete or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        claim_reid(folder)
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        write_atomic(folder / "reidentification.md", self.to_markdown().encode())
-        write_atomic(folder / REPORT_FILE, text.encode())
+        write_output(folder / "reidentification.md", self.to_markdown().encode())
+        write_output(folder / REPORT_FILE, text.encode())
+
+
+def claim_reid(folder: Path, *more: str) -> None:
+    """Refuse, before any work, to replace what no Re-ID evaluation wrote.
+
+    Raises:
+        UserError: as ``files.claim_outputs``.
+    """
+    older = is_older(folder / REPORT_FILE, holds_keys("methods", "missing", "protocol"))
+    claim_outputs(folder, ["reidentification.md", REPORT_FILE, *more], older=older)
 
 
 def compare_methods(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from reposer.evaluation.significance import Difference
 from reposer.experiments.study.table import LATEX, MARKDOWN, PARQUET, p_text, tex
-from reposer.files import write_atomic
+from reposer.files import write_output
 
 _ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -38,12 +38,12 @@ def write_ablation_table(folder: Path, rows: Sequence[AblationRow], notes: Seque
     """Write table.parquet, table.md and table.tex into ``folder``; each appears whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(_long(rows), sink)
-    write_atomic(folder / PARQUET, sink.getvalue().to_pybytes())
+    write_output(folder / PARQUET, sink.getvalue().to_pybytes())
     header, cells = cells_of(rows)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *cells]
     table = ["| " + " | ".join(line) + " |" for line in lines]
-    write_atomic(folder / MARKDOWN, ("\n".join([*table, "", *(f"- {n}" for n in notes)]) + "\n").encode())
-    write_atomic(folder / LATEX, _latex(header, cells).encode())
+    write_output(folder / MARKDOWN, ("\n".join([*table, "", *(f"- {n}" for n in notes)]) + "\n").encode())
+    write_output(folder / LATEX, _latex(header, cells).encode())
 
 
 def cells_of(rows: Sequence[AblationRow]) -> tuple[list[str], list[list[str]]]:

@@ -27,13 +27,14 @@ from reposer.experiments.ablation_table import AblationCell, AblationRow, cells_
 from reposer.experiments.image_evaluation import evaluate_model
 from reposer.experiments.presets import find_preset
 from reposer.experiments.stages import Stage, StageCache, in_order, seal_study
-from reposer.experiments.study.config import STUDY_FILE, save_study
+from reposer.experiments.study.config import STUDY_FILE, claim_study, save_study
+from reposer.experiments.study.table import TABLES
 from reposer.experiments.workers import make_all
 from reposer.files import sha256_file
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.paths import check_name
 from reposer.runtime import setup
-from reposer.sections import Fold, Picture, Section, Table, write_sections
+from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, write_sections
 from reposer.tables import read_table
 from reposer.training.gan import train
 from reposer.training.gan_config import GanConfig
@@ -116,6 +117,7 @@ def run_ablations(config: AblationConfig, out: Path, *, workers: int = 1) -> Pat
         UserError: what is wrong with the data, the weights of the perceptual loss, the settings, or a stage.
     """
     trials = list(_trials(config, out))
+    claim_study(out, (*TABLES, SECTIONS_FILE))
     out.mkdir(parents=True, exist_ok=True)
     save_study(config, out)
     make_all(out, plan_ablations, workers=workers, threads=config.threads)

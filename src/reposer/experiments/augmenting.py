@@ -23,6 +23,7 @@ def augment_prepared(
     out: Path,
     options: AugmentOptions,
     *,
+    images: Path | None,
     predictor: str | None,
     parser: str | None,
     accept_licence: bool,
@@ -34,6 +35,7 @@ def augment_prepared(
 
     Args:
         model: as ``open_model`` knows it.
+        images: the data set, for real images beside the generated ones.
         predictor: of target maps, as ``MapPredictor.open`` knows it; None: the donors' maps are used.
         parser: as ``open_parser`` knows it, for the filter of poses.
         accept_licence: of the parser's weights.
@@ -56,6 +58,7 @@ def augment_prepared(
             prepared,
             out,
             options,
+            images=images,
             processes=processes,
             parser=open_parser(parser, accept_licence=accept_licence) if parser else None,
             on_progress=show,

@@ -19,7 +19,7 @@ from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
 from reposer.experiments.reid_rows import GALLERY, QUERY, check_data, tested_rows, training_note
-from reposer.files import write_atomic
+from reposer.files import claim_outputs, holds_keys, is_older, write_output
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.models.embedding_files import embedding_from_run
 from reposer.models.pretrained import EmbeddingInfo
@@ -28,6 +28,7 @@ from reposer.structures import FeatureSet
 
 REAL, OWN_POSE, OTHER_POSE = "real queries", "generated, own pose", "generated, another person's pose"
 BATCH = 64
+IDENTITY = "identity.json"
 
 
 def identity_kept(
@@ -76,6 +77,7 @@ def measure_identity(
         UserError: as :func:`identity_kept`; the network was trained on the people it is tested on, or the
             folder was prepared anew since.
     """
+    claim_identity(out)
     embedding, info = embedding_from_run(reid_run)
     people = PackedPeople.open(prepared / PACKED)
     check_data(people, reid_run)
@@ -83,6 +85,15 @@ def measure_identity(
     training_note(info, people, {QUERY: query, GALLERY: gallery})  # refuses test people that it has learned
     results = identity_kept(model, embedding, people, background=background)
     return write_identity(out, results, info)
+
+
+def claim_identity(out: Path) -> None:
+    """Refuse, before any work, to replace an identity.json that no evaluation wrote.
+
+    Raises:
+        UserError: as ``files.claim_outputs``.
+    """
+    claim_outputs(out, [IDENTITY], older=is_older(out / IDENTITY, holds_keys("embedding", "rows")))
 
 
 def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInfo) -> str:
@@ -102,7 +113,8 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
         "rows": {r: v.to_json() for r, v in results.items()},
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "identity.json", json.dumps(document, indent=1).encode())
+    claim_identity(out)
+    write_output(out / IDENTITY, json.dumps(document, indent=1).encode())
     return "\n".join(lines)
 
 

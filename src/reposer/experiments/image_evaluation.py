@@ -16,8 +16,8 @@ from reposer.data.parsing import colorize
 from reposer.data.preparing.prepare import PACKED, PAIRS
 from reposer.errors import UserError
 from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
-from reposer.evaluation.quality_report import ImageQualityReport
-from reposer.files import write_atomic
+from reposer.evaluation.quality_report import ImageQualityReport, claim_quality
+from reposer.files import write_output
 from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.shipped import GENERATORS
@@ -28,6 +28,7 @@ from reposer.runtime import Runtime
 from reposer.structures import PairBatch
 
 PREDICTED = "model, predicted maps"
+PICTURE = "people.png"
 GRID_PEOPLE = 64  # pairs in the picture, evenly spread over the list
 GRID_TITLES = ("source", "target map", "generated", "true target")
 
@@ -79,6 +80,7 @@ def evaluate_model(
             or a detector that no metric reads.
     """
     _check_detector(metrics, detector)
+    claim_quality(out, PICTURE)
     people = PackedPeople.open(prepared / PACKED)
     if people.size != model.size:
         raise UserError(
@@ -102,7 +104,7 @@ def evaluate_model(
         detector=detector,
     )
     report.write(out)
-    write_atomic(out / "people.png", encode_png(pairs_grid(model, people, pairs)))
+    write_output(out / PICTURE, encode_png(pairs_grid(model, people, pairs)))
     return report
 
 

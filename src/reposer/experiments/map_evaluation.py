@@ -12,9 +12,9 @@ from reposer.data.packed import PackedPeople
 from reposer.data.parsing import colorize
 from reposer.data.preparing.prepare import PACKED, PAIRS
 from reposer.errors import UserError
-from reposer.evaluation.map_quality import MapQualityReport, Maps, evaluate_maps
+from reposer.evaluation.map_quality import MapQualityReport, Maps, claim_maps, evaluate_maps
 from reposer.experiments.image_evaluation import GRID_PEOPLE, read_named_pairs
-from reposer.files import write_atomic
+from reposer.files import write_output
 from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.shipped import PREDICTOR
 from reposer.grids import draw_grid
@@ -54,6 +54,7 @@ def evaluate_predictor(
     Raises:
         UserError: no pairs, unknown names, or another image size.
     """
+    claim_maps(out, "maps.png")
     people = PackedPeople.open(prepared / PACKED)
     if tuple(people.size) != tuple(predictor.config.size):
         raise UserError(
@@ -69,7 +70,7 @@ def evaluate_predictor(
     training = np.flatnonzero(people.splits == "train")
     report = evaluate_maps({"predictor": predict}, people, pairs, training=training)
     report.write(out)
-    write_atomic(out / "maps.png", encode_png(_grid(predictor, people, pairs)))
+    write_output(out / "maps.png", encode_png(_grid(predictor, people, pairs)))
     return report
 
 

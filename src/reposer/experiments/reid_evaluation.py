@@ -23,6 +23,7 @@ from reposer.evaluation.reid_comparison import (
     EXPANDED,
     LEARNERS,
     ReidReport,
+    claim_reid,
     compare_methods,
     mean_report,
     row_names,
@@ -31,7 +32,7 @@ from reposer.evaluation.reid_protocols import MARKET, ReidProtocol, fold_sets
 from reposer.evaluation.reidentification import Expansion, Rerank
 from reposer.experiments.reid_features import crop_features, kept_features, open_embedding
 from reposer.experiments.reid_rows import CROPS, GALLERY, QUERY, TRAIN, check_data, chosen_rows, training_note
-from reposer.files import write_atomic
+from reposer.files import remove_output, write_output
 from reposer.folder_lock import locked
 from reposer.images import decode
 from reposer.metrics.retrieval import NoMatch
@@ -94,6 +95,7 @@ def evaluate_network(
         raise UserError(
             "multi-query needs the crops and a way to pool them", "give --multi-query and --crops"
         )
+    _claim(out, options)
     runtime = setup(device=device, threads=threads, seed=options.seed)
     people = PackedPeople.open(prepared / PACKED)
     check_data(people, model)
@@ -253,6 +255,8 @@ def score_sets(
         facts: for the settings of the report.
         notes: come before the report's own.
     """
+    if out is not None:
+        _claim(out, options)
     query, told = sets[QUERY], list(notes)
     if options.multi_query:
         if CROPS not in sets:
@@ -303,7 +307,8 @@ def write_report_folder(
         the report with the pictures' names and captions.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "cmc.png", draw_cmc(report))
+    _claim(out, options)
+    write_output(out / "cmc.png", draw_cmc(report))
     pictures = {"cmc.png": "Share of queries whose first match stands at a rank or before it."}
     if tested is not None and picture is not None:
         why = _no_rank_lists(report, options)
@@ -316,21 +321,28 @@ def write_report_folder(
             pictures[path.name] = f"Rank lists, {options.rank_lists}: {_KINDS[kind]}."
         if why:
             for kind in _KINDS:  # those of an earlier report
-                (out / f"ranklist_{kind}.png").unlink(missing_ok=True)
+                remove_output(out / f"ranklist_{kind}.png")
             report = replace(report, notes=(*report.notes, f"No rank lists are drawn: {why}."))
     if options.feature_map and tested is not None:
         name = f"map_{options.feature_map}.png"
-        write_atomic(out / name, draw_map(_joined(*tested), options.feature_map, options.seed))
+        write_output(out / name, draw_map(_joined(*tested), options.feature_map, options.seed))
         pictures[name] = (
             f"{options.feature_map} map of the features of queries and gallery: neighborhoods mean something,"
             " sizes and distances of clusters do not."
         )
     content = pa.BufferOutputStream()
     pq.write_table(_per_query(report), content)
-    write_atomic(out / PER_QUERY, content.getvalue().to_pybytes())
+    write_output(out / PER_QUERY, content.getvalue().to_pybytes())
     report = replace(report, pictures=pictures)
     report.write(out)
     return report
+
+
+def _claim(out: Path, options: ReidOptions) -> None:
+    """Refuse, before any work, to replace what no Re-ID evaluation wrote."""
+    pictures = ["cmc.png", *(f"ranklist_{kind}.png" for kind in _KINDS)]
+    pictures += [f"map_{options.feature_map}.png"] if options.feature_map else []
+    claim_reid(out, PER_QUERY, *pictures)
 
 
 def _no_rank_lists(report: ReidReport, options: ReidOptions) -> str:

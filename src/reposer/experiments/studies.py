@@ -9,13 +9,15 @@ from pathlib import Path
 from reposer.config import apply_overrides
 from reposer.errors import UserError
 from reposer.experiments.stages import seal_study
-from reposer.experiments.study.config import STUDYS, Arm, StudyConfig, save_study
+from reposer.experiments.study.config import STUDYS, Arm, StudyConfig, claim_study, save_study
+from reposer.experiments.study.mistakes_table import WRITTEN
 from reposer.experiments.study.plan import StudyPlan, plan_stages, read_scores
 from reposer.experiments.study.presets import EXTRA_ARMS, find_study
-from reposer.experiments.study.report import study_notes, write_report_parts
+from reposer.experiments.study.report import PICTURES, study_notes, write_report_parts
 from reposer.experiments.study.results import ArmResult, Block, summarize_block
-from reposer.experiments.study.table import write_tables
+from reposer.experiments.study.table import TABLES, write_tables
 from reposer.experiments.workers import make_all
+from reposer.sections import SECTIONS_FILE
 
 
 def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
@@ -32,6 +34,7 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
         UserError: what is wrong with the data, generator, settings, or a stage.
     """
     StudyPlan(study, out)  # refuses what cannot be run before anything is written
+    claim_study(out, (*TABLES, *WRITTEN, SECTIONS_FILE), out / PICTURES)
     out.mkdir(parents=True, exist_ok=True)
     save_study(study, out)
     make_all(out, plan_stages, workers=workers, threads=study.threads)

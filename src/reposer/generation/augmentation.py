@@ -52,6 +52,7 @@ def augment(
     out: str | Path,
     options: AugmentOptions,
     *,
+    images: str | Path | None = None,
     processes: int = 1,
     parser: Parser | None = None,
     on_progress: Progress = None,
@@ -65,6 +66,8 @@ def augment(
         prepared: of ``reposer prepare``, at the generator's size.
         out: new, empty, or the folder of the same job, which then goes on where it stopped.
         options: what to make.
+        images: the data set that ``prepared`` was made of, for ``options.real`` "link" and "copy":
+            a folder that a file names is not opened.
         processes: that generate side by side, each with the threads of ``pose_transfer.runtime``.
         parser: for the filter of poses; with several processes it is pickled.
         on_progress: called with (pictures done, pictures in all).
@@ -90,9 +93,10 @@ def augment(
     if options.filters is not None:
         picture_filter = PictureFilter.fit(people, rows, options.filters, parser=parser)
     job = AugmentedPictures(pose_transfer, people, options, plan, picture_filter).job()
+    root = None if images is None else Path(images)
+    real = RealImages.of(prepared, people, rows.tolist(), root, options.real)
     if runtime.rank:
         return help_ranks(out, job, runtime, options.encoders)
-    real = RealImages.of(prepared, people, rows.tolist())
 
     def before(report: WriteReport) -> None:
         refuse_removed(out)

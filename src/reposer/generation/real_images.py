@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from reposer.errors import UserError
 from reposer.files import disk_faults, sha256_bytes, sha256_file, sync_folder, write_atomic
 from reposer.generation.real_list import COLUMNS, REAL, REAL_ROWS, SOURCE, real_faults
 from reposer.images import MAX_FILE_BYTES, without_metadata
-from reposer.paths import contained, made_folder, read_regular, require_regular, unlinked
+from reposer.paths import contained, made_folder, printable, read_regular, require_regular, unlinked
 
 PLACEMENTS = ("link", "copy", "none")
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)  # another disk, or one without links
@@ -29,20 +30,24 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)  # another d
 class RealImages:
     """The real images that are enlarged, in the order of the prepared folder."""
 
-    root: Path  # of the data set
+    root: Path | None  # of the data set, as the user named it; None: the images are only listed
     paths: tuple[str, ...]  # relative to ``root``
     rows: tuple[dict[str, Any], ...]  # file (the image's name), sha256, pid, camid
 
     @classmethod
-    def of(cls, prepared: Path, people: PackedPeople, rows: Sequence[int]) -> RealImages:
+    def of(
+        cls, prepared: Path, people: PackedPeople, rows: Sequence[int], root: Path | None, how: str
+    ) -> RealImages:
         """Of the chosen rows of the packed people of a prepared folder.
 
+        Args:
+            root: the data set; only what the user names is opened, never what the prepared folder names.
+            how: as of :meth:`place`.
+
         Raises:
-            UserError: the prepared folder does not say where its images are, or two share a name.
+            UserError: no data set is named and one is needed, or two images share a name.
         """
-        root = read_json(prepared / REPORT).get("config", {}).get("data_set")
-        if not isinstance(root, str):
-            raise UserError(f"{prepared / REPORT}: does not name the data set", "prepare it again")
+        _require_root(prepared, root, how)
         paths = {record.name: record.path for record in read_manifest(prepared / MANIFEST)}
         names = [people.names[row] for row in rows]
         same = collisions(names)
@@ -57,7 +62,7 @@ class RealImages:
             }
             for row in rows
         )
-        return cls(Path(root), tuple(paths[name] for name in names), tuple(listed))
+        return cls(root, tuple(paths[name] for name in names), tuple(listed))
 
     def place(self, out: Path, how: str) -> list[str]:
         """Put them into ``out/real`` and list them; what is there already and right stays. For who holds the
@@ -70,7 +75,7 @@ class RealImages:
             Notes for the user.
 
         Raises:
-            UserError: an image is missing or changed since it was prepared.
+            UserError: no data set was named, or an image is missing or changed since it was prepared.
             DiskError: the disk refuses.
         """
         if is_sealed(out / REAL_ROWS) and not real_faults(out, how):
@@ -79,6 +84,8 @@ class RealImages:
         rows = list(self.rows)
         notes: list[str] = []
         if how != "none":
+            if self.root is None:
+                raise UserError("real images need the data set", "name its folder")
             made_folder(out, REAL)
             for number, (path, row) in enumerate(zip(self.paths, self.rows, strict=True)):
                 source = contained(self.root, path)
@@ -96,6 +103,26 @@ class RealImages:
             rows = [{**row, SOURCE[0]: before["sha256"]} for row, before in pairs]
         write_part(out / REAL_ROWS, rows, columns, synthetic=False)
         return notes
+
+
+def _require_root(prepared: Path, root: Path | None, how: str) -> None:
+    """Refuse to look for real images where a file says they are: only the user can name that folder.
+
+    Raises:
+        UserError: no folder is named, or it is not there; says what to add to the command.
+    """
+    if how == "none":
+        return
+    if root is None:
+        recorded = read_json(prepared / REPORT).get("config", {}).get("data_set")
+        known = isinstance(recorded, str) and recorded.isprintable()
+        place = shlex.quote(recorded) if known else "FOLDER"
+        raise UserError(
+            f"real images are put beside the generated ones ({how}) from a folder that you name",
+            f"add --images {place} if that is your data set, or --real none",
+        )
+    if not root.is_dir():
+        raise UserError(f"{printable(root)}: no such folder", "give the data set with --images")
 
 
 def _place(

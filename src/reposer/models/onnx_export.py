@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reposer.errors import UserError
-from reposer.files import write_atomic
+from reposer.files import write_output
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -62,7 +62,7 @@ def export_module(
         )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data)
+    write_output(path, data)
     return difference
 
 

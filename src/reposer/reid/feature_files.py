@@ -81,8 +81,15 @@ def read_features(path: Path | str, labels: Path | None = None) -> dict[str, Fea
     return sets
 
 
-def write_features(path: Path | str, sets: dict[str, FeatureSet]) -> None:
-    """Write sets by split name as .npz or .parquet (the path's suffix decides), whole or not at all."""
+def write_features(
+    path: Path | str,
+    sets: dict[str, FeatureSet],
+    write: Callable[[Path, bytes | memoryview], None] = write_atomic,
+) -> None:
+    """Write sets by split name as .npz or .parquet (the path's suffix decides), whole or not at all.
+
+    ``write`` puts the bytes there: ``files.write_output`` replaces only what a command wrote.
+    """
     path = Path(path)
     sizes = {features.features.shape[1] for features in sets.values()}
     if len(sizes) != 1:
@@ -105,13 +112,13 @@ def write_features(path: Path | str, sets: dict[str, FeatureSet]) -> None:
     if path.suffix.lower() == ".npz":
         content = io.BytesIO()
         np.savez(content, **columns)  # type: ignore[arg-type]  # its allow_pickle stays as it is
-        write_atomic(path, content.getbuffer())
+        write(path, content.getbuffer())
     elif path.suffix.lower() == ".parquet":
         features = columns.pop("features")
         rows = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({"features": rows, **columns}), sink)
-        write_atomic(path, sink.getvalue().to_pybytes())
+        write(path, sink.getvalue().to_pybytes())
     else:
         raise UserError(f"{path}: features are written to .npz and .parquet files", "choose one of the two")
 

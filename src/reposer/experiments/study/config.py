@@ -6,16 +6,18 @@ an arm differs from another only in the images that these steps see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from reposer.config import Config, apply_overrides, differences, load_config, save_config
+from reposer.config import Config, apply_overrides, config_bytes, differences, load_config
 from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.experiments.reid_presets import REID_PRESETS
 from reposer.experiments.study.painters import Painter, ParserChoice
+from reposer.files import claim_outputs, holds_keys, is_older, write_output
 from reposer.paths import check_name
 from reposer.reid.distances import DISTANCES
 from reposer.training.reid_config import ReidConfig
@@ -189,6 +191,23 @@ class StudyConfig(Config):
         return self.changed(arms=arms, controls=tuple(name for name in self.controls if name in names))
 
 
+def claim_study(out: Path, names: Sequence[str], pictures: Path | None = None) -> None:
+    """Refuse, before any work, to replace tables and pictures that no study wrote.
+
+    Args:
+        out: of the study.
+        names: of the files that it writes there.
+        pictures: a folder whose pictures are the study's, where an earlier version wrote them.
+
+    Raises:
+        UserError: as ``files.claim_outputs``.
+    """
+    older = is_older(out / STUDY_FILE, holds_keys("data", "arms"))
+    claim_outputs(out, names, older=older)
+    for folder in (pictures, *pictures.glob("*/")) if older and pictures is not None else ():
+        claim_outputs(folder, [path.name for path in folder.glob("*.png")], older=True)
+
+
 def save_study(study: Config, out: Path) -> None:
     """Keep the configuration as ``out``/study.json.
 
@@ -197,7 +216,7 @@ def save_study(study: Config, out: Path) -> None:
     """
     path = out / STUDY_FILE
     if not path.exists():
-        save_config(study, path)
+        write_output(path, config_bytes(study))
         return
     changed = differences(load_config(type(study), path), study)  # fields of later versions: their defaults
     if changed:

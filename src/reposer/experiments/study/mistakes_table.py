@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 
 from reposer.experiments.study.mistakes import FACTORS, MISTAKES, PICTURES
 from reposer.experiments.study.plan import StudyPlan
-from reposer.files import write_atomic
+from reposer.files import write_output
 from reposer.metrics.intervals import mean_interval
 from reposer.sections import Section, Table
 from reposer.tables import read_table
 
 MARKDOWN, PARQUET = "mistakes.md", "mistakes.parquet"
+WRITTEN = (MARKDOWN, PARQUET)
 TITLE = "Which pictures are mistaken for another person?"
 ALL = "all"
 _WORDS = {
@@ -51,7 +52,7 @@ def write_mistakes(plan: StudyPlan, root: Path) -> Section | None:
         return None
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), sink)
-    write_atomic(root / PARQUET, sink.getvalue().to_pybytes())
+    write_output(root / PARQUET, sink.getvalue().to_pybytes())
     text = [
         "Share of pictures whose nearest real training image, the source left out, shows another person,"
         " under the network of the first seed that was trained on the budget's real images only; 95 %"
@@ -65,7 +66,7 @@ def write_mistakes(plan: StudyPlan, root: Path) -> Section | None:
     for table in tables:
         lines = [table.columns, ["---"] * len(table.columns), *table.rows]
         parts += [f"## {table.caption}", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
-    write_atomic(root / MARKDOWN, ("\n\n".join(parts) + "\n").encode())
+    write_output(root / MARKDOWN, ("\n\n".join(parts) + "\n").encode())
     return Section(TITLE, text, tables=tables)
 
 

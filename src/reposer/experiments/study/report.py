@@ -27,7 +27,7 @@ from reposer.experiments.study.stages import (
     score_features,
 )
 from reposer.experiments.study.table import Results, block_cells, title_of, what_was_found
-from reposer.files import write_atomic
+from reposer.files import write_output
 from reposer.grids import draw_grid
 from reposer.images import decode, encode_png
 from reposer.paths import contained, made_folder, unlinked
@@ -123,7 +123,7 @@ def _block_sections(plan: StudyPlan, results: Results, root: Path) -> list[Secti
         header, *rows = ([_in_lines(cell) for cell in cells] for cells in _whole_table(arms))
         curves = {arm.arm: _mean_curve(plan, block, arm.arm) for arm in arms}
         name = f"{PICTURES}/cmc_{number:02d}.png"
-        write_atomic(unlinked(root, name), draw_curves(curves, "arm"))
+        write_output(unlinked(root, name), draw_curves(curves, "arm"))
         picture = Picture("Share of queries whose person is found by that rank, mean over seeds.", name)
         sections.append(Section(title_of(block), pictures=[picture], tables=[Table(header, rows)]))
     return sections
@@ -197,7 +197,7 @@ def _draw_pictures(plan: StudyPlan, part: Coverage, kept: bool, path: Path) -> b
             [source, donor, decode(contained(folder, f"{IMAGES}/{table['file'][row].as_py()}"), folder)]
         )
     titles = ["source", "donor", "picture"]
-    write_atomic(path, encode_png(draw_grid(lines, titles, scale=1, groups=4)))
+    write_output(path, encode_png(draw_grid(lines, titles, scale=1, groups=4)))
     return True
 
 

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 
 from reposer.evaluation.significance import holm
 from reposer.experiments.study.results import ArmResult, Block, Comparison
-from reposer.files import write_atomic
+from reposer.files import write_output
 
 Results = Mapping[Block, Sequence[ArmResult]]
 PARQUET, MARKDOWN, LATEX = "table.parquet", "table.md", "table.tex"
+TABLES = (PARQUET, MARKDOWN, LATEX)
 SHOWN = ("rank1", "mAP_step", "mAP_trapezoid")
 _LABELS = {"rank1": "rank-1", "mAP_step": "mAP (step)", "mAP_trapezoid": "mAP (trapezoid)"}
 _ALPHA = 0.05  # a star in LaTeX: below it after Holm's adjustment
@@ -25,9 +26,9 @@ def write_tables(folder: Path, results: Results, notes: Sequence[str]) -> None:
     """Write table.parquet, table.md and table.tex into ``folder``; each appears whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(long_table(results), sink)
-    write_atomic(folder / PARQUET, sink.getvalue().to_pybytes())
-    write_atomic(folder / MARKDOWN, to_markdown(results, notes).encode())
-    write_atomic(folder / LATEX, to_latex(results).encode())
+    write_output(folder / PARQUET, sink.getvalue().to_pybytes())
+    write_output(folder / MARKDOWN, to_markdown(results, notes).encode())
+    write_output(folder / LATEX, to_latex(results).encode())
 
 
 def long_table(results: Results) -> pa.Table:
