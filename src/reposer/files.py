@@ -185,8 +185,7 @@ def claim_outputs(folder: Path, names: Iterable[str], *, older: bool = False) ->
     """Refuse to replace files which no command of this program wrote; called before the work that ends there.
 
     Args:
-        folder: need not exist.
-        names: of the files to come.
+        folder: need not exist; ``names``: of the files to come in it.
         older: what bears these names is the command's, of a version without lists (:func:`is_older`).
 
     Raises:
