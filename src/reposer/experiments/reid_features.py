@@ -19,7 +19,7 @@ from reposer.data.layouts.market_names import parse_name
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.experiments.reid_rows import Rows
-from reposer.files import claim_outputs, holds_keys, is_older, sha256_bytes, sha256_file, write_output
+from reposer.files import claim_outputs, holds_keys, is_older, sha256_bytes, sha256_file, write_atomic
 from reposer.generation.export import weights_hash
 from reposer.generation.inputs import resize
 from reposer.images import decode
@@ -63,8 +63,8 @@ def kept_features(
         "settings": embedding.info.embedding,
         "images": people.header["sha256"],
     }
-    older = is_older(folder / ORIGIN, holds_keys(*origin, "sets", "sha256"))
-    claim_outputs(folder, [FEATURES, ORIGIN], older=older)
+    if not is_older(folder / ORIGIN, holds_keys(*origin, "sets", "sha256")):  # damaged: made anew
+        claim_outputs(folder, [FEATURES, ORIGIN])
     digests = {name: sha256_bytes(chosen.tobytes()) for name, chosen in rows.items()}
     sets, known = _read_kept(folder, origin)
     missing = [name for name in rows if known.get(name) != digests[name]]
@@ -72,9 +72,9 @@ def kept_features(
         sets[name] = _extract(embedding, people, rows[name], name)
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        write_features(folder / FEATURES, sets, write_output)
+        write_features(folder / FEATURES, sets)
         record = origin | {"sets": known | digests, "sha256": sha256_file(folder / FEATURES)}
-        write_output(folder / ORIGIN, json.dumps(record, indent=1).encode())
+        write_atomic(folder / ORIGIN, json.dumps(record, indent=1).encode())
     return {name: sets[name] for name in rows}
 
 

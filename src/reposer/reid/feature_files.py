@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +80,8 @@ def read_features(path: Path | str, labels: Path | None = None) -> dict[str, Fea
     return sets
 
 
-def write_features(
-    path: Path | str,
-    sets: dict[str, FeatureSet],
-    write: Callable[[Path, bytes | memoryview], None] = write_atomic,
-) -> None:
-    """Write sets by split name as .npz or .parquet (the path's suffix decides), whole or not at all.
-
-    ``write`` puts the bytes there: ``files.write_output`` replaces only what a command wrote.
-    """
+def write_features(path: Path | str, sets: dict[str, FeatureSet]) -> None:
+    """Write sets by split name as .npz or .parquet (the path's suffix decides), whole or not at all."""
     path = Path(path)
     sizes = {features.features.shape[1] for features in sets.values()}
     if len(sizes) != 1:
@@ -112,13 +104,13 @@ def write_features(
     if path.suffix.lower() == ".npz":
         content = io.BytesIO()
         np.savez(content, **columns)  # type: ignore[arg-type]  # its allow_pickle stays as it is
-        write(path, content.getbuffer())
+        write_atomic(path, content.getbuffer())
     elif path.suffix.lower() == ".parquet":
         features = columns.pop("features")
         rows = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({"features": rows, **columns}), sink)
-        write(path, sink.getvalue().to_pybytes())
+        write_atomic(path, sink.getvalue().to_pybytes())
     else:
         raise UserError(f"{path}: features are written to .npz and .parquet files", "choose one of the two")
 
