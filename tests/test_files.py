@@ -430,3 +430,20 @@ def test_outputs_of_versions_without_lists_are_known_by_their_form(tmp_path: Pat
     write_output(picture, b"another")
     write_output(report, b'{"rows": 1, "metrics": 2}')
     assert not is_older(report, form)  # listed: what else bears these names is somebody's
+
+
+def test_writers_side_by_side_lose_no_entry_of_the_list(tmp_path: Path) -> None:
+    """Processes that write other files, and the same one, of a folder at once: each is still known after."""
+    program = (
+        "import sys; from pathlib import Path; from reposer.files import write_output\n"
+        "for n in range(25):\n"
+        "    write_output(Path(sys.argv[1]) / f'{sys.argv[2]}_{n}', b'x')\n"
+        "    write_output(Path(sys.argv[1]) / 'both', f'{sys.argv[2]} {n}'.encode())\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name]) for name in "abc"]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    names = [f"{name}_{n}" for name in "abc" for n in range(25)]
+    assert _names(tmp_path) == {*names, "both", OUTPUTS}
+    claim_outputs(tmp_path, [*names, "both"])
+    listed = json.loads((tmp_path / OUTPUTS).read_text())
+    assert listed["both"][0] == sha256_file(tmp_path / "both")

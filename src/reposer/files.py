@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from reposer.errors import UserError
+from reposer.folder_lock import in_turn
 from reposer.paths import printable, read_regular
 
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{8}$")
 OUTPUTS = ".reposer-outputs.json"  # what commands wrote into a folder: name -> sha256, the newest first
+_TURN = f".{OUTPUTS}.tmp-00000000"  # a temporary: swept when its holder was killed
 _MAX_JSON = 2**26  # bytes that are read of a JSON file
 _CHUNK = 1 << 20  # bytes for one read or write call
 _MOMENT = 2.0  # seconds between the making of a temporary and its lock, at the very most
-
 # What to do about each fault; other OSErrors are programming errors and pass unchanged.
 _DISK_FAULTS = {
     errno.ENOSPC: "free some space or choose a folder on another disk",
@@ -191,14 +192,15 @@ def claim_outputs(folder: Path, names: Iterable[str], *, older: bool = False) ->
     Raises:
         UserError: names the first file that no command wrote, or that was changed since.
     """
-    listed, taken = _outputs(folder), {}
+    taken = {}
     for name in names:
         path = folder / name
         if not os.path.lexists(path):
             continue
         plain = path.is_file() and not path.is_symlink()
         digest = sha256_file(path) if plain else ""
-        if plain and digest in listed.get(name, ()):
+        listed = _outputs(folder)  # after the hash: a writer beside us lists before it renames
+        if digest in listed.get(name, ()):
             continue
         if not plain or name in listed or not older:
             raise UserError(
@@ -207,7 +209,8 @@ def claim_outputs(folder: Path, names: Iterable[str], *, older: bool = False) ->
             )
         taken[name] = [digest]
     if taken:
-        _write_outputs(folder, listed | taken)
+        with disk_faults(folder), in_turn(folder, _TURN):
+            _write_outputs(folder, _outputs(folder) | taken)
 
 
 def is_older(path: Path, fits: Callable[[Any], bool]) -> bool:
@@ -225,7 +228,7 @@ def holds_keys(*keys: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and value.keys() >= set(keys)
 
 
-def write_output(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+def write_output(path: Path, data: bytes | memoryview) -> None:
     """:func:`write_atomic` for what a command leaves for its user: a file of theirs is never replaced.
 
     The folder's list is written first: a kill between the two leaves nothing unknown.
@@ -233,19 +236,17 @@ def write_output(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     Raises:
         UserError, DiskError: as :func:`claim_outputs` and :func:`write_atomic`.
     """
-    path = Path(path)
-    claim_outputs(path.parent, [path.name])
-    listed = _outputs(path.parent)
-    there = [sha256_file(path)] if path.exists() else []  # stands until the rename
-    listed[path.name] = [sha256_bytes(data), *there]
-    _write_outputs(path.parent, listed)
-    write_atomic(path, data)
+    with disk_faults(path), in_turn(path.parent, _TURN):
+        claim_outputs(path.parent, [path.name])
+        there = [sha256_file(path)] if path.exists() else []
+        _write_outputs(path.parent, _outputs(path.parent) | {path.name: [sha256_bytes(data), *there]})
+        write_atomic(path, data)
 
 
 def remove_output(path: Path) -> None:
     """Delete an output that is as it was written; anything else stays."""
-    listed = _outputs(path.parent).get(path.name, ())
-    if path.is_file() and not path.is_symlink() and sha256_file(path) in listed:
+    plain = path.is_file() and not path.is_symlink()
+    if plain and sha256_file(path) in _outputs(path.parent).get(path.name, ()):
         path.unlink()
 
 
@@ -307,8 +308,7 @@ def remove_temporaries(folder: Path) -> list[Path]:
 
     Returns the paths that were removed.
     """
-    stale = sorted(entry for entry in folder.iterdir() if _TEMPORARY.match(entry.name))
-    for entry in stale:
+    for entry in (stale := sorted(e for e in folder.iterdir() if _TEMPORARY.match(e.name))):
         _remove_any(entry)
     return stale
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reposer.errors import UserError
@@ -40,6 +40,37 @@ def share(folder: Path, descriptor: int) -> None:
         UserError: another start slipped in between (the kernel's change of a lock has a gap).
     """
     _lock(folder, descriptor, fcntl.LOCK_SH)
+
+
+@contextmanager
+def in_turn(folder: Path, name: str) -> Iterator[None]:
+    """Do one short thing in a folder at a time, among all processes; waits, and leaves no file behind.
+
+    Not the folder's own lock: who holds that may take turns too.
+
+    Args:
+        name: of the file that bears the lock meanwhile.
+
+    Raises:
+        OSError: the folder is missing, or the disk refuses.
+    """
+    path = folder / name
+    held = False
+    while not held:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            with suppress(OSError):  # a disk without locks counts as held
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):  # the one before took it away: again
+                held = os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+            if held:
+                try:
+                    yield
+                finally:
+                    with suppress(FileNotFoundError):
+                        os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def _lock(folder: Path, descriptor: int, kind: int) -> None:

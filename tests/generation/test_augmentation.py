@@ -131,7 +131,7 @@ def test_copies_of_real_images_bear_no_metadata(tmp_path):
         place.write_bytes(data[:2] + segment + data[2:])
     prepare_market1501(tmp_path / "raw", tmp_path / "told", holdout=1, size=runner.SIZE)
     out, options = tmp_path / "set", AugmentOptions(real="copy")
-    augment(runner.stub_model(), tmp_path / "told", out, options)
+    runner.augmented(runner.stub_model(), tmp_path / "told", out, options)
     copies = sorted((out / "real").iterdir())
     assert copies
     for place in copies:
@@ -143,11 +143,11 @@ def test_copies_of_real_images_bear_no_metadata(tmp_path):
     before = {place: place.stat().st_mtime_ns for place in copies}
     (out / "real.parquet").unlink()
     copies[0].write_bytes(b"spoiled")
-    augment(runner.stub_model(), tmp_path / "told", out, options)
+    runner.augmented(runner.stub_model(), tmp_path / "told", out, options)
     after = {place: place.stat().st_mtime_ns for place in copies}
     assert {place for place in copies if after[place] != before[place]} == {copies[0]}
     assert set_faults(out) == []
-    augment(runner.stub_model(), tmp_path / "told", tmp_path / "linked", AugmentOptions())
+    runner.augmented(runner.stub_model(), tmp_path / "told", tmp_path / "linked", AugmentOptions())
     export_set(tmp_path / "linked", tmp_path / "market", copy=True)
     for place in copies:
         assert (tmp_path / "market/bounding_box_train" / place.name).read_bytes() == place.read_bytes()

@@ -72,14 +72,10 @@ def augment(
     from reposer.generation.augmentation import AugmentOptions
     from reposer.generation.filters import FilterOptions
 
-    asked = filter_identity or filter_sharpness or filter_pose
-    filters = (
-        FilterOptions(
-            identity=filter_identity, sharpness=filter_sharpness, pose="merged8" if filter_pose else None
-        )
-        if asked
-        else None
-    )
+    filters = None
+    if filter_identity or filter_sharpness or filter_pose:
+        pose = "merged8" if filter_pose else None
+        filters = FilterOptions(identity=filter_identity, sharpness=filter_sharpness, pose=pose)
     options = AugmentOptions(
         factor=factor,
         policy=donors,

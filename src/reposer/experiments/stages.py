@@ -24,7 +24,7 @@ from typing import Any
 
 from reposer.config import canonical_json, read_json
 from reposer.errors import UserError
-from reposer.files import sha256_bytes, sha256_file, write_atomic
+from reposer.files import OUTPUTS, sha256_bytes, sha256_file, write_atomic
 from reposer.paths import check_relative, contained, made_folder
 from reposer.seals import MARK, SEAL, seal_faults, write_seal
 
@@ -134,7 +134,8 @@ def seal_study(root: Path) -> None:
     """Seal a finished study: its configuration, tables, pictures, and the record of every stage."""
     names = [name for name in ("study.json", "sections.json") if (root / name).is_file()]
     names += [path.name for path in root.glob("table.*")]
-    names += [path.relative_to(root).as_posix() for path in (root / "pictures").rglob("*") if path.is_file()]
+    pictures = (path for path in (root / "pictures").rglob("*") if path.is_file() and path.name != OUTPUTS)
+    names += [path.relative_to(root).as_posix() for path in pictures]
     for folder in (root / STAGES).iterdir():
         names += [f"{STAGES}/{folder.name}/{name}" for name in (DONE, _INPUTS)]
     write_seal(root, names)
