@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -74,7 +74,7 @@ def augment(
 
     filters = None
     if filter_identity or filter_sharpness or filter_pose:
-        pose = "merged8" if filter_pose else None
+        pose: Literal["merged8"] | None = "merged8" if filter_pose else None
         filters = FilterOptions(identity=filter_identity, sharpness=filter_sharpness, pose=pose)
     options = AugmentOptions(
         factor=factor,
