@@ -11,8 +11,8 @@ from functools import partial
 from types import FunctionType, ModuleType
 
 import pytest
-from conftest import DEPRECATIONS
 
+DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 LIBRARY = """
 import warnings
 

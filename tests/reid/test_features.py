@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reposer.reid.features import embed_images, extract_features
+from reposer.reid.search import with_cameras
 
 
 class _MeanColor(nn.Module):
@@ -76,7 +77,10 @@ def test_a_memory_map_is_read(people, tmp_path):
     assert np.array_equal(embed_images(_MeanColor(), mapped, batch_size=2), expected)
 
 
-def test_without_any_camera_every_image_is_its_own(people):
+def test_cameras_are_those_of_the_folder_and_unknown_ones_every_image_its_own(people):
     people.camids[:] = 0
     found = extract_features(_MeanColor(), people, np.array([5, 0]))
-    assert found.camids.tolist() == [6, 1]
+    assert found.camids.tolist() == [0, 0]
+    (query, gallery), note = with_cameras(found, found)
+    assert note
+    assert len({*query.camids.tolist(), *gallery.camids.tolist()}) == 2

@@ -103,11 +103,14 @@ def parsing_network_from_run(run_dir: str | Path) -> tuple[ParsingNetwork, dict[
     """
     run_dir = Path(run_dir)
     settings = read_json(run_dir / "config.json")
+    advice = "choose the folder of a parser's training"
+    if "parser" not in settings:
+        raise UserError(f"{run_dir}: is no run of a parser", advice)
     found = checkpoint.of_run(run_dir)
     if found is None:
         raise UserError(f"{run_dir}: has no checkpoint yet", "train longer, or choose another run")
-    if "parser" not in settings or "network" not in found.groups:
-        raise UserError(f"{run_dir}: is no run of a parser", "choose the folder of a parser's training")
+    if "network" not in found.groups:
+        raise UserError(f"{run_dir}: is no run of a parser", advice)
     with foreign_values(run_dir / "config.json"):
         network = ParsingNetwork(**settings["parser"])
     try:
