@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -149,6 +150,23 @@ def test_an_image_outside_the_root_is_not_read(tmp_path: Path, make_people: Make
     assert report.problems[0].file == "../outside.png"
     assert "must not hold" in report.problems[0].message
     assert len(PackedPeople.open(tmp_path / "packed")) == 1
+
+
+@pytest.mark.parametrize("linked", ["", "images.npy", "rows.parquet", "packed.json"])
+def test_links_out_of_a_prepared_folder_are_not_followed(
+    tmp_path: Path, make_people: MakePeople, linked: str
+) -> None:
+    elsewhere, prepared = tmp_path / "elsewhere", tmp_path / "prepared"
+    prepared.mkdir()
+    pack(make_people(2), tmp_path / "root", elsewhere / "packed", SIZE)
+    if linked:
+        shutil.copytree(elsewhere / "packed", prepared / "packed")
+        (prepared / "packed" / linked).unlink()
+    (prepared / "packed" / linked).symlink_to(elsewhere / "packed" / linked)
+    with pytest.raises(UserError, match="leads outside"):
+        PackedPeople.open(prepared / "packed")
+    (tmp_path / "named").symlink_to(elsewhere)  # a link that the user names is followed
+    assert len(PackedPeople.open(tmp_path / "named" / "packed")) == 2
 
 
 @pytest.mark.parametrize("killed_at", [1, 150, 299])

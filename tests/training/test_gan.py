@@ -15,6 +15,7 @@ from PIL import Image
 
 from reposer import checkpoint
 from reposer.config import save_config
+from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.runs import read_metrics
 from reposer.training import gan, record
@@ -290,6 +291,26 @@ def test_training_pairs_must_be_of_training_people(prepared, tmp_path):
     base = tiny_config(prepared)
     with pytest.raises(UserError, match=r"pairs_val\.csv, pair 1: 0007_.* is of the split val"):
         GanData(base.changed(data=base.data.changed(pairs="pairs_val.csv")))
+
+
+def test_training_pairs_must_show_one_person(prepared):
+    base = tiny_config(prepared)
+    rows = (prepared / "pairs_train.csv").read_text().splitlines()
+    people = PackedPeople.open(prepared / "packed")
+    first, other = (
+        rows[1].split(",")[0],
+        next(
+            name
+            for name, pid, split in zip(people.names, people.pids, people.splits, strict=True)
+            if split == "train" and pid != people.pids[people.index(rows[1].split(",")[0])]
+        ),
+    )
+    (prepared / "mixed.csv").write_text("\n".join([rows[0], rows[1], f"{first},{other}"]) + "\n")
+    try:
+        with pytest.raises(UserError, match=r"mixed\.csv, pair 2: .* show two people"):
+            GanData(base.changed(data=base.data.changed(pairs="mixed.csv")))
+    finally:
+        (prepared / "mixed.csv").unlink()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(prepared):

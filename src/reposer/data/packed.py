@@ -21,6 +21,7 @@ from reposer.bounded import parse_json
 from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationError
 from reposer.files import sha256_bytes, sha256_file
+from reposer.paths import require_inside
 from reposer.structures import NUM_JOINTS, PairBatch
 from reposer.tables import read_table
 
@@ -35,10 +36,15 @@ class PackedPeople:
 
     Args:
         folder: a folder written by ``packing.pack``.
+
+    Raises:
+        RefusedFileError: it, or a file of it, is a link that leads out of the folder that holds it.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        for name in ("", HEADER, ROWS, *(f"{array}.npy" for array in ARRAYS)):
+            require_inside(self.folder / name, self.folder.parent)  # somebody else's links lead nowhere
         self.header = _read_header(self.folder)
         height, width = self.header["size"]
         count = self.header["count"]

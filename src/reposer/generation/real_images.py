@@ -48,7 +48,7 @@ class RealImages:
             UserError: no data set is named and one is needed, or two images share a name.
         """
         _require_root(prepared, root, how)
-        paths = {record.name: record.path for record in read_manifest(prepared / MANIFEST)}
+        paths = {record.name: record.path for record in read_manifest(contained(prepared, MANIFEST))}
         names = [people.names[row] for row in rows]
         same = collisions(names)
         if same:

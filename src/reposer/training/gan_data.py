@@ -108,6 +108,13 @@ def _training_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]
             f"{path}, pair {row + 1}: {name} is of the split {people.splits[pairs[row, column]]}",
             "train on people of the split train only",
         )
+    mixed = np.flatnonzero(people.pids[pairs[:, 0]] != people.pids[pairs[:, 1]])
+    if len(mixed):
+        first, second = (people.names[index] for index in pairs[mixed[0]])
+        raise UserError(
+            f"{path}, pair {mixed[0] + 1}: {first} and {second} show two people",
+            "a generator learns from pairs of one person: prepare the folder again",
+        )
     return pairs[: data.max_pairs]
 
 
