@@ -233,14 +233,14 @@ def write_output(path: Path, data: bytes | memoryview) -> None:
 
     The folder's list is written first: a kill between the two leaves nothing unknown.
 
-    Raises:
-        UserError, DiskError: as :func:`claim_outputs` and :func:`write_atomic`.
+    Raises as :func:`claim_outputs` and :func:`write_atomic`.
     """
     with disk_faults(path), in_turn(path.parent, _TURN):
         claim_outputs(path.parent, [path.name])
-        there = [sha256_file(path)] if path.exists() else []
-        _write_outputs(path.parent, _outputs(path.parent) | {path.name: [sha256_bytes(data), *there]})
+        digests = list(dict.fromkeys([sha256_bytes(data), *([sha256_file(path)] if path.exists() else [])]))
+        _write_outputs(path.parent, _outputs(path.parent) | {path.name: digests})
         write_atomic(path, data)
+        _write_outputs(path.parent, _outputs(path.parent) | {path.name: digests[:1]})
 
 
 def remove_output(path: Path) -> None:
