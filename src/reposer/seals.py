@@ -9,7 +9,8 @@ in it, the seal's own too, makes another folder that is whole. Imports no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def seal_faults(folder: Path, record: Mapping[str, Any] | None, *, place: str = 
         files, starts = body["files"], body["starts"]
         if digest != sha256_bytes(canonical_json(body)) or not isinstance(files | starts, dict):
             raise ValueError("is not what was written")
-        faults = [_fault(folder, name, files[name]) for name in files]
-        faults += [_start_fault(folder, name, starts[name]) for name in starts]
+        faults = [_fault(folder, name, partial(_whole, files[name])) for name in files]
+        faults += [_fault(folder, name, partial(_begun, starts[name])) for name in starts]
     except UserError as error:
         return [str(error)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -81,29 +82,25 @@ def sealed_names(folder: Path, *, place: str = SEAL) -> set[str]:
     return set(files) if isinstance(files, dict) else set()
 
 
-def _fault(folder: Path, name: str, digest: object) -> str:
-    place = f"{printable(folder)}/{printable(name)}"
+def _fault(folder: Path, name: str, differs: Callable[[Path], str]) -> str:
+    """What is wrong with a listed file: that it is not there, or what ``differs`` says of it."""
     try:
         path = contained(folder, name)
+        reason = differs(path) if path.is_file() else "is missing"
     except RefusedFileError as error:
-        return f"{place}: {error.reason}"
-    if not path.is_file():
-        return f"{place}: is missing"
-    return "" if sha256_file(path) == digest else f"{place}: differs from its sha256 in the seal"
+        reason = error.reason
+    return f"{printable(folder)}/{printable(name)}: {reason}" if reason else ""
 
 
-def _start_fault(folder: Path, name: str, start: Mapping[str, Any]) -> str:
-    place = f"{printable(folder)}/{printable(name)}"
-    try:
-        path = contained(folder, name)
-    except RefusedFileError as error:
-        return f"{place}: {error.reason}"
-    if not path.is_file():
-        return f"{place}: is missing"
+def _whole(digest: object, path: Path) -> str:
+    return "" if sha256_file(path) == digest else "differs from its sha256 in the seal"
+
+
+def _begun(start: Mapping[str, Any], path: Path) -> str:
     if not 0 <= start["size"] <= path.stat().st_size:
-        return f"{place}: is shorter than when it was sealed"
+        return "is shorter than when it was sealed"
     with open(path, "rb") as file:
         begun = file.read(start["size"])
     if sha256_bytes(begun) == start["sha256"]:
         return ""
-    return f"{place}: its first {start['size']:,} bytes differ from their sha256 in the seal"
+    return f"its first {start['size']:,} bytes differ from their sha256 in the seal"
