@@ -33,6 +33,7 @@ from reposer.images import encode_png
 from reposer.runtime import setup
 from reposer.sections import Picture, Section, read_sections, write_sections
 from reposer.training.gan import train
+from reposer.training.record import TrainingSummary
 
 SEED = 2024  # of the demo's people; the shipped generator was trained on people of another seed
 TRAIN_PEOPLE, TEST_PEOPLE, IMAGES = 32, 12, 12
@@ -81,7 +82,7 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
     pairs = _test_pairs(people, scale.pairs)
 
     say(f"[2/5] training a small SAN from scratch for {scale.minutes:.1f} minutes")
-    _train_from_scratch(out, scale, threads)
+    trained = _train_from_scratch(out, scale, threads)
     runtime = setup(threads=threads)
     shipped, rsa = PoseTransfer.shipped(runtime), PoseTransfer.shipped(runtime, "shipped-rsa")
     predicting = PoseTransfer.shipped(runtime).with_predictor(
@@ -112,7 +113,7 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
     say("[5/5] training Re-ID networks with and without generated pictures")
     remove_tree(out / STUDY)  # an earlier demo's
     run_study(scale.study, out / STUDY)
-    story = _story(summary.test_people, len(pairs), scale.minutes)
+    story = _story(summary.test_people, len(pairs), trained)
     found, *parts = _study_sections(out)
     write_sections(out, [found, *story[:2], *parts, *story[2:]])
     return out
@@ -127,10 +128,10 @@ def _test_pairs(people: PackedPeople, wanted: int) -> NDArray[np.int64]:
     return pairs[np.sort(chosen)]
 
 
-def _train_from_scratch(out: Path, scale: Scale, threads: int | None) -> None:
+def _train_from_scratch(out: Path, scale: Scale, threads: int | None) -> TrainingSummary:
     config = san_demo()
     config = config.changed(data=config.data.changed(folder=out / "prepared"), threads=threads)
-    train(config, out / "training", max_minutes=scale.minutes)
+    return train(config, out / "training", max_minutes=scale.minutes)
 
 
 def _write_pictures(
@@ -194,14 +195,15 @@ def _study_sections(out: Path) -> list[Section]:
     return [found, Section("Do generated pictures help to recognize people?", [text]), *sections]
 
 
-def _story(test_people: int, pairs: int, minutes: float) -> list[Section]:
+def _story(test_people: int, pairs: int, scratch: TrainingSummary) -> list[Section]:
     """What the page says before its tables."""
     pairs_text = (
         "Source and target show the same rendered person. SAN sees the source image with its mask and label"
         " map, and of the target only mask and label map. “Pose only”: the same SAN with maps that the"
         " shipped predictor made from the target's key-points. “RSA-GAN” (reconstruction from the abstract)"
         " gets no target map either. “Scratch” is the SAN that was trained on this machine a moment ago, for"
-        f" {minutes:.1f} minutes; “stitched” the shipped SAN's person over the target image's own background."
+        f" {scratch.step} steps in {scratch.minutes:.1f} minutes; “stitched” the shipped SAN's person over"
+        " the target image's own background."
     )
     poses_text = (
         "In use there is no true target: another person lends the pose, and here the background too. The"
