@@ -28,6 +28,17 @@ def test_euclidean_equals_scipy_even_far_from_the_origin(scale, offset):
     np.testing.assert_allclose(euclidean(q, g).matrix(), exact, rtol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.float16, np.float32, np.float64])
+def test_distances_of_codes_are_exact_so_that_ties_are_ties(dtype):
+    """Hamming distances of mostly set bits: their mean is large, and taking it off would round."""
+    rng = np.random.default_rng(11)
+    q, g = (rng.random((count, 48)) < 0.7 for count in (20, 300))
+    ((_, found),) = euclidean(q.astype(dtype), g.astype(dtype)).blocks()
+    np.testing.assert_array_equal(found, (q[:, None] != g[None]).sum(2))
+    far = euclidean(q * 1000.0 + 5000, g * 1000.0 + 5000).matrix()  # too large to add without rounding
+    np.testing.assert_allclose(far, 1000 * cdist(q, g), rtol=2e-6)
+
+
 def test_cosine_equals_scipy_and_ranks_like_unit_euclidean():
     q, g = _features(2, 20), _features(3, 55)
     np.testing.assert_allclose(cosine(q, g).matrix(), cdist(q, g, "cosine"), atol=3e-7)

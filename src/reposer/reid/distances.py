@@ -70,7 +70,8 @@ def euclidean(query: NDArray[Any], gallery: NDArray[Any]) -> PairwiseForm:
 
     The expanded form loses as many digits as the squared lengths exceed the squared distances (relative error
     1e-5 at norm 30 in float32). Where half or more of the gallery's squared length is that of its mean, the
-    mean is therefore taken off both sides, which changes no distance.
+    mean is therefore taken off both sides, which changes no distance. Not off whole numbers that float32 adds
+    without rounding (binary codes, counts): their distances are exact as they are, and equal ones stay equal.
 
     Raises:
         UserError: squared lengths that float32 does not hold.
@@ -78,7 +79,8 @@ def euclidean(query: NDArray[Any], gallery: NDArray[Any]) -> PairwiseForm:
     left, right = float_array(query, "query"), float_array(gallery, "gallery")
     _same_size(left, right)
     mean = right.mean(axis=0, dtype=np.float64)
-    if 2 * (mean @ mean) >= np.einsum("nd,nd->n", right, right, dtype=np.float64).mean():
+    far = 2 * (mean @ mean) >= np.einsum("nd,nd->n", right, right, dtype=np.float64).mean()
+    if far and not (_adds_exactly(left) and _adds_exactly(right)):
         # Before anything is rounded to float32: differences of large numbers are what counts.
         left, right = left - mean.astype(left.dtype), right - mean.astype(right.dtype)
     left, right = _float32(left), _float32(right)
@@ -172,6 +174,16 @@ def check_features(features: NDArray[Any], what: str) -> NDArray[np.float64]:
             "extract these features again: a distance to them means nothing",
         )
     return np.asarray(squared)
+
+
+def _adds_exactly(features: NDArray[np.floating]) -> bool:
+    """Whether features are whole numbers whose squared distances float32 holds, however they are added."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if (features[:1] % 1).any():  # most features; the rest need not be looked at
+            return False
+        squared = np.einsum("nd,nd->n", features, features, dtype=np.float64)
+        small = squared.max(initial=0) <= 2**22  # (|a| + |b|)^2 is at most four times that
+        return bool(small and not (features % 1).any())
 
 
 def _float32(values: NDArray[np.floating]) -> NDArray[np.float32]:
