@@ -109,6 +109,31 @@ def test_arrays_that_claim_more_than_the_file_holds_take_no_memory():
     assert read_npy(PATH, good.getvalue()).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+@pytest.mark.parametrize(
+    ("at", "value"), [((6, 8), 1), ((8, 10), 97), ((8, 10), 9), ((6, 8), 0x40)]
+)  # encrypted, two ways of compression, strong encryption
+def test_an_archive_that_zipfile_cannot_open_is_damaged(at, value):
+    content = io.BytesIO()
+    np.savez(content, a=np.arange(3))
+    data = bytearray(content.getvalue())
+    for mark, place in zip((b"PK\3\4", b"PK\1\2"), at, strict=True):
+        data[data.index(mark) + place] = value
+    with pytest.raises((ValueError, zipfile.BadZipFile)):
+        read_npz(PATH, io.BytesIO(data))
+
+
+HEADS = ["{'descr': (((", "{'shape': " + "(" * 60, "'" * 3, "{'a': 1\n  2\n 3}", "\\\n\\", "[" * 9000, "\0"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_header_that_is_none_is_damaged(head, version):
+    size = struct.pack("<H" if version == 1 else "<I", len(head))
+    data = b"\x93NUMPY" + bytes([version, 0]) + size + head.encode() + bytes(80)
+    with pytest.raises(ValueError, match="header"):
+        read_npy(PATH, data)
+
+
 def test_json_is_bounded_in_depth_and_number(monkeypatch):
     assert parse_json(b'{"a": [1, 2.5, null]}') == {"a": [1, 2.5, None]}
     with pytest.raises(ValueError, match="deep"):

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import math
 import os
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -166,6 +169,16 @@ def read_npz(
         RefusedFileError: rule ``absurd-size``.
         ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error: damaged.
     """
+    try:
+        return _unpacked(path, file, names, max_bytes)
+    except (RuntimeError, OverflowError, TypeError, struct.error, lzma.LZMAError) as error:
+        # encrypted, packed in a way that zipfile does not know, or its directory is nonsense
+        raise ValueError(str(error)) from error
+
+
+def _unpacked(
+    path: Path, file: IO[bytes], names: Iterable[str] | None, max_bytes: int
+) -> dict[str, NDArray[Any]]:
     arrays = {}
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
@@ -201,7 +214,12 @@ def _check_claim(path: Path, file: IO[bytes], size: int) -> None:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    try:
+        shape, _, dtype = read(file)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise
+    except Exception as error:  # NumPy parses it as Python: whatever a tokenizer raises on hostile bytes
+        raise ValueError(f"a header that is none ({type(error).__name__})") from error
     claimed = math.prod(shape) * dtype.itemsize
     if any(side < 0 for side in shape) or (not dtype.hasobject and claimed > size):
         raise RefusedFileError(path, "absurd-size", f"an array {shape} of {dtype} in {size:,} bytes")
