@@ -231,6 +231,23 @@ def test_a_set_that_means_something_else_is_refused_with_what_it_is(change, tmp_
         KeypointFiles("openpose", tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["one pose", "-1 to 1", "few joints"])
+def test_fractions_are_told_whatever_the_poses_are(kind, tmp_path):
+    """One pose everywhere; OpenPose's --keypoint_scale 4, half of which reads as missing; three joints."""
+    for i, pose in enumerate(people("openpose18", 40)):
+        part = (people("openpose18", 1)[0] if kind == "one pose" else pose) / [64, 128]
+        if kind == "-1 to 1":
+            part = 2 * part - 1
+        if kind == "few joints":
+            part[3:] = -1
+        (tmp_path / f"{i}_keypoints.json").write_text(openpose(flat(part)))
+    with pytest.raises(
+        UserError, match=r"coordinates of [0-9]+ poses are at most .*: fractions of the image"
+    ):
+        KeypointFiles("openpose", tmp_path)
+    assert wrong_meaning([np.ones((18, 2), np.float32)] * 9) is None  # whole numbers are pixels
+
+
 def test_25_joints_in_the_order_of_body_25b_are_refused_and_in_that_of_body_25_read(tmp_path):
     for i, pose in enumerate(people("body25b")):
         (tmp_path / f"{i}_keypoints.json").write_text(openpose(flat(pose)))

@@ -233,7 +233,10 @@ def wrong_meaning(poses: Iterable[Pose]) -> tuple[str, str] | None:
     whose torsos lie (neck to hips more across than down, in four of five) has y in the place of x. Fewer than
     MIN_POSES poses with joints say nothing; a pose repeated at another place or size counts once.
     """
-    known = [pose for pose in poses if int((~np.isnan(pose[:, 0])).sum()) >= _MIN_BONES]
+    everybody = [pose for pose in poses if not np.isnan(pose).all()]
+    if wrong := _fractions(everybody):
+        return wrong
+    known = [pose for pose in everybody if int((~np.isnan(pose[:, 0])).sum()) >= _MIN_BONES]
     if len(known) < MIN_POSES:
         return None
     joints = np.stack(known).astype(np.float64)
@@ -241,12 +244,6 @@ def wrong_meaning(poses: Iterable[Pose]) -> tuple[str, str] | None:
     shapes = np.round((joints - low) / np.maximum((high - low).max(-1, keepdims=True), 1e-9), 2)
     if len({shape.tobytes() for shape in shapes}) < MIN_POSES:
         return None
-    highest = float(np.nanmax(joints))
-    if highest <= _FRACTION:
-        return (
-            f"all coordinates of {len(known):,} poses are at most {highest:.3g}: fractions of the image",
-            "multiply x by the image's width and y by its height (OpenPose: --keypoint_scale 0)",
-        )
     lengths = {order: _bone_length(joints, bones) for order, bones in _BONES.items()}
     order = min(lengths, key=lengths.__getitem__)
     own = next(iter(_BONES))
@@ -266,6 +263,20 @@ def wrong_meaning(poses: Iterable[Pose]) -> tuple[str, str] | None:
             " the images upright",
         )
     return None
+
+
+def _fractions(poses: list[Pose]) -> tuple[str, str] | None:
+    """Whether no joint of a set is farther from the corner than about a pixel; whole numbers are pixels."""
+    if len(poses) < MIN_POSES:
+        return None
+    joints = np.stack(poses)
+    highest = float(np.nanmax(joints))
+    if highest > _FRACTION or not (np.nan_to_num(joints) % 1).any():
+        return None
+    return (
+        f"all coordinates of {len(poses):,} poses are at most {highest:.3g}: fractions of the image",
+        "multiply x by the image's width and y by its height (OpenPose: --keypoint_scale 0)",
+    )
 
 
 def _bone_length(joints: NDArray[np.float64], bones: tuple[tuple[int, int], ...]) -> float:
