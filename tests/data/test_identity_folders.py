@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from reposer.data.keypoints import write_keypoints_csv
 from reposer.data.label_files import read_mask
 from reposer.data.layouts.reid_readers import read_people
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.prepare import prepare_people
+from reposer.data.preparing.prepare import look_at_people, prepare_people
+from reposer.data.records import read_manifest
 from reposer.errors import UserError
 from reposer.images import ImageError, encode_png
 
@@ -48,6 +51,77 @@ def test_numbers_in_names_stay_numbers(tmp_path: Path):
         **{"train/p007_1.png": 7, "train/p012_1.png": 12, "query/p30_1.png": 30, "gallery/-1_1.png": -1}
     }
     assert [found[p][2] for p in ("query/p30_1.png", "gallery/-1_1.png")] == ["query", "gallery"]
+
+
+def test_one_number_in_two_spellings_is_said(tmp_path: Path):
+    root = tmp_path / "root"
+    write(root, "7/a.png", "0007/b.png", "8/c.png")
+    report = prepare_people("folders", root, tmp_path / "out", size=(16, 8))
+    assert report.splits["train"]["people"] == 2
+    assert report.problems == {"names-disagree": 1, "no-camera": 1}
+    assert "7/a.png, pid: 0007 and 7 count as one person, 7" in report.examples["names-disagree"]
+    assert "Warnings" in report.summary()
+
+
+def test_a_person_in_two_unicode_forms_is_one(tmp_path: Path):
+    root, name = tmp_path / "root", "zo\u00eb"
+    apart = unicodedata.normalize("NFD", name)
+    assert apart != name
+    write(root, f"train/{name}/1.png", f"query/{apart}/2.png", "gallery/anna/3.png")
+    found, _ = labels(root)
+    assert {path: pid for path, (pid, _, _) in found.items()} == {
+        **{f"train/{name}/1.png": 2, f"query/{apart}/2.png": 2, "gallery/anna/3.png": 1}
+    }
+    report = prepare_people("folders", root, tmp_path / "out", size=(16, 8))
+    assert report.problems["person-train-test"] == 1
+
+
+def test_paths_that_become_one_name_stay_several_images(tmp_path: Path):
+    """x/y_z_p5, x_y/z_p5 and x_y_z/p5 are all 0005_c0_x_y_z_p5; maps are found for each by its path."""
+    root, out = tmp_path / "root", tmp_path / "out"
+    paths = ["x/y_z_p5.png", "x_y/z_p5.png", "x_y_z/p5.png", "x/p6.png"]
+    write(root, *paths)
+    for number, path in enumerate(paths):
+        (root / "parsing" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "parsing" / path).write_bytes(encode_png(np.full((16, 8), number + 2, np.uint8)))
+    report = prepare_people("folders", root, out, options={"identity": "p([0-9])"}, size=(16, 8))
+    assert report.problems == {"no-camera": 1}
+    packed = PackedPeople.open(out / "packed")
+    assert len(set(packed.names)) == 4
+    found = {record.path: record.name for record in read_manifest(out / "manifest.parquet")}
+    for number, path in enumerate(paths):
+        assert (packed.parsing[packed.index(found[path])] == number + 2).all()
+
+
+def test_a_folder_that_no_path_can_name_costs_only_itself(tmp_path: Path):
+    """Windows would read a drive in the first, a device in the second, and change the others."""
+    root = tmp_path / "root"
+    odd = ["a:b", "CON", "blank ", "dot."]
+    write(root, "1/a.png", "2/b.png", *(f"{name}/c.png" for name in odd))
+    for dry in (True, False):
+        if dry:
+            report = look_at_people("folders", root)
+        else:
+            report = prepare_people("folders", root, tmp_path / "out", size=(16, 8))
+        assert report.splits["train"]["people"] == 2
+        assert report.problems == {"bad-path": 4, "no-camera": 1}
+        assert "left out: rename the folder" in report.examples["bad-path"]
+    rows = csv.DictReader((tmp_path / "out/problems.csv").read_text().splitlines())
+    assert {row["file"] for row in rows if row["rule"] == "bad-path"} == set(odd)
+
+
+def test_blank_lines_of_a_table_are_no_rows(tmp_path: Path):
+    root = tmp_path / "root"
+    write(root, "a.png", "b.png")
+    table = tmp_path / "who.csv"
+    table.write_text("path,pid,camid,split\r\na.png,1,1,train\r\n\r\n,,,\r\nb.png,x,1,train\r\n\r\n \r\n")
+    records, problems = read_people("folders", root, options={"labels": str(table)})
+    assert [r.path for r in records] == ["a.png", "b.png"]
+    assert problems == []
+    records, problems = read_people("table", root, options={"table": str(table)})
+    assert [r.path for r in records] == ["a.png"]
+    listed = [(p.row, p.field, p.rule) for p in problems if p.file == "who.csv"]
+    assert listed == [(5, "pid", "bad-label")]
 
 
 def test_identities_in_a_table(tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import sniff
-from reposer.paths import RefusedFileError, contained, printable, require_regular
+from reposer.paths import RefusedFileError, check_relative, contained, printable, require_regular
 
 _FEW = 20  # unread files of one folder that are listed one by one
 
@@ -117,9 +117,21 @@ def walk_files(
             elif printable(path) != path or "\\" in path:
                 advice = "the name holds undecodable bytes, a backslash or control characters; left out"
                 problems.append(AnnotationProblem(printable(path), 0, "name", advice, "bad-path"))
+            elif odd := _not_portable(path):
+                message = f"{odd}; left out: rename the folder"
+                problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-path"))
             else:
                 waiting.append(path)
     return sorted(found)
+
+
+def _not_portable(path: str) -> str:
+    """Why a folder of this relative path could not be everywhere; "" where it could."""
+    try:
+        check_relative(path)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def format_of(root: Path, path: str) -> str | None:

@@ -90,7 +90,9 @@ def list_folders(
         found = [(path, str(n), split, None) for n, (path, split, _) in enumerate(images, start=1)]
     else:
         found = _labeled_by_folder(root, images, problems)
+    found = [(path, nfc(person), split, known) for path, person, split, known in found]
     numbers = _numbers((person for _, person, _, _ in found), zero_based)
+    problems += _merged(found, numbers)
     camids, unnamed = _camids(root, found, cameras)
     files = [
         labeled(path, numbers[person], camid, split)
@@ -167,6 +169,8 @@ def _labeled_by_table(root: Path, table: Path, images: _Images, problems: Proble
     there |= {path: path for path, _, _ in images}
     first, content = read_rows(table, ("path", "pid"), ("camid", "split"))
     for number, row in enumerate(content, start=first):
+        if not any(row.values()):  # a blank line
+            continue
         row["split"] = row["split"] or "train"
         path = row["path"] = there.get(row["path"]) or there.get(nfc(row["path"]), row["path"])
         wrong = row_problem(row | {"pid": "0", "camid": row["camid"] or "0"}, rows)
@@ -272,6 +276,24 @@ def _numbers(people: Iterable[str], zero_based: bool) -> dict[str, int]:
     if all(_NUMBER.fullmatch(person) for person in known):
         return {person: int(person) + (zero_based and int(person) >= 0) for person in known}
     return {person: number for number, person in enumerate(known, start=1)}
+
+
+def _merged(found: _Found, numbers: dict[str, int]) -> Problems:
+    """A warning for every number that people of several spellings share: 7 and 0007 are one person."""
+    spellings: defaultdict[int, dict[str, str]] = defaultdict(dict)  # number -> spelling -> first image
+    for path, person, _, _ in found:
+        spellings[numbers[person]].setdefault(person, path)
+    return [
+        AnnotationProblem(
+            printable(list(paths.values())[-1]),
+            0,
+            "pid",
+            f"{printable(' and '.join(sorted(paths)))} count as one person, {number}: rename those of others",
+            "names-disagree",
+        )
+        for number, paths in sorted(spellings.items())
+        if len(paths) > 1
+    ]
 
 
 def _camids(root: Path, found: _Found, pattern: re.Pattern[str]) -> tuple[list[int], Problems]:

@@ -173,6 +173,10 @@ def _own_names(
         holder, name = holders.setdefault(portable_key(stem(file.name)), (folder, file.name))
         if holder != folder:
             file = labeled(file.path, file.pid, file.camid, file.split, file.clothes)
+            if portable_key(stem(file.name)) in holders:  # x/y_1.jpg and x_y/1.jpg
+                digest = hashlib.sha256(file.path.encode()).hexdigest()[:8]
+                base, dot, suffix = file.name.rpartition(".")
+                file = file._replace(name=f"{base}_{digest}{dot}{suffix}")
             twins[file.name] = name
         renamed.append(file)
     return renamed, twins

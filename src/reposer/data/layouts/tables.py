@@ -46,6 +46,8 @@ def list_table(root: Path, table: str | Path, zero_based: bool = False) -> Listi
     seen: dict[str, int] = {}
     first, rows = read_rows(table, COLUMNS)
     for number, row in enumerate(rows, start=first):
+        if not any(row.values()):  # a blank line, as editors and spreadsheets leave them at the end
+            continue
         if wrong := row_problem(row, seen):
             field, message, rule = wrong
             problems.append(AnnotationProblem(table.name, number, field, f"{message}; left out", rule))
