@@ -19,6 +19,7 @@ from reposer.annotation.faults import annotation_faults
 from reposer.annotation.keypoint_files import KeypointFiles
 from reposer.annotation.person_mask import FolderMasks
 from reposer.data.keypoints import read_keypoints_csv, write_keypoints_csv
+from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
 
 SIZE = (40, 24)
@@ -196,3 +197,61 @@ def test_a_folder_of_nothing_but_annotations_is_said(people, tmp_path):
     (people / "0001").rename(people / "masks")
     with pytest.raises(UserError, match=r"holds no image of people \(masks, folder: looks like annotations"):
         run(people, None)
+
+
+def test_the_users_masks_are_doubted_as_prepare_doubts_them(people, tmp_path):
+    """All inverted, one of them not; the same files under the same rules of ``prepare``."""
+    masks = tmp_path / "masks"
+    person = np.zeros(SIZE, bool)
+    person[8:32, 6:18] = True
+    for number in range(6):
+        put_mask(masks, number, 30)
+        Image.fromarray(person if number == 3 else ~person).save(masks / f"{stem(number)}.png")
+    report = run(people, masks)
+    assert report.rules == {"mask-inverted": 1, "odd-mask": 1}
+    told = [note for note in report.work.notes if "invert these files" in note]
+    assert len(told) == 1
+    assert told[0].startswith(f"{masks}, mask: 6 masks have people at the border")
+    assert told[0] in str(report)
+    lines = (people / "annotation/problems.csv").read_text()
+    assert f'{masks}/{stem(3)}.png,,mask,odd-mask,"has the person in the middle, but most' in lines
+    assert annotation_faults(people) == []
+    before = tree(people)
+    assert run(people, masks).rules == report.rules  # nothing is made again
+    assert tree(people) == before
+
+    found = prepare_people("folders", people, tmp_path / "out", size=SIZE, pairs="parsing")
+    assert found.problems["mask-inverted"] == 1
+    assert found.problems["odd-mask"] == 1
+
+    for number in range(6):
+        Image.fromarray(person).save(masks / f"{stem(number)}.png")
+    assert run(people, masks).rules == {}
+
+
+@pytest.mark.parametrize("made", ["masks", "key-points", "both", "maps"])
+def test_whatever_is_not_made_is_no_fault(people, tmp_path, made):
+    for number in range(6):
+        put_mask(tmp_path / "masks", number, 30)
+        put_pose(tmp_path / "poses", number, 5.0 + number, "openpose")
+    masks = FolderMasks(tmp_path / "masks") if made in ("masks", "both") else None
+    joints = KeypointFiles("openpose", tmp_path / "poses") if made in ("key-points", "both") else None
+    parser = StubParser() if made == "maps" else None
+    report = annotate(people, None, lambda: Annotators(parser, masks, joints), how=How(batch_size=2))
+    assert (report.annotated, report.rules) == (6, {})
+    assert annotation_faults(people) == []
+    gone = people / f"mask/{stem(2)}.png"
+    if masks is not None:
+        gone.unlink()
+        assert [fault.split(":")[0] for fault in annotation_faults(people)] == [f"mask/{stem(2)}.png"]
+
+
+def test_a_folder_that_no_path_can_name_costs_only_itself(people, tmp_path):
+    for name in ("a:b", "CON", "blank "):
+        shutil.copytree(people / "0001", people / name)
+    masks = tmp_path / "masks"
+    for number in range(6):
+        put_mask(masks, number, 30)
+    report = run(people, masks)
+    assert (report.annotated, report.rules) == (6, {"bad-path": 3})
+    assert annotation_faults(people) == []

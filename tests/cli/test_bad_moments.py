@@ -61,6 +61,12 @@ def test_nothing_usable_is_no_success(run, prepared, san, tmp_path):
     for shot in range(3):
         (folder / f"0001_c1_{shot}.jpg").write_bytes(b"no picture at all")
     refused(run("prepare", "folder", tmp_path / "people", "--out", out), "people")
+    masks = tmp_path / "people" / "masks"
+    masks.mkdir()
+    annotate = ("annotate", tmp_path / "people", "--parser", "none", "--mask", masks)
+    told = run(*annotate)
+    refused(told, "none of 3 images could be annotated", "problems.csv")
+    assert "format: 3" in told[1]
     refused(run("reid", "score", features(tmp_path / "f.npz", pid=np.array([1, 1, 2, 2]))), "valid match")
     assert not out.exists()
 

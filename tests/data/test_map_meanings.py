@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,67 @@ def test_inverted_masks_are_warned_of_and_turned_by_the_option(high, tmp_path):
         "leave --inverted-masks out"
         in prepared(root, tmp_path / "c", inverted_masks=True)[0]["mask-inverted"]
     )
+
+
+# ---- single files that differ from the rest
+
+
+def overwrite(root: Path, kind: str, number: int, values: np.ndarray) -> str:
+    place = f"{kind}/{number % 2 + 1}_{number}_c1.png"
+    (root / place).write_bytes(encode_png(values))
+    return place
+
+
+def odd_lines(out: Path, rule: str) -> dict[str, str]:
+    with (out / "problems.csv").open(newline="") as file:
+        return {line["file"]: line["message"] for line in csv.DictReader(file) if line["rule"] == rule}
+
+
+@pytest.mark.parametrize("count", [4, 9])  # too few to say anything of the set, and enough
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_mask_that_is_empty_full_or_inverted_is_listed(count, turned, tmp_path):
+    person = LIP > 0
+    usual = ~person if turned else person  # as files have it; --inverted-masks says so
+    root = people(tmp_path / "root", None, usual, count=count)
+    nobody = overwrite(root, "mask", 0, np.full(SIZE, turned))
+    everybody = overwrite(root, "mask", 1, np.full(SIZE, not turned))
+    other = overwrite(root, "mask", 2, ~usual)
+    problems, packed = prepared(root, tmp_path / "out", inverted_masks=turned)
+    assert set(problems) == {"odd-mask"}
+    lines = odd_lines(tmp_path / "out", "odd-mask")
+    assert lines.keys() == {nobody, everybody, other}
+    assert "marks nobody" in lines[nobody]
+    assert "marks every pixel" in lines[everybody]
+    assert "at the border and not in the middle, as an inverted mask has" in lines[other]
+    assert all(line.endswith("kept as it is: mend it, or delete it") for line in lines.values())
+    for row, expected in enumerate((np.zeros(SIZE, bool), np.ones(SIZE, bool), ~person, person)):
+        at = packed.index(next(name for name in packed.names if f"{row}_c1.jpg" in name))
+        np.testing.assert_array_equal(packed.mask[at], expected)
+
+
+def test_the_one_right_mask_of_an_inverted_set_is_listed(tmp_path):
+    person = LIP > 0
+    root = people(tmp_path / "root", None, ~person, count=9)
+    right = overwrite(root, "mask", 4, person)
+    problems, _ = prepared(root, tmp_path / "out")
+    assert set(problems) == {"mask-inverted", "odd-mask"}
+    told = "has the person in the middle, but most others at the border"
+    assert odd_lines(tmp_path / "out", "odd-mask") == {right: f"{told}; kept as it is: mend it, or delete it"}
+
+
+def test_a_mask_among_the_maps_and_an_empty_map_are_listed(tmp_path):
+    root = people(tmp_path / "root", LIP, count=9)
+    two = overwrite(root, "parsing", 0, LIP > 0)  # 1 bit: all that it can say is background or hat
+    assert Image.open(root / two).mode == "1"
+    empty = overwrite(root, "parsing", 1, np.zeros(SIZE, np.uint8))
+    hole = overwrite(root, "parsing", 2, np.where(LIP > 0, 0, 19).astype(np.uint8))
+    problems, _ = prepared(root, tmp_path / "out")
+    assert set(problems) == {"odd-parsing"}
+    lines = odd_lines(tmp_path / "out", "odd-parsing")
+    assert lines.keys() == {two, empty, hole}
+    assert "holds the labels 0 and 1 alone, as a mask does" in lines[two]
+    assert "background alone, nobody" in lines[empty]
+    assert "the person at the border" in lines[hole]
 
 
 # ---- names and kinds of files

@@ -42,7 +42,7 @@ def picture(path: Path, kind: str = "") -> None:
 
 def mask(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((16, 8), 255, np.uint8)).save(path, format="PNG")
+    Image.fromarray(np.pad(np.full((12, 4), 255, np.uint8), 2)).save(path, format="PNG")
 
 
 def tree(root: Path, paths) -> None:

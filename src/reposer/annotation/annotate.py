@@ -102,7 +102,11 @@ def annotate(
 
     def finish(work: Work) -> None:
         listed = problems + _table_problems(annotators)
-        finished.append(write_results(task, work, listed, with_keypoints=annotators.keypoints is not None))
+        with_keypoints = annotators.keypoints is not None
+        report = write_results(
+            task, work, listed, with_keypoints=with_keypoints, own_mask=annotators.own_mask
+        )
+        finished.append(report)
         seal_annotations(root)
 
     threads = torch.get_num_threads()

@@ -26,7 +26,7 @@ from reposer.data.problems import AnnotationError, AnnotationProblem
 from reposer.errors import UserError
 from reposer.files import sha256_bytes
 from reposer.images import MAX_FILE_BYTES
-from reposer.paths import RefusedFileError, read_regular
+from reposer.paths import RefusedFileError, printable, read_regular
 from reposer.structures import NUM_JOINTS
 from reposer.weights import cache_folders
 
@@ -173,6 +173,13 @@ class Annotators:
         if isinstance(self.keypoints, KeypointFiles):
             states += [_state(place, self.keypoints.path) for place in self.keypoints.places(name)]
         return sha256_bytes("\n".join(states).encode()) if set(states) - {_MISSING} else ""
+
+    def own_mask(self, name: str) -> str:
+        """The user's own mask file of an image, as a message names it; the image where there is none."""
+        if isinstance(self.masks, FolderMasks):
+            places = (place for stem in _stems(name) for place in self.masks.places(stem))
+            return printable(next((place for place in places if place.is_file()), Path(name)))
+        return name
 
     def annotate(self, images: Tensor, names: list[str]) -> list[Annotation]:
         """(B, 3, H, W) uint8 and the images' paths -> what is known about each."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from reposer.annotation.overview import write_overview
 from reposer.annotation.quality import FLAGS
 from reposer.annotation.shard_writing import Work
 from reposer.data.keypoints import Pose, write_keypoints_csv
+from reposer.data.label_files import read_mask
+from reposer.data.map_meanings import SeenMasks
 from reposer.data.parsing import LIP_LABELS
 from reposer.data.problems import AnnotationProblem, problems_csv
 from reposer.files import write_atomic
 from reposer.image_rules import ACCEPTED
+from reposer.paths import contained, printable
 from reposer.structures import NUM_JOINTS
 
 KEYPOINTS, PROBLEMS, REPORT = "keypoints.csv", "problems.csv", "report.json"
@@ -59,7 +62,12 @@ class AnnotationReport:
 
 
 def write_results(
-    task: Task, work: Work, problems: Sequence[AnnotationProblem], *, with_keypoints: bool
+    task: Task,
+    work: Work,
+    problems: Sequence[AnnotationProblem],
+    *,
+    with_keypoints: bool,
+    own_mask: Callable[[str], str] = str,
 ) -> AnnotationReport:
     """Write everything beside the journal, and the key-points where there are any.
 
@@ -68,13 +76,16 @@ def write_results(
         work: what was done.
         problems: those that stand in no row of the journal.
         with_keypoints: whether key-points were looked for.
+        own_mask: the user's mask of an image, for messages.
 
     Raises:
         UserError: the journal is not finished; a full disk.
     """
     rows = read_book(task.book).to_pylist()
-    listed = [*problems, *row_problems(rows)]
     good = [row for row in rows if not row["left_out"]]
+    doubts = _mask_doubts(task, good, own_mask)
+    work.notes += (str(doubt) for doubt in doubts if doubt.rule == "mask-inverted")
+    listed = [*problems, *doubts, *row_problems(rows)]
     if with_keypoints:
         poses, unfit = listed_poses(good)
         listed += unfit
@@ -110,6 +121,20 @@ def row_problems(rows: Rows) -> list[AnnotationProblem]:
         for row in rows
         for cell in row["problems"] or ()
     ]
+
+
+def _mask_doubts(task: Task, rows: Rows, own_mask: Callable[[str], str]) -> list[AnnotationProblem]:
+    """Warnings about the user's own masks, all or single ones; the same check as that of ``prepare``."""
+    seen = SeenMasks()
+    for row in rows:
+        if row["mask_source"] == "folder":
+            mask = read_mask(contained(task.root, row["mask"]), root=task.root)
+            seen.add(own_mask(row["file"]), mask)
+    found = [AnnotationProblem(file, 0, "mask", odd, "odd-mask") for file, odd in seen.odd()]
+    if told := seen.doubt("invert these files, or give --inverted-masks to `reposer prepare` later"):
+        folder = printable(task.settings["mask"]["folder"])
+        found.insert(0, AnnotationProblem(folder, 0, "mask", told, "mask-inverted"))
+    return found
 
 
 def listed_poses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Pose], list[AnnotationProblem]]:

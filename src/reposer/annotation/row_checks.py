@@ -18,8 +18,8 @@ def row_faults(row: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[
         yield from (f"{field}: the image was left out, and yet has it" for field in full)
         return
     stem = without_suffix(row["file"])
-    for field in ("parsing", "mask"):
-        wanted, there = settings.get(field, {}).get("name") != "none", row[field] is not None
+    for field, maker in (("parsing", "parser"), ("mask", "mask")):
+        wanted, there = settings.get(maker, {}).get("name") != "none", row[field] is not None
         if there and not wanted:
             yield f"{field}: this job makes none"
         elif there and row[field] != f"{field}/{stem}.png":

@@ -5,7 +5,7 @@ parsing/a_b.png (and so for masks), and by a key-point row NAME.jpg, a/b.jpg or 
 made before anybody knows who is in the picture, from the paths alone. Key-points are those of keypoints.csv,
 or PATN's market-annotation-train.csv and market-annotation-test.csv, in the data set's folder or its lists/.
 
-What a file cannot say, a whole set betrays: people stand in the middle of their crops, somebody wears shoes.
+What a file cannot say is told by its set (map_meanings.py).
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from reposer.data.keypoints import Pose, read_keypoints_csv
 from reposer.data.label_files import PLAIN, MapRules, map_names
 from reposer.data.layouts.folder_scan import list_names, nfc, relative_folder, without_suffix
-from reposer.data.parsing import LABEL_SETS, known_labels, read_as_lip
+from reposer.data.map_meanings import SeenMaps, SeenMasks
+from reposer.data.parsing import known_labels, read_as_lip
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.paths import RefusedFileError, contained, printable
 from reposer.structures import PersonRecord
@@ -32,8 +30,6 @@ _KEYPOINT_FILES = (
     ("market-annotation-train.csv", "market-annotation-test.csv"),
     ("lists/market-annotation-train.csv", "lists/market-annotation-test.csv"),
 )  # the first of which a file is there
-_MIN_FILES = 5  # maps or masks; fewer say nothing about their set
-_CLEARLY = 0.1  # by how much more of the border than of the middle must be the person, to be doubted
 
 Places: TypeAlias = str | Path | Sequence[str | Path] | None
 
@@ -43,32 +39,6 @@ def each_place(given: Places) -> list[Path]:
     if given is None:
         return []
     return [Path(given)] if isinstance(given, str | Path) else [Path(place) for place in given]
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What all maps or masks of a set have in common."""
-
-    files: int = 0
-    with_zero: int = 0  # files that hold a 0
-    border: float = 0.0  # sum over files of the share of the border that is not background
-    middle: float = 0.0  # the same of the middle
-    values: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(256, np.bool_))
-
-    def add(self, values: NDArray[np.uint8], person: NDArray[np.bool_]) -> None:
-        """One file: its stored values (H, W), and where the person is (H, W)."""
-        height, width = person.shape
-        inner = person[height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None]
-        edge = np.concatenate([person[0], person[-1], person[:, 0], person[:, -1]])
-        self.files += 1
-        self.with_zero += int(not values.all())
-        self.border, self.middle = self.border + edge.mean(), self.middle + inner.mean()
-        self.values[np.unique(values)] = True
-
-    @property
-    def inside_out(self) -> bool:
-        """Whether people are at the borders of their pictures rather than in the middle."""
-        return self.border > self.middle + _CLEARLY * self.files
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +51,8 @@ class Annotations:
     keypoints: tuple[Path, ...]  # the CSVs
     rules: MapRules = PLAIN
     look_only: bool = False  # a dry run: names are looked up, nothing is decoded
-    seen: dict[str, _Seen] = field(default_factory=lambda: {"parsing": _Seen(), "mask": _Seen()})
+    maps: SeenMaps = field(default_factory=SeenMaps)
+    masks: SeenMasks = field(default_factory=SeenMasks)
 
     @classmethod
     def find(
@@ -152,18 +123,18 @@ class Annotations:
         return [replace(record, keypoints=poses.get(record.name)) for record in records]
 
     def doubts(self) -> list[AnnotationProblem]:
-        """Warnings about what the maps and masks that were read, taken together, seem to mean instead."""
-        parsing, mask = self.seen["parsing"], self.seen["mask"]
+        """Warnings about maps and masks that seem to mean something else, all or single ones."""
+        labels = self.rules.labels
+        advice = "leave --inverted-masks out" if self.rules.inverted_masks else "give --inverted-masks"
         found = []
-        if parsing.files >= _MIN_FILES and (told := _doubt(parsing, self.rules.labels)):
+        if told := self.maps.doubt(labels):
             found.append(AnnotationProblem(self.folders["parsing"], 0, "labels", told, "parsing-labels"))
-        if mask.files >= _MIN_FILES and mask.inside_out:
-            advice = "leave --inverted-masks out" if self.rules.inverted_masks else "give --inverted-masks"
-            told = (
-                f"{mask.files:,} masks have people at the border rather than in the middle, on the whole: if"
-                f" they mark the background, {advice}"
-            )
+        if told := self.masks.doubt(advice):
             found.append(AnnotationProblem(self.folders["mask"], 0, "mask", told, "mask-inverted"))
+        found += (
+            AnnotationProblem(file, 0, "labels", told, "odd-parsing") for file, told in self.maps.odd(labels)
+        )
+        found += (AnnotationProblem(file, 0, "mask", told, "odd-mask") for file, told in self.masks.odd())
         return found
 
     def _add_table(
@@ -217,10 +188,9 @@ class Annotations:
         try:
             if kind == "parsing":
                 lip, values = read_as_lip(contained(self.root, path), size, self.rules.labels)
-                self.seen[kind].add(values, lip != 0)
+                self.maps.add(path, values, lip, known_labels(self.rules.labels)[1])
             else:
-                mask = self.rules.mask(contained(self.root, path), size)
-                self.seen[kind].add(mask.astype(np.uint8), mask)
+                self.masks.add(path, self.rules.mask(contained(self.root, path), size))
         except AnnotationError as error:
             listed = error.listed
             message = f"{listed.message}; not used: {error.advice}"
@@ -240,31 +210,6 @@ class Annotations:
         spelled = (file, f"{base}{dot}{end.upper()}")
         spellings = dict.fromkeys(s for f in spelled for s in (f, nfc(f), unicodedata.normalize("NFD", f)))
         return next((s for s in spellings if (self.root / self.folders[kind] / s).is_file()), None)
-
-
-def _doubt(seen: _Seen, labels: str) -> str:
-    """What the labels of a set of maps look like instead of ``labels``; "" where all fits."""
-    name, first = known_labels(labels)
-    values = np.flatnonzero(seen.values)
-    top = int(values[-1]) - first
-    told = f"{seen.files:,} maps hold no label above {top + first}"
-    if top <= 1:
-        return f"{told}: these are masks, not parsing maps. Give the folder as --mask and none as --parsing"
-    if not first and not seen.with_zero:
-        return (
-            f"none of {seen.files:,} maps holds the label 0, the background: if labels are counted from 1,"
-            f" give --label-set {name}+1"
-        )
-    if top < len(LABEL_SETS["merged8"]):
-        return f"{told}: PASCAL's 7 parts or 8 merged ones are coarser than LIP-20 and cannot be used"
-    if name != "atr18" and top < len(LABEL_SETS["atr18"]):
-        return (
-            f"{told}, and the shoes of {name} are {18 + first} and {19 + first}: if these are ATR's 18,"
-            f" give --label-set atr18{'+1' if first else ''}"
-        )
-    if seen.inside_out:
-        return f"the middle of {seen.files:,} maps is background more than their border: is 0 the background?"
-    return ""
 
 
 def _key(name: str) -> str:

@@ -22,7 +22,7 @@ _TITLES = {"train": "training", "val": "held out", "query": "query", "gallery": 
 _WARNINGS = (
     *("copy", "copy-other-person", "copy-train-test", "person-train-test", "person-train-val"),
     *("official-count", "no-camera", "item-train-test", "missing-list", "joint-outside"),
-    *("person-zero", "names-disagree", "parsing-labels", "mask-inverted"),
+    *("person-zero", "names-disagree", "parsing-labels", "mask-inverted", "odd-parsing", "odd-mask"),
 )
 _UNREAD = ("unread-folder", "unread-file", "hidden")
 _ANNOTATIONS = (
