@@ -35,12 +35,12 @@ test-latest: ## The fast suite with the newest release of everything, in .venv-l
 
 test-lowest: ## The fast suite with the lowest versions that pyproject.toml allows, in .venv-lowest (Python 3.11)
 	rm -rf .venv-lowest && $(PYTHON) -m venv .venv-lowest
-	$(PYTHON) tests/versions.py lowest > .venv-lowest/lowest.txt
+	$(PYTHON) tests/helpers/versions.py lowest > .venv-lowest/lowest.txt
 	.venv-lowest/bin/python $(PIP) -c .venv-lowest/lowest.txt -e '$(EVERYTHING)'
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(FAST)
 
 pins: ## Write constraints.txt from .venv-latest, after a green test-latest
-	.venv-latest/bin/python tests/versions.py installed > constraints.tmp && mv constraints.tmp constraints.txt
+	.venv-latest/bin/python tests/helpers/versions.py installed > constraints.tmp && mv constraints.tmp constraints.txt
 
 test-slow: venv ## Run the long tests: kills, faults, two processes
 	OMP_NUM_THREADS=$(SLOW_THREADS) $(BIN)/python -m pytest -m "slow and not real"

@@ -26,15 +26,15 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from reposer.annotation.annotate import How, annotate
-from reposer.annotation.annotators import Annotators, Choice
+from reposer.annotation.annotate import AnnotateOptions, annotate
+from reposer.annotation.annotators import AnnotatorChoice, Annotators
 from reposer.annotation.interfaces import AnnotatorInfo
 from reposer.annotation.networks import OnnxNetwork
 from reposer.annotation.parser import SegmentationParser
 from reposer.annotation.person_mask import ParsingMasker
-from reposer.files import write_atomic
 from reposer.images import encode_jpeg, encode_png
-from reposer.models.onnx_export import export_module
+from reposer.storage.files import write_atomic
+from reposer.trained.onnx import export_module
 
 SIZE, INPUT, BATCH = (128, 64), (256, 128), 16
 
@@ -87,7 +87,7 @@ def compare(folder: Path, count: int, repeats: int) -> dict[str, float]:
     """The whole job beside the bare network."""
     model = export_scorer(folder / "scorer.onnx")
     images = draw(folder / "images", count)
-    opened = Choice(parser=str(model)).open()
+    opened = AnnotatorChoice(parser=str(model)).open()
     assert isinstance(opened.parser, SegmentationParser)
     network = OnnxNetwork(model, opened.parser.description)
     batches = [torch.zeros(BATCH, 3, *INPUT) for _ in range(count // BATCH)]
@@ -96,7 +96,7 @@ def compare(folder: Path, count: int, repeats: int) -> dict[str, float]:
     for _ in range(repeats):
         forward.append(bare(network, batches))
         started = now()
-        annotate(images, folder / "out", lambda: opened, how=How(batch_size=BATCH))
+        annotate(images, folder / "out", lambda: opened, how=AnnotateOptions(batch_size=BATCH))
         whole.append(since(started))
         shutil.rmtree(folder / "out")
     ratios = np.median(np.array(forward) / np.array(whole), axis=0)

@@ -22,18 +22,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reposer.data.generated.files import IMAGES, JOB, MANIFEST, part_path, write_part
-from reposer.data.generated.names import generated_name
+from reposer.data.layouts.market_names import generated_name
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, prepare_market1501
-from reposer.data.rendered.dataset import write_rendered_dataset
-from reposer.files import sha256_bytes
 from reposer.generation.augmentation import AugmentOptions, augment
-from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
+from reposer.generation.augmented_rows import COLUMNS, KIND, REAL_COLUMNS, REAL_ROWS, write_summary
 from reposer.generation.pose_transfer import PoseTransfer
-from reposer.generation.real_list import COLUMNS as REAL_COLUMNS
-from reposer.generation.real_list import REAL_ROWS
+from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
+from reposer.storage.files import sha256_bytes
+from reposer.storage.manifest import IMAGES, JOB, MANIFEST, part_path, write_part
 from reposer.structures import PairBatch
 
 BATCH, SHARD, COPIES = 32, 512, 100
@@ -116,7 +114,7 @@ def since(started: tuple[float, float]) -> tuple[float, float]:
 _VERIFY = """
 import sys, time
 from pathlib import Path
-from reposer.experiments.verification import verify_folder
+from reposer.workflows.verify import verify_folder
 started = time.perf_counter()
 faults = len(verify_folder(Path(sys.argv[1]))[1])
 seconds = time.perf_counter() - started

@@ -20,8 +20,7 @@ import torch
 from reposer.data.packed import PackedPeople
 from reposer.data.parsing import write_parsing
 from reposer.data.preparing.packing import pack
-from reposer.generation.batch import Options, generate
-from reposer.generation.export import GeneratorConfig
+from reposer.generation.batch import GenerateOptions, generate
 from reposer.generation.pair_sources import PackedPairs
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_png
@@ -29,6 +28,7 @@ from reposer.models.generators import build_generator
 from reposer.models.san import san_size
 from reposer.runtime import setup
 from reposer.structures import PairBatch, PersonRecord
+from reposer.trained.generator import GeneratorConfig
 
 SIZE, PEOPLE, BATCH = (128, 64), 64, 32
 ARMS = (("generated", "png"), ("donor", "png"), ("generated", "jpg"))
@@ -57,7 +57,7 @@ def main() -> None:
         print("background  format    forward img/s  whole img/s  fraction  of CPU")
         figures = {}
         for background, file_format in ARMS:
-            job = Options(background, file_format, BATCH)
+            job = GenerateOptions(background, file_format, BATCH)
             forward, whole = [], []
             for _ in range(repeats):
                 forward.append(bare_pass(pose_transfer, batches))
@@ -88,7 +88,7 @@ def bare_pass(pose_transfer: PoseTransfer, batches: list[PairBatch]) -> tuple[fl
 
 
 def end_to_end(
-    pose_transfer: PoseTransfer, pairs: PackedPairs, out: Path, options: Options
+    pose_transfer: PoseTransfer, pairs: PackedPairs, out: Path, options: GenerateOptions
 ) -> tuple[float, float]:
     """The same for the whole job into a new folder."""
     started = now()

@@ -22,11 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reposer.data.rendered.shots import plan_shot, render_shots
-from reposer.data.rendered.workers import RenderWorkers
 from reposer.images import encode_png
 from reposer.models.generators import build_generator
 from reposer.models.san import san_size
+from reposer.rendered.renderer import RenderWorkers, plan_shot, render_shots
 from reposer.structures import NUM_JOINTS, PairBatch
 
 PEOPLE, BATCH = 8, 16

@@ -32,7 +32,6 @@ from parts import plain_rsa, train_memory
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reposer.experiments.presets import find_preset
 from reposer.images import to_float
 from reposer.losses.adversarial import ImagePool
 from reposer.losses.perceptual import PerceptualNetwork
@@ -41,10 +40,11 @@ from reposer.models.generators import build_generator
 from reposer.models.san import san_size
 from reposer.runtime import Runtime, cpu_has_fast_bf16, setup
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
-from reposer.training.gan_config import DataConfig, GanConfig
-from reposer.training.gan_losses import GanNetworks, discriminator_loss, generate, generator_loss
-from reposer.training.gan_state import GanState
+from reposer.training.gan.config import DataConfig, GanConfig
+from reposer.training.gan.losses import GanNetworks, discriminator_loss, generate, generator_loss
+from reposer.training.gan.state import GanState
 from reposer.training.optimizers import check_finite, gradient_norm
+from reposer.workflows.presets import find_preset
 
 SEED = 0
 TITLES = {"san": "SAN", "rsa": "RSA-GAN (reconstruction from the abstract)"}
@@ -90,7 +90,7 @@ def our_step(
     compiled: bool,
     perceptual: PerceptualNetwork | None = None,
 ) -> Callable[[PairBatch], Tensor]:
-    """What ``reposer.training.gan.train`` does in a step, guards included."""
+    """What ``reposer.training.gan.loop.train`` does in a step, guards included."""
     perceptual = perceptual or perceptual_network(channels_last=True)
     norm, layers = config.perceptual.norm, config.feature_layers
     nets = GanNetworks(state.generator, state.discriminator, perceptual, norm, layers)

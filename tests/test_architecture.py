@@ -9,28 +9,35 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "reposer"
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = Path(__file__).parent
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 80
 
+# what commands are made of
+BELOW = {
+    *("rendered", "data", "models", "losses", "metrics", "reid"),
+    *("trained", "jobs", "training", "annotation", "generation", "evaluation"),
+}
 ROOMS = {
+    "rendered": {"data"},  # a rendered data set is written in the formats of our own layouts
     "data": set(),
     "models": set(),
     "losses": set(),
-    "reid": set(),
     "metrics": set(),
-    "annotation": {"data", "models"},
-    "training": {"data", "models", "losses"},
-    "generation": {"data", "models", "annotation", "reid"},
-    "evaluation": {"data", "models", "reid", "metrics", "annotation"},
-    "experiments": {
-        *("data", "models", "losses", "reid", "metrics"),
-        *("annotation", "training", "generation", "evaluation"),
-    },
+    "reid": set(),
+    "trained": {"models"},
+    "jobs": set(),
+    "training": {"data", "models", "losses", "metrics", "trained"},
+    "annotation": {"data", "models", "trained", "jobs"},
+    "generation": {"data", "models", "reid", "trained", "jobs", "annotation"},
+    "evaluation": {"data", "models", "metrics", "reid", "trained", "annotation"},
+    "workflows": BELOW,
+    "studies": BELOW | {"workflows"},
     "assets": set(),
 }
 GROUND_FLOOR = {
-    *("errors", "structures", "paths", "files", "config", "images", "image_rules", "grids", "sections"),
-    *("tables", "runs", "progress", "checkpoint", "state", "runtime", "weights", "downloads", "hub"),
-    *("folder_lock", "bounded", "image_metadata", "worker_processes", "licences", "arrays", "seals"),
+    *("arrays", "config", "errors", "grids", "image_metadata", "image_rules"),
+    *("images", "progress", "runtime", "sections", "storage", "structures"),
+    *("weights",),
 }
 TOP = {"report"}  # reads JSON and images only
 CLI = "cli"  # a room of commands: may import everything, but inside its functions only
@@ -94,6 +101,45 @@ def test_every_file_says_what_it_is(path):
         assert path.read_text() == "", "only the package's own __init__.py holds anything (the version)"
         return
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path.name} has no docstring"
+
+
+def _graph() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports, anywhere in its text."""
+    modules = {f"reposer.{'.'.join(p.relative_to(PACKAGE).with_suffix('').parts)}": p for p in FILES}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        graph[module] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                wanted = {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+                graph[module] |= wanted & modules.keys() - {module}
+    return graph
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    left = _graph()
+    while ready := {module for module, needed in left.items() if not needed & left.keys()}:
+        left = {module: needed for module, needed in left.items() if module not in ready}
+    assert not left, "these import each other in a circle, or are imported by such"
+
+
+# Of the whole program, not of one file of it.
+WHOLE = {
+    *("architecture", "deprecations", "end_to_end", "fail_points", "forbidden_calls"),
+    *("hostile_values", "reliability", "versions"),
+}
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda p: str(p.relative_to(TESTS)))
+def test_a_test_lies_where_its_module_does(path):
+    """tests/<room>/test_<module>.py or test_<module>_<topic>.py; tests/real asks for data of others."""
+    place = path.relative_to(TESTS)
+    if place.parts[0] == "real" or (len(place.parts) == 1 and path.stem[5:] in WHOLE):
+        return
+    modules = [file.stem for file in (PACKAGE / place.parent).glob("*.py")]
+    assert any(f"{path.stem}_".startswith(f"test_{module}_") for module in modules), (
+        f"{place}: no such file in {place.parent}"
+    )
 
 
 def test_the_table_notices_a_forbidden_import(tmp_path):

@@ -258,7 +258,7 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes, message: str) -
 def test_more_values_than_anything_needs_are_refused_before_they_are_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reposer.bounded.MAX_JSON_VALUES", 1000)
+    monkeypatch.setattr("reposer.storage.bounded.MAX_JSON_VALUES", 1000)
     place = tmp_path / "many.json"
     place.write_text("[" + ",".join("0" * 999) + "]")
     assert read_json_value(place) == [0] * 999

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor
 
-from reposer.checkpoint import DamagedCheckpointError, latest, prune, save, steps, verify
 from reposer.errors import UserError
-from reposer.files import DiskError, write_atomic
+from reposer.storage.checkpoint import DamagedCheckpointError, latest, prune, save, steps, verify
+from reposer.storage.files import DiskError, write_atomic
 
 CALLS = ("open", "write", "fsync", "close", "replace", "rename", "mkdir", "unlink", "rmdir")
 META = {"config_hash": "0"}
@@ -306,8 +306,8 @@ FULL_DISK = """
 import subprocess, sys
 from pathlib import Path
 import torch
-from reposer import checkpoint, files
-from reposer.files import DiskError, sha256_file
+from reposer.storage import checkpoint; from reposer.storage import files
+from reposer.storage.files import DiskError, sha256_file
 
 mount = Path(sys.argv[1])
 trusting = 0

@@ -21,21 +21,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reposer.annotation.journal import read_shards
 from reposer.config import Config, load_config
-from reposer.data.generated.files import job_settings, list_parts
 from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.label_files import read_labels
 from reposer.data.pairs import load_pairs
 from reposer.data.records import read_manifest
 from reposer.errors import UserError
-from reposer.experiments.presets import PRESETS
 from reposer.generation.forgetting import forget, removed_counts
 from reposer.generation.set_exports import export_set
-from reposer.reid.feature_files import read_features
+from reposer.jobs.journal import read_shards
+from reposer.reid.features import read_features
 from reposer.report import REID_COLUMNS, write_report
-from reposer.runs import read_metrics
-from reposer.seals import seal_faults
+from reposer.storage.manifest import job_settings, list_parts
+from reposer.storage.runs import read_metrics
+from reposer.storage.seals import seal_faults
+from reposer.workflows.presets import PRESETS
 
 DEEP: Any = None
 for _ in range(300):

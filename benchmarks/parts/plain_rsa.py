@@ -15,17 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer.losses import perceptual
-from reposer.models import (
-    discriminators,
-    instance_norm,
-    layers,
-    pose_maps,
-    rsa_correspondence,
-    rsa_fusion,
-    rsa_gan,
-)
-from reposer.models.body_regions import LIMBS
+from reposer.models import discriminators, layers, pose_maps, rsa_fusion, rsa_gan
+from reposer.models import layers as instance_norm
+from reposer.models import rsa_attention as rsa_correspondence
 from reposer.models.pose_maps import PoseMaps, gaussian_maps
+from reposer.models.rsa_fusion import LIMBS
 from reposer.structures import NUM_JOINTS
 
 Patch = tuple[Any, str, Callable[..., Any]]  # object, attribute, what stands there in the plain form

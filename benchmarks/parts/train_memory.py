@@ -1,7 +1,7 @@
 """Peak memory of one whole training step at 256x176: generator, both critics, perceptual terms, updates.
 
 The correspondence of RSA-GAN compares every place with every other, (hw)² numbers a picture: 7.9 million at
-256x176. It is held in parts of 2^25 numbers, so from five pictures on (models.rsa_correspondence).
+256x176. It is held in parts of 2^25 numbers, so from five pictures on (models.rsa_attention).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from reposer.experiments.presets import find_preset
 from reposer.images import to_float
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.runtime import setup
-from reposer.training.gan_config import GanConfig
-from reposer.training.gan_state import GanState
+from reposer.training.gan.config import GanConfig
+from reposer.training.gan.state import GanState
+from reposer.workflows.presets import find_preset
 
 VGG19_SHAPES = {  # up to relu5_1: index in torchvision's list -> channels out, in
     **{0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128)},

@@ -20,10 +20,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from reposer.bounded import parse_json
 from reposer.errors import LARGEST, LARGEST_SEED, UserError
-from reposer.files import sha256_bytes, write_atomic
-from reposer.paths import RefusedFileError, printable, read_regular
+from reposer.storage.bounded import parse_json
+from reposer.storage.files import sha256_bytes, write_atomic
+from reposer.storage.paths import RefusedFileError, printable, read_regular
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from reposer.image_metadata import count_scans
-from reposer.paths import RefusedFileError
+from reposer.storage.paths import RefusedFileError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 25_000_000

@@ -27,7 +27,7 @@ from torch import Tensor
 from reposer.image_metadata import STRIPPERS
 from reposer.image_rules import ImageError as ImageError  # what decode raises belongs to its interface
 from reposer.image_rules import exif_orientation, file_format, load, open_image, upright_rgb
-from reposer.paths import RefusedFileError, read_regular
+from reposer.storage.paths import RefusedFileError, read_regular
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -17,10 +17,10 @@ from typing import Any
 
 from reposer.config import read_json
 from reposer.errors import UserError
-from reposer.files import write_atomic
-from reposer.paths import RefusedFileError, contained, printable, read_regular
-from reposer.runs import read_metrics
 from reposer.sections import Fold, Picture, Section, Table, checked, read_sections
+from reposer.storage.files import write_atomic
+from reposer.storage.paths import RefusedFileError, contained, printable, read_regular
+from reposer.storage.runs import read_metrics
 
 REPORT_FILE = "report.html"
 _MAX_TEXT, _MAX_PICTURE, _MAX_PAGE = 4 * 2**20, 64 * 2**20, 2**30  # bytes that are read of one file

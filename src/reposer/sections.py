@@ -11,8 +11,8 @@ from typing import Any
 
 from reposer.config import read_json_value
 from reposer.errors import UserError
-from reposer.files import claim_outputs, is_older, write_output
-from reposer.paths import check_relative
+from reposer.storage.outputs import claim_outputs, is_older, write_output
+from reposer.storage.paths import check_relative
 
 SECTIONS_FILE = "sections.json"
 _EMBEDDED = re.compile(r"data:image/(png|svg\+xml);base64,[A-Za-z0-9+/=]+")

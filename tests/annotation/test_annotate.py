@@ -22,17 +22,18 @@ from bad_inputs import CORPUS, file_name
 from PIL import Image
 from typer.testing import CliRunner
 
-from reposer.annotation import journal
-from reposer.annotation.annotate import How, annotate
-from reposer.annotation.annotators import Annotators, Choice
+from reposer.annotation.annotate import AnnotateOptions, annotate
+from reposer.annotation.annotators import AnnotatorChoice, Annotators
 from reposer.annotation.parser import open_parser
 from reposer.cli.main import app
 from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
-from reposer.files import OUTPUTS, DiskError
+from reposer.jobs import journal
+from reposer.storage.files import DiskError
+from reposer.storage.outputs import OUTPUTS
 
-RUNNER = Path(__file__).parents[1] / "annotate_runner.py"
+RUNNER = Path(__file__).parents[1] / "helpers" / "annotate_runner.py"
 SIZES = ((40, 24), (32, 32))
 
 
@@ -54,7 +55,9 @@ def test_a_real_parser_through_the_whole_way(folder, tmp_path, exported, describ
     _, file = exported()
     model = described(file, size=[33, 33], labels="lip20")
     before = tree(folder)
-    report = annotate(folder, None, Choice(parser=str(model)).open, how=How(batch_size=2))
+    report = annotate(
+        folder, None, AnnotatorChoice(parser=str(model)).open, how=AnnotateOptions(batch_size=2)
+    )
     assert (report.images, report.annotated, report.left_out) == (12, 12, 0)
     assert {name: digest for name, digest in tree(folder).items() if name in before} == before
     parser = open_parser(model)
@@ -79,10 +82,10 @@ def rows_sha(path: Path) -> str:
 def test_processes_give_the_same_bytes_and_a_second_call_makes_nothing(folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(folder, other)
-    first = annotate(folder, None, stubs, how=How(batch_size=2))
-    annotate(other, None, stubs, how=How(batch_size=2, processes=2))
+    first = annotate(folder, None, stubs, how=AnnotateOptions(batch_size=2))
+    annotate(other, None, stubs, how=AnnotateOptions(batch_size=2, processes=2))
     assert tree(folder) == tree(other)
-    again = annotate(folder, None, stubs, how=How(batch_size=2))
+    again = annotate(folder, None, stubs, how=AnnotateOptions(batch_size=2))
     assert (first.work.made, again.work.made, again.work.kept, again.work.notes) == (12, 0, 12, [])
     assert tree(folder) == tree(other)
     assert [path.name for path in folder.rglob(".*")] == [OUTPUTS]
@@ -161,7 +164,7 @@ def test_refusals(folder, tmp_path):
     annotate(folder, None, stubs)
     whole = tree(folder)
     with pytest.raises(UserError, match=r"belongs to another job.*batch_size"):
-        annotate(folder, None, stubs, how=How(batch_size=7))
+        annotate(folder, None, stubs, how=AnnotateOptions(batch_size=7))
 
     def other() -> Annotators:
         return Annotators(StubParser(), None, None)
@@ -170,9 +173,9 @@ def test_refusals(folder, tmp_path):
         annotate(folder, None, other)
     assert tree(folder) == whole
     with pytest.raises(UserError, match="choose at least one"):
-        Choice("none", "none", "none").open()
+        AnnotatorChoice("none", "none", "none").open()
     with pytest.raises(UserError, match="there is no parser"):
-        Choice("none").open()
+        AnnotatorChoice("none").open()
 
 
 def test_a_link_that_leads_out_is_not_written_through(folder, tmp_path):
@@ -189,7 +192,7 @@ def test_a_link_that_leads_out_is_not_written_through(folder, tmp_path):
 
 def test_a_first_look_touches_nothing_else(folder):
     before = tree(folder)
-    report = annotate(folder, None, stubs, how=How(sample=5))
+    report = annotate(folder, None, stubs, how=AnnotateOptions(sample=5))
     assert report.images == 5
     made = tree(folder)
     assert {k: v for k, v in made.items() if not k.startswith("annotation")} == before
@@ -198,7 +201,7 @@ def test_a_first_look_touches_nothing_else(folder):
         files == ["0000_c1.png", "0001_c2.png", "0004_c1.png", "0005_c2.png", "0009_c2.png"]
         or len(files) == 5
     )
-    annotate(folder, None, stubs, how=How(sample=5))
+    annotate(folder, None, stubs, how=AnnotateOptions(sample=5))
     assert tree(folder) == made
     assert annotate(folder, None, stubs).images == 12
 
@@ -213,7 +216,7 @@ def test_every_bad_image_has_its_rule_and_the_others_are_done(tmp_path):
             cases[f"a/{file_name(index, case)}"] = case
         for helper in root.glob("target_of_*"):
             cases[helper.name] = replace(CORPUS[-1], rules=())  # what a link leads to, a good picture
-    report = annotate(root, None, stubs, how=How(batch_size=4))
+    report = annotate(root, None, stubs, how=AnnotateOptions(batch_size=4))
     rows = rows_of(root / "annotation")
     assert rows.keys() == cases.keys()
     for name, case in cases.items():
@@ -224,9 +227,9 @@ def test_every_bad_image_has_its_rule_and_the_others_are_done(tmp_path):
     refused = sum(case.refused is not None for case in cases.values())
     assert (report.left_out, report.annotated) == (refused, len(cases) - refused)
     assert sum(report.rules.values()) == refused
-    again = annotate(root, None, stubs, how=How(batch_size=4))
+    again = annotate(root, None, stubs, how=AnnotateOptions(batch_size=4))
     assert again.work.made == 0
-    apart = annotate(root, tmp_path / "apart", stubs, how=How(batch_size=4))
+    apart = annotate(root, tmp_path / "apart", stubs, how=AnnotateOptions(batch_size=4))
     assert apart.annotated == report.annotated, "whatever is read can be copied without metadata"
 
 
@@ -319,7 +322,7 @@ def test_memory_does_not_grow_with_the_folder(tmp_path):
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(folder, tmp_path, monkeypatch, call):
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)
-    annotate(whole, None, stubs, how=How(batch_size=2))
+    annotate(whole, None, stubs, how=AnnotateOptions(batch_size=2))
     count, fsync = itertools.count(), os.fsync
 
     def failing(descriptor):
@@ -330,9 +333,9 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(folder, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing)
         with pytest.raises(DiskError, match="No space left"):
-            annotate(folder, None, stubs, how=How(batch_size=2))
+            annotate(folder, None, stubs, how=AnnotateOptions(batch_size=2))
     assert not (folder / "annotation/.staging").exists()
-    annotate(folder, None, stubs, how=How(batch_size=2))
+    annotate(folder, None, stubs, how=AnnotateOptions(batch_size=2))
     assert tree(folder) == tree(whole)
 
 

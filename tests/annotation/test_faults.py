@@ -13,13 +13,14 @@ from annotate_runner import cut, draw_folder, edit_rows, flip, stubs, tree
 from PIL import Image
 from typer.testing import CliRunner
 
-from reposer.annotation import journal, shard_writing
-from reposer.annotation.annotate import How, annotate
-from reposer.annotation.crop_maker import COLUMNS
+from reposer.annotation.annotate import AnnotateOptions, annotate
 from reposer.annotation.faults import annotation_faults
+from reposer.annotation.makers import CROP_COLUMNS
 from reposer.cli.main import app
 from reposer.errors import UserError
-from reposer.experiments.verification import verify_folder
+from reposer.jobs import annotation_shards as shard_writing
+from reposer.jobs import journal
+from reposer.workflows.verify import verify_folder
 
 PART = "annotation/manifest/part-00001.parquet"  # images 0003 (5), 0003 (9) ... of the drawn folder
 AGAIN = "run the same `reposer annotate` command again"
@@ -37,7 +38,7 @@ def finished(tmp_path_factory):
     (root / "0004/broken.png").write_bytes(b"no picture")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "SHARD_ITEMS", 5)
-        annotate(root, None, stubs, how=How(batch_size=2))
+        annotate(root, None, stubs, how=AnnotateOptions(batch_size=2))
     return root
 
 
@@ -53,7 +54,7 @@ def swap(one: Path, other: Path) -> None:
 
 
 def set_field(field: str, value):
-    return edit_rows(PART, COLUMNS, lambda rows: rows[1].update({field: value}))
+    return edit_rows(PART, CROP_COLUMNS, lambda rows: rows[1].update({field: value}))
 
 
 def edit_json(name: str, change):
@@ -181,22 +182,22 @@ FAULTS = {  # name: how, what one line must say, and whether annotating again me
         False,
     ),
     "other columns": (
-        edit_rows(PART, COLUMNS[:-1], lambda rows: None),
+        edit_rows(PART, CROP_COLUMNS[:-1], lambda rows: None),
         rf"^{PART}: its columns are those of another version",
         True,
     ),
     "row without file": (
-        edit_rows(PART, COLUMNS, lambda rows: [*rows, {**rows[0], "file": "0009/none.png"}]),
+        edit_rows(PART, CROP_COLUMNS, lambda rows: [*rows, {**rows[0], "file": "0009/none.png"}]),
         r"row 6, 0009/none\.png: is no image of this part",
         True,
     ),
     "row gone": (
-        edit_rows(PART, COLUMNS, lambda rows: rows[:2] + rows[3:]),
+        edit_rows(PART, CROP_COLUMNS, lambda rows: rows[:2] + rows[3:]),
         rf"^{PART}: has no row for 000\d/",
         True,
     ),
     "row doubled": (
-        edit_rows(PART, COLUMNS, lambda rows: [*rows, rows[0]]),
+        edit_rows(PART, CROP_COLUMNS, lambda rows: [*rows, rows[0]]),
         rf"^{PART}: row 6, .*stands in the manifest twice",
         True,
     ),
@@ -320,7 +321,7 @@ FAULTS = {  # name: how, what one line must say, and whether annotating again me
 def test_a_finished_folder_has_no_fault(root):
     assert annotation_faults(root) == []
     assert verify_folder(root)[0] == "annotated people, every file and row"
-    annotate(root, None, stubs, how=How(batch_size=2, sample=3))
+    annotate(root, None, stubs, how=AnnotateOptions(batch_size=2, sample=3))
     assert annotation_faults(root / "annotation/sample") == annotation_faults(root) == []
 
 
@@ -334,7 +335,7 @@ def test_every_fault_is_found_and_named(root, name):
     assert any(re.search(told, fault) for fault in faults), faults
     assert all(fault.endswith((AGAIN, "delete it", "start again")) for fault in faults), faults
     if mends:
-        annotate(root, None, stubs, how=How(batch_size=2))
+        annotate(root, None, stubs, how=AnnotateOptions(batch_size=2))
         assert [f for f in annotation_faults(root) if not f.endswith("delete it")] == []
 
 

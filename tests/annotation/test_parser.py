@@ -11,17 +11,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from reposer.annotation.annotators import Choice, chosen_sides
+from reposer.annotation.annotators import AnnotatorChoice, chosen_sides
 from reposer.annotation.interfaces import Parser
 from reposer.annotation.networks import OnnxNetwork
-from reposer.annotation.parser import best_class, open_parser
+from reposer.annotation.parser import best_class, correct_sides, open_parser, resolve_sides
 from reposer.annotation.segmentation_model import MODELS, SegmentationModel
-from reposer.annotation.sides import correct_sides, resolve_sides
 from reposer.config import load_config
 from reposer.data.parsing import ATR_LABELS, LIP_LABELS
 from reposer.errors import MissingWeightsError, UserError
-from reposer.licences import LicenceError
-from reposer.paths import RefusedFileError
+from reposer.storage.paths import RefusedFileError
+from reposer.weights.licenses import LicenceError
 
 BGR = {"mean": [0.406, 0.456, 0.485], "std": [0.225, 0.224, 0.229]}
 SCHP = {"size": [33, 33], "labels": "lip20", "fit": "affine", "color": "bgr", "output": 1} | BGR
@@ -203,7 +202,7 @@ def test_who_tells_the_sides_can_be_chosen(exported, described, tmp_path):
     with pytest.raises(UserError, match="sides: input should be"):
         open_parser(described(file, "typo", size=[33, 33], labels="lip20", sides="joints"))
     with pytest.raises(UserError, match="--sides keypoints: needs a parser and key-points"):
-        Choice(str(own), sides="keypoints").open()
+        AnnotatorChoice(str(own), sides="keypoints").open()
     with pytest.raises(UserError, match="--sides left: unknown"):
         chosen_sides("left")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from reposer.data.preparing.prepare import prepare_market1501
-from reposer.data.rendered.dataset import write_rendered_dataset
-from reposer.generation.export import GeneratorConfig
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.models.generators import build_generator
+from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
+from reposer.trained.generator import GeneratorConfig
 
 SIZE = (64, 32)
 SAN = {"ngf": 4, "enc_strides": [2, 2, 1], "blocks": 1, "n_convs": 1, "deep_channels": [8]}

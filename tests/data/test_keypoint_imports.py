@@ -9,10 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reposer.annotation.keypoint_files import KeypointFiles
+from reposer.annotation.keypoints import KeypointFiles
 from reposer.data.keypoint_imports import FORMATS, import_keypoints
-from reposer.data.keypoint_sets import body25_to_openpose, coco_to_openpose
-from reposer.data.keypoints import read_keypoints_csv, write_keypoints_csv, wrong_meaning
+from reposer.data.keypoints import (
+    body25_to_openpose,
+    coco_to_openpose,
+    read_keypoints_csv,
+    write_keypoints_csv,
+    wrong_meaning,
+)
 from reposer.errors import UserError
 
 POINTS = np.array([[j + 1.0, 2 * j + 1.0] for j in range(18)])  # x, y

@@ -26,7 +26,7 @@ from reposer.data.keypoints import (
 )
 from reposer.data.problems import AnnotationError
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError
+from reposer.storage.paths import RefusedFileError
 
 Y = list(range(100, 118))
 X = list(range(18))

@@ -15,7 +15,7 @@ from reposer.data.label_files import read_labels, read_mask
 from reposer.data.parsing import PALETTE, read_parsing, write_parsing
 from reposer.data.problems import AnnotationError
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError
+from reposer.storage.paths import RefusedFileError
 
 MAP = np.arange(64, dtype=np.uint8).reshape(8, 8) % 20
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.packing import pack
-from reposer.files import sha256_file
 from reposer.metrics.protocols import METRICS, SetMetric
+from reposer.storage.files import sha256_file
 from reposer.structures import PersonRecord
 
 SIZE = (32, 16)

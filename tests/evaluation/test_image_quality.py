@@ -13,8 +13,7 @@ from torch import nn
 
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
-from reposer.evaluation.baselines import nearest_poses
-from reposer.evaluation.image_quality import COPY, NEAREST, evaluate_images, evaluate_pairs
+from reposer.evaluation.image_quality import COPY, NEAREST, evaluate_images, evaluate_pairs, nearest_poses
 from reposer.evaluation.measurement import FLOOR
 from reposer.metrics import set_scores, similarity
 from reposer.metrics.frechet import FeatureStatistics, frechet_distance

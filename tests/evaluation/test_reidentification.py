@@ -11,8 +11,7 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import average_precision_score
 
 from reposer.errors import UserError
-from reposer.evaluation.cmc_plot import draw_cmc
-from reposer.evaluation.ranklists import COLORS, HEADER, choose_queries, rank_list, write_rank_lists
+from reposer.evaluation.plots import COLORS, HEADER, choose_queries, draw_cmc, rank_list, write_rank_lists
 from reposer.evaluation.reid_comparison import LEARNERS, compare_methods, row_names
 from reposer.evaluation.reid_protocols import find_protocol
 from reposer.evaluation.reidentification import Rerank, evaluate_reid

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from reposer.data.packed import PackedPeople
 from reposer.data.parsing import write_parsing
 from reposer.data.preparing.packing import pack
-from reposer.generation.export import GeneratorConfig
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_png, to_float
 from reposer.runtime import setup
 from reposer.structures import PairBatch, PersonRecord
+from reposer.trained.generator import GeneratorConfig
 
 SIZE = (64, 32)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -14,13 +13,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import augment_runner as runner
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from reposer.data.generated.names import check_names, generated_name, is_generated, parse_generated
-from reposer.data.layouts.market_names import parse_name
+from reposer.data.layouts.market_names import (
+    check_names,
+    generated_name,
+    is_generated,
+    parse_generated,
+    parse_name,
+)
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.errors import UserError
@@ -31,10 +36,7 @@ from reposer.generation.lineage import set_faults
 from reposer.generation.outputs import is_marked
 from reposer.generation.set_exports import export_set
 
-RUNNER = Path(__file__).with_name("augment_runner.py")
-_spec = importlib.util.spec_from_file_location("augment_runner", RUNNER)
-runner = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(runner)
+RUNNER = Path(runner.__file__)
 
 
 def tree(folder):
@@ -414,8 +416,8 @@ def fault_kinds():
         return sorted((folder / "manifest").glob("part-*.parquet"))[1]
 
     def edit(folder, change):
-        from reposer.data.generated.files import read_part, write_part
         from reposer.generation.augmented_rows import COLUMNS
+        from reposer.storage.manifest import read_part, write_part
 
         path = part(folder)
         rows = read_part(path).to_pylist()

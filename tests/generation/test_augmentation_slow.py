@@ -14,15 +14,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import augment_runner as runner
 import pytest
 
-from reposer.data.generated.files import read_rows
 from reposer.generation.lineage import set_faults
+from reposer.storage.manifest import read_rows
 
 PICTURES = int(os.environ.get("REPOSER_AUGMENT_PICTURES", "20000"))
 KILLS = 50
 HERE = Path(__file__).parent
-RUNNER = HERE / "augment_runner.py"
+RUNNER = Path(runner.__file__)
 
 
 def load(name):
@@ -32,7 +33,7 @@ def load(name):
     return module
 
 
-runner, fast = load("augment_runner"), load("test_augmentation")
+fast = load("test_augmentation")
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reposer.data.generated.files import find_faults, read_rows
 from reposer.errors import UserError
-from reposer.generation.batch import Options, generate
+from reposer.generation.batch import GenerateOptions, generate
 from reposer.generation.inputs import load_person
 from reposer.generation.outputs import is_marked
 from reposer.generation.pair_sources import FolderPairs, PackedPairs
 from reposer.images import decode
+from reposer.storage.manifest import find_faults, read_rows
 
 PAIRS = np.array([(0, 1), (1, 0), (2, 5), (3, 3), (9, 8)])
 
@@ -23,7 +23,7 @@ PAIRS = np.array([(0, 1), (1, 0), (2, 5), (3, 3), (9, 8)])
 @pytest.mark.parametrize("background", ["generated", "donor", "source"])
 def test_files_and_rows_say_the_same(tmp_path, pose_transfer, people, background):
     seen = []
-    options = Options(background, batch_size=2, shard_items=2)
+    options = GenerateOptions(background, batch_size=2, shard_items=2)
     report = generate(
         pose_transfer,
         PackedPairs(people, PAIRS),
@@ -58,7 +58,7 @@ def test_a_finished_job_is_not_done_again_and_another_one_is_refused(tmp_path, p
     assert (again.written, again.kept) == (0, 5)
     assert "0 pictures written, 5 were there already" in str(again)
     with pytest.raises(UserError, match=r'these differ: settings\.background: "generated" -> "donor"'):
-        generate(pose_transfer, pairs, out, Options("donor"))
+        generate(pose_transfer, pairs, out, GenerateOptions("donor"))
     with pytest.raises(UserError, match=r"these differ: settings\.inputs"):
         generate(pose_transfer, PackedPairs(people, PAIRS[::-1]), out)
     pose_transfer.__dict__.pop("weights_hash")
@@ -84,9 +84,9 @@ def test_wrong_calls_are_refused_before_anything_is_written(tmp_path, pose_trans
     with pytest.raises(UserError, match="1 pairs occur more than once"):
         generate(pose_transfer, PackedPairs(people, PAIRS[[0, 1, 0]]), out)
     with pytest.raises(UserError, match="format gif: unknown: choose from png, jpg"):
-        generate(pose_transfer, PackedPairs(people, PAIRS), out, Options(file_format="gif"))
+        generate(pose_transfer, PackedPairs(people, PAIRS), out, GenerateOptions(file_format="gif"))
     with pytest.raises(UserError, match="background black: unknown"):
-        generate(pose_transfer, PackedPairs(people, PAIRS), out, Options("black"))
+        generate(pose_transfer, PackedPairs(people, PAIRS), out, GenerateOptions("black"))
     pose_transfer.config = pose_transfer.config.changed(size=(128, 64))
     with pytest.raises(UserError, match=r"size \(64, 32\), the model \(128, 64\): prepare .* 128x64"):
         generate(pose_transfer, PackedPairs(people, PAIRS), out)
@@ -105,7 +105,7 @@ def test_a_folder_of_images_and_one_donor(tmp_path, pose_transfer, people, peopl
         (people_folder / "parsing" / paths[0].name).read_bytes()
     )
     donor = load_person(paths[4], people_folder / "parsing" / paths[4].name, size=(64, 32))
-    options = Options(file_format="jpg", batch_size=5)
+    options = GenerateOptions(file_format="jpg", batch_size=5)
     report = generate(pose_transfer, FolderPairs(people_folder, donor), tmp_path / "out", options)
     rows = read_rows(tmp_path / "out").to_pylist()
     assert [row["source"] for row in rows] == [*(path.name for path in paths[:11]), "camera.jpg"]
@@ -125,7 +125,7 @@ def test_a_folder_of_images_and_one_donor(tmp_path, pose_transfer, people, peopl
             pose_transfer,
             FolderPairs(people_folder, donor),
             tmp_path / "out",
-            Options(file_format="jpg", batch_size=5),
+            GenerateOptions(file_format="jpg", batch_size=5),
         ).kept
         == 12
     )

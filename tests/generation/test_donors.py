@@ -9,9 +9,8 @@ from planted import SHOULDERS, Planted, pack_planted
 from reposer.data.orientation import ORIENTATIONS, face_share, orientation
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
-from reposer.generation.donor_draws import distinct, other_groups, same_group
-from reposer.generation.donors import POLICIES, DonorPlan, choose_donors
-from reposer.generation.pose_coverage import pose_coverage
+from reposer.generation.donors import POLICIES, DonorPlan, choose_donors, distinct, other_groups, same_group
+from reposer.studies.study_stages import pose_coverage
 
 LOWERS = ("pants", "shorts", "skirt", "dress")
 

@@ -13,17 +13,15 @@ from planted import Planted, pack_planted
 from pydantic import ValidationError
 from scipy.ndimage import gaussian_filter, laplace
 
-from reposer import checkpoint
 from reposer.config import stored_hash
 from reposer.data.packed import PackedPeople
 from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError
-from reposer.generation.filters import FilterOptions, PictureFilter
-from reposer.generation.picture_scores import pose_agreement, sharpness
-from reposer.models.embedding_files import embedding_from_run
+from reposer.generation.filters import FilterOptions, PictureFilter, pose_agreement, sharpness
+from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL
-from reposer.training.reid import train_reid
-from reposer.training.reid_config import (
+from reposer.trained.embedding import embedding_from_run
+from reposer.training.reid.config import (
     AugmentConfig,
     EmbeddingConfig,
     ReidConfig,
@@ -31,6 +29,7 @@ from reposer.training.reid_config import (
     ReidOptimizerConfig,
     ReidScheduleConfig,
 )
+from reposer.training.reid.loop import train_reid
 
 PEOPLE = [Planted(pid=1 + i // 4, camid=1 + i % 4) for i in range(24)]
 PEOPLE += [Planted(pid=7), Planted(pid=90, split="val"), Planted(pid=90, camid=2, split="val")]

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from reposer import checkpoint
 from reposer.config import stored_hash
 from reposer.errors import UserError
-from reposer.generation.export import GeneratorConfig
 from reposer.generation.inputs import load_person
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.stitching import stitch
 from reposer.images import to_uint8
 from reposer.models.generators import build_generator
 from reposer.runtime import setup
+from reposer.storage import checkpoint
+from reposer.trained.generator import GeneratorConfig
 
 TINY_SAN = {
     "ngf": 4,

@@ -9,23 +9,31 @@ import numpy as np
 import pytest
 import torch
 
-from reposer import checkpoint
 from reposer.config import stored_hash
-from reposer.data.canonical_poses import CROWN, SOLE, canonical_pose
 from reposer.data.keypoints import NECK, write_keypoints_csv
 from reposer.data.orientation import ORIENTATIONS, orientation
 from reposer.errors import UserError
 from reposer.generation.batch import generate
-from reposer.generation.export import GeneratorConfig
 from reposer.generation.inputs import load_person, people_batch
 from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pair_sources import FolderPairs
 from reposer.generation.pose_transfer import PoseTransfer
-from reposer.generation.targets import PoseTarget, inside, keypoints_beside, place, read_targets
+from reposer.generation.targets import (
+    CROWN,
+    SOLE,
+    PoseTarget,
+    canonical_pose,
+    inside,
+    keypoints_beside,
+    place,
+    read_targets,
+)
 from reposer.models.generators import build_generator, build_predictor
 from reposer.models.parsing_predictor import decide_maps
 from reposer.runtime import setup
+from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL
+from reposer.trained.generator import GeneratorConfig
 
 SIZE = (64, 32)
 TINY = {

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from reposer.errors import MissingWeightsError, UserError
-from reposer.metrics.pose_mask import pose_mask
+from reposer.metrics.pose_and_parsing import pose_mask
 from reposer.metrics.protocols import (
     _MASKS,
     METRICS,

@@ -13,8 +13,7 @@ from torchvision.transforms.v2.functional import resize
 from reposer.errors import MissingWeightsError, UserError
 from reposer.images import imagenet_normalize, to_float
 from reposer.models.backbones import MobileNetV2, ResNet
-from reposer.models.embedding import EMBEDDINGS, Embedding, load_pretrained
-from reposer.models.reid_network import ReidNetwork, compare_pairs
+from reposer.models.embedding import EMBEDDINGS, Embedding, ReidNetwork, compare_pairs, load_pretrained
 
 
 def _images(count: int = 3, size: tuple[int, int] = (64, 32), seed: int = 0) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 
 from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.layouts.deepfashion import inshop_pairs
-from reposer.data.layouts.inshop_names import parse_inshop_name, split_overlap
+from reposer.data.layouts.inshop import parse_inshop_name, split_overlap
 from reposer.data.pairs import read_pairs_csv
 
 LISTS = Path(__file__).parents[3] / "shared" / "data" / "deepfashion_lists"

@@ -20,10 +20,10 @@ from reposer.data.pairs import read_pairs_csv
 from reposer.data.preparing.packing import pack
 from reposer.evaluation.image_quality import COPY, NEAREST, evaluate_pairs
 from reposer.evaluation.measurement import FLOOR
-from reposer.files import sha256_file
 from reposer.images import imagenet_normalize, to_float
 from reposer.metrics.feature_networks import KerasMobileNetV2
 from reposer.metrics.protocols import weights_in
+from reposer.storage.files import sha256_file
 from reposer.structures import PersonRecord
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reposer.data.layouts.market_names import parse_name
-from reposer.data.reid_samplers import Groups, draw_people
+from reposer.data.samplers import ClassGroups, draw_people
 from reposer.evaluation.reidentification import Rerank, evaluate_reid
 from reposer.reid.kissme import KISSME
 from reposer.reid.pair_statistics import pair_statistics
@@ -131,7 +131,7 @@ def test_the_people_that_bag_of_tricks_draws(people):
     """What docs/reid.md says: 61 % of the distinct images in an epoch, the original's sampler 90 %."""
     pids = people["train"].pids
     labels = np.unique(pids, return_inverse=True)[1]
-    groups, steps = Groups.of(labels), 12_936 // 64
+    groups, steps = ClassGroups.of(labels), 12_936 // 64
     drawn = np.concatenate([draw_people(groups, 16, 4, 0, step) for step in range(steps)])
     times = np.bincount(labels[drawn], minlength=751) // 4
     assert times.max() - times.min() == 1

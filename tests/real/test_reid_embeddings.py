@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reposer.data.layouts.market_names import parse_name
-from reposer.data.reid_samplers import Groups, draw_people
+from reposer.data.samplers import ClassGroups, draw_people
 from reposer.metrics.feature_networks import KerasMobileNetV2
 from reposer.models.embedding import Embedding, load_pretrained
 
@@ -33,7 +33,7 @@ def test_keras_mobilenet_agrees_with_the_one_of_the_metrics():
 def test_an_epoch_of_p_by_k_shows_all_751_people():
     pids = np.array([parse_name(name).pid for name in NAMES.read_text().split()])
     people, labels = np.unique(pids, return_inverse=True)
-    groups = Groups.of(labels)
+    groups = ClassGroups.of(labels)
     assert groups.classes == len(people) == 751
     rows = [draw_people(groups, 16, 4, seed=0, step=step) for step in range(47)]  # 752 people
     drawn = labels[np.concatenate(rows)[::4]]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from reposer.data.parsing_scores import label_confusion
 from reposer.data.preparing.prepare import prepare_market1501
-from reposer.experiments.parsing_presets import parser_small
+from reposer.metrics.pose_and_parsing import label_confusion
 from reposer.models.parsing_network import parsing_network_from_run
-from reposer.training.parsing import train_parser
-from reposer.training.parsing_data import ParsingData
+from reposer.training.parsing.loop import train_parser
+from reposer.training.parsing.tasks import ParsingData
+from reposer.workflows.presets import parser_small
 
 SHARED = Path(__file__).parents[3] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_features_imagenet.safetensors"

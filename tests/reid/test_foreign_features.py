@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from annotation.hostile_models import MARKER, STATES, Evil, evil, torch_file
+from hostile_models import MARKER, STATES, Evil, evil, torch_file
 
 from reposer.errors import UserError
-from reposer.experiments.reid_evaluation import ReidOptions, score_files, score_splits
-from reposer.reid.feature_files import read_features, write_features
+from reposer.reid.features import read_features, write_features
 from reposer.reid.search import NO_CAMERA
 from reposer.structures import FeatureSet
+from reposer.workflows.reid_evaluation import ReidOptions, score_files, score_splits
 
 
 def _sets():

@@ -1,7 +1,8 @@
 """`reposer annotate`: parsing maps, masks and key-points for any folder of people, beside its images.
 
     OUT/parsing/a/b.png   OUT/mask/a/b.png   OUT/keypoints.csv   of the image a/b.jpg, as `prepare` reads them
-    OUT/annotation/       journal (journal.py), problems.csv, report.json, what the report page is made of
+    OUT/annotation/       journal (jobs/journal.py), problems.csv, report.json, what the report page is made
+    of
 
 OUT is the folder of the images itself, which stay as they are, or another one, which gets copies of them; of
 photos it is always another one, which gets the people that were cut out. Stopped at any moment, the same call
@@ -21,29 +22,37 @@ import torch
 from torch import nn
 
 from reposer.annotation.annotators import Annotators
-from reposer.annotation.crop_maker import COLUMNS, COPIES, MASK, OUTPUTS, PARSING, CropMaker
 from reposer.annotation.faults import seal_annotations
 from reposer.annotation.interfaces import AnnotatorInfo
-from reposer.annotation.journal import BOOK, PHOTOS, Task, read_book
-from reposer.annotation.keypoint_files import KeypointFiles
-from reposer.annotation.photo_maker import COLUMNS as PHOTO_COLUMNS
-from reposer.annotation.photo_maker import OUTPUTS as PHOTO_OUTPUTS
-from reposer.annotation.photo_maker import PhotoMaker, crop_origins
+from reposer.annotation.keypoints import KeypointFiles
+from reposer.annotation.makers import (
+    COPIES,
+    CROP_COLUMNS,
+    CROP_OUTPUTS,
+    MASK,
+    PARSING,
+    PHOTO_COLUMNS,
+    PHOTO_OUTPUTS,
+    CropMaker,
+    PhotoMaker,
+    crop_origins,
+)
 from reposer.annotation.results import KEYPOINTS, AnnotationReport, write_results
-from reposer.annotation.shard_writing import Progress, Work, make_all
 from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
 from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
-from reposer.files import remove_tree
-from reposer.paths import check_relative, printable, unlinked
+from reposer.jobs.annotation_shards import Progress, Work, make_all
+from reposer.jobs.journal import BOOK, PHOTOS, Task, read_book
+from reposer.storage.files import remove_tree
+from reposer.storage.paths import check_relative, printable, unlinked
 
 SAMPLE = "sample"  # folder in BOOK: a first look
 OpenDetector = Callable[[], tuple[nn.Module, AnnotatorInfo]]
 
 
 @dataclass(frozen=True)
-class How:
+class AnnotateOptions:
     """What does not depend on the annotators."""
 
     batch_size: int = 32  # images of one forward pass, all of one size
@@ -57,22 +66,22 @@ def annotate(
     out: str | Path | None,
     open_annotators: Callable[[], Annotators],
     open_detector: OpenDetector | None = None,
-    how: How | None = None,
+    how: AnnotateOptions | None = None,
 ) -> AnnotationReport:
     """Annotate every image below ``folder``, or what is left of it.
 
     Args:
         folder: the images; never changed.
         out: where to; None: ``folder``.
-        open_annotators: loads them (annotators.Choice.open); pickled where there are several processes.
-        open_detector: the images are photos: cut the people out first, with this detector.
+        open_annotators: loads them (annotators.AnnotatorChoice.open); pickled where there are several
+        processes. open_detector: the images are photos: cut the people out first, with this detector.
         how: the rest.
 
     Raises:
         UserError: no folder, no images, an ``out`` that holds something else, models that cannot be loaded.
             What was finished stays.
     """
-    folder, how = Path(folder), how or How()
+    folder, how = Path(folder), how or AnnotateOptions()
     if not folder.is_dir():
         raise UserError(f"{printable(folder)}: no such folder", "check the path")
     root = folder if out is None else Path(out)
@@ -167,7 +176,7 @@ def _is_apart(folder: Path, root: Path) -> bool:
 
 
 def _cut_people(
-    folder: Path, root: Path, photos: Sequence[str], open_detector: OpenDetector, how: How
+    folder: Path, root: Path, photos: Sequence[str], open_detector: OpenDetector, how: AnnotateOptions
 ) -> list[AnnotationProblem]:
     """Cut the people out of the photos; returns what was left out."""
     detector, info = open_detector()
@@ -200,7 +209,7 @@ def _cut_people(
 
 
 def _task(
-    folder: Path, root: Path, annotators: Annotators, how: How, apart: bool, beside: Sequence[str]
+    folder: Path, root: Path, annotators: Annotators, how: AnnotateOptions, apart: bool, beside: Sequence[str]
 ) -> Task:
     settings = {
         "kind": "annotation",
@@ -208,8 +217,8 @@ def _task(
         "batch_size": how.batch_size,
         **annotators.describe(),
     }
-    outputs = (*OUTPUTS, COPIES) if apart else OUTPUTS
-    return Task(folder, root, root / BOOK, settings, _environment(), COLUMNS, outputs, tuple(beside))
+    outputs = (*CROP_OUTPUTS, COPIES) if apart else CROP_OUTPUTS
+    return Task(folder, root, root / BOOK, settings, _environment(), CROP_COLUMNS, outputs, tuple(beside))
 
 
 def _foreign(root: Path, annotators: Annotators, apart: bool) -> list[Path]:

@@ -12,10 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.annotation.detectors import DETECTORS, load_detector
-from reposer.annotation.interfaces import AnnotatorInfo, KeypointDetector, Parser, PersonMasker
-from reposer.annotation.keypoint_detector import open_keypoint_detector
-from reposer.annotation.keypoint_files import KeypointFiles, joint_scores
+from reposer.annotation.interfaces import (
+    DETECTORS,
+    AnnotatorInfo,
+    KeypointDetector,
+    Parser,
+    PersonMasker,
+    load_detector,
+)
+from reposer.annotation.keypoints import KeypointFiles, joint_scores, open_keypoint_detector
 from reposer.annotation.parser import SegmentationParser, open_parser
 from reposer.annotation.person_mask import FolderMasks, ParsingMasker, open_detector_masker
 from reposer.annotation.segmentation_model import Sides
@@ -24,18 +29,18 @@ from reposer.data.keypoints import Pose
 from reposer.data.layouts.folder_scan import without_suffix
 from reposer.data.problems import AnnotationError, AnnotationProblem
 from reposer.errors import UserError
-from reposer.files import sha256_bytes
 from reposer.images import MAX_FILE_BYTES
-from reposer.paths import RefusedFileError, printable, read_regular
+from reposer.storage.files import sha256_bytes
+from reposer.storage.paths import RefusedFileError, printable, read_regular
 from reposer.structures import NUM_JOINTS
-from reposer.weights import cache_folders
+from reposer.weights.files import cache_folders
 
 NONE = "none"
 _MISSING = "missing"  # the rule of a file that is not there
 
 
 @dataclass(frozen=True)
-class Choice:
+class AnnotatorChoice:
     """Which annotators, as the user says it."""
 
     parser: str = "schp_lip"  # a name, NAME=FILE, my.onnx, a folder of transformers, or "none"
@@ -52,7 +57,7 @@ class Choice:
 
         Raises:
             LicenceError, MissingWeightsError, RefusedFileError, UserError: as the opening functions of
-                parser.py, person_mask.py and keypoint_detector.py; or nothing is chosen.
+                parser.py, person_mask.py and keypoints.py; or nothing is chosen.
         """
         chosen = Annotators(self._parser(), self._masks(), self._keypoints())
         if chosen.parser is None and chosen.masks is None and chosen.keypoints is None:
@@ -67,7 +72,7 @@ class Choice:
         """The detector that cuts people out of photos.
 
         Raises:
-            UserError: as ``detectors.load_detector``.
+            UserError: as ``interfaces.load_detector``.
         """
         name, weights = _named(self.detect)
         return load_detector(name, weights, **self._how())

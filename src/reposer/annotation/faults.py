@@ -6,13 +6,26 @@ image, key-points.csv, problems.csv and report.json. The report page is not: it 
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from reposer.annotation.crop_maker import COLUMNS
-from reposer.annotation.journal import (
+from reposer.annotation.makers import CROP_COLUMNS, PHOTO_COLUMNS
+from reposer.annotation.overview import FLAGS
+from reposer.annotation.results import KEYPOINTS, PROBLEMS, REPORT, count, listed_poses, row_problems
+from reposer.config import read_json
+from reposer.data.keypoints import write_keypoints_csv
+from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
+from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
+from reposer.data.problems import AnnotationProblem, text_cell
+from reposer.errors import UserError
+from reposer.jobs.journal import (
     BOOK,
     PHOTOS,
     PLAN,
@@ -23,12 +36,7 @@ from reposer.annotation.journal import (
     read_shards,
     source_hash,
 )
-from reposer.annotation.photo_maker import COLUMNS as PHOTO_COLUMNS
-from reposer.annotation.result_faults import result_faults
-from reposer.annotation.results import REPORT
-from reposer.annotation.row_checks import row_faults
-from reposer.config import read_json
-from reposer.data.generated.files import (
+from reposer.storage.manifest import (
     FILE_COLUMNS,
     JOB,
     MANIFEST,
@@ -38,11 +46,121 @@ from reposer.data.generated.files import (
     read_part,
     seal_path,
 )
-from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
-from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
-from reposer.errors import UserError
-from reposer.paths import check_relative, printable
-from reposer.seals import SEAL, seal_faults, write_seal
+from reposer.storage.paths import RefusedFileError, check_relative, printable, read_regular
+from reposer.storage.seals import SEAL, seal_faults, write_seal
+from reposer.structures import NUM_JOINTS, NUM_LABELS
+
+# ---- Does a row of the manifest agree with itself, its image's name and the settings of its job?
+
+
+def row_faults(row: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a row, each beginning with the field; its files are not looked at."""
+    if row["left_out"]:
+        full = [field for field in ("parsing", "mask", "keypoints") if row[field] is not None]
+        yield from (f"{field}: the image was left out, and yet has it" for field in full)
+        return
+    stem = without_suffix(row["file"])
+    for field, maker in (("parsing", "parser"), ("mask", "mask")):
+        wanted, there = settings.get(maker, {}).get("name") != "none", row[field] is not None
+        if there and not wanted:
+            yield f"{field}: this job makes none"
+        elif there and row[field] != f"{field}/{stem}.png":
+            yield f"{field}: {row[field]} is not the place of this image's"
+        elif wanted and not there and not (field == "mask" and _lacks(row, "mask")):
+            yield f"{field}: is empty"
+    yield from _number_faults(row)
+    unknown = [flag for flag in row["flags"] if flag not in FLAGS]
+    yield from (f"flags: {flag!r} is none" for flag in unknown)
+
+
+def _number_faults(row: Mapping[str, Any]) -> Iterator[str]:
+    """Counts that must add up."""
+    pixels, points, scores = row["label_pixels"], row["keypoints"], row["joint_scores"]
+    if row["parsing"] is not None:
+        area = row["width"] * row["height"]
+        if pixels is None or len(pixels) != NUM_LABELS or sum(pixels) != area:
+            yield f"label_pixels: are not {area:,} pixels of {NUM_LABELS} labels"
+    if (row["mask"] is None) != (row["mask_area"] is None):
+        yield "mask_area: mask and area are not both there"
+    elif row["mask_area"] is not None and not 0 <= row["mask_area"] <= 1:
+        yield f"mask_area: {row['mask_area']} is no share"
+    if points is None:
+        return
+    if len(points) != 2 * NUM_JOINTS or scores is None or len(scores) != NUM_JOINTS:
+        yield f"keypoints: are not {NUM_JOINTS} joints with a score each"
+    elif row["joints"] != sum(not math.isnan(x) for x in points[::2]):
+        yield f"joints: {row['joints']} is not the number of joints that are there"
+
+
+def _lacks(row: Mapping[str, Any], field: str) -> bool:
+    """Whether the row says that the user has no usable file for it."""
+    return any(problem["field"] == field for problem in row["problems"])
+
+
+# ---- Are keypoints.csv, problems.csv and report.json what the rows of the manifest say?
+
+_MAX_BYTES = 1_000_000_000  # of a CSV
+
+
+def result_faults(root: Path, rows: Rows, *, with_keypoints: bool) -> Iterator[str]:
+    """What differs, naming file and line or field.
+
+    Args:
+        root: the annotated folder.
+        rows: the whole manifest.
+        with_keypoints: whether the job looks for key-points.
+    """
+    listed = row_problems(rows)
+    if with_keypoints:
+        poses, unfit = listed_poses([row for row in rows if not row["left_out"]])
+        listed += unfit
+        with TemporaryDirectory() as scratch:
+            write_keypoints_csv(Path(scratch) / KEYPOINTS, poses)
+            expected = (Path(scratch) / KEYPOINTS).read_bytes().split(b"\n")
+        yield from _line_faults(root / KEYPOINTS, expected)
+    yield from _problem_faults(root / BOOK / PROBLEMS, listed)
+    try:
+        report = read_json(root / BOOK / REPORT)
+    except UserError as error:
+        yield error.problem.removeprefix(f"{root}/")
+        return
+    for field, expected_count in count(rows, listed).items():
+        if field != "rules" and report.get(field) != expected_count:  # rules: of lines without a row, too
+            yield f"{BOOK}/{REPORT}, {field}: is not that of the manifest"
+
+
+def _line_faults(path: Path, expected: list[bytes]) -> Iterator[str]:
+    """The first line that differs."""
+    try:
+        found = read_regular(path, max_bytes=_MAX_BYTES).split(b"\n")
+    except RefusedFileError as error:
+        yield f"{path.name}: {error.reason}"
+        return
+    if found != expected:
+        pairs = enumerate(zip(found, expected, strict=False), start=1)
+        at = next((n for n, (a, b) in pairs if a != b), min(len(found), len(expected)) + 1)
+        line = expected[at - 1] if at <= len(expected) else found[at - 1]
+        name = line.split(b":")[0].decode("utf-8", "replace")
+        yield f"{path.name}, row {at}, {name}: is not what the manifest says"
+
+
+def _problem_faults(path: Path, listed: Iterable[AnnotationProblem]) -> Iterator[str]:
+    """Every problem of a row must stand in problems.csv, which has others too."""
+    try:
+        text = read_regular(path, max_bytes=_MAX_BYTES).decode("utf-8", "replace")
+        lines = [line for line in csv.reader(io.StringIO(text)) if len(line) == 5]
+    except RefusedFileError as error:
+        yield f"{BOOK}/{path.name}: {error.reason}"
+        return
+    except csv.Error as error:
+        yield f"{BOOK}/{path.name}: is no CSV ({error})"
+        return
+    if lines[:1] != [["file", "row", "field", "rule", "message"]]:
+        yield f"{BOOK}/{path.name}, row 1: is not its header"
+    there = Counter((line[0], line[3]) for line in lines)
+    for file, rule in sorted(Counter((text_cell(one.file), one.rule) for one in listed) - there):
+        yield f"{BOOK}/{path.name}: has no line for {file}, {rule}"
+
 
 _AGAIN = "run the same `reposer annotate` command again"
 
@@ -73,7 +191,7 @@ def annotation_faults(root: str | Path) -> list[str]:
     book = root / BOOK
     if not (book / REPORT).exists():
         _refuse_unfinished(root)
-    main = _Book(root, book, COLUMNS)
+    main = _Book(root, book, CROP_COLUMNS)
     faults = main.faults
     sealed = seal_faults(root, main.record, place=f"{BOOK}/{SEAL}")
     faults += (f"{fault.removeprefix(f'{root}/')}; {_AGAIN}" for fault in sealed)
@@ -125,7 +243,7 @@ class _Book:
                 )
                 if row["file"] not in images:
                     self.faults.append(f"{where}: is no image of this part; {_AGAIN}")
-                if row["file"] in self.found and self._columns is COLUMNS:
+                if row["file"] in self.found and self._columns is CROP_COLUMNS:
                     self.faults.append(f"{where}: stands in the manifest twice; {_AGAIN}")
                 self.found[row["file"]] = row
                 yield where, row

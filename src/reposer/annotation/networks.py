@@ -20,8 +20,8 @@ from reposer.annotation.onnx_session import OnnxSession, SessionError, Value
 from reposer.annotation.segmentation_model import SegmentationModel
 from reposer.config import read_json
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError, printable, read_regular
-from reposer.weights import load_state_dict_file
+from reposer.storage.paths import RefusedFileError, printable, read_regular
+from reposer.weights.files import load_state_dict_file
 
 _INSTALL = "pip install reposer[annotate]"
 _CONFIG_BYTES = 1_000_000

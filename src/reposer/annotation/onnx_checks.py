@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError, read_regular
+from reposer.storage.paths import RefusedFileError, read_regular
 
 if TYPE_CHECKING:
     import onnx

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.annotation.detectors import detect, load_detector, main_person
-from reposer.annotation.interfaces import AnnotatorInfo, Masks, MaskSource
+from reposer.annotation.interfaces import AnnotatorInfo, Masks, MaskSource, detect, load_detector, main_person
 from reposer.data.label_files import map_names, read_mask
 from reposer.errors import UserError
 from reposer.structures import MISSING_LABEL
@@ -117,7 +116,7 @@ def open_detector_masker(
     """A masker around "maskrcnn_v2" or "maskrcnn".
 
     Raises:
-        UserError: as ``detectors.load_detector``, or a detector without masks.
+        UserError: as ``interfaces.load_detector``, or a detector without masks.
     """
     if not name.startswith("maskrcnn"):
         raise UserError(f"detector {name!r}: makes no masks", "use maskrcnn_v2 or maskrcnn")

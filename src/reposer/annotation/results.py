@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from reposer.annotation.journal import BOOK, Rows, Task, read_book
-from reposer.annotation.overview import write_overview
-from reposer.annotation.quality import FLAGS
-from reposer.annotation.shard_writing import Work
+from reposer.annotation.overview import FLAGS, write_overview
 from reposer.data.keypoints import Pose, write_keypoints_csv
 from reposer.data.label_files import read_mask
 from reposer.data.map_meanings import SeenMasks
 from reposer.data.parsing import LIP_LABELS
 from reposer.data.problems import AnnotationProblem, problems_csv
-from reposer.files import write_atomic
 from reposer.image_rules import ACCEPTED
-from reposer.paths import contained, printable
+from reposer.jobs.annotation_shards import Work
+from reposer.jobs.journal import BOOK, Rows, Task, read_book
+from reposer.storage.files import write_atomic
+from reposer.storage.paths import contained, printable
 from reposer.structures import NUM_JOINTS
 
 KEYPOINTS, PROBLEMS, REPORT = "keypoints.csv", "problems.csv", "report.json"

@@ -71,21 +71,21 @@ def annotate(
     `--sample 64` first, and look; then the whole folder; then `reposer prepare`. NAME=FILE is another file of
     a known network, as maskrcnn_v2=mine.pth. The same command goes on where it stopped.
     """
-    from reposer.annotation.annotate import How
+    from reposer.annotation.annotate import AnnotateOptions
     from reposer.annotation.annotate import annotate as annotate_folder
-    from reposer.annotation.annotators import NONE, Choice, chosen_sides
-    from reposer.annotation.journal import BOOK
-    from reposer.paths import printable
+    from reposer.annotation.annotators import NONE, AnnotatorChoice, chosen_sides
+    from reposer.jobs.journal import BOOK
     from reposer.report import write_report
+    from reposer.storage.paths import printable
 
     set_threads(threads)
     if weights is not None:
         os.environ["REPOSER_WEIGHTS"] = str(weights.absolute())  # for the processes started here as well
-    choice = Choice(
+    choice = AnnotatorChoice(
         parser, mask, keypoints, detect or NONE, accept_licence, download, device, chosen_sides(sides)
     )
     with ExitStack() as meters:
-        how = How(batch_size, sample, processes, partial(_meter, meters))
+        how = AnnotateOptions(batch_size, sample, processes, partial(_meter, meters))
         report = annotate_folder(folder, out, choice.open, choice.open_detector if detect else None, how)
     print(report)
     page = write_report(report.root / BOOK, f"Annotations of {folder.name}", str(report.root))

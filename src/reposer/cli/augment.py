@@ -68,9 +68,9 @@ def augment(
 
     With --predictor only the pose is the donor's: maps are predicted from what the source wears.
     """
-    from reposer.experiments.augmenting import augment_prepared
     from reposer.generation.augmentation import AugmentOptions
     from reposer.generation.filters import FilterOptions
+    from reposer.workflows.augment import augment_prepared
 
     filters = None
     if filter_identity or filter_sharpness or filter_pose:

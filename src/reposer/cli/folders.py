@@ -1,4 +1,5 @@
-"""``reposer report`` and ``reposer verify``: what is in a folder, and is it whole."""
+"""Commands about whole folders: ``demo``, ``render``, ``study``, ``report``, ``verify``,
+``export-parser``."""
 
 from __future__ import annotations
 
@@ -7,10 +8,123 @@ from typing import Annotated
 
 import typer
 
+from reposer.cli.options import LARGEST_SEED, MOST_SIDE_BY_SIDE, SetOption, Threads, parse_names, parse_size
 from reposer.errors import UserError
-from reposer.paths import printable
+from reposer.storage.paths import printable
+
+# ---- ``reposer demo`` and ``reposer render``: everything that needs no data.
 
 app = typer.Typer()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option(help="A tenth of the work, to see that everything runs.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Re-pose the built-in rendered people, measure, train a little, and write a report: no data needed."""
+    from reposer.report import write_report
+    from reposer.studies.demo import run_demo
+
+    page = write_report(
+        run_demo(out, quick=quick, threads=threads),
+        title="Reposer: people re-posed",
+        lead="Rendered people, a shipped SAN, and a SAN trained from scratch a moment ago.",
+    )
+    print(f"report: {page}")
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Argument(help="Folder to write, in Market-1501's layout.")],
+    identities: Annotated[int, typer.Option(min=1, max=9999, help="Training people.")] = 64,
+    test_identities: Annotated[
+        int, typer.Option(min=0, max=9999, help="Test people (query and gallery).")
+    ] = 16,
+    images: Annotated[int, typer.Option(min=1, max=9999, help="Images a person.")] = 16,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "128x64",
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Render people with exact parsing, masks and key-points: a data set without any real person in it."""
+    from reposer.rendered.dataset import write_rendered_dataset
+
+    summary = write_rendered_dataset(
+        out,
+        identities=identities,
+        test_identities=test_identities,
+        images_per_identity=images,
+        size=parse_size(size),
+        seed=seed,
+    )
+    print(summary)
+
+
+# ---- ``reposer study``: does it help, by how much, and is that luck?
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="augmentation, market_dev, san_table or ablations.")],
+    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same command goes on.")],
+    generator: Annotated[
+        str, typer.Option(help="Run folder, exported folder, hub id, or `shipped`; not for ablations.")
+    ] = "shipped",
+    arms: Annotated[str, typer.Option(help="Only these arms (rows), comma-separated.")] = "",
+    variants: Annotated[
+        list[str] | None,
+        typer.Option("--arm", help="One more arm, as 'NAME=ARM FIELD=VALUE ...'; repeatable."),
+    ] = None,
+    predictor: Annotated[
+        str, typer.Option(help="Predictor of target maps for the arms x2_predicted...: run folder or export.")
+    ] = "",
+    parser: Annotated[
+        str, typer.Option(help="Parser for arms that judge poses: .onnx file of `export-parser`.")
+    ] = "",
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You accept the terms of the parser's weights.")
+    ] = False,
+    overrides: SetOption = None,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, max=MOST_SIDE_BY_SIDE, help="Processes, each with --set threads=N of its own."),
+    ] = 1,
+) -> None:
+    """Compare ways to train, with controls, seeds and p-values; every finished stage is kept and shared."""
+    from reposer.report import write_report
+
+    chosen = parse_names(arms)
+    if name == "ablations":
+        from reposer.errors import UserError
+        from reposer.studies.ablations import ablations, run_ablations
+
+        if variants or predictor or parser:
+            raise UserError(
+                "study ablations: has no use for --arm, --predictor and --parser", "leave them out"
+            )
+        run_ablations(ablations(data, chosen, overrides or []), out, workers=workers)
+    else:
+        from reposer.studies.study import configure, run_study
+
+        made = configure(
+            name,
+            data,
+            generator,
+            chosen,
+            overrides or [],
+            predictor=predictor,
+            parser=parser,
+            accept_licence=accept_licence,
+            variants=variants or [],
+        )
+        run_study(made, out, workers=workers)
+    print((out / "table.md").read_text())
+    lead = "Every number on this page was measured by `reposer study`; its files lie in the same folder."
+    print(f"report: {write_report(out, title=f'Reposer study: {name}', lead=lead)}")
+
+
+# ---- ``reposer report`` and ``reposer verify``: what is in a folder, and is it whole.
 
 
 @app.command()
@@ -30,9 +144,23 @@ def verify(
     ],
 ) -> None:
     """Re-read a folder and compare every file with the hash that was written beside it."""
-    from reposer.experiments.verification import verify_folder
+    from reposer.workflows.verify import verify_folder
 
     kind, faults = verify_folder(folder)
     print("\n".join(map(printable, faults)) if faults else f"{printable(folder)}: {kind}: nothing is wrong")
     if faults:
         raise UserError(f"{printable(folder)}: {kind}: {len(faults)} faults", "make the damaged files again")
+
+
+# ---- ``reposer export-parser``: a trained parser for use by ``--parser``.
+
+
+@app.command("export-parser")
+def export_parser(
+    run: Annotated[Path, typer.Argument(help="Run folder of `reposer train parser_small`.")],
+    out: Annotated[Path, typer.Argument(help="The .onnx file to write; its description goes beside it.")],
+) -> None:
+    """Write a trained parser as an ONNX file and its description."""
+    from reposer.annotation.segmentation_model import export_parser as write
+
+    print(f"{write(run, out)}: with {out.with_suffix('.json').name}")

@@ -39,7 +39,7 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a network of any kind; Ctrl-C saves first. Several GPUs: torchrun -m reposer train."""
-    from reposer.experiments.trainings import train_preset
+    from reposer.workflows.train import train_preset
 
     print(
         train_preset(
@@ -82,10 +82,15 @@ def evaluate(
     from reposer.data.packed import PackedPeople
     from reposer.data.preparing.prepare import PACKED
     from reposer.evaluation.image_quality import DEFAULT_METRICS
-    from reposer.experiments.image_evaluation import evaluate_model, open_detector, open_model
-    from reposer.experiments.map_evaluation import evaluate_predictor, is_predictor
-    from reposer.experiments.reid_rows import check_data
     from reposer.generation.map_prediction import MapPredictor
+    from reposer.workflows.evaluate import (
+        evaluate_model,
+        evaluate_predictor,
+        is_predictor,
+        open_detector,
+        open_model,
+    )
+    from reposer.workflows.reid_features import check_data
 
     set_threads(threads)
     check_data(PackedPeople.open(data / PACKED), model, predictor, reid)
@@ -98,7 +103,7 @@ def evaluate(
         print(f"{out}: map_quality.json, .md, .parquet (per pair), maps.png")
         return
     if reid:
-        from reposer.experiments.identity import claim_identity
+        from reposer.workflows.evaluate import claim_identity
 
         claim_identity(out)
     generator = open_model(model)
@@ -116,7 +121,7 @@ def evaluate(
     )
     print(report.to_markdown())
     if reid:
-        from reposer.experiments.identity import measure_identity
+        from reposer.workflows.evaluate import measure_identity
 
         print(measure_identity(generator, reid, data, out))
     print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
@@ -153,19 +158,19 @@ def generate(
     """Re-pose people: a pair list, a folder, or one image; stopped jobs go on where they were."""
     from reposer.data.packed import PackedPeople
     from reposer.data.preparing.prepare import PACKED
-    from reposer.experiments.generating import (
+    from reposer.generation.batch import GenerateOptions
+    from reposer.generation.map_prediction import MapPredictor
+    from reposer.workflows.evaluate import open_model
+    from reposer.workflows.generate import (
         generate_from_folder,
         generate_one,
         generate_pair_list,
         generate_poses,
     )
-    from reposer.experiments.image_evaluation import open_model
-    from reposer.experiments.reid_rows import check_data
-    from reposer.generation.batch import Options
-    from reposer.generation.map_prediction import MapPredictor
+    from reposer.workflows.reid_features import check_data
 
     set_threads(threads)
-    options = Options(background, "jpg" if jpeg else "png", batch_size)
+    options = GenerateOptions(background, "jpg" if jpeg else "png", batch_size)
     if target and donor:
         raise UserError("--target and --donor each name a pose", "give one of them")
     if not (data and pairs) and not (source and (donor or target)):

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli import annotate, augment, demo, folders, images, parsers, prepare, reid, study
+from reposer.cli import annotate, augment, folders, images, prepare, reid
 from reposer.errors import UserError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for part in (demo, annotate, images, augment, study, folders, parsers):
+for part in (folders, annotate, images, augment):
     app.add_typer(part.app)
 app.add_typer(prepare.app, name="prepare")
 app.add_typer(reid.app, name="reid")

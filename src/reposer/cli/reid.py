@@ -21,7 +21,7 @@ from reposer.cli.options import (
 from reposer.errors import UserError
 
 if TYPE_CHECKING:
-    from reposer.experiments.reid_evaluation import ReidOptions
+    from reposer.workflows.reid_evaluation import ReidOptions
 
 app = typer.Typer(
     help="Train, evaluate, score and export person re-identification networks.", no_args_is_help=True
@@ -112,8 +112,8 @@ def reid_train(
     device: Device = "auto",
 ) -> None:
     """Train a Re-ID network; Ctrl-C saves first. The same as `reposer train`, for Re-ID presets only."""
-    from reposer.experiments.reid_presets import find_reid_preset
-    from reposer.experiments.trainings import train_preset
+    from reposer.workflows.presets import find_reid_preset
+    from reposer.workflows.train import train_preset
 
     find_reid_preset(preset)
     print(
@@ -157,7 +157,7 @@ def reid_evaluate(
 
     Features are extracted once and kept in --out; the next call with other methods starts from them.
     """
-    from reposer.experiments.reid_evaluation import evaluate_network
+    from reposer.workflows.reid_evaluation import evaluate_network
 
     options = _options(
         *(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed, variant),
@@ -222,7 +222,7 @@ def reid_score(
     threads: Threads = None,
 ) -> None:
     """Score features of any tool: splits query, gallery, train (for learned methods), multi_query (crops)."""
-    from reposer.experiments.reid_evaluation import score_files, score_splits
+    from reposer.workflows.reid_evaluation import score_files, score_splits
 
     set_threads(threads)
     options = _options(
@@ -253,7 +253,7 @@ def reid_export(
     ] = False,
 ) -> None:
     """Export a network for others: Embedding.from_pretrained reads the folder, onnxruntime the ONNX file."""
-    from reposer.experiments.reid_export import export_embedding
+    from reposer.workflows.reid_features import export_embedding
 
     print(export_embedding(model, out, onnx=onnx))
 
@@ -281,8 +281,8 @@ def _options(
 ) -> ReidOptions:
     from reposer.evaluation.reid_protocols import find_protocol
     from reposer.evaluation.reidentification import Expansion, Rerank
-    from reposer.experiments.reid_evaluation import ReidOptions
     from reposer.reid.rerank import known_variant
+    from reposer.workflows.reid_evaluation import ReidOptions
 
     if multi_query not in ("", "mean", "max"):
         raise UserError(f"--multi-query {multi_query}: no way to pool crops", "choose mean or max")

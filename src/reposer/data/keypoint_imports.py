@@ -26,11 +26,19 @@ from typing import Any
 
 import numpy as np
 
-from reposer.data.keypoint_sets import BODY25_JOINTS, COCO_JOINTS, body25_to_openpose, coco_to_openpose
-from reposer.data.keypoints import Pose, read_keypoints_csv, whose_count, wrong_meaning
+from reposer.data.keypoints import (
+    BODY25_JOINTS,
+    COCO_JOINTS,
+    Pose,
+    body25_to_openpose,
+    coco_to_openpose,
+    read_keypoints_csv,
+    whose_count,
+    wrong_meaning,
+)
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError, printable, read_regular
+from reposer.storage.paths import RefusedFileError, printable, read_regular
 from reposer.structures import NUM_JOINTS
 
 Poses = dict[str, Pose]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.bounded import read_npy
 from reposer.data.problems import AnnotationError
 from reposer.images import MAX_FILE_BYTES, decode_indices, decode_mask
-from reposer.paths import read_regular
+from reposer.storage.bounded import read_npy
+from reposer.storage.paths import read_regular
 
 SOFT_HALF = 128  # a soft mask's 0 to 255 stands for 0 to 1
 # Endings of the files that annotate an image, after its stem; those that are no map are named when refused

@@ -2,8 +2,8 @@
 
 A packed folder holds images.npy (N, H, W, 3) uint8, parsing.npy (N, H, W) uint8 LIP-20 with MISSING_LABEL
 where there is no map, mask.npy (N, H, W) bool, rows.parquet and packed.json (schema version, size, counts,
-hashes). All of them are ordinary files that NumPy and Arrow read without this code. ``packing.py`` writes
-them.
+hashes). All of them are ordinary files that NumPy and Arrow read without this code.
+``data/preparing/packing.py`` writes them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from reposer.bounded import parse_json
 from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationError
-from reposer.files import sha256_bytes, sha256_file
-from reposer.paths import require_inside
+from reposer.storage.bounded import parse_json
+from reposer.storage.files import sha256_bytes, sha256_file
+from reposer.storage.paths import require_inside
+from reposer.storage.tables import read_table
 from reposer.structures import NUM_JOINTS, PairBatch
-from reposer.tables import read_table
 
 SCHEMA_VERSION = 1
 ARRAYS = ("images", "parsing", "mask")  # <name>.npy each

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from reposer.data.keypoints import Pose, has_torso
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
-from reposer.files import write_atomic
-from reposer.paths import printable
+from reposer.storage.files import write_atomic
+from reposer.storage.paths import printable
 
 HEADER = "from,to"
 OFFICIAL_TEST_PAIRS = 12_000

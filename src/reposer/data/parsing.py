@@ -18,8 +18,8 @@ from scipy.ndimage import distance_transform_edt
 from reposer.data.label_files import check_size, read_labels
 from reposer.data.problems import AnnotationError
 from reposer.errors import UserError
-from reposer.files import write_atomic
 from reposer.images import encode_png
+from reposer.storage.files import write_atomic
 from reposer.structures import MISSING_LABEL
 
 LIP_LABELS = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reposer.errors import UserError
-from reposer.paths import printable, read_regular
+from reposer.storage.paths import printable, read_regular
 
 _MAX_FILE_BYTES = 1_000_000_000
 

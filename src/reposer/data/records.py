@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.errors import UserError
-from reposer.files import write_atomic
-from reposer.paths import RefusedFileError, check_relative, read_regular
+from reposer.storage.files import write_atomic
+from reposer.storage.paths import RefusedFileError, check_relative, read_regular
+from reposer.storage.tables import check_decoded
 from reposer.structures import NUM_JOINTS, PersonRecord
-from reposer.tables import check_decoded
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "query", "gallery")

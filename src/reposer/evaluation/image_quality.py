@@ -18,14 +18,51 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reposer.annotation.interfaces import KeypointDetector
+from reposer.data.keypoints import Pose, pose_distance
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
-from reposer.evaluation.baselines import nearest_poses
-from reposer.evaluation.image_sets import RealImages, image_batches
-from reposer.evaluation.measurement import Options, Run, evaluate
-from reposer.evaluation.quality_report import ImageQualityReport
+from reposer.evaluation.image_sets import ImageQualityReport, RealImages, image_batches
+from reposer.evaluation.measurement import MeasuredRow, MeasurementOptions, evaluate
 from reposer.metrics.protocols import ImageBatch, WeightFiles, find_metric
 from reposer.structures import PairBatch
+
+# ---- The trivial baselines that stand beside every model: copying the source, and the nearest training pose.
+#
+# A generator that is worse than the picture of somebody else in a similar pose has learned nothing worth
+# having; one that is worse than the unchanged source has done harm.
+
+CHUNK = 64  # targets at a time; a chunk of 11,000 candidates takes about 3 MB an array
+
+
+def nearest_poses(
+    targets: Pose,
+    target_pids: NDArray[np.int64],
+    candidates: Pose,
+    candidate_pids: NDArray[np.int64],
+    candidate_names: Sequence[str],
+) -> NDArray[np.int64]:
+    """For every target pose (T, J, 2) the index of another person's nearest candidate pose (N, J, 2).
+
+    The distance is ``pose_distance``: mean over the joints that both have, at least 6, in torso lengths.
+    Candidates of the target's own identity are left out; ties go to the smaller name.
+
+    Returns:
+        (T,) indices into the candidates, -1 where no candidate has a distance.
+    """
+    by_name = np.array(sorted(range(len(candidate_names)), key=lambda i: candidate_names[i]), np.int64)
+    poses, pids = candidates[by_name], candidate_pids[by_name]
+    nearest = np.full(len(targets), -1, np.int64)
+    if not len(by_name):
+        return nearest
+    for start in range(0, len(targets), CHUNK):
+        part = slice(start, start + CHUNK)
+        distance = pose_distance(targets[part, None], poses[None])  # (C, N)
+        distance[np.isnan(distance) | (target_pids[part, None] == pids[None])] = np.inf
+        first = distance.argmin(axis=1)  # the first of equals: the smallest name
+        found = np.isfinite(distance[np.arange(len(first)), first])
+        nearest[part] = np.where(found, by_name[first], -1)
+    return nearest
+
 
 COPY, NEAREST = "copy the source", "nearest pose"
 DEFAULT_METRICS = ("ssim", "mask_ssim", "psnr", "l1", "mask_l1")  # those that need no weights
@@ -71,7 +108,7 @@ def evaluate_pairs(
     every = np.arange(len(pairs))
     measured_poses = any("generated_keypoints" in getattr(find_metric(name), "needs", ()) for name in metrics)
 
-    def run(name: str, method: Method, sources: NDArray[np.int64], rows: NDArray[np.int64]) -> Run:
+    def run(name: str, method: Method, sources: NDArray[np.int64], rows: NDArray[np.int64]) -> MeasuredRow:
         def batches() -> Iterator[ImageBatch]:
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
@@ -81,7 +118,7 @@ def evaluate_pairs(
                 truth = (batch.target_image, batch.target_mask, batch.target_parsing, batch.target_keypoints)
                 yield ImageBatch(images, *truth, found)
 
-        return Run(rows, batches)
+        return MeasuredRow(rows, batches)
 
     runs = {name: run(name, method, source, every) for name, method in methods.items()}
     runs[COPY] = run(COPY, _source_image, source, every)
@@ -101,7 +138,7 @@ def evaluate_pairs(
         sets["training"] = real("all training images", np.asarray(training, np.int64))
     names = np.array(people.names)
     columns = {"source": names[source], "target": names[target], "pid": people.pids[target]}
-    options = Options(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
+    options = MeasurementOptions(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
     fields = {"mask", "parsing", "keypoints"} | ({"generated_keypoints"} if detector else set())
     chosen = reference or ("targets" if training is None else "training")
     report = evaluate(runs, metrics, columns, people.pids[target], sets, chosen, fields, options)
@@ -157,7 +194,7 @@ def evaluate_images(
     for label, truth in given.items():
         _check_truth(label, truth, target.shape[1:3])
 
-    def run(name: str) -> Run:
+    def run(name: str) -> MeasuredRow:
         def batches() -> Iterator[ImageBatch]:
             for start in range(0, len(target), batch_size):
                 part = slice(start, start + batch_size)
@@ -165,7 +202,7 @@ def evaluate_images(
                 fields = {field: torch.from_numpy(np.array(array[part])) for field, array in given.items()}
                 yield ImageBatch(_checked(name, _tensor(images[name][part]), truth), truth, **fields)
 
-        return Run(every, batches)
+        return MeasuredRow(every, batches)
 
     def real(label: str, array: NDArray[np.uint8], people: NDArray[np.int64] | None) -> RealImages:
         everything = np.arange(len(array))
@@ -180,7 +217,7 @@ def evaluate_images(
     columns: dict[str, Sequence[str] | NDArray[np.int64]] = {"target": named}
     if pids is not None:
         columns["pid"] = np.asarray(pids, np.int64)
-    options = Options(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
+    options = MeasurementOptions(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
     chosen = "targets" if reference is None else "training"
     return evaluate({n: run(n) for n in images}, metrics, columns, pids, sets, chosen, set(given), options)
 

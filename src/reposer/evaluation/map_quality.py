@@ -19,13 +19,19 @@ from numpy.typing import NDArray
 
 from reposer.data.packed import PackedPeople
 from reposer.data.parsing import LIP_LABELS
-from reposer.data.parsing_scores import label_confusion, label_iou, mean_iou
 from reposer.errors import UserError
 from reposer.evaluation.image_quality import nearest_donors
-from reposer.evaluation.quality_report import ImageQualityReport, MetricInfo, MetricResult
-from reposer.files import claim_outputs, holds_keys, is_older, write_output
+from reposer.evaluation.image_sets import ImageQualityReport, MetricInfo, MetricResult
 from reposer.metrics.intervals import REPEATS, mean_interval
-from reposer.metrics.parsing_maps import garments_added, garments_kept, mask_iou
+from reposer.metrics.pose_and_parsing import (
+    garments_added,
+    garments_kept,
+    label_confusion,
+    label_iou,
+    mask_iou,
+    mean_iou,
+)
+from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.structures import NUM_LABELS, PairBatch
 
 DONOR, SOURCE = "donor's map", "source's map"
@@ -80,7 +86,7 @@ def claim_maps(folder: Path, *more: str) -> None:
     """Refuse, before any work, to replace what no evaluation of maps wrote.
 
     Raises:
-        UserError: as ``files.claim_outputs``.
+        UserError: as ``outputs.claim_outputs``.
     """
     older = is_older(folder / "map_quality.json", holds_keys("settings", "metrics", "rows", "labels"))
     names = [f"map_quality.{suffix}" for suffix in ("parquet", "md", "json")]

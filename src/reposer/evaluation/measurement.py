@@ -19,13 +19,15 @@ from torch import nn
 from reposer.errors import UserError
 from reposer.evaluation.image_sets import (
     CollectedFeatures,
+    ImageQualityReport,
+    MetricInfo,
+    MetricResult,
     RealImages,
     Reference,
     floor,
     reference_features,
     score,
 )
-from reposer.evaluation.quality_report import ImageQualityReport, MetricInfo, MetricResult
 from reposer.metrics.frechet import BOOTSTRAP_REPEATS
 from reposer.metrics.intervals import REPEATS, mean_interval
 from reposer.metrics.protocols import (
@@ -44,7 +46,7 @@ Columns = Mapping[str, Sequence[str] | NDArray[np.int64] | NDArray[np.str_]]  # 
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRow:
     """One row of the table, to be measured."""
 
     rows: NDArray[np.int64]  # the pairs that it has a picture for
@@ -52,7 +54,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Options:
+class MeasurementOptions:
     """What all metrics of an evaluation share."""
 
     weights: WeightFiles
@@ -62,14 +64,14 @@ class Options:
 
 
 def evaluate(
-    runs: Mapping[str, Run],
+    runs: Mapping[str, MeasuredRow],
     names: Sequence[str],
     columns: Columns,
     pids: NDArray[np.int64] | None,
     sets: Mapping[str, RealImages],
     reference: str,
     fields: set[str],
-    options: Options,
+    options: MeasurementOptions,
 ) -> ImageQualityReport:
     """Measure every run with every metric of ``names``.
 
@@ -123,7 +125,7 @@ def evaluate(
 
 
 def _measure(
-    run: Run,
+    run: MeasuredRow,
     measures: Mapping[str, Measure],
     networks: Mapping[str, nn.Module],
     real: Mapping[str, Reference],
@@ -184,7 +186,7 @@ def _reference_name(name: str, default: str) -> str:
     return _set_metric(name).reference or default
 
 
-def _reference(name: str, network: nn.Module, images: RealImages, options: Options) -> Reference:
+def _reference(name: str, network: nn.Module, images: RealImages, options: MeasurementOptions) -> Reference:
     hashes = weight_hashes(find_metric(name), options.weights)
     key = f"{name} {sorted(hashes.items())} torch {torch.__version__}"
     return reference_features(network, _set_metric(name), images, options.cache, key)
@@ -199,7 +201,7 @@ def _per_image(
 
 
 def _info(
-    name: str, reference: str, over_people: bool, missing: Mapping[str, str], options: Options
+    name: str, reference: str, over_people: bool, missing: Mapping[str, str], options: MeasurementOptions
 ) -> MetricInfo:
     metric = find_metric(name)
     unit = "identities" if over_people else "images"

@@ -23,7 +23,6 @@ from reposer.evaluation.reidentification import (
     evaluate_reid,
     mean_over_splits,
 )
-from reposer.files import claim_outputs, holds_keys, is_older, write_output
 from reposer.metrics.retrieval import JUNK, NoMatch
 from reposer.metrics.verification import FALSE_RATES
 from reposer.reid.distances import DISTANCES
@@ -31,6 +30,7 @@ from reposer.reid.kissme import KISSME
 from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.search import checked, with_cameras
 from reposer.reid.xqda import XQDA
+from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.structures import FeatureSet
 
 SCHEMA_VERSION = 1
@@ -113,7 +113,7 @@ def claim_reid(folder: Path, *more: str) -> None:
     """Refuse, before any work, to replace what no Re-ID evaluation wrote.
 
     Raises:
-        UserError: as ``files.claim_outputs``.
+        UserError: as ``outputs.claim_outputs``.
     """
     older = is_older(folder / REPORT_FILE, holds_keys("methods", "missing", "protocol"))
     claim_outputs(folder, ["reidentification.md", REPORT_FILE, *more], older=older)

@@ -1,6 +1,6 @@
 """Generate many pictures into a folder, from the pairs of a packed data set or of a folder of images.
 
-Resumable and deterministic by the rules of :mod:`reposer.generation.shards`. While the model computes a
+Resumable and deterministic by the rules of :mod:`reposer.jobs.shards`. While the model computes a
 batch, one thread reads the next and others encode, hash and write the last, so that the model does not wait
 for files.
 """
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from reposer.data.problems import problems_csv
 from reposer.errors import UserError
-from reposer.files import write_atomic
 from reposer.generation.outputs import JPEG_QUALITY, check_format, encode_marked, output_names
 from reposer.generation.pair_sources import PairSource
 from reposer.generation.pose_transfer import PoseTransfer
-from reposer.generation.shards import Job, OutputFile, WorkUnit, WriteReport, write_job
 from reposer.generation.stitching import check_background
+from reposer.jobs.shards import Job, OutputFile, WorkUnit, WriteReport, write_job
+from reposer.storage.files import write_atomic
 
 PROBLEMS = "problems.csv"  # beside job.json: what was left out, and why
 # of a file, not of the weights, whose hash is "checkpoint"
@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class GenerateOptions:
     """How pictures are made and stored."""
 
     background: str = "generated"  # one of stitching.BACKGROUNDS
@@ -59,7 +59,7 @@ def generate(
     pose_transfer: PoseTransfer,
     pairs: PairSource,
     out: str | Path,
-    options: Options | None = None,
+    options: GenerateOptions | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> WriteReport:
@@ -77,7 +77,7 @@ def generate(
         UserError: another size, no usable pair, a pair twice, or ``out`` holds something else.
         DiskError: the disk is full or faulty; a later call goes on.
     """
-    options, out = options or Options(), Path(out)
+    options, out = options or GenerateOptions(), Path(out)
     names = output_names(pairs.names, check_format(options.file_format))
     if not names:
         reason = f": {pairs.problems[0]}" if pairs.problems else ""
@@ -111,7 +111,7 @@ def generate(
     return report
 
 
-def _settings(pose_transfer: PoseTransfer, pairs: PairSource, options: Options) -> dict[str, Any]:
+def _settings(pose_transfer: PoseTransfer, pairs: PairSource, options: GenerateOptions) -> dict[str, Any]:
     """Everything that the bytes of the job depend on, apart from versions and machine."""
     return {
         "generator": pose_transfer.config.model_dump(mode="json", exclude=_STORAGE),
@@ -141,7 +141,7 @@ def environment(pose_transfer: PoseTransfer) -> dict[str, Any]:
 def _produce(
     pose_transfer: PoseTransfer,
     pairs: PairSource,
-    options: Options,
+    options: GenerateOptions,
     names: list[str],
     reader: ThreadPoolExecutor,
     items: range,

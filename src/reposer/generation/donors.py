@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,64 @@ from numpy.typing import NDArray
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import ROWS, PackedPeople
 from reposer.errors import UserError
-from reposer.generation.donor_draws import Groups, other_groups, same_group
-from reposer.generation.outfits import Outfits, outfits
-from reposer.generation.pose_space import PoseSpace, cover
-from reposer.tables import read_table
+from reposer.generation.poses import Outfits, PoseSpace, cover, outfits
+from reposer.storage.tables import read_table
+
+# ---- Drawing donors at random from groups of images, each source's without repetition, for all at once.
+
+_STREAM = 21  # of random numbers
+
+
+@dataclass(frozen=True, slots=True)
+class KeyGroups:
+    """N images sorted into groups of equal keys."""
+
+    order: NDArray[np.int64]  # (N,) positions, group by group
+    starts: NDArray[np.int64]  # (G,) of each group in ``order``
+    sizes: NDArray[np.int64]  # (G,)
+    member: NDArray[np.int64]  # (N,) the group of each image
+    rank: NDArray[np.int64]  # (N,) its place in the group
+
+    @classmethod
+    def of(cls, keys: NDArray[np.int64]) -> Self:
+        _, member, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+        order = np.argsort(member, kind="stable")
+        starts = np.cumsum(sizes) - sizes
+        rank = np.empty(len(keys), np.int64)
+        rank[order] = np.arange(len(keys)) - starts[member[order]]
+        return cls(order, starts, sizes, member, rank)
+
+
+def same_group(keys: NDArray[np.int64], seed: int, copies: int) -> NDArray[np.int64]:
+    """(N, copies) other positions of equal key, different ones, at random."""
+    groups = KeyGroups.of(keys)
+    picks = distinct(groups.sizes[groups.member] - 1, seed, copies)
+    picks += picks >= groups.rank[:, None]  # over the source itself
+    found = picks >= 0
+    return np.where(found, groups.order[groups.starts[groups.member][:, None] + np.maximum(picks, 0)], -1)
+
+
+def other_groups(keys: NDArray[np.int64], seed: int, copies: int) -> NDArray[np.int64]:
+    """(N, copies) positions of other keys, different ones, at random: what follows the group, in a circle."""
+    groups = KeyGroups.of(keys)
+    sizes = groups.sizes[groups.member]
+    picks = distinct(len(keys) - sizes, seed, copies)
+    after = (groups.starts[groups.member] + sizes)[:, None]
+    return np.where(picks >= 0, groups.order[(after + picks) % len(keys)], -1)
+
+
+def distinct(sizes: NDArray[np.int64], seed: int, copies: int) -> NDArray[np.int64]:
+    """(N, copies) different numbers below ``sizes`` (N,), uniform without replacement; -1 when used up."""
+    picks = np.full((len(sizes), copies), -1, np.int64)
+    for copy in range(copies):
+        left = sizes - copy
+        draws = np.random.default_rng([seed, _STREAM, copy]).random(len(sizes))
+        pick = (draws * np.maximum(left, 1)).astype(np.int64)  # among those left, counted without gaps
+        for earlier in np.sort(picks[:, :copy], axis=1).T:
+            pick += pick >= earlier
+        picks[:, copy] = np.where(left > 0, pick, -1)
+    return picks
+
 
 FEWEST_MATCHES = 8  # of the whole outfit; below it only the lower garment must match
 CANDIDATES = 64  # of each orientation, drawn for each person (twice its images, if that is more)
@@ -170,7 +225,7 @@ def coverage(pool: Pool, copies: int) -> NDArray[np.int64]:
     """The orientations and poses that a person lacks, its real images and earlier choices counted.
 
     For each person a random set of other people's typical poses is drawn, as many of each orientation; then
-    ``pose_space.cover`` takes them one by one. The first copies of all its images come first.
+    ``poses.cover`` takes them one by one. The first copies of all its images come first.
     """
     chosen = np.full((len(pool.rows), copies), -1, np.int64)
     facing, pids = pool.poses.orientations, pool.pids
@@ -201,7 +256,7 @@ def canonical(pool: Pool, copies: int) -> NDArray[np.int64]:
     if not kinds:
         return chosen
     rng = np.random.default_rng([pool.seed, _CANONICAL])
-    groups = Groups.of(pool.pids)
+    groups = KeyGroups.of(pool.pids)
     first = rng.integers(kinds, size=len(groups.starts))[groups.member] + groups.rank
     draws = rng.random(count)
     lap = kinds // math.gcd(_STEP, kinds)  # copies until an orientation returns

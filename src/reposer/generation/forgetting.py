@@ -19,7 +19,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reposer.config import foreign_values, read_json
-from reposer.data.generated.files import (
+from reposer.data.layouts.market_names import parse_generated, stem
+from reposer.errors import UserError
+from reposer.generation.augmented_rows import (
+    COLUMNS,
+    KIND,
+    REAL,
+    REAL_COLUMNS,
+    REAL_ROWS,
+    SOURCE,
+    write_summary,
+)
+from reposer.jobs.shards import STAGING
+from reposer.storage.files import disk_faults, remove_temporaries, remove_tree, sync_folder, write_atomic
+from reposer.storage.lock import locked
+from reposer.storage.manifest import (
     IMAGES,
     JOB,
     MANIFEST,
@@ -31,17 +45,8 @@ from reposer.data.generated.files import (
     seal_job,
     write_part,
 )
-from reposer.data.generated.names import parse_generated
-from reposer.data.layouts.market_names import stem
-from reposer.errors import UserError
-from reposer.files import disk_faults, remove_temporaries, remove_tree, sync_folder, write_atomic
-from reposer.folder_lock import locked
-from reposer.generation.augmented_rows import COLUMNS, KIND, write_summary
-from reposer.generation.job_folder import STAGING
-from reposer.generation.real_list import COLUMNS as REAL_COLUMNS
-from reposer.generation.real_list import REAL, REAL_ROWS, SOURCE
-from reposer.paths import contained, delete, printable, read_regular
-from reposer.tables import read_table
+from reposer.storage.paths import contained, delete, printable, read_regular
+from reposer.storage.tables import read_table
 
 _COUNTED = ("people", "pictures", "real")
 FORGETTING = "forgetting.json"  # the note; names the person, since it is there only while they are

@@ -20,7 +20,7 @@ from reposer.data.label_files import read_mask
 from reposer.data.parsing import LIP_LABELS, read_parsing
 from reposer.errors import UserError
 from reposer.images import read_picture
-from reposer.paths import printable
+from reposer.storage.paths import printable
 from reposer.structures import NUM_JOINTS, PairBatch
 
 ImageLike = str | Path | NDArray[np.uint8]
@@ -84,9 +84,9 @@ def load_person(
         raise UserError(f"{printable(name)}: key-points are {pose.shape}", f"give ({NUM_JOINTS}, 2) x, y")
     return Person(
         name=name,
-        image=resize(pixels, size, _BILINEAR),
-        parsing=resize(labels, size, _NEAREST),
-        mask=resize(person.astype(np.uint8), size, _NEAREST).astype(np.bool_),
+        image=resize_array(pixels, size, _BILINEAR),
+        parsing=resize_array(labels, size, _NEAREST),
+        mask=resize_array(person.astype(np.uint8), size, _NEAREST).astype(np.bool_),
         keypoints=pose if original == tuple(size) else scale_keypoints(pose, original, size),
         original_size=original,
         sha256=digest,
@@ -138,7 +138,7 @@ def _checked(
     return array
 
 
-def resize(
+def resize_array(
     array: NDArray[np.uint8], size: tuple[int, int], how: Image.Resampling = _BILINEAR
 ) -> NDArray[np.uint8]:
     """(H, W) or (H, W, 3) uint8 at another (H, W); bilinear with antialiasing for pictures, as packing

@@ -18,7 +18,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reposer.config import read_json
-from reposer.data.generated.files import (
+from reposer.data.layouts.market_names import generated_name, parse_generated, stem
+from reposer.errors import UserError
+from reposer.generation.augmented_rows import (
+    COLUMNS,
+    REAL,
+    REAL_ROWS,
+    SOURCE,
+    SUMMARY,
+    real_faults,
+    summarize,
+)
+from reposer.generation.forgetting import CACHES, FORGETTING, REMOVED, removed_counts
+from reposer.storage.manifest import (
     FILE_COLUMNS,
     IMAGES,
     JOB,
@@ -28,13 +40,7 @@ from reposer.data.generated.files import (
     read_part,
     seal_path,
 )
-from reposer.data.generated.names import generated_name, parse_generated
-from reposer.data.layouts.market_names import stem
-from reposer.errors import UserError
-from reposer.generation.augmented_rows import COLUMNS, SUMMARY, summarize
-from reposer.generation.forgetting import CACHES, FORGETTING, REMOVED, removed_counts
-from reposer.generation.real_list import REAL, REAL_ROWS, SOURCE, real_faults
-from reposer.seals import SEAL, seal_faults
+from reposer.storage.seals import SEAL, seal_faults
 
 _MOST = 1000  # images per real one that are looked for
 _SET_BY_JOB = ("policy", "background", "checkpoint", "trained_on", "seed")  # equal in all rows

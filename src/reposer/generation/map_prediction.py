@@ -11,23 +11,24 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from reposer import checkpoint
 from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
-from reposer.generation.export import (
-    FILES,
-    GeneratorConfig,
-    build_with_weights,
-    load_generator,
-    save_generator,
-    weights_hash,
-)
-from reposer.generation.shipped import PREDICTOR, load_shipped_predictor
-from reposer.hub import fetch_folder
 from reposer.models.generators import PREDICTORS
 from reposer.models.parsing_predictor import decide_maps
 from reposer.runtime import Runtime, setup
+from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL, PairBatch
+from reposer.trained.generator import (
+    FILES,
+    PREDICTOR,
+    GeneratorConfig,
+    build_with_weights,
+    load_generator,
+    load_shipped_predictor,
+    save_generator,
+    weights_hash,
+)
+from reposer.weights.downloads import fetch_folder
 
 
 class MapPredictor:

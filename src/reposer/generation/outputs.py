@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.errors import UserError
-from reposer.files import write_atomic
 from reposer.images import encode_jpeg, encode_png
-from reposer.paths import made_folder, printable
+from reposer.storage.files import write_atomic
+from reposer.storage.paths import made_folder, printable
 
 FORMATS = ("png", "jpg")
 JPEG_QUALITY = 95

@@ -16,13 +16,13 @@ from reposer.data.packed import ROWS, PackedPeople
 from reposer.data.preparing.annotation_lookup import Annotations
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
-from reposer.files import sha256_bytes, sha256_file
 from reposer.generation.inputs import Person, load_person, people_batch
 from reposer.generation.targets import PoseTarget
 from reposer.images import read_picture
-from reposer.paths import contained
+from reposer.storage.files import sha256_bytes, sha256_file
+from reposer.storage.paths import contained
+from reposer.storage.tables import read_table
 from reposer.structures import PairBatch, PersonRecord
-from reposer.tables import read_table
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # what a folder is searched for
 

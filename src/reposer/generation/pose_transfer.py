@@ -12,26 +12,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer import checkpoint
 from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
-from reposer.generation.export import (
+from reposer.generation.inputs import Person, people_batch, resize_array
+from reposer.generation.map_prediction import MapPredictor, complete_targets, lacks_maps
+from reposer.generation.stitching import stitch
+from reposer.images import to_uint8
+from reposer.models.generators import PREDICTORS
+from reposer.runtime import Runtime, setup
+from reposer.storage import checkpoint
+from reposer.structures import PairBatch
+from reposer.trained.generator import (
     FILES,
     GeneratorConfig,
     build_with_weights,
     load_generator,
+    load_shipped,
     save_generator,
     weights_hash,
 )
-from reposer.generation.inputs import Person, people_batch, resize
-from reposer.generation.map_prediction import MapPredictor, complete_targets, lacks_maps
-from reposer.generation.shipped import load_shipped
-from reposer.generation.stitching import stitch
-from reposer.hub import fetch_folder
-from reposer.images import to_uint8
-from reposer.models.generators import PREDICTORS
-from reposer.runtime import Runtime, setup
-from reposer.structures import PairBatch
+from reposer.weights.downloads import fetch_folder
 
 MAPS = ("given", "predicted")
 _EVERYTHING = tuple(field.name for field in fields(PairBatch))
@@ -240,4 +240,4 @@ class PoseTransfer:
                     f"{person.name}: is {shape}, the model {wanted}", f"load it with size={self.size}"
                 )
         generated = self(people_batch([source], [donor]), background)[0].permute(1, 2, 0).contiguous().numpy()
-        return resize(generated, source.original_size) if original_size else generated
+        return resize_array(generated, source.original_size) if original_size else generated

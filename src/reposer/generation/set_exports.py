@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reposer.data.generated.files import IMAGES, job_settings, list_parts, read_part
-from reposer.data.generated.names import collisions
-from reposer.data.layouts.market_names import parse_name
+from reposer.data.layouts.market_names import collisions, parse_name
 from reposer.errors import UserError
-from reposer.files import atomic_folder, write_new
-from reposer.generation.augmented_rows import KIND
+from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS
 from reposer.generation.forgetting import FORGETTING
-from reposer.generation.real_list import REAL, REAL_ROWS
 from reposer.images import MAX_FILE_BYTES, without_metadata
-from reposer.paths import (
+from reposer.storage.files import atomic_folder, write_new
+from reposer.storage.manifest import IMAGES, job_settings, list_parts, read_part
+from reposer.storage.paths import (
     RefusedFileError,
     check_name,
     contained,

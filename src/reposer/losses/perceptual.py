@@ -9,16 +9,42 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchvision.models.squeezenet import Fire
 
 from reposer.errors import MissingWeightsError, UserError
 from reposer.images import imagenet_normalize
-from reposer.losses.squared_error import mean_squared_error
-from reposer.weights import find_weights, load_state_dict_file
+from reposer.weights.files import find_weights, load_state_dict_file
+
+# ---- The mean squared difference of large maps, in three passes over memory instead of PyTorch's seven.
+
+
+def mean_squared_error(maps: Tensor, wanted: Tensor) -> Tensor:
+    """``F.mse_loss`` of (B, C, H, W), to float tolerance; a scalar. Only ``maps`` receives a gradient."""
+    loss: Tensor = _MeanSquaredError.apply(maps, wanted.detach())
+    return loss
+
+
+class _MeanSquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, wanted: Tensor) -> Tensor:
+        difference = maps - wanted
+        ctx.save_for_backward(difference)
+        # one pass; a norm of all at once would add up millions of float32 one by one
+        lengths: Tensor = torch.linalg.vector_norm(difference, dim=(1, 3))
+        return lengths.square().sum() / difference.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * (gradient * (2 / difference.numel())), None
+
 
 _VGG_CONVS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # convolutions per block
 _VGG_WIDTHS = (64, 128, 256, 512, 512)
@@ -33,7 +59,7 @@ _FIRE_WIDTHS = {  # SqueezeNet 1.1: in, squeeze, expand 1x1, expand 3x3
     "fire9": (512, 64, 256, 256),
 }
 NETWORKS = (*_VGG_CONVS, "squeezenet")
-_OFFICIAL = {"squeezenet": "squeezenet1_1"}  # name in reposer.weights, where it differs
+_OFFICIAL = {"squeezenet": "squeezenet1_1"}  # name in reposer.weights.files, where it differs
 NORMS = ("l2", "l1")
 
 Layers = list[tuple[str, nn.Module]]
@@ -70,7 +96,8 @@ class PerceptualNetwork(nn.Module):
         net: vgg19, vgg16 or squeezenet (1.1).
         layers: names, such as relu1_2, conv3_1, pool2 (VGG) or relu1, fire5 (SqueezeNet).
         weights: a file in torchvision's layout (.pth or .safetensors; it may end behind the deepest layer
-            asked for), or its state dict; None looks for torchvision's file where reposer.weights keeps them.
+            asked for), or its state dict; None looks for torchvision's file where reposer.weights.files keeps
+            them.
 
     Raises:
         MissingWeightsError: there is no such file.
@@ -168,3 +195,52 @@ def layer_differences(maps: Sequence[Tensor], wanted: Sequence[Tensor], norm: st
         raise UserError(f"norm={norm!r} is not known", f"use one of {', '.join(NORMS)}")
     distance = mean_squared_error if norm == "l2" else F.l1_loss
     return [distance(a.float(), b.float()) for a, b in zip(maps, wanted, strict=True)]
+
+
+# ---- Losses on the feature maps of a perceptual network: content, style (Gram matrices), contextual.
+#
+# Maps are (B, C, h, w); every loss is a scalar, computed in float32, with the gradient in its first argument.
+
+MAX_SIDE = 64  # the contextual loss compares at most 64 x 64 places
+
+
+def content_loss(maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Mean absolute difference of the maps, mean over the layers (CASD)."""
+    return torch.stack(layer_differences(maps, wanted, "l1")).mean()
+
+
+def style_loss(maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Mean absolute difference of the Gram matrices, mean over the layers (Gatys et al., CVPR 2016)."""
+    pairs = zip(maps, wanted, strict=True)
+    return torch.stack([F.l1_loss(gram_matrix(a), gram_matrix(b)) for a, b in pairs]).mean()
+
+
+def gram_matrix(maps: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C, C) float32: F F^T / (C h w) with F of shape (C, h w)."""
+    with torch.autocast(maps.device.type, enabled=False):
+        flat = maps.float().flatten(2)
+        return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+def contextual_loss(maps: Sequence[Tensor], wanted: Sequence[Tensor], bandwidth: float = 0.1) -> Tensor:
+    """Every wanted feature shall have a generated one like it, wherever; mean over the layers and the batch.
+
+    Mechrez et al., ECCV 2018: features centered by the wanted ones' mean and made length 1; d = 1 - cosine;
+    d' = d / (min over the wanted + 1e-5); w = exp((1 - d') / bandwidth); CX = w / (its sum over the wanted);
+    -log of the mean over the wanted of the largest CX over the generated. Maps above 64 x 64 are pooled.
+    """
+    terms = [_contextual(a.float(), b.float(), bandwidth) for a, b in zip(maps, wanted, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def _contextual(maps: Tensor, wanted: Tensor, bandwidth: float) -> Tensor:
+    size = (min(maps.shape[2], MAX_SIDE), min(maps.shape[3], MAX_SIDE))
+    if size != tuple(maps.shape[2:]):
+        maps, wanted = F.adaptive_avg_pool2d(maps, size), F.adaptive_avg_pool2d(wanted, size)
+    with torch.autocast(maps.device.type, enabled=False):
+        center = wanted.mean((2, 3), keepdim=True)
+        x, y = (F.normalize((m - center).flatten(2), dim=1) for m in (maps, wanted))  # (B, C, N)
+        distance = (1 - x.transpose(1, 2) @ y).clamp_min(0)  # (B, N generated, N wanted)
+        relative = distance / (distance.amin(2, keepdim=True) + 1e-5)
+        similarity = torch.softmax((1 - relative) / bandwidth, 2)
+        return -similarity.amax(1).mean(1).clamp_min(1e-12).log().mean()

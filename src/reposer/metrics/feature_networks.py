@@ -19,7 +19,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from reposer.errors import UserError
 from reposer.images import IMAGENET_MEAN, IMAGENET_STD, require_uint8, to_float
-from reposer.weights import load_state_dict_file
+from reposer.weights.files import load_state_dict_file
 
 INCEPTION_SIZE = 299  # pixels
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from reposer.errors import UserError
 from reposer.images import require_uint8, to_float
-from reposer.weights import load_state_dict_file
+from reposer.weights.files import load_state_dict_file
 
 Net = Literal["alex", "vgg", "squeeze"]
 

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.errors import MissingWeightsError, UserError
-from reposer.files import sha256_file
 from reposer.metrics import similarity
 from reposer.metrics.feature_networks import GflaInception, KerasMobileNetV2, PtInception, PtInceptionLogits
 from reposer.metrics.lpips import Lpips, Net, packaged_heads
-from reposer.metrics.pckh import pckh
-from reposer.metrics.pose_mask import pose_mask
+from reposer.metrics.pose_and_parsing import pckh, pose_mask
+from reposer.storage.files import sha256_file
 from reposer.structures import MISSING_LABEL
-from reposer.weights import KNOWN, find_weights
+from reposer.weights.files import KNOWN, find_weights
 
 
 @dataclass(frozen=True, slots=True)

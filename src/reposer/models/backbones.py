@@ -2,7 +2,7 @@
 
 Each takes (B, 3, H, W) float in [-1, 1], does its own normalization, and gives (B, ``channels``, h, w);
 ``parts`` are its pieces from the image upwards, so that the lowest can be kept as they are.
-``pretrained`` names what ``reposer.weights`` knows it by; None where no outside weights fit.
+``pretrained`` names what ``reposer.weights.files`` knows it by; None where no outside weights fit.
 """
 
 from __future__ import annotations

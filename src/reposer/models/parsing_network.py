@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reposer import checkpoint
 from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.backbones import MobileNetV2
 from reposer.models.layers import check_arguments
+from reposer.storage import checkpoint
 from reposer.structures import NUM_LABELS
-from reposer.weights import find_weights, load_state_dict_file
+from reposer.weights.files import find_weights, load_state_dict_file
 
 _STAGES = (2, 4, 7, 14, 18)  # blocks of MobileNetV2 up to 1/2, 1/4, 1/8, 1/16, 1/32
 _CHANNELS = (16, 24, 32, 96, 320)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from reposer.config import Config, load_config, save_config
 from reposer.errors import UserError
-from reposer.files import sha256_bytes, write_atomic
-from reposer.hub import fetch_folder
-from reposer.paths import RefusedFileError, made_folder, printable, read_regular
-from reposer.seals import write_seal
+from reposer.storage.files import sha256_bytes, write_atomic
+from reposer.storage.paths import RefusedFileError, made_folder, printable, read_regular
+from reposer.storage.seals import write_seal
+from reposer.weights.downloads import fetch_folder
 
 WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
 MAX_WEIGHTS_BYTES = 4_000_000_000

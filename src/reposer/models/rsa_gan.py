@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from reposer.errors import UserError
 from reposer.images import to_float
-from reposer.models.body_regions import LABEL_COUNTS, MERGE_TABLE, limb_prior
 from reposer.models.layers import (
     ConvNormAct,
     Padding,
@@ -31,9 +30,8 @@ from reposer.models.layers import (
     pad_to_multiple,
 )
 from reposer.models.pose_maps import PoseConv2d, PoseMaps, pose_maps
-from reposer.models.rsa_attention import GatedCrossAttention
-from reposer.models.rsa_correspondence import StyleInjection
-from reposer.models.rsa_fusion import RegionalFusion
+from reposer.models.rsa_attention import GatedCrossAttention, StyleInjection
+from reposer.models.rsa_fusion import LABEL_COUNTS, MERGE_TABLE, RegionalFusion, limb_prior
 from reposer.models.san_blocks import onehot_parsing
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from reposer.arrays import float_array
+from reposer.errors import UserError
+from reposer.reid.foreign_features import read_mat_features, read_npy_features, read_torch_features
+from reposer.storage.bounded import read_npz
+from reposer.storage.files import write_atomic
+from reposer.storage.tables import read_table
 from reposer.structures import FeatureSet
 
 Progress = Callable[[int], None]  # images done
@@ -99,3 +111,177 @@ class _Rows:
 
     def __getitem__(self, part: slice) -> NDArray[Any]:
         return np.take(self._array, self._rows[part], axis=0)
+
+
+# ---- Features on disk, from any tool: one .npz or Parquet file with a row for each image, or what
+# ``foreign_features`` reads.
+#
+# Columns (arrays of an .npz): ``features`` (N, D) numbers; ``pid``, ``camid`` whole numbers (-1 junk and 0
+# distractor in ``pid``); ``split`` text, such as query, gallery, train; optionally ``name`` text, the image
+# file, and ``clothes`` whole numbers, the outfit that a person wears. Features of any real dtype are taken as
+# the numbers that they are: float32 where it holds them exactly, else float64.
+
+REQUIRED = ("features", "pid", "split")
+COLUMNS = (*REQUIRED, "camid", "name", "clothes")
+UNKNOWN_CAMERA = -1
+_LAYOUT = "give columns features (N, D), pid, camid, split and, if you like, name and clothes"
+
+
+def read_features(path: Path | str, labels: Path | None = None) -> dict[str, FeatureSet]:
+    """The feature sets of a file by split name, rows in file order.
+
+    Args:
+        path: .npz or .parquet; or .mat, .pt, .pth, .npy (``foreign_features``).
+        labels: the label file of an .npy file.
+
+    Values are not judged here (``reposer.reid.search.checked`` does that), their form is.
+
+    Raises:
+        UserError: not readable, a column missing, of another type or length, an empty split name.
+    """
+    path = Path(path)
+    readers: dict[str, Callable[[Path], dict[str, NDArray[Any]]]] = {
+        ".npz": _read_npz,
+        ".parquet": _read_parquet,
+        ".mat": read_mat_features,
+        **dict.fromkeys((".pt", ".pth"), lambda file: read_torch_features(file, COLUMNS)),
+        ".npy": lambda file: read_npy_features(file, labels),
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: features are read from {' and '.join(readers)} files", "convert the file")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", "give the path of a feature file")
+    columns = reader(path)
+    _require(set(columns), path)
+    features = _numbers(columns["features"], path)
+    columns.setdefault("camid", np.full(len(features), UNKNOWN_CAMERA))
+    pids, camids = (_whole(columns[name], name, len(features), path) for name in ("pid", "camid"))
+    splits = _texts(columns["split"], "split", len(features), path)
+    if "name" in columns:
+        names = _texts(columns["name"], "name", len(features), path)
+    else:
+        names = np.array([f"row {i}" for i in range(len(features))])
+    clothes = None
+    if "clothes" in columns:
+        clothes = _whole(columns["clothes"], "clothes", len(features), path)
+    whole = FeatureSet(features, pids, camids, tuple(names.tolist()), clothes)
+    sets = {}
+    for split in dict.fromkeys(splits.tolist()):
+        rows = np.flatnonzero(splits == split)
+        sets[split] = whole.rows(rows)
+    return sets
+
+
+def write_features(path: Path | str, sets: dict[str, FeatureSet]) -> None:
+    """Write sets by split name as .npz or .parquet (the path's suffix decides), whole or not at all."""
+    path = Path(path)
+    sizes = {features.features.shape[1] for features in sets.values()}
+    if len(sizes) != 1:
+        raise UserError(f"{path}: feature sets of {sorted(sizes)} numbers", "write sets of one network")
+    columns = {
+        "features": np.concatenate([s.features for s in sets.values()]),
+        "pid": np.concatenate([s.pids for s in sets.values()]),
+        "camid": np.concatenate([s.camids for s in sets.values()]),
+        "split": np.array([split for split, s in sets.items() for _ in range(len(s))]),
+        "name": np.array([name for s in sets.values() for name in s.names]),
+    }
+    outfits = [s.clothes for s in sets.values()]
+    known = [numbers for numbers in outfits if numbers is not None]
+    if known:
+        if len(known) != len(outfits):
+            raise UserError(
+                f"{path}: only some of the sets tell the clothes", "give them for all, or for none"
+            )
+        columns["clothes"] = np.concatenate(known)
+    if path.suffix.lower() == ".npz":
+        content = io.BytesIO()
+        np.savez(content, **columns)  # type: ignore[arg-type]  # its allow_pickle stays as it is
+        write_atomic(path, content.getbuffer())
+    elif path.suffix.lower() == ".parquet":
+        features = columns.pop("features")
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"features": rows, **columns}), sink)
+        write_atomic(path, sink.getvalue().to_pybytes())
+    else:
+        raise UserError(f"{path}: features are written to .npz and .parquet files", "choose one of the two")
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(path):  # numpy takes anything else for a pickle
+        raise UserError(f"{path}: not a readable .npz file", "write it again")
+    try:
+        with path.open("rb") as file:
+            arrays = read_npz(path, file, COLUMNS)
+        _require(set(arrays), path)
+        return arrays
+    except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, ValueError) and "allow_pickle" in str(error):
+            advice = "save plain arrays: numbers and text, not Python objects"
+            raise UserError(f"{path}: holds pickled objects, which may run code", advice) from error
+        raise UserError(f"{path}: not a readable .npz file ({error})", "write it again") from error
+
+
+def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        names = set(pq.read_schema(path).names)
+        _require(names, path)
+        table = read_table(path, columns=[name for name in COLUMNS if name in names])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})", "write it again") from error
+    for name in table.column_names:
+        if table[name].null_count:
+            row = table[name].is_null().to_numpy().argmax()
+            raise UserError(f"{path}: row {row}: {name} is empty", "fill it in or take the row out")
+    column = table["features"].combine_chunks()
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(is_list(column.type) for is_list in lists):
+        problem = f"features is a column of {column.type}"
+        raise UserError(f"{path}: {problem}", "make it a column of lists of numbers")
+    values = column.flatten()
+    if len(column) == 0 or len(values) % len(column) or values.null_count:
+        raise UserError(f"{path}: features are lists of several lengths, or none", _LAYOUT)
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    uneven = np.flatnonzero(lengths != lengths[0])
+    if len(uneven):
+        problem = f"row {uneven[0]}: {lengths[uneven[0]]} features where row 0 has {lengths[0]}"
+        raise UserError(f"{path}: {problem}", _LAYOUT)
+    columns = {name: table[name].to_numpy() for name in table.column_names if name != "features"}
+    return {"features": values.to_numpy(zero_copy_only=False).reshape(len(column), -1), **columns}
+
+
+def _require(names: set[str], path: Path) -> None:
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        found = ", ".join(sorted(names)) or "nothing"
+        raise UserError(f"{path}: no column {', '.join(missing)} (found: {found})", _LAYOUT)
+
+
+def _numbers(values: NDArray[Any], path: Path) -> NDArray[np.floating]:
+    if values.ndim != 2 or values.dtype.kind not in "bfiu":
+        raise UserError(f"{path}: features of shape {values.shape} and type {values.dtype}", _LAYOUT)
+    exact = float_array(values, f"{path}: features")
+    with np.errstate(over="ignore"):
+        single = exact.astype(np.float32, copy=False)
+    return np.ascontiguousarray(single if np.array_equal(single, exact, equal_nan=True) else exact)
+
+
+def _whole(values: NDArray[Any], name: str, count: int, path: Path) -> NDArray[np.int64]:
+    if values.shape != (count,) or values.dtype.kind not in "iu":
+        problem = f"{name} of shape {values.shape} and type {values.dtype} for {count} features"
+        raise UserError(f"{path}: {problem}", f"give {count} whole numbers")
+    if values.dtype.kind == "u" and count and values.max() > np.iinfo(np.int64).max:  # would turn into junk
+        row = int(values.argmax())
+        problem = f"row {row}: {name} {values[row]} does not fit into 64 bits with a sign"
+        raise UserError(f"{path}: {problem}", "number people and cameras from 1")
+    return values.astype(np.int64)
+
+
+def _texts(values: NDArray[Any], name: str, count: int, path: Path) -> NDArray[np.str_]:
+    if values.shape != (count,) or not all(isinstance(value, str) for value in values.tolist()):
+        problem = f"{name} of shape {values.shape} and type {values.dtype} for {count} features"
+        raise UserError(f"{path}: {problem}", f"give {count} texts")
+    if (values == "").any():
+        raise UserError(f"{path}: row {int((values == '').argmax())}: {name} is empty", "fill it in")
+    return values.astype(np.str_)

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.arrays import float_array, whole_labels
-from reposer.bounded import MAX_ARRAY_BYTES, read_mat, read_npy
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError, printable, read_regular
-from reposer.weights import load_arrays_file
+from reposer.storage.bounded import MAX_ARRAY_BYTES, read_mat, read_npy
+from reposer.storage.paths import RefusedFileError, printable, read_regular
+from reposer.weights.files import load_arrays_file
 
 Columns = dict[str, NDArray[Any]]
 SPLITS = {"query": "query", "gallery": "gallery", "train": "train", "mquery": "multi_query"}  # by prefix

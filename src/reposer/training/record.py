@@ -14,15 +14,15 @@ from typing import Any, ClassVar, Protocol
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
 
-from reposer import checkpoint
-from reposer.checkpoint import CHECKPOINTS, INPUTS, PREPARED, Checkpoint, Groups
 from reposer.config import Config, config_hash, read_json
 from reposer.errors import UserError
 from reposer.progress import Meter
-from reposer.runs import Run
 from reposer.runtime import Runtime, StopSignal
-from reposer.seals import MARK, SEAL, write_seal
-from reposer.training.running_means import RunningMeans
+from reposer.storage import checkpoint
+from reposer.storage.checkpoint import CHECKPOINTS, INPUTS, PREPARED, Checkpoint, TensorGroups
+from reposer.storage.runs import RunFolder
+from reposer.storage.seals import MARK, SEAL, write_seal
+from reposer.training.optimizers import RunningMeans
 
 _EVER_PINNED = ("generated", "teacher")  # also by the runs of before the data were pinned
 _READ_AT_START = ("start_from", "initial")  # not needed to go on from a checkpoint
@@ -35,7 +35,7 @@ class TrainingState(Protocol):
     step: int  # optimizer steps done
     means: RunningMeans
 
-    def pack(self, accelerator: Accelerator) -> tuple[Groups, dict[str, Any]]:
+    def pack(self, accelerator: Accelerator) -> tuple[TensorGroups, dict[str, Any]]:
         """Tensors by group, and JSON values; a collective call."""
 
     def restore(self, checkpoint: Checkpoint, runtime: Runtime) -> list[str]:
@@ -78,7 +78,7 @@ class TrainingSummary:
         return "\n".join(line for line in [*lines, f"{self.folder}: {self.wrote}"] if line)
 
 
-class TrainingRecord:
+class RunWriter:
     """The run folder of a training, and everything that is done once in a while.
 
     All processes make the same calls; the first one writes. Subclasses say what to validate and which facts
@@ -115,12 +115,12 @@ class TrainingRecord:
         self._hash, self._output, self._total = config_hash(config), output, total_steps
         self._runtime, self._progress = runtime, state
         self._started = time.monotonic()
-        self._run: Run | None = None
+        self._run: RunFolder | None = None
         self._tracker: TensorBoardTracker | None = None
         if runtime.is_main:
-            opened = Run.open(folder, config) if Run.exists(folder) else None
+            opened = RunFolder.open(folder, config) if RunFolder.exists(folder) else None
             start = runtime.describe() | notes | {INPUTS: self.inputs(), MARK: SEAL}
-            self._run = opened or Run.create(folder, config, start)
+            self._run = opened or RunFolder.create(folder, config, start)
         runtime.accelerator.wait_for_everyone()
         try:
             self._saved_step = self._resume()

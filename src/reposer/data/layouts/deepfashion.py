@@ -3,7 +3,7 @@
     ROOT/img/WOMEN/Dresses/id_00000002/02_1_front.jpg          the download (or img_highres/)
     ROOT/train/fashionWOMENDressesid0000000202_1front.jpg      the same as PATN, GFLA and others rename it
     ROOT/train.lst, test.lst                                   48,674 and 4,038 names, one a line
-    ROOT/fasion-resize-annotation-{train,test}.csv             key-points (deepfashion_keypoints.py)
+    ROOT/fasion-resize-annotation-{train,test}.csv             key-points (inshop.py)
     ROOT/fasion-resize-pairs-{train,test}.csv                  pairs; made by the official rule where absent
 
 Both spellings may stand in every file, mixed. The identity is the garment (item and variant), which the split
@@ -21,8 +21,15 @@ import numpy as np
 
 from reposer.data.keypoints import Pose
 from reposer.data.label_files import PLAIN, MapRules
-from reposer.data.layouts.deepfashion_keypoints import FILES, add_keypoints, frame_of
-from reposer.data.layouts.inshop_names import InshopName, SplitOverlap, parse_inshop_name, split_overlap
+from reposer.data.layouts.inshop import (
+    FILES,
+    InshopName,
+    SplitOverlap,
+    add_keypoints,
+    frame_of,
+    parse_inshop_name,
+    split_overlap,
+)
 from reposer.data.layouts.labeled_files import (
     NO_CAMERA,
     LabeledFile,
@@ -36,7 +43,7 @@ from reposer.data.pairs import official_train_pairs, read_pairs_csv
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.problems import AnnotationProblem, text_lines
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError, printable
+from reposer.storage.paths import RefusedFileError, printable
 from reposer.structures import NUM_JOINTS, PersonRecord
 
 SPLITS = {"test": "val", "train": "train"}  # list -> split; test first: an image of both lists is tested on
@@ -83,7 +90,7 @@ def read_deepfashion(
         keypoints: CSV; None: the published ones beside the lists, else root/keypoints.csv.
         images: folder of the images below ``root``; None: the first of IMAGE_FOLDERS, else ``root`` itself.
         lists: folder of the lists, anywhere; None: the first of LIST_FOLDERS below ``root`` that has one.
-        frame: of the key-points, see ``deepfashion_keypoints.frame_of``.
+        frame: of the key-points, see ``inshop.frame_of``.
         rules: what maps and masks mean.
         look_only: a dry run: nothing is decoded, records have no size and no hash, and joints
             stay in their frame.

@@ -10,7 +10,7 @@ from pathlib import Path
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import sniff
-from reposer.paths import RefusedFileError, check_relative, contained, printable, require_regular
+from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, require_regular
 
 _FEW = 20  # unread files of one folder that are listed one by one
 

@@ -23,7 +23,7 @@ from reposer.data.layouts.tables import read_rows, row_problem
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import FORMATS
-from reposer.paths import printable
+from reposer.storage.paths import printable
 
 CAMERA_IN_NAME = r"_c([0-9]{1,3})"
 # Names of a split's folder in the data sets and programs of the field, letter case aside; the first that is
@@ -35,7 +35,12 @@ SPLIT_NAMES = {
     "gallery": ("gallery", "bounding_box_test", "image_test", "gallery_images"),
 }
 _TEST = ("test", "testing")
-_BESIDE = ("parsing", "mask", "lists", "annotation")  # what annotations are in, see annotation_lookup.py
+_BESIDE = (
+    "parsing",
+    "mask",
+    "lists",
+    "annotation",
+)  # what annotations are in, see data/preparing/annotation_lookup.py
 # Top-level folders that no person is called like: they are listed, not taken for people.
 _LIKELY_ANNOTATIONS = {
     *("masks", "maps", "parsings", "parsing_maps", "schp", "segmentation", "segmentations", "seg", "labels"),

@@ -16,7 +16,7 @@ from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import ACCEPTED
 from reposer.images import read_picture
-from reposer.paths import RefusedFileError, contained, printable, require_regular
+from reposer.storage.paths import RefusedFileError, contained, printable, require_regular
 from reposer.structures import PersonRecord
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

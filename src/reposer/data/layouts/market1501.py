@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reposer.data.generated.names import is_generated
 from reposer.data.label_files import PLAIN, MapRules
 from reposer.data.layouts.folder_scan import list_names
 from reposer.data.layouts.labeled_files import (
@@ -25,11 +24,11 @@ from reposer.data.layouts.labeled_files import (
     unread_problems,
     zero_problems,
 )
-from reposer.data.layouts.market_names import parse_name, stem
+from reposer.data.layouts.market_names import is_generated, parse_name, stem
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
-from reposer.paths import RefusedFileError, printable
+from reposer.storage.paths import RefusedFileError, printable
 from reposer.structures import PersonRecord
 
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
@@ -58,9 +57,9 @@ def read_market1501(
         root: folder that holds at least one of FOLDERS; only read.
         parsing: folder of label maps inside ``root``; None: root/parsing where there is one.
         mask: folder of masks inside ``root``; None: root/mask where there is one.
-        keypoints: one CSV or several; None: those in ``root`` or root/lists, see annotation_lookup.py.
-        holdout: the training people with this many highest pids get the split "val".
-        on_progress: called after each image.
+        keypoints: one CSV or several; None: those in ``root`` or root/lists, see
+        data/preparing/annotation_lookup.py. holdout: the training people with this many highest pids get the
+        split "val". on_progress: called after each image.
         rules: what maps and masks mean.
         look_only: a dry run: nothing is decoded, records have no size and no hash.
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from reposer.data.label_files import PLAIN, MapRules
-from reposer.data.layouts.cuhk03 import list_cuhk03
 from reposer.data.layouts.identity_folders import list_folders
 from reposer.data.layouts.labeled_files import (
     Listing,
@@ -19,6 +18,7 @@ from reposer.data.layouts.labeled_files import (
     zero_problems,
 )
 from reposer.data.layouts.reid_layouts import (
+    list_cuhk03,
     list_cuhk03_np,
     list_dukemtmc,
     list_ltcc,
@@ -31,7 +31,7 @@ from reposer.data.layouts.tables import list_table
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
-from reposer.paths import printable
+from reposer.storage.paths import printable
 from reposer.structures import PersonRecord
 
 LAYOUTS: dict[str, Callable[..., Listing]] = {
@@ -73,7 +73,7 @@ def read_people(
     """Decode every image and read every annotation once, as ``read_market1501`` does for its layout.
 
     Records are in the order of the layout's lists or of folders and names. Counts other than the published
-    ones are a warning; copies and people on both sides of the split are found by ``leaks.find_leaks``.
+    ones are a warning; copies and people on both sides of the split are found by ``report.find_leaks``.
 
     Args:
         layout: a key of LAYOUTS.
@@ -83,8 +83,8 @@ def read_people(
             ``table``, ``zero_based`` of a table.
         parsing: folder of label maps inside ``root``; None: root/parsing where there is one.
         mask: folder of masks inside ``root``; None: root/mask where there is one.
-        keypoints: one CSV or several; None: those in ``root`` or root/lists, see annotation_lookup.py.
-        rules: what maps and masks mean.
+        keypoints: one CSV or several; None: those in ``root`` or root/lists, see
+        data/preparing/annotation_lookup.py. rules: what maps and masks mean.
         look_only: a dry run: nothing is decoded, records have no size and no hash.
         holdout: the training people with this many highest pids get the split "val".
         on_progress: called after each image.

@@ -16,8 +16,8 @@ from reposer.data.layouts.labeled_files import LabeledFile, Listing, Problems, l
 from reposer.data.problems import AnnotationProblem
 from reposer.data.records import SPLITS
 from reposer.errors import UserError
-from reposer.paths import check_relative, printable, read_regular
-from reposer.tables import check_decoded
+from reposer.storage.paths import check_relative, printable, read_regular
+from reposer.storage.tables import check_decoded
 
 # Other words for a split; "test" is the gallery beside "query", otherwise nobody knows what it is.
 SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "probe": "query"}

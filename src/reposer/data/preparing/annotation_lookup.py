@@ -5,7 +5,7 @@ parsing/a_b.png (and so for masks), and by a key-point row NAME.jpg, a/b.jpg or 
 made before anybody knows who is in the picture, from the paths alone. Key-points are those of keypoints.csv,
 or PATN's market-annotation-train.csv and market-annotation-test.csv, in the data set's folder or its lists/.
 
-What a file cannot say is told by its set (map_meanings.py).
+What a file cannot say is told by its set (data/map_meanings.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reposer.data.layouts.folder_scan import list_names, nfc, relative_folder, w
 from reposer.data.map_meanings import SeenMaps, SeenMasks
 from reposer.data.parsing import known_labels, read_as_lip
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
-from reposer.paths import RefusedFileError, contained, printable
+from reposer.storage.paths import RefusedFileError, contained, printable
 from reposer.structures import PersonRecord
 
 _KEYPOINT_FILES = (
@@ -65,7 +65,7 @@ class Annotations:
         rules: MapRules = PLAIN,
         look_only: bool = False,
     ) -> Self:
-        """Look in the given places, else in those of the layout (see market1501.py).
+        """Look in the given places, else in those of the layout (see data/layouts/market1501.py).
 
         Raises:
             UserError: a given place does not exist, or a folder lies outside ``root``.

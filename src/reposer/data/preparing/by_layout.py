@@ -17,7 +17,7 @@ from reposer.data.layouts.market1501 import read_market1501
 from reposer.data.layouts.reid_readers import LAYOUTS, read_people
 from reposer.data.pairs import development_pairs, official_train_pairs
 from reposer.data.preparing.annotation_lookup import Places
-from reposer.data.preparing.leaks import TRAINING
+from reposer.data.preparing.report import TRAINING
 from reposer.errors import UserError
 from reposer.structures import NUM_JOINTS, PersonRecord
 

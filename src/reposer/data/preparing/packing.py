@@ -18,25 +18,153 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
-from reposer.data.keypoints import Pose
+from reposer.data.keypoints import Pose, scale_keypoints
 from reposer.data.label_files import PLAIN, MapRules
 from reposer.data.packed import ARRAYS, HEADER, ROWS, SCHEMA_VERSION
 from reposer.data.parsing import read_as_lip
-from reposer.data.preparing.array_writer import ArrayWriter
-from reposer.data.preparing.placement import Fit, Placement
 from reposer.data.problems import AnnotationError, AnnotationProblem
 from reposer.errors import UserError
-from reposer.files import atomic_folder, clean_up_after_killed, refuse_foreign, require_space, sha256_file
 from reposer.images import decode
-from reposer.paths import RefusedFileError, contained
+from reposer.storage.files import (
+    atomic_folder,
+    clean_up_after_killed,
+    refuse_foreign,
+    require_space,
+    sha256_file,
+)
+from reposer.storage.paths import RefusedFileError, contained
 from reposer.structures import MISSING_LABEL, NUM_JOINTS, PersonRecord
+
+# ---- Brings pictures of any size to one size: squeeze, pad or crop; maps, masks and key-points go along.
+#
+# resize   the whole picture is squeezed into the size; shapes change (GFLA's way, and SAN's at 256x256)
+# pad      scaled to fit, the shape kept, white around it (PISE's way)
+# crop     scaled to cover, the shape kept, the middle taken (PATN's way: 256x256 to 256x176)
+
+Fit = Literal["resize", "pad", "crop"]
+FITS: tuple[Fit, ...] = ("resize", "pad", "crop")
+WHITE = 255  # of padded pictures: In-shop photographs have a white background
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a picture lies on the canvas: its scaled size and the place of its corner, negative when cut."""
+
+    original: tuple[int, int]  # (H, W) of the picture
+    size: tuple[int, int]  # (H, W) of the canvas
+    scaled: tuple[int, int]  # (H, W) of the scaled picture
+    top: int
+    left: int
+
+    @classmethod
+    def of(cls, original: tuple[int, int], size: tuple[int, int], fit: Fit = "resize") -> Self:
+        """The placement of a picture of (H, W) ``original`` on a canvas of (H, W) ``size``."""
+        if fit == "resize":
+            return cls(original, size, size, 0, 0)
+        ratios = [side / was for side, was in zip(size, original, strict=True)]
+        ratio = min(ratios) if fit == "pad" else max(ratios)
+        height, width = (max(1, round(side * ratio)) for side in original)
+        # integer halves, so that 256x256 is cut to its columns 40 to 215 as PATN does
+        return cls(original, size, (height, width), (size[0] - height) // 2, (size[1] - width) // 2)
+
+    def picture(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W, 3) at the size, bilinear with antialiasing."""
+        return self._placed(image, Image.Resampling.BILINEAR, WHITE)
+
+    def labels(self, array: NDArray[np.uint8], outside: int = 0) -> NDArray[np.uint8]:
+        """(H, W) labels at the size, by nearest neighbor; ``outside`` fills what is padded."""
+        return self._placed(array, Image.Resampling.NEAREST, outside)
+
+    def keypoints(self, pose: Pose) -> Pose:
+        """(J, 2) in pixels of the canvas; a joint that is cut off is missing."""
+        if self.scaled == self.original and self.scaled == self.size:
+            return pose
+        moved = scale_keypoints(pose, self.original, self.scaled)
+        moved = moved + np.array([self.left, self.top], np.float32)
+        if self.scaled == self.size:
+            return np.asarray(moved, np.float32)
+        limit = np.array([self.size[1], self.size[0]], np.float32) - 0.5
+        outside = ((moved < -0.5) | (moved >= limit)).any(axis=-1, keepdims=True)  # NaN is never outside
+        return np.where(outside, np.float32(np.nan), moved).astype(np.float32)
+
+    def _placed(self, array: NDArray[np.uint8], how: Image.Resampling, outside: int) -> NDArray[np.uint8]:
+        if array.shape[:2] != self.scaled:
+            resized = Image.fromarray(array).resize((self.scaled[1], self.scaled[0]), how)
+            array = np.asarray(resized)  # Pillow's bilinear antialiases
+        if self.scaled == self.size:
+            return array
+        canvas = np.full((*self.size, *array.shape[2:]), outside, np.uint8)
+        (to_y, from_y), (to_x, from_x) = (
+            (slice(max(start, 0), min(start + length, side)), slice(max(-start, 0), max(-start, 0) + side))
+            for start, length, side in zip((self.top, self.left), self.scaled, self.size, strict=True)
+        )
+        canvas[to_y, to_x] = array[from_y, from_x][: to_y.stop - to_y.start, : to_x.stop - to_x.start]
+        return canvas
+
+
+def known_fit(name: str) -> Fit:
+    """The name itself.
+
+    Raises:
+        UserError: it is none of FITS.
+    """
+    for fit in FITS:
+        if name == fit:
+            return fit
+    raise UserError(f"fit {name}: unknown", f"use one of {', '.join(FITS)}")
+
+
+# ---- Streams people into the arrays of a packed folder; their number need not be known before.
+
+
+class ArrayWriter:
+    """Appends people to images.npy, parsing.npy and mask.npy, whose headers get the count at the end."""
+
+    def __init__(self, folder: Path, size: tuple[int, int]) -> None:
+        self.shapes = {"images": (*size, 3), "parsing": size, "mask": size}
+        self.dtypes = {"images": np.uint8, "parsing": np.uint8, "mask": np.bool_}
+        self.count = 0
+        self.files = {name: (folder / f"{name}.npy").open("xb") for name in ARRAYS}
+
+    def __enter__(self) -> Self:
+        self._write_headers()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self.files.values():
+            file.seek(0)
+        try:
+            self._write_headers()
+        finally:
+            for file in self.files.values():
+                file.close()
+
+    def append(self, image: NDArray[np.uint8], parsing: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
+        """Write one person at the end of each file."""
+        for name, array in zip(ARRAYS, (image, parsing, mask), strict=True):
+            if array.shape != self.shapes[name] or array.dtype != self.dtypes[name]:
+                raise TypeError(f"{name} is {array.dtype} {array.shape}")
+            self.files[name].write(array.tobytes())
+        self.count += 1
+
+    def _write_headers(self) -> None:
+        """NumPy pads the first axis ("growth axis") to a fixed width: a header can be rewritten in place."""
+        for name, file in self.files.items():
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(self.dtypes[name])),
+                "fortran_order": False,
+                "shape": (self.count, *self.shapes[name]),
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+
 
 MaskSource = Literal["mask", "parsing", "union"]
 MASK_SOURCES: tuple[MaskSource, ...] = ("mask", "parsing", "union")
@@ -76,7 +204,7 @@ class Packing:
     """How pictures and annotations become arrays of one size."""
 
     size: tuple[int, int]  # (H, W)
-    fit: Fit = "resize"  # see placement.py
+    fit: Fit = "resize"  # see this file
     mask_source: MaskSource = "mask"  # the files first, the parsing alone, or both together
     rules: MapRules = PLAIN  # what maps and masks mean
 

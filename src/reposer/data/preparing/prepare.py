@@ -18,14 +18,19 @@ from reposer.data.pairs import read_pairs_csv, write_pairs_csv
 from reposer.data.parsing import known_labels
 from reposer.data.preparing.annotation_lookup import Places, each_place
 from reposer.data.preparing.by_layout import MARKET1501, Found, PairRule, read_layout
-from reposer.data.preparing.leaks import find_leaks, refuse_synthetic
-from reposer.data.preparing.packing import MASK_SOURCES, MaskSource, Packing, pack
-from reposer.data.preparing.placement import Fit, known_fit
-from reposer.data.preparing.report import PrepareReport, count_annotations, count_problems, count_splits
+from reposer.data.preparing.packing import MASK_SOURCES, Fit, MaskSource, Packing, known_fit, pack
+from reposer.data.preparing.report import (
+    PrepareReport,
+    count_annotations,
+    count_problems,
+    count_splits,
+    find_leaks,
+    refuse_synthetic,
+)
 from reposer.data.problems import problems_csv
 from reposer.data.records import write_manifest
 from reposer.errors import UserError
-from reposer.files import (
+from reposer.storage.files import (
     atomic_folder,
     clean_up_after_killed,
     refuse_foreign,
@@ -33,8 +38,8 @@ from reposer.files import (
     sha256_file,
     write_new,
 )
-from reposer.paths import printable
-from reposer.seals import MARK, SEAL, seal_faults, write_seal
+from reposer.storage.paths import printable
+from reposer.storage.seals import MARK, SEAL, seal_faults, write_seal
 
 REPORT, MANIFEST, PROBLEMS, PACKED = "report.json", "manifest.parquet", "problems.csv", "packed"
 PAIRS = {"train": "pairs_train.csv", "val": "pairs_val.csv"}
@@ -47,8 +52,8 @@ class PrepareArguments(TypedDict, total=False):
 
     holdout: int  # people of the training split to hold out for validation, those with the highest pids
     size: tuple[int, int]  # (H, W) of the packed images
-    fit: Fit  # how pictures of another size get there, see placement.py
-    pairs: PairRule  # who makes a pair, see prepare_layouts.py
+    fit: Fit  # how pictures of another size get there, see packing.py
+    pairs: PairRule  # who makes a pair, see by_layout.py
     parsing: str | Path | None  # folder of label maps, inside the root
     mask: str | Path | None  # folder of masks, inside the root
     keypoints: Places  # one colon CSV of joints, or several
@@ -87,7 +92,8 @@ def prepare_market1501(
     on_progress: Progress | None = None,
     **arguments: Unpack[PrepareArguments],
 ) -> PrepareReport:
-    """:func:`prepare_people` for a data set in Market-1501's layout and names (see market1501.py)."""
+    """:func:`prepare_people` for a data set in Market-1501's layout and names (see
+    data/layouts/market1501.py)."""
     return prepare_people(MARKET1501, root, out, on_progress=on_progress, **arguments)
 
 

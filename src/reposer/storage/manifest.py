@@ -1,0 +1,215 @@
+"""The manifest of a generated folder: Parquet parts, a row for each file with its sha256, and their check.
+
+Layout of the folder: see :mod:`reposer.jobs.shards`, which writes it. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reposer.config import read_json
+from reposer.errors import LARGEST, UserError
+from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
+from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, read_regular
+from reposer.storage.seals import SEAL, seal_faults, write_seal
+from reposer.storage.tables import read_table
+
+SCHEMA_VERSION = 1
+JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
+FILE_COLUMNS = (("file", pa.string()), ("sha256", pa.string()))  # the first columns of every manifest
+_SMALL = 1 << 16  # bytes
+MAX_PART_BYTES = 2**30
+
+Columns = Sequence[tuple[str, pa.DataType]]
+
+
+def read_rows(folder: str | Path) -> pa.Table:
+    """The whole manifest of a finished job, in the order of its items.
+
+    Raises:
+        UserError: there is none, it is not finished, or a part is damaged.
+    """
+    return pa.concat_tables([read_part(path) for path in list_parts(Path(folder))])
+
+
+def find_faults(folder: str | Path) -> list[str]:
+    """Everything in a finished folder that is not as it was written, a line each; empty when all is well.
+
+    Raises:
+        UserError: the folder holds no job, or an unfinished one.
+    """
+    folder = Path(folder)
+    job, listed, rows_read = read_json(folder / JOB), set(), 0
+    parts = list_parts(folder)
+    faults = seal_faults(folder, job)
+    for path in parts:
+        try:
+            rows = read_part(path)
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        rows_read += rows.num_rows
+        listed |= set(rows["file"].to_pylist())
+        faults += [f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)]
+        if "synthetic" in rows.column_names:
+            told = zip(rows["file"].to_pylist(), rows["synthetic"].to_pylist(), strict=True)
+            faults += [
+                f"{MANIFEST}/{path.name}: {name}: synthetic is not true"
+                for name, said in told
+                if said is not True
+            ]
+    if not faults and rows_read != job["items"]:
+        faults.append(f"{MANIFEST}: {rows_read:,} rows, not the {job['items']:,} of {JOB}")
+    expected = {path.name for path in parts} | {seal_path(path).name for path in parts}
+    foreign = sorted({path.name for path in (folder / MANIFEST).iterdir()} - expected)
+    faults += [f"{MANIFEST}/{name} does not belong to the manifest" for name in foreign]
+    extra = sorted({path.name for path in (folder / IMAGES).iterdir()} - listed)
+    return faults + [f"{IMAGES}/{name} is in no readable part of the manifest" for name in extra]
+
+
+def seal_job(folder: Path) -> None:
+    """Seal a finished job: its record, its manifest, what lies beside; the manifest lists pictures."""
+    beside = [
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_file() and not entry.name.startswith(".") and entry.name not in (SEAL, "forgetting.json")
+    ]
+    write_seal(folder, [*beside, *(f"{MANIFEST}/{path.name}" for path in (folder / MANIFEST).iterdir())])
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Where the rows of a shard are."""
+    return folder / MANIFEST / f"part-{number:05d}.parquet"
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a part was written to its end."""
+    return seal_path(path).is_file()
+
+
+def write_part(path: Path, rows: list[dict[str, Any]], columns: Columns, *, synthetic: bool = True) -> None:
+    """Write rows, then their seal: a file with the part's sha256, as ``sha256sum`` prints it.
+
+    The same rows give the same bytes. Parquet readers pass over the seal, whose name begins with "_".
+    """
+    metadata = {"reposer": json.dumps({"schema_version": SCHEMA_VERSION, "synthetic": synthetic})}
+    table = pa.Table.from_pylist(rows, pa.schema([*FILE_COLUMNS, *columns], metadata))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = bytes(sink.getvalue())
+    write_atomic(path, data)
+    write_atomic(seal_path(path), f"{sha256_bytes(data)}  {path.name}\n".encode())
+
+
+def read_part(path: Path) -> pa.Table:
+    """Rows of one part.
+
+    Raises:
+        UserError: it, or its seal, is missing, cut or changed.
+    """
+    try:
+        root = path.parent.parent if path.parent.name == MANIFEST else path.parent
+        data = read_regular(path, max_bytes=MAX_PART_BYTES, root=root)
+        seal = read_regular(seal_path(path), max_bytes=_SMALL, root=root).decode("ascii").split()
+        if seal[:1] != [sha256_bytes(data)]:
+            raise ValueError("differs from its sha256")
+        return checked_names(read_table(data))
+    except RefusedFileError as error:
+        raise UserError(
+            f"{path}: is damaged: {error.reason}", "run the same command again to mend it"
+        ) from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: is damaged: {reason}", "run the same command again to mend it") from error
+
+
+def checked_names(rows: pa.Table) -> pa.Table:
+    """``rows`` themselves, whose column "file" may be joined to a folder.
+
+    Raises:
+        ValueError: a name is none, or could lead out of the folder; names the row.
+    """
+    for row, name in enumerate(rows["file"].to_pylist() if "file" in rows.column_names else (), start=1):
+        try:
+            check_relative(name)
+        except ValueError as error:
+            raise ValueError(f"row {row}, file: {error}") from error
+    return rows
+
+
+def file_faults(folder: Path, rows: pa.Table) -> Iterator[tuple[str, str]]:
+    """Name and reason for every file of these rows that is missing or changed."""
+    images = os.path.join(folder, IMAGES)
+    for name, digest in zip(rows["file"].to_pylist(), rows["sha256"].to_pylist(), strict=True):
+        path = f"{images}/{name}"  # a Path for each of a million files would be a third of the time
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
+            yield name, "is missing"
+            continue
+        if not stat.S_ISREG(mode):  # a link too: nothing that was written here is one
+            yield name, "is no regular file"
+        elif _sha256_small(path) != digest:
+            yield name, "differs from its sha256"
+
+
+def _sha256_small(path: str) -> str:
+    """As ``sha256_file``, which makes a large buffer for every file."""
+    with open(path, "rb", buffering=0) as file:
+        data = file.read(_SMALL)
+    return sha256_bytes(data) if len(data) < _SMALL else sha256_file(path)
+
+
+def job_settings(folder: Path) -> dict[str, Any]:
+    """What the job of a folder was made with; another folder's record may hold anything below its keys.
+
+    Raises:
+        UserError: no record of a job, or its settings are no mapping.
+    """
+    settings = read_json(folder / JOB).get("settings", {})
+    if not isinstance(settings, dict):
+        raise UserError(f"{printable(folder / JOB)}: settings is no mapping", "restore this file")
+    return settings
+
+
+def _is_count(value: object, least: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+def list_parts(folder: Path) -> list[Path]:
+    """Every part that the job must have."""
+    for name in (MANIFEST, IMAGES):
+        contained(folder, name)
+    job = read_json(folder / JOB)
+    items, per_part = job.get("items"), job.get("shard_items")
+    if not _is_count(items, 0) or not _is_count(per_part, 1):
+        raise UserError(
+            f"{printable(folder / JOB)}: is no job of reposer",
+            "choose a folder that generate or augment has written",
+        )
+    count = -(-items // per_part)
+    there = sum(1 for _ in os.scandir(folder / MANIFEST)) if (folder / MANIFEST).is_dir() else 0
+    if count > there:  # before so many are looked for
+        raise UserError(
+            f"{printable(folder)}: at least {count - there:,} of {count:,} shards are not there",
+            "run the same command again to go on",
+        )
+    parts = [part_path(folder, n) for n in range(count)]
+    missing = sum(not is_sealed(part) for part in parts)
+    if missing:
+        raise UserError(
+            f"{folder}: {missing} of {len(parts)} shards are not there", "run the same command again to go on"
+        )
+    return parts
+
+
+def seal_path(path: Path) -> Path:
+    return path.with_name(f"_{path.stem}.sha256")

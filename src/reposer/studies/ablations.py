@@ -1,0 +1,368 @@
+"""``reposer study ablations``: what each part of SAN brings to the pictures (the paper's figures 7 and 8).
+
+Every row is a training of one generator with one part changed, all with the same number of steps, pairs and
+seeds, scored on the same validation pairs. Stages are shared and resumable as those of any study.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import AfterValidator, Field, model_validator
+
+from reposer.config import Config, apply_overrides, load_config, read_json
+from reposer.data.packed import PackedPeople
+from reposer.data.preparing.prepare import PACKED
+from reposer.errors import MOST_SIDE_BY_SIDE, UserError
+from reposer.evaluation.image_quality import DEFAULT_METRICS
+from reposer.evaluation.significance import Difference, paired_bootstrap
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.jobs.stages import Stage, StageCache, in_order, make_all, seal_study
+from reposer.runtime import setup
+from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, write_sections
+from reposer.storage.files import sha256_file
+from reposer.storage.outputs import write_output
+from reposer.storage.paths import check_name
+from reposer.storage.tables import read_table
+from reposer.studies.config import STUDY_FILE, claim_study, save_study
+from reposer.studies.results import LATEX, MARKDOWN, PARQUET, TABLES, p_text, tex
+from reposer.training.gan.config import GanConfig
+from reposer.training.gan.loop import train
+from reposer.workflows.evaluate import evaluate_model
+from reposer.workflows.presets import find_preset
+
+# ---- The table of ablations: a row a generator, a column an image metric; Parquet, Markdown, LaTeX.
+
+_ARROWS = {"lower": "↓", "higher": "↑"}
+
+
+@dataclass(frozen=True)
+class AblationCell:
+    """A metric of a row."""
+
+    mean: float  # over seeds
+    deviation: float | None  # standard deviation over seeds; None with one seed
+    better: str  # "lower" or "higher"
+    difference: Difference | None  # to the first row; None for it, and for metrics of whole sets
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """A generator; a metric that was not measured has None."""
+
+    name: str
+    cells: dict[str, AblationCell | None]
+
+
+def write_ablation_table(folder: Path, rows: Sequence[AblationRow], notes: Sequence[str]) -> None:
+    """Write table.parquet, table.md and table.tex into ``folder``; each appears whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(_long(rows), sink)
+    write_output(folder / PARQUET, sink.getvalue().to_pybytes())
+    header, cells = cells_of(rows)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *cells]
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    write_output(folder / MARKDOWN, ("\n".join([*table, "", *(f"- {n}" for n in notes)]) + "\n").encode())
+    write_output(folder / LATEX, _latex(header, cells).encode())
+
+
+def cells_of(rows: Sequence[AblationRow]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: mean, standard deviation over seeds, and the difference to the first row."""
+    header = ["generator"]
+    for metric in rows[0].cells:
+        found = next((row.cells[metric] for row in rows if row.cells[metric]), None)
+        header.append(f"{metric} {_ARROWS[found.better]}" if found else metric)
+    return header, [[row.name, *(_cell(cell) for cell in row.cells.values())] for row in rows]
+
+
+def _cell(cell: AblationCell | None) -> str:
+    if cell is None:
+        return "not measured"
+    text = f"{cell.mean:.4f}" + ("" if cell.deviation is None else f" ± {cell.deviation:.4f}")
+    d = cell.difference
+    return text if d is None else f"{text} ({d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}], p {p_text(d.p)})"
+
+
+def _long(rows: Sequence[AblationRow]) -> pa.Table:
+    names = ("difference", "low", "high", "p", "p_seeds")
+    lines = []
+    for row in rows:
+        for metric, cell in row.cells.items():
+            if cell is not None:
+                d = cell.difference
+                values = (None,) * 5 if d is None else (d.value, d.low, d.high, d.p, d.p_seeds)
+                line = {"row": row.name, "metric": metric, "mean": cell.mean, "sd": cell.deviation}
+                lines.append(line | {"better": cell.better} | dict(zip(names, values, strict=True)))
+    texts = [(name, pa.string()) for name in ("row", "metric", "better")]
+    numbers = [(name, pa.float64()) for name in ("mean", "sd", *names)]
+    return pa.Table.from_pylist(lines, pa.schema([*texts, *numbers]))
+
+
+def _latex(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    arrows = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "±": r"$\pm$"}
+
+    def line(parts: Sequence[str]) -> str:
+        text = " & ".join(tex(part.split(" (")[0]) for part in parts)
+        for sign, command in arrows.items():
+            text = text.replace(sign, command)
+        return text + r" \\"
+
+    columns = "l" + "r" * (len(header) - 1)
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", line(header), r"\hline", *map(line, cells)]
+    return "\n".join([*body, r"\hline", r"\end{tabular}"]) + "\n"
+
+
+RUN, QUALITY = "run", "image_quality.json"
+PER_IMAGE, GRID = "image_quality.parquet", "people.png"
+_VERSION = 1
+
+
+class AblationArm(Config):
+    """A row: the base recipe with some settings changed."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    settings: tuple[str, ...] = ()  # overrides of the base, as generator_args.use_mask=false
+
+
+class AblationConfig(Config):
+    """Everything that the table depends on. The first arm is the one that the others are compared with."""
+
+    data: Path  # written by `reposer prepare`, with training and validation pairs
+    preset: str = "san_market_small"  # a key of PRESETS
+    settings: tuple[str, ...] = ()  # overrides of the preset, for every row
+    arms: tuple[AblationArm, ...] = (
+        AblationArm(name="full"),
+        AblationArm(name="no perceptual loss", settings=("weights.perceptual=0",)),
+        AblationArm(name="no mask", settings=("generator_args.use_mask=false",)),
+        *(AblationArm(name=f"{n} blocks", settings=(f"generator_args.blocks={n}",)) for n in (1, 5, 7)),
+    )
+    steps: int = Field(default=300, ge=1)  # optimizer steps of every row
+    seeds: tuple[int, ...] = (0,)
+    pairs: int | None = Field(default=1000, ge=1)  # validation pairs that are scored; None: all
+    metrics: tuple[str, ...] = DEFAULT_METRICS
+    threads: int | None = Field(
+        default=1, ge=1, le=MOST_SIDE_BY_SIDE
+    )  # CPU threads of each worker; results depend on it
+    device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for what, values in (("arms", [arm.name for arm in self.arms]), ("seeds", list(self.seeds))):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{what}: one or more, each once, are needed")
+        return self
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training and its pictures' scores."""
+
+    arm: AblationArm
+    seed: int
+    training: Stage
+    quality: Stage
+
+
+def ablations(data: Path, arms: Sequence[str] = (), overrides: Sequence[str] = ()) -> AblationConfig:
+    """The ablations on a prepared folder.
+
+    Args:
+        arms: names of rows; empty: all.
+        overrides: "a.b=c".
+
+    Raises:
+        UserError: an unknown row or setting.
+    """
+    config = AblationConfig(data=data)
+    known = {arm.name: arm for arm in config.arms}
+    unknown = [name for name in arms if name not in known]
+    if unknown:
+        raise UserError(f"--arms: there is no row {unknown[0]}", f"choose among {', '.join(known)}")
+    if arms:
+        config = config.changed(arms=tuple(known[name] for name in arms))
+    return apply_overrides(config, overrides)
+
+
+def run_ablations(config: AblationConfig, out: Path, *, workers: int = 1) -> Path:
+    """Run the rows into ``out``, or go on with them: table.{parquet,md,tex} and sections.json.
+
+    Raises:
+        UserError: what is wrong with the data, the weights of the perceptual loss, the settings, or a stage.
+    """
+    trials = list(_trials(config, out))
+    claim_study(out, (*TABLES, SECTIONS_FILE))
+    out.mkdir(parents=True, exist_ok=True)
+    save_study(config, out)
+    make_all(out, plan_ablations, workers=workers, threads=config.threads)
+    cache = StageCache(out)
+    rows, notes = _rows(config, cache, trials), _notes(config, trials)
+    write_ablation_table(out, rows, notes)
+    _write_sections(config, cache, trials, rows, notes, out)
+    seal_study(out)
+    return out
+
+
+def plan_ablations(root: Path) -> Sequence[Stage]:
+    """The stages of the ablations whose configuration lies in ``root``."""
+    config = load_config(AblationConfig, root / STUDY_FILE)
+    return in_order([trial.quality for trial in _trials(config, root)])
+
+
+def _trials(config: AblationConfig, root: Path) -> Iterator[Trial]:
+    cache = StageCache(root)
+    data = str(PackedPeople.open(config.data / PACKED).header["content_hash"])
+    for seed in config.seeds:
+        for arm in config.arms:
+            recipe = generator_config(config, arm, seed)
+            inputs = {
+                "version": _VERSION,
+                "data": data,
+                "recipe": _described(recipe),
+                "device": config.device,
+            }
+            make: Callable[[Path], Sequence[str]] = partial(_train, recipe, config.device)
+            training = Stage("generator", f"{arm.name}, seed {seed}", inputs, make)
+            inputs = {
+                "version": _VERSION,
+                "data": data,
+                "pairs": config.pairs,
+                "metrics": list(config.metrics),
+            }
+            make = partial(_evaluate, cache, training, config)
+            quality = Stage("quality", f"pictures of {training.title}", inputs, make, (training,))
+            yield Trial(arm, seed, training, quality)
+
+
+def generator_config(config: AblationConfig, arm: AblationArm, seed: int) -> GanConfig:
+    """The training of a row: the schedule keeps its shape in ``config.steps`` steps."""
+    recipe = find_preset(config.preset)
+    recipe = recipe.changed(data=recipe.data.changed(folder=config.data), threads=config.threads, seed=seed)
+    recipe = apply_overrides(recipe, [*config.settings, *arm.settings])
+    images = config.steps * recipe.batch_size
+    recipe = _stretched(recipe, images)
+    if (
+        recipe.total_steps != config.steps
+    ):  # steps are rounded up: half an image keeps floats on the right side
+        recipe = _stretched(recipe, images - 0.5)
+    every = recipe.output.changed(sample_every=config.steps, validate_every=config.steps)
+    return recipe.changed(output=every)
+
+
+def _stretched(recipe: GanConfig, images: float) -> GanConfig:
+    """The same schedule over so many drawn pairs."""
+    schedule = recipe.schedule
+    share = images / recipe.data.pairs_per_epoch / (schedule.epochs_const + schedule.epochs_decay)
+    schedule = schedule.changed(
+        epochs_const=schedule.epochs_const * share, epochs_decay=schedule.epochs_decay * share
+    )
+    return recipe.changed(schedule=schedule)
+
+
+def _described(recipe: GanConfig) -> dict[str, Any]:
+    settings = recipe.model_dump(mode="json")
+    settings["data"].pop("folder")
+    for name in ("pairs", "validation_pairs"):
+        settings["data"][name] = sha256_file(recipe.data.folder / getattr(recipe.data, name))
+    if recipe.perceptual.path is not None:
+        settings["perceptual"]["path"] = sha256_file(recipe.perceptual.path)
+    return settings
+
+
+def _train(recipe: GanConfig, device: str, folder: Path) -> Sequence[str]:
+    train(recipe, folder / RUN, device=device)
+    return [f"{RUN}/config.json"]
+
+
+def _evaluate(cache: StageCache, training: Stage, config: AblationConfig, folder: Path) -> Sequence[str]:
+    model = PoseTransfer.from_run(cache.folder(training) / RUN, setup(config.device, threads=config.threads))
+    evaluate_model(model, config.data, folder, metrics=config.metrics, limit=config.pairs)
+    return [QUALITY, PER_IMAGE, GRID]
+
+
+# ---- the table
+
+
+def _rows(config: AblationConfig, cache: StageCache, trials: Sequence[Trial]) -> list[AblationRow]:
+    """Means over seeds of every metric; per-image metrics compared with the first arm, pair by pair."""
+    rows = []
+    base = config.arms[0].name
+    tables = {arm.name: [_per_image(cache, t) for t in trials if t.arm == arm] for arm in config.arms}
+    for arm in config.arms:
+        cells = dict[str, AblationCell | None]()
+        reports = [read_json(cache.file(t.quality, QUALITY)) for t in trials if t.arm == arm]
+        for metric in config.metrics:
+            values = [report["rows"]["model"][metric]["value"] for report in reports]
+            if None in values:
+                cells[metric] = None
+                continue
+            compared = None
+            if arm.name != base and metric in tables[base][0].column_names:
+                compared = _compare(tables[arm.name], tables[base], metric)
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            better = reports[0]["metrics"][metric]["better"]
+            cells[metric] = AblationCell(float(np.mean(values)), spread, better, compared)
+        rows.append(AblationRow(arm.name, cells))
+    return rows
+
+
+def _per_image(cache: StageCache, trial: Trial) -> pa.Table:
+    table = read_table(cache.file(trial.quality, PER_IMAGE))
+    return table.filter(pa.compute.equal(table["method"], "model"))
+
+
+def _compare(arm: Sequence[pa.Table], base: Sequence[pa.Table], metric: str) -> Any:
+    """Paired bootstrap over the people of the pairs; pairs without a finite value on a side are left out."""
+    sides = [
+        np.stack([t[metric].to_numpy(zero_copy_only=False).astype(float) for t in side])
+        for side in (arm, base)
+    ]
+    finite = np.isfinite(sides[0]).all(0) & np.isfinite(sides[1]).all(0)
+    pids = base[0]["pid"].to_numpy()[finite]
+    if len(np.unique(pids)) < 2:
+        return None
+    return paired_bootstrap(sides[0][:, finite], sides[1][:, finite], pids)
+
+
+def _notes(config: AblationConfig, trials: Sequence[Trial]) -> list[str]:
+    seeds = ", ".join(map(str, config.seeds))
+    return [
+        f"Every row: {config.preset}, {config.steps} optimizer steps, seeds {seeds}; equal validation pairs.",
+        f"Differences to {config.arms[0].name}: paired bootstrap over the pairs' people (docs/reid.md).",
+        "A short training says what a part brings early, not what it brings in the end.",
+    ]
+
+
+def _write_sections(
+    config: AblationConfig,
+    cache: StageCache,
+    trials: Sequence[Trial],
+    rows: Sequence[AblationRow],
+    notes: Sequence[str],
+    out: Path,
+) -> None:
+    header, cells = cells_of(rows)
+    pictures = [
+        Picture(
+            f"{t.arm.name}, seed {t.seed}: source, target map, generated, true target.",
+            str(path.relative_to(out)),
+        )
+        for t in trials
+        if t.seed == config.seeds[0] and (path := cache.file(t.quality, GRID))
+    ]
+    folds = [Fold("study", json.dumps(config.model_dump(mode="json"), indent=1))]
+    write_sections(
+        out,
+        [
+            Section("What each part brings", list(notes), tables=[Table(header, cells)]),
+            Section("The pictures", pictures=pictures),
+            Section("Configuration", folds=folds),
+        ],
+    )

@@ -1,0 +1,347 @@
+"""What an augmentation study can be told: arms, recipes, methods, budgets, seeds; frozen, typed.
+
+Every training of a study does the same number of optimizer steps with the same batch size, whatever its arm:
+an arm differs from another only in the images that these steps see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from reposer.annotation.parser import SegmentationParser, open_parser
+from reposer.config import Config, apply_overrides, config_bytes, differences, load_config
+from reposer.data.packed import PackedPeople
+from reposer.data.preparing.prepare import PACKED
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError
+from reposer.evaluation.reid_comparison import LEARNERS
+from reposer.generation.augmentation import check_generator
+from reposer.generation.map_prediction import MapPredictor
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.reid.distances import DISTANCES
+from reposer.runtime import Runtime
+from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
+from reposer.storage.paths import check_name
+from reposer.training.reid.config import ReidConfig
+from reposer.workflows.evaluate import open_model
+from reposer.workflows.presets import REID_PRESETS
+from reposer.workflows.reid_features import check_data
+
+# ---- The networks behind an arm's pictures: generator and predictor of maps paint, a parser judges poses.
+
+
+@dataclass(frozen=True)
+class GeneratorChoice:
+    """By the names that a user gives."""
+
+    generator: str  # as open_model knows it
+    predictor: str = ""  # as MapPredictor.open knows it; empty: the donor's maps are used
+
+    def open(self, runtime: Runtime | None = None) -> PoseTransfer:
+        """Ready to generate.
+
+        Raises:
+            UserError: a folder that is none, or two that do not fit.
+        """
+        model = open_model(self.generator, runtime)
+        if not self.predictor:
+            return model
+        return model.with_predictor(MapPredictor.open(self.predictor, model.runtime), "predicted")
+
+    def describe(self, data: Path) -> dict[str, str]:
+        """Hashes of the weights, whatever their names; "predictor" only where there is one.
+
+        Raises:
+            UserError: as :meth:`open`; or it is of another size than the prepared folder ``data``, or was
+                trained on people whom that holds out.
+        """
+        return dict(_describe(self, data))
+
+
+@dataclass(frozen=True)
+class ParserChoice:
+    """The parser that the poses of pictures are judged by."""
+
+    name: str  # as open_parser knows it: an .onnx file of `reposer export-parser`, a folder, or a known name
+    accept_licence: bool = False  # of its weights
+
+    def open(self) -> SegmentationParser:
+        """Ready to parse.
+
+        Raises:
+            UserError: as ``open_parser``.
+        """
+        return open_parser(self.name, accept_licence=self.accept_licence)
+
+    def describe(self) -> dict[str, Any]:
+        """Its weights by their hash, and how they are used.
+
+        Raises:
+            UserError: as ``open_parser``.
+        """
+        return _describe_parser(self)
+
+
+@cache
+def _describe_parser(choice: ParserChoice) -> dict[str, Any]:
+    parser = choice.open()
+    return {"sha256": parser.info.sha256, **parser.description.model_dump(mode="json")}
+
+
+@cache
+def _describe(painter: GeneratorChoice, data: Path) -> tuple[tuple[str, str], ...]:
+    people = PackedPeople.open(data / PACKED)
+    check_data(people, painter.generator, painter.predictor or None)
+    model = painter.open()
+    check_generator(model, people)
+    hashes = [("generator", model.weights_hash)]
+    if model.predictor is not None:  # only then, so that sets made without one keep their names
+        hashes.append(("predictor", model.predictor.weights_hash))
+    return tuple(hashes)
+
+
+STUDY_FILE = "study.json"
+STUDYS = "study"  # an arm's predictor: the one that the study names
+
+
+class ArmFilter(Config):
+    """What a picture must pass to be trained on; thresholds are quantiles of the real training images."""
+
+    identity: bool = True  # near enough to its person, under the study's own network of real images alone
+    sharpness: bool = False  # as sharp as real images; a small generator's pictures are hardly ever
+    pose: Literal["merged8", "mask"] | None = None  # shows the map, or silhouette, that was asked for
+    identity_quantile: float = Field(default=0.95, gt=0, le=1)
+    sharpness_quantile: float = Field(default=0.05, ge=0, lt=1)
+    pose_quantile: float = Field(default=0.05, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> Self:
+        if not (self.identity or self.sharpness or self.pose):
+            raise ValueError("a filter judges identity, sharpness, pose, or several of them")
+        return self
+
+
+class Arm(Config):
+    """One way to make the training set; the words of the table come from ``name``."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    factor: int = Field(
+        default=1, ge=1, le=1000
+    )  # images after augmentation per real one; 1: real images only
+    repeated: bool = False  # the added images are the sources themselves: what more images alone bring
+    policy: str = "any"  # of donors, a key of generation.donors.POLICIES
+    background: str = "generated"  # generated | donor | source
+    generator: str = ""  # of this arm, as the study's; empty: the study's
+    predictor: str = ""  # of target maps, of this arm, or "study"; empty: the donor's maps are used
+    filter: ArmFilter | None = None
+    donor_seed: int = 0
+    settings: tuple[str, ...] = ()  # overrides of the recipe, as generated.weight=0.5 or augment.erase=0.5
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.factor == 1 and not self.model_dump(exclude_defaults=True).keys() <= {"name", "settings"}:
+            raise ValueError(
+                f"arm {self.name}: factor 1 adds no images, so its other fields are read by nobody"
+            )
+        plain = (self.policy, self.background, self.filter) == ("any", "generated", None)
+        if self.repeated and not (plain and not self.generator and not self.predictor):
+            raise ValueError(
+                f"arm {self.name}: repeated images have no donor, background, generator, predictor or filter"
+            )
+        if self.predictor and self.background == "donor":
+            raise ValueError(
+                f"arm {self.name}: the donor's background needs the donor's mask, which a predictor replaces"
+            )
+        return self
+
+
+class StudyRecipe(Config):
+    """A Re-ID training by the name of its preset, and the distances that its features are scored with."""
+
+    preset: str  # a key of REID_PRESETS
+    methods: tuple[str, ...] = ("euclidean", "xqda", "kissme")  # keys of DISTANCES and LEARNERS
+    settings: tuple[str, ...] = ()  # overrides of the preset
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        if self.preset not in REID_PRESETS:
+            raise ValueError(f"there is no recipe {self.preset}; known: {', '.join(REID_PRESETS)}")
+        for method in self.methods:
+            if method not in DISTANCES and method not in LEARNERS:
+                raise ValueError(f"there is no method {method}; known: {', '.join([*DISTANCES, *LEARNERS])}")
+        return self
+
+
+class Budget(Config):
+    """A share of each training person's images; donors, filter and Re-ID training see nothing else."""
+
+    share: float = Field(default=1.0, gt=0, le=1)
+    generator: str = ""  # one that was trained on this share only; empty: the study's, and the table says so
+
+
+class StudyConfig(Config):
+    """Everything that the table depends on."""
+
+    data: Path  # written by `reposer prepare`; tested on its query and gallery, or on its held-out people
+    generator: str = "shipped"  # run folder, exported folder, hub id, or "shipped"
+    predictor: str = ""  # run folder, exported folder or hub id; for arms with the predictor "study"
+    parser: str = ""  # .onnx file of `reposer export-parser`, folder or name; for filters of the pose
+    accept_licence: bool = False  # of the parser's weights
+    arms: tuple[Arm, ...]
+    recipes: tuple[StudyRecipe, ...]
+    budgets: tuple[Budget, ...] = (Budget(),)
+    budget_seed: int = 0  # which images a budget keeps
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the Re-ID trainings
+    steps: int = Field(default=300, ge=1)  # optimizer steps of every training, the same for all arms
+    settings: tuple[str, ...] = ()  # overrides of every recipe, before an arm's own
+    rerank: bool = False  # every method once more, re-ranked
+    controls: tuple[str, ...] = ("real_repeated", "real")  # arms that the others are compared with
+    batch_size: int = Field(
+        default=32, ge=1, le=MOST_AT_ONCE
+    )  # pictures of one forward pass of the generator
+    threads: int | None = Field(
+        default=1, ge=1, le=MOST_SIDE_BY_SIDE
+    )  # CPU threads of each worker; results depend on it
+    device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        for what, values in (
+            ("arms", names),
+            ("budgets", [budget.share for budget in self.budgets]),
+            ("seeds", list(self.seeds)),
+            ("recipes", [recipe.preset for recipe in self.recipes]),
+        ):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{what}: one or more, each once, are needed")
+        missing = [name for name in self.controls if name not in names]
+        if missing:
+            raise ValueError(f"controls: there is no arm {missing[0]}; arms: {', '.join(names)}")
+        if any(arm.filter and arm.filter.identity for arm in self.arms) and self.real_arm is None:
+            raise ValueError("a filter needs an arm with factor 1: its network judges whom a picture shows")
+        return self
+
+    @property
+    def real_arm(self) -> Arm | None:
+        """The first arm on real images alone; its network judges the generated ones."""
+        return next((arm for arm in self.arms if arm.factor == 1), None)
+
+    def painter_of(self, arm: Arm, budget: Budget) -> GeneratorChoice:
+        """Who makes the pictures of an arm: its own generator, else the budget's, else the study's.
+
+        Raises:
+            UserError: the arm wants the study's predictor, and the study names none.
+        """
+        predictor = self.predictor if arm.predictor == STUDYS else arm.predictor
+        if arm.predictor and not predictor:
+            raise UserError(f"arm {arm.name}: needs a predictor of target maps", "name one: --predictor RUN")
+        return GeneratorChoice(arm.generator or budget.generator or self.generator, predictor)
+
+    def parser_of(self, arm: Arm) -> ParserChoice | None:
+        """Who judges the poses of an arm's pictures; None where nobody does.
+
+        Raises:
+            UserError: its filter wants a parser, and the study names none.
+        """
+        if arm.filter is None or arm.filter.pose is None:
+            return None
+        if not self.parser:
+            problem = f"arm {arm.name}: needs a parser to judge poses by"
+            raise UserError(problem, "name one: --parser FILE.onnx, written by `reposer export-parser`")
+        return ParserChoice(self.parser, self.accept_licence)
+
+    def only(self, names: tuple[str, ...]) -> Self:
+        """The same study with these arms only, and those of its controls that are among them.
+
+        Raises:
+            UserError: an unknown name.
+        """
+        known = {arm.name: arm for arm in self.arms}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UserError(f"--arms: there is no arm {unknown[0]}", f"choose among {', '.join(known)}")
+        arms = tuple(known[name] for name in dict.fromkeys(names))
+        if any(arm.filter and arm.filter.identity for arm in arms) and all(arm.factor > 1 for arm in arms):
+            real = self.real_arm.name if self.real_arm else "one with factor 1"
+            problem = "--arms: a filter judges by the network of an arm on real images alone"
+            raise UserError(problem, f"take {real} too")
+        return self.changed(arms=arms, controls=tuple(name for name in self.controls if name in names))
+
+
+def claim_study(out: Path, names: Sequence[str], pictures: Path | None = None) -> None:
+    """Refuse, before any work, to replace tables and pictures that no study wrote.
+
+    Args:
+        out: of the study.
+        names: of the files that it writes there.
+        pictures: a folder whose pictures are the study's, where an earlier version wrote them.
+
+    Raises:
+        UserError: as ``outputs.claim_outputs``.
+    """
+    older = is_older(out / STUDY_FILE, holds_keys("data", "arms"))
+    claim_outputs(out, names, older=older)
+    for folder in (pictures, *pictures.glob("*/")) if older and pictures is not None else ():
+        claim_outputs(folder, [path.name for path in folder.glob("*.png")], older=True)
+
+
+def save_study(study: Config, out: Path) -> None:
+    """Keep the configuration as ``out``/study.json.
+
+    Raises:
+        UserError: the folder holds another study, whose running workers a change would lead astray.
+    """
+    path = out / STUDY_FILE
+    if not path.exists():
+        write_output(path, config_bytes(study))
+        return
+    changed = differences(load_config(type(study), path), study)  # fields of later versions: their defaults
+    if changed:
+        advice = f"choose another folder; or delete {path} to use its finished stages for this study"
+        raise UserError(f"{out}: holds another study: {'; '.join(changed)}", advice)
+
+
+def training_config(
+    study: StudyConfig, recipe: StudyRecipe, arm: Arm, budget: Budget, seed: int, generated: Path | None
+) -> ReidConfig:
+    """The Re-ID training of a cell of the study.
+
+    Args:
+        generated: folder of the arm's generated set; None for an arm on real images alone.
+
+    Raises:
+        UserError: an override that does not fit.
+    """
+    config = REID_PRESETS[recipe.preset]()
+    data = config.data.changed(folder=study.data, budget=budget.share, budget_seed=study.budget_seed)
+    output = config.output.changed(
+        validate_every=study.steps,
+        held_out=False,  # they may be the test people: scored once, at the end
+        checkpoint_every=max(1, study.steps // 2),
+    )
+    config = config.changed(data=data, output=output, threads=study.threads, seed=seed)
+    config = apply_overrides(config, [*recipe.settings, *study.settings])
+    folder = [f"generated.folder={generated}"] if generated else []
+    return with_steps(apply_overrides(config, [*folder, *arm.settings]), study.steps)
+
+
+def with_steps(config: ReidConfig, steps: int) -> ReidConfig:
+    """The same recipe in so many optimizer steps: epochs get shorter or longer, the schedule keeps its shape.
+
+    What is counted in epochs (warm-up, milestones, from when generated images are mixed in) keeps its place.
+    """
+    images, epochs = steps * config.batch_size, config.schedule.epochs
+    per_epoch = max(1, round(images / epochs))
+    if per_epoch * epochs != images:
+        epochs = (
+            images - 0.5
+        ) / per_epoch  # steps are rounded up; half an image keeps floats on the right side
+    return config.changed(
+        data=config.data.changed(images_per_epoch=per_epoch), schedule=config.schedule.changed(epochs=epochs)
+    )

@@ -1,0 +1,166 @@
+"""Which pictures hurt: whom a network of real images alone takes them for, by what is known of each.
+
+A picture is mistaken when the nearest real training image of the budget, the source itself left out, shows
+another person. The network is the first recipe's and seed's of the arm on real images alone, so real images
+("real images", each left out in turn) are ones that it was trained on: they are the floor, not a test.
+No test image takes part. People with a single real image cannot be recognized and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from reposer.data.orientation import ORIENTATIONS
+from reposer.data.packed import PackedPeople
+from reposer.generation.filters import pose_agreement, sharpness
+from reposer.generation.poses import LOWER, PoseSpace, outfits
+from reposer.images import decode
+from reposer.jobs.stages import Stage, StageCache
+from reposer.reid.features import embed_images, read_features
+from reposer.storage.files import write_atomic
+from reposer.storage.manifest import IMAGES, read_rows
+from reposer.structures import FeatureSet
+from reposer.studies.study_stages import FEATURES, RUN, SET, StageContext
+from reposer.trained.embedding import embedding_from_run
+
+MISTAKES = "mistakes.parquet"
+MISTAKEN_PICTURES = 2000  # of a set, evenly spread, to spare time; the intervals say what that leaves open
+UNKNOWN = "unknown"
+TERCILES = ("lowest third", "middle third", "highest third")
+TURNS = ("same orientation", "45 degrees", "90 degrees", "135 degrees", "180 degrees")
+DONORS = ("same person", "same lower garment", "another lower garment")
+# Column -> its bins in the order of the report; the words for people are those of study_mistakes_table.
+FACTORS: dict[str, tuple[str, ...]] = {
+    "filter": ("kept", "dropped"),
+    "donor": (*DONORS, UNKNOWN),
+    "turn": (*TURNS, UNKNOWN),
+    "source_lower": LOWER,
+    "source_sharpness": (*TERCILES, UNKNOWN),
+    "map_agreement": (*TERCILES, UNKNOWN),
+    "own_distance": TERCILES,
+}
+_CHUNK = 256
+
+
+def mistakes_stage(
+    cache: StageCache,
+    judge: Stage,
+    features: Stage,
+    augmented: Stage | None,
+    place: StageContext,
+    folder: Path,
+) -> Sequence[str]:
+    """Judge the pictures of a set, or (None) the real images themselves, each left out in turn.
+
+    Args:
+        judge: the training on real images alone.
+        features: of it; their set "train" holds the real images of the budget.
+    """
+    people, real = place.people, read_features(cache.file(features, FEATURES))["train"]
+    if augmented is None:
+        sources = np.array([people.index(name) for name in real.names], np.int64)
+        columns, mine = _of_sources(people, sources), real.features
+    else:
+        root = cache.folder(augmented) / SET
+        table = read_rows(root)
+        table = table.take(_spread(table.num_rows))
+        sides = ("source", "donor")
+        sources, donors = (np.array([people.index(n) for n in table[s].to_pylist()], np.int64) for s in sides)
+        columns = _of_sources(people, sources) | _of_donors(people, sources, donors)
+        columns["filter"] = np.where(table["kept"].to_numpy(), "kept", "dropped")
+        embedding = embedding_from_run(cache.folder(judge) / RUN)[0].to(place.runtime().device)
+        images = np.stack([decode(root / IMAGES / name) for name in table["file"].to_pylist()])
+        mine = embed_images(embedding, images)
+    mistaken, distance = judged(mine, people.pids[sources], [people.names[row] for row in sources], real)
+    known = np.isfinite(distance)
+    columns["own_distance"] = _terciles(distance)
+    found: dict[str, NDArray[Any]] = {"pid": people.pids[sources][known], "mistaken": mistaken[known]}
+    for name, values in columns.items():
+        found[name] = values[known]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(found), sink)
+    write_atomic(folder / MISTAKES, sink.getvalue().to_pybytes())
+    return [MISTAKES]
+
+
+def judged(
+    features: NDArray[np.float32], pids: NDArray[np.int64], sources: Sequence[str], real: FeatureSet
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Whether another person is as near as one's own, and how near one's own is.
+
+    Args:
+        features: (N, D) of length 1.
+        pids: (N,) whom they should show.
+        sources: (N,) names of real images, each left out for its picture.
+        real: features of length 1.
+
+    Returns:
+        (N,) mistaken; (N,) Euclidean distance to the nearest image of one's own, NaN where there is none.
+    """
+    column = {name: number for number, name in enumerate(real.names)}
+    left_out = np.array([column.get(name, -1) for name in sources], np.int64)
+    own, other = np.full(len(features), -np.inf), np.full(len(features), -np.inf)
+    for start in range(0, len(features), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        likeness = features[part].astype(np.float64) @ real.features.T.astype(np.float64)
+        rows = np.flatnonzero(left_out[part] >= 0)
+        likeness[rows, left_out[part][rows]] = -np.inf
+        same = pids[part, None] == real.pids[None]
+        own[part] = np.where(same, likeness, -np.inf).max(1)
+        other[part] = np.where(same, -np.inf, likeness).max(1)
+    distance = np.sqrt(np.maximum(2 - 2 * own, 0))  # of vectors of length 1
+    return other >= own, np.where(np.isfinite(own), distance, np.nan)
+
+
+def _of_sources(people: PackedPeople, sources: NDArray[np.int64]) -> dict[str, NDArray[np.str_]]:
+    shown, place = np.unique(sources, return_inverse=True)
+    batches = (people.pair_batch(part, part) for part in _parts(shown))
+    sharp = np.concatenate([sharpness(b.source_image, b.source_mask) for b in batches])
+    lower = np.array(LOWER)[outfits(people.parsing, shown).lower]
+    return {"source_lower": lower[place], "source_sharpness": _terciles(sharp[place])}
+
+
+def _of_donors(
+    people: PackedPeople, sources: NDArray[np.int64], donors: NDArray[np.int64]
+) -> dict[str, NDArray[np.str_]]:
+    first, second = (outfits(people.parsing, rows).lower for rows in (sources, donors))
+    same_person = people.pids[sources] == people.pids[donors]
+    relation = np.where(first == second, DONORS[1], DONORS[2])
+    relation = np.where((first == 0) | (second == 0), UNKNOWN, relation)
+    poses = [PoseSpace.of_people(people, rows) for rows in (sources, donors)]
+    steps = np.abs(poses[0].orientations - poses[1].orientations)
+    steps = np.minimum(steps, len(ORIENTATIONS) - steps)
+    known = poses[0].known & poses[1].known
+    turn = np.where(known, np.array(TURNS)[np.where(known, steps, 0)], UNKNOWN)
+    pairs = zip(_parts(sources), _parts(donors), strict=True)
+    agreement = np.concatenate([pose_agreement(people.parsing[a], people.parsing[b]) for a, b in pairs])
+    return {
+        "donor": np.where(same_person, DONORS[0], relation),
+        "turn": turn,
+        "map_agreement": _terciles(agreement),
+    }
+
+
+def _terciles(values: NDArray[np.float64]) -> NDArray[np.str_]:
+    """(N,) TERCILES by the values' own quantiles; UNKNOWN for NaN."""
+    known = np.isfinite(values)
+    if not known.any():
+        return np.full(len(values), UNKNOWN)
+    limits = np.quantile(values[known], (1 / 3, 2 / 3))
+    return np.where(known, np.array(TERCILES)[np.searchsorted(limits, values)], UNKNOWN)
+
+
+def _spread(count: int) -> NDArray[np.int64]:
+    """Evenly spread rows, PICTURES of them at most."""
+    return np.unique(np.linspace(0, count - 1, min(count, MISTAKEN_PICTURES)).round().astype(np.int64))
+
+
+def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]

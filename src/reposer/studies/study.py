@@ -1,0 +1,262 @@
+"""``reposer study``: studies by name, and the way from their stages to table, plots and sections."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from reposer.config import apply_overrides
+from reposer.errors import UserError
+from reposer.jobs.stages import make_all, seal_study
+from reposer.sections import SECTIONS_FILE
+from reposer.studies.config import (
+    STUDYS,
+    Arm,
+    ArmFilter,
+    Budget,
+    StudyConfig,
+    StudyRecipe,
+    claim_study,
+    save_study,
+)
+from reposer.studies.plan import StudyPlan, plan_stages, read_scores
+from reposer.studies.report import PICTURES, WRITTEN, study_notes, write_report_parts
+from reposer.studies.results import TABLES, ArmResult, Block, summarize_block, write_tables
+
+# ---- Studies by name: functions that return a full configuration; arms that several of them share.
+
+REAL = Arm(name="real")
+REPEATED = Arm(name="real_repeated", factor=2, repeated=True)
+CLASSICAL = (  # the recipe's own flip, crop and erasing, taken away and put back
+    Arm(name="real_plain", settings=("augment.flip=false", "augment.pad=0", "augment.erase=0")),
+    Arm(name="real_flip_crop", settings=("augment.flip=true", "augment.pad=5", "augment.erase=0")),
+    Arm(name="real_erasing", settings=("augment.flip=true", "augment.pad=5", "augment.erase=0.5")),
+)
+GENERATED = (
+    Arm(name="x2_any", factor=2),
+    Arm(name="x2_compatible", factor=2, policy="compatible"),
+    Arm(name="x2_coverage", factor=2, policy="coverage"),
+    Arm(name="x2_filtered", factor=2, filter=ArmFilter(identity_quantile=0.99)),
+    Arm(name="x2_donor_background", factor=2, background="donor"),
+    Arm(name="x4_any", factor=4),
+)
+POLICIES = tuple(
+    Arm(name=f"x2_{policy}", factor=2, policy=policy)
+    for policy in ("same_camera", "other_camera", "same_identity", "canonical")
+)
+_MOSTLY_REAL = ("generated.real_share=0.75",)  # of every batch
+LABELS = (  # how generated images enter the loss; all of them share the pictures of x2_any
+    Arm(name="x2_smoothed", factor=2, settings=("generated.label=smoothed",)),
+    Arm(name="x2_uniform", factor=2, settings=("generated.label=uniform",)),
+    Arm(name="x2_half_weight", factor=2, settings=("generated.weight=0.5",)),
+    Arm(name="x2_three_quarters_real", factor=2, settings=_MOSTLY_REAL),
+)
+LEVERS = (  # what raised the pictures of real people most, alone and with a milder use
+    Arm(name="x2_compatible_smoothed", factor=2, policy="compatible", settings=("generated.label=smoothed",)),
+    Arm(name="x2_compatible_three_quarters_real", factor=2, policy="compatible", settings=_MOSTLY_REAL),
+    Arm(name="x2_same_identity_three_quarters_real", factor=2, policy="same_identity", settings=_MOSTLY_REAL),
+    Arm(name="x2_filtered_strict", factor=2, filter=ArmFilter(identity_quantile=0.8)),
+    Arm(name="x2_filtered_pose", factor=2, filter=ArmFilter(identity=False, pose="merged8")),
+)
+PREDICTED = (  # the donor lends its pose only: target maps are the predictor's, from what the source wears
+    Arm(name="x2_predicted", factor=2, predictor=STUDYS),
+    Arm(name="x2_predicted_three_quarters_real", factor=2, predictor=STUDYS, settings=_MOSTLY_REAL),
+)
+
+
+def augmentation() -> StudyConfig:
+    """Every kind of arm on rendered people, small enough for an hour on two cores."""
+    return StudyConfig(
+        data=Path("prepared/rendered"),
+        arms=(REAL, REPEATED, *CLASSICAL, *GENERATED, *POLICIES),
+        recipes=(StudyRecipe(preset="reid_demo"),),
+        steps=150,
+    )
+
+
+def market_dev() -> StudyConfig:
+    """Market-1501's development split: IDE on MobileNetV2, 8 arms, two budgets, 3 seeds, 300 steps each.
+
+    Wants ``--set 'settings=["initial_path=FILE"]'``, the weights of ``ide_small``.
+    """
+    return StudyConfig(
+        data=Path("prepared/market1501"),
+        arms=(REAL, REPEATED, *GENERATED),
+        recipes=(StudyRecipe(preset="ide_small"),),
+        budgets=(Budget(), Budget(share=0.2)),
+        steps=300,
+    )
+
+
+def san_table() -> StudyConfig:
+    """The paper's table: IDE with three distances and Siamese, ResNet-50, by factor; for a GPU.
+
+    Ours: real_repeated, three seeds, equal steps for every factor (the 50,000 of IDE's).
+    """
+    return StudyConfig(
+        data=Path("prepared/market1501"),
+        arms=(REAL, REPEATED, *(Arm(name=f"x{factor}", factor=factor) for factor in (2, 4, 8))),
+        recipes=(
+            StudyRecipe(preset="ide2016"),
+            StudyRecipe(preset="siamese2017", methods=("euclidean",)),
+        ),
+        steps=50_000,
+    )
+
+
+def demo() -> StudyConfig:
+    """What ``make demo`` runs: two trainings of each of three arms, a minute or two."""
+    return StudyConfig(
+        data=Path("prepared/rendered"),
+        arms=(REAL, Arm(name="real_repeated", factor=3, repeated=True), Arm(name="generated", factor=3)),
+        recipes=(StudyRecipe(preset="reid_demo"),),
+        seeds=(0, 1),
+        steps=60,
+        settings=("batch_size=32",),
+        threads=None,
+    )
+
+
+STUDIES: dict[str, Callable[[], StudyConfig]] = {
+    "augmentation": augmentation,
+    "market_dev": market_dev,
+    "san_table": san_table,
+}
+EXTRA_ARMS = (*CLASSICAL, *GENERATED, *POLICIES, *LABELS, *LEVERS, *PREDICTED)  # of any study, by name
+
+
+def find_study(name: str) -> StudyConfig:
+    """The study of that name.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, [*STUDIES, "ablations"], n=1, cutoff=0.0)
+        known = ", ".join([*STUDIES, "ablations"])
+        raise UserError(f"there is no study {name}", f"did you mean {near[0]}? known: {known}")
+    return STUDIES[name]()
+
+
+# ---- ``reposer study``: make every stage of an augmentation study, then its table, plots and sections.
+
+
+def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
+    """Run a study into ``out``, or go on with it; returns ``out``.
+
+    Several calls may run at once on one folder; each makes what the others are not at, and all end with the
+    table. A study with other arms may use the folder too: finished stages are shared.
+
+    Args:
+        out: study.json, stages/, table.{parquet,md,tex}, pictures/, sections.json.
+        workers: processes, each with ``study.threads`` threads.
+
+    Raises:
+        UserError: what is wrong with the data, generator, settings, or a stage.
+    """
+    StudyPlan(study, out)  # refuses what cannot be run before anything is written
+    claim_study(out, (*TABLES, *WRITTEN, SECTIONS_FILE), out / PICTURES)
+    out.mkdir(parents=True, exist_ok=True)
+    save_study(study, out)
+    make_all(out, plan_stages, workers=workers, threads=study.threads)
+    plan = StudyPlan(study, out)
+    results, notes = collect(plan), study_notes(plan)
+    write_tables(out, results, notes)
+    write_report_parts(plan, results, notes, out)
+    seal_study(out)
+    return out
+
+
+def configure(
+    name: str,
+    data: Path,
+    generator: str,
+    arms: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    predictor: str = "",
+    parser: str = "",
+    accept_licence: bool = False,
+    variants: Sequence[str] = (),
+) -> StudyConfig:
+    """A study of STUDIES on a prepared folder.
+
+    Args:
+        arms: names, of the study's arms or EXTRA_ARMS; empty: the study's.
+        overrides: "a.b=c", on top of the preset.
+        predictor: of target maps, for arms that take the study's.
+        parser: for arms that judge poses.
+        accept_licence: of the parser's weights.
+        variants: further arms, each "NAME=ARM FIELD=VALUE ...": an arm above (or a variant before it) under
+            another name with some fields changed, as "x2_other=x2_any generator=RUN".
+
+    Raises:
+        UserError: an unknown study, arm or setting; a variant that says nothing new; an arm that needs a
+            predictor or a parser where none is named, or one is named that no arm needs.
+    """
+    study = find_study(name).changed(data=data, generator=generator)
+    study = study.changed(predictor=predictor, parser=parser, accept_licence=accept_licence)
+    known = {arm.name: arm for arm in (*EXTRA_ARMS, *study.arms)}
+    chosen = list(arms or (arm.name for arm in study.arms))
+    for text in variants:
+        variant = _variant(text, known)
+        known[variant.name] = variant
+        chosen.append(variant.name)
+    study = apply_overrides(study.changed(arms=tuple(known.values())).only(tuple(chosen)), overrides)
+    _check_helpers(study)
+    return study
+
+
+def _check_helpers(study: StudyConfig) -> None:
+    """Every arm has the predictor or parser that it needs, and none is named in vain."""
+    for arm in study.arms:
+        study.painter_of(arm, study.budgets[0])
+        study.parser_of(arm)
+    if study.predictor and all(arm.predictor != STUDYS for arm in study.arms):
+        takers = ", ".join(arm.name for arm in EXTRA_ARMS if arm.predictor == STUDYS)
+        advice = f"take {takers}, or add one: --arm 'NAME=ARM predictor={STUDYS}'"
+        raise UserError(f"--predictor {study.predictor}: no arm of the study uses it", advice)
+    if study.parser and not any(map(study.parser_of, study.arms)):
+        takers = ", ".join(arm.name for arm in EXTRA_ARMS if arm.filter and arm.filter.pose)
+        advice = f"take {takers}, or add one: --arm 'NAME=ARM filter.pose=mask'"
+        raise UserError(f"--parser {study.parser}: no arm of the study uses it", advice)
+
+
+def _variant(text: str, known: Mapping[str, Arm]) -> Arm:
+    """The arm of "NAME=ARM FIELD=VALUE ..."."""
+    try:
+        head, *fields = shlex.split(text)
+    except ValueError:
+        head, fields = "", []
+    name, _, base = (part.strip() for part in head.partition("="))
+    form = "write NAME=ARM FIELD=VALUE, as 'x2_other=x2_any generator=RUN'"
+    if not (name and base and fields):
+        raise UserError(f"--arm {text}: is no arm with another name and other fields", form)
+    if base not in known:
+        raise UserError(f"--arm {text}: there is no arm {base}", f"choose among {', '.join(known)}")
+    if name in known or any(field.partition("=")[0] == "name" for field in fields):
+        raise UserError(f"--arm {text}: there is an arm {name} already, or two names", "give one new name")
+    try:
+        return apply_overrides(known[base], [f"name={name}", *fields])
+    except UserError as error:
+        told = str(error).removeprefix("--set").lstrip(": ")
+        raise UserError(f"--arm {text}: {told}") from error
+
+
+def collect(plan: StudyPlan) -> dict[Block, list[ArmResult]]:
+    """The rows of the table of a finished study, by budget, recipe and method."""
+    study, results = plan.study, dict[Block, list[ArmResult]]()
+    for budget in study.budgets:
+        for recipe in study.recipes:
+            cells = [c for c in plan.cells if c.budget == budget and c.recipe == recipe]
+            scores = {
+                arm.name: [read_scores(plan.cache, cell) for cell in cells if cell.arm == arm]
+                for arm in study.arms
+            }
+            first = next(iter(scores.values()))[0]
+            for method in dict.fromkeys(first["method"].to_pylist()):
+                block = Block(recipe.preset, budget.share, method)
+                results[block] = summarize_block(block, scores, study.controls)
+    return results

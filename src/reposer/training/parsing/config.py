@@ -1,0 +1,144 @@
+"""What trainings of networks of maps can be told: parsers and predictors; frozen and typed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from reposer.config import Config
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE
+from reposer.training.gan.config import DataConfig
+
+# ---- What every training of a network of maps can be told: optimizer, schedule, output, precision.
+
+
+class MapOptimizerConfig(Config):
+    """AdamW: warm-up, then a half cosine to 0."""
+
+    lr: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    epochs: float = Field(default=3, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+
+
+class MapOutputConfig(Config):
+    """What is written how often; every figure counts optimizer steps."""
+
+    log_every: int = Field(default=25, ge=1)
+    validate_every: int = Field(default=300, ge=1)
+    validation_images: int = Field(default=500, ge=1)  # or pairs; at most, evenly chosen
+    checkpoint_every: int = Field(default=300, ge=1)
+    keep_last: int = Field(default=2, ge=2)  # checkpoints
+
+
+class MapTrainingConfig(Config):
+    """The part that the trainings of parser and predictor share."""
+
+    optimizer: MapOptimizerConfig = MapOptimizerConfig()
+    output: MapOutputConfig = MapOutputConfig()
+    batch_size: int = Field(default=32, ge=2, le=MOST_AT_ONCE)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int | None = Field(
+        default=None, ge=1, le=MOST_SIDE_BY_SIDE
+    )  # of the CPU; default: PyTorch's own choice
+    seed: int = 0
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of the update after ``step`` completed ones: a pure function of the step."""
+        warmup = min(self.optimizer.warmup_steps, total // 2)
+        if step < warmup:
+            return self.optimizer.lr * (step + 1) / (warmup + 1)
+        return self.optimizer.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+
+# ---- What the training of a parser can be told: frozen, typed, saved into the run folder.
+
+
+class ParsingDataConfig(Config):
+    """Which maps are learned, and which only watched."""
+
+    folder: Path  # written by `reposer prepare`
+    splits: tuple[str, ...] = ("train",)
+    tuning_people: int = Field(default=0, ge=0)  # so many with the highest pids of these are held out
+
+
+class ParsingAugmentConfig(Config):
+    """How images and maps are changed together (data.transforms)."""
+
+    zoom: float = Field(default=0.15, ge=0, lt=1)
+    shift: float = Field(default=0.05, ge=0, lt=0.5)  # share of the image's size
+    flip: float = Field(default=0.5, ge=0, le=1)
+    light: float = Field(default=0.25, ge=0, lt=1)  # brightness and contrast
+
+
+class ParsingNetworkConfig(Config):
+    """The network; its keywords are those of ``models.parsing_network.ParsingNetwork``."""
+
+    widths: tuple[int, int, int, int] = (128, 96, 64, 32)  # of the decoder
+    keras: bool = False  # MobileNetV2 in Keras' form
+
+
+class ParsingOptimizerConfig(MapOptimizerConfig):
+    """The shared optimizer; ``lr`` is that of the decoder."""
+
+    encoder_factor: float = Field(default=0.25, ge=0)  # times lr, for the encoder
+
+
+class ParsingLossConfig(Config):
+    """Weights of the losses, 0 leaves one out."""
+
+    cross_entropy: float = Field(default=1.0, ge=0)
+    dice: float = Field(default=0.5, ge=0)
+
+
+class ParsingConfig(MapTrainingConfig):
+    """Everything that a parser's weights depend on."""
+
+    data: ParsingDataConfig
+    augment: ParsingAugmentConfig = ParsingAugmentConfig()
+    parser: ParsingNetworkConfig = ParsingNetworkConfig()
+    optimizer: ParsingOptimizerConfig = ParsingOptimizerConfig()
+    loss: ParsingLossConfig = ParsingLossConfig()
+    initial: Literal["random", "imagenet"] = "imagenet"  # weights of the encoder before the first step
+    initial_path: Path | None = None  # file for "imagenet"; default: the official one, in the weights folders
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if not (self.loss.cross_entropy or self.loss.dice):
+            raise ValueError("every loss has weight 0")
+        if self.initial_path is not None and self.initial == "random":
+            raise ValueError("initial_path is given but initial=random would not read it")
+        return self
+
+
+# ---- What the training of a predictor of target maps can be told: frozen, typed, saved into the run folder.
+
+
+class PredictorLossConfig(Config):
+    """Weights of the losses."""
+
+    cross_entropy: float = Field(default=1.0, ge=0)
+    dice: float = Field(default=0.5, ge=0)
+    mask: float = Field(default=0.5, ge=0)  # binary cross-entropy of the person mask
+
+
+class PredictorConfig(MapTrainingConfig):
+    """Everything that a predictor's weights depend on; an epoch is ``data.pairs_per_epoch`` pairs."""
+
+    data: DataConfig
+    predictor: str = "parsing_predictor"  # a key of models.generators.PREDICTORS
+    predictor_args: dict[str, Any] = Field(default_factory=dict)  # keywords of its constructor
+    loss: PredictorLossConfig = PredictorLossConfig()
+
+    @property
+    def accumulate(self) -> int:
+        """Parts of a batch: one, which GanData asks for."""
+        return 1
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole schedule."""
+        return -int(-self.optimizer.epochs * self.data.pairs_per_epoch // self.batch_size)

@@ -1,0 +1,215 @@
+"""What a Re-ID training can be told: frozen, typed, saved into the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from reposer.config import Config
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE
+
+
+class ReidDataConfig(Config):
+    """Which people, how a batch is drawn from them, and how many images make an epoch."""
+
+    folder: Path  # written by `reposer prepare`
+    splits: tuple[str, ...] = ("train",)  # that are trained on
+    sampler: Literal["images", "people", "pairs"] = "images"  # shuffled | P x K | pairs for verification
+    images_per_person: int = Field(default=4, ge=2)  # K of P x K
+    negatives: float = Field(default=1.0, gt=0)  # negative pairs per positive one at the start
+    negatives_end: float = Field(default=4.0, gt=0)  # and at most
+    negatives_growth: float = Field(
+        default=1.01, ge=1
+    )  # of the pairs per positive one (itself included), an epoch
+    images_per_epoch: int = Field(default=12_936, ge=1)  # draws that are called an epoch (a pair counts two)
+    budget: float = Field(default=1.0, gt=0, le=1)  # share of each person's images, see data/samplers.py
+    budget_seed: int = 0
+
+
+class GeneratedConfig(Config):
+    """Generated images in training: which, under which label, how many, from when to when."""
+
+    folder: Path | None = None  # written by `reposer augment`; None: real images only
+    label: Literal["source", "smoothed", "uniform", "teacher", "extra_class"] = "source"
+    smoothing: float = Field(default=0.1, gt=0, lt=1)  # of label=smoothed (CamStyle's)
+    weight: float = Field(default=1.0, gt=0)  # of a generated image in the losses
+    real_share: float | None = Field(default=None, gt=0, lt=1)  # of every batch; None: drawn from one pool
+    start_epoch: float = Field(default=0.0, ge=0)  # real images only before
+    stop_epoch: float | None = Field(default=None, gt=0)  # and after; None: to the end
+    teacher: Path | None = None  # Re-ID run of the same people, for label=teacher
+    use_dropped: bool = False  # take the pictures that a filter dropped too
+
+    @property
+    def known(self) -> bool:
+        """Whether the label says whom a generated image shows, so that pairs and triplets are made of it."""
+        return self.label in ("source", "smoothed")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if (self.label == "teacher") != (self.teacher is not None):
+            raise ValueError("label=teacher and teacher=RUN belong together")
+        if self.stop_epoch is not None and self.stop_epoch <= self.start_epoch:
+            raise ValueError("stop_epoch must be greater than start_epoch")
+        if self.folder is None and self.model_dump(exclude_defaults=True):
+            raise ValueError("settings are given but no folder, so nothing would read them")
+        return self
+
+
+class AugmentConfig(Config):
+    """From packed images to what the network sees: resized, padded, cropped, mirrored, erased."""
+
+    resize: tuple[int, int] = (128, 64)  # (H, W)
+    pad: int = Field(default=0, ge=0)  # pixels on each side
+    crop: tuple[int, int] = (128, 64)  # (H, W)
+    flip: bool = True  # mirror half of the images
+    erase: float = Field(default=0.0, ge=0, le=1)  # probability of random erasing
+
+
+class EmbeddingConfig(Config):
+    """The network; its keywords are those of ``models.embedding.Embedding``."""
+
+    backbone: str = "resnet50"  # a key of models.embedding.EMBEDDINGS
+    backbone_args: dict[str, Any] = Field(default_factory=dict)  # keywords of its constructor
+    size: tuple[int, int] = (128, 64)  # (H, W) in use
+    stripes: int = Field(default=1, ge=1)
+    neck: Literal["none", "bn"] = "bn"
+    window: int = Field(default=0, ge=0)
+    mirror: bool = False
+    freeze_norm: bool = False
+    frozen: int = Field(default=0, ge=0)  # lowest parts of the backbone that do not learn
+
+
+class HeadConfig(Config):
+    """What is on top of the embedding during training only."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # before the classifier and the verification head
+    bias: bool = True  # of the classifier; Bag of Tricks has none
+    verification: Literal["square", "product", "abs"] = "square"  # what that head looks at
+    verifier_std: float | None = Field(
+        default=None, gt=0
+    )  # of its first weights, biases 0; None: torch's own
+
+
+class ReidOptimizerConfig(Config):
+    """SGD or Adam; the heads learn at ``lr``."""
+
+    kind: Literal["sgd", "adam"] = "adam"
+    lr: float = Field(default=3.5e-4, gt=0)
+    backbone_factor: float = Field(default=1.0, ge=0)  # times lr, for the backbone
+    bias_factor: float = Field(default=1.0, gt=0)  # times that, for the parameters of ``biases``
+    bias_decay: bool = True  # weight decay for these too
+    biases: Literal["all", "classifier"] = "all"  # all biases and norms, or the classifier's bias alone
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of SGD
+    weight_decay: float = Field(default=5e-4, ge=0)
+
+
+class ReidScheduleConfig(Config):
+    """Warm-up, then steps down or a half cosine to zero."""
+
+    epochs: float = Field(default=60, gt=0)
+    warmup_epochs: float = Field(default=0.0, ge=0)  # straight line from warmup_factor to 1
+    warmup_factor: float = Field(default=0.01, gt=0, le=1)
+    decay: Literal["steps", "cosine"] = "steps"
+    milestones: tuple[float, ...] = ()  # epochs after which the rate is multiplied by gamma
+    gamma: float = Field(default=0.1, gt=0, lt=1)
+
+
+class ReidLossConfig(Config):
+    """Weights of the losses, 0 leaves one out."""
+
+    identity: float = Field(default=1.0, ge=0)
+    smoothing: float = Field(default=0.0, ge=0, lt=1)  # of the labels
+    triplet: float = Field(default=0.0, ge=0)
+    margin: float = Field(default=0.3, gt=0)
+    center: float = Field(default=0.0, ge=0)
+    center_rate: float = Field(default=0.5, gt=0)  # of the centers' own SGD; not scheduled
+    verification: float = Field(default=0.0, ge=0)
+
+
+class ReidOutputConfig(Config):
+    """What is written how often; every figure counts optimizer steps."""
+
+    log_every: int = Field(default=25, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_last: int = Field(default=2, ge=2)  # checkpoints
+    held_out: bool = True  # validate on held-out people; false: nobody looks at them during the training
+
+
+class ReidConfig(Config):
+    """Everything that the numbers of a run depend on."""
+
+    data: ReidDataConfig
+    augment: AugmentConfig = AugmentConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    head: HeadConfig = HeadConfig()
+    optimizer: ReidOptimizerConfig = ReidOptimizerConfig()
+    schedule: ReidScheduleConfig = ReidScheduleConfig()
+    loss: ReidLossConfig = ReidLossConfig()
+    generated: GeneratedConfig = GeneratedConfig()
+    output: ReidOutputConfig = ReidOutputConfig()
+    initial: Literal["random", "imagenet"] = "random"  # weights of the backbone before the first step
+    initial_path: Path | None = None  # file for "imagenet"; default: the official one, in the weights folders
+    batch_size: int = Field(
+        default=64, ge=2, le=MOST_AT_ONCE
+    )  # images of one optimizer step, over all processes
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False  # torch.compile of the network; about a minute of start-up
+    threads: int | None = Field(
+        default=None, ge=1, le=MOST_SIDE_BY_SIDE
+    )  # of the CPU; default: PyTorch's own choice
+    seed: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole schedule."""
+        return self.steps_of(self.schedule.epochs)
+
+    def steps_of(self, epochs: float) -> int:
+        """Optimizer steps of so many epochs, at least 1 where ``epochs`` > 0."""
+        return -int(-epochs * self.data.images_per_epoch // self.batch_size)
+
+    def mixes(self, step: int) -> bool:
+        """Whether the batch after ``step`` completed steps may hold generated images."""
+        generated = self.generated
+        if generated.folder is None or step < self.steps_of(generated.start_epoch):
+            return False
+        return generated.stop_epoch is None or step < self.steps_of(generated.stop_epoch)
+
+    @property
+    def people_per_batch(self) -> int:
+        """P of P x K."""
+        return self.batch_size // self.data.images_per_person
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        room = [self.augment.resize[i] + 2 * self.augment.pad - self.augment.crop[i] for i in (0, 1)]
+        if min(room) < 0:
+            raise ValueError("augment.crop is larger than the resized and padded image")
+        if self.data.sampler == "people" and self.batch_size % self.data.images_per_person:
+            raise ValueError("batch_size must be a multiple of data.images_per_person")
+        if self.data.sampler == "pairs" and self.batch_size % 2:
+            raise ValueError("batch_size must be even: pairs are drawn")
+        if self.loss.verification and self.data.sampler != "pairs":
+            raise ValueError("loss.verification needs data.sampler=pairs")
+        if self.loss.triplet and self.data.sampler != "people":
+            raise ValueError("loss.triplet needs data.sampler=people")
+        if not (self.loss.identity or self.loss.triplet or self.loss.verification):
+            raise ValueError("every loss has weight 0")
+        if self.generated.folder is not None and not (self.generated.known or self.loss.identity):
+            raise ValueError(f"generated.label={self.generated.label} needs loss.identity above 0")
+        self._check_real_share()
+        if self.initial_path is not None and self.initial == "random":
+            raise ValueError("initial_path is given but initial=random would not read it")
+        return self
+
+    def _check_real_share(self) -> None:
+        share, sampler = self.generated.real_share, self.data.sampler
+        if share is None:
+            return
+        pairs, images = self.batch_size // 2, self.data.images_per_person
+        whole = {"images": self.batch_size, "people": images, "pairs": pairs}[sampler]
+        if not 1 <= int(whole * share + 0.5) < whole:
+            raise ValueError(f"generated.real_share={share:g} of {whole} leaves none of one kind")

@@ -1,0 +1,373 @@
+"""What ``reposer evaluate`` does: a generator, a predictor of maps, the identity of who is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from reposer.annotation.interfaces import KeypointDetector
+from reposer.annotation.keypoints import open_keypoint_detector
+from reposer.config import read_json
+from reposer.data.packed import PackedPeople
+from reposer.data.pairs import load_pairs
+from reposer.data.parsing import colorize
+from reposer.data.preparing.prepare import PACKED, PAIRS
+from reposer.errors import UserError
+from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
+from reposer.evaluation.image_sets import ImageQualityReport, claim_quality
+from reposer.evaluation.map_quality import MapQualityReport, Maps, claim_maps, evaluate_maps
+from reposer.evaluation.reidentification import ReidResult, evaluate_reid
+from reposer.generation.map_prediction import MapPredictor
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.grids import draw_grid
+from reposer.images import encode_png
+from reposer.metrics.protocols import find_metric, weights_in
+from reposer.models.generators import PREDICTORS
+from reposer.models.pretrained import EmbeddingInfo
+from reposer.reid.features import embed_images, extract_features
+from reposer.runtime import Runtime
+from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
+from reposer.structures import FeatureSet, PairBatch
+from reposer.trained.embedding import embedding_from_run
+from reposer.trained.generator import GENERATORS, PREDICTOR
+from reposer.workflows.reid_features import GALLERY, QUERY, check_data, tested_rows, training_note
+
+# ---- Measure a trained generator on pairs of a prepared folder: the rows, the table and the pictures.
+
+PREDICTED = "model, predicted maps"
+PICTURE = "people.png"
+GRID_PEOPLE = 64  # pairs in the picture, evenly spread over the list
+GRID_TITLES = ("source", "target map", "generated", "true target")
+
+
+def open_model(name: str, runtime: Runtime | None = None) -> PoseTransfer:
+    """A generator by what a user calls it: "shipped", "shipped-rsa", a run, an export, or a hub id."""
+    if name in GENERATORS:
+        return PoseTransfer.shipped(runtime, name)
+    if (Path(name) / "checkpoints").is_dir():
+        return PoseTransfer.from_run(name, runtime)
+    return PoseTransfer.from_pretrained(name, runtime)
+
+
+def open_detector(text: str, accept_licence: bool) -> KeypointDetector:
+    """ "keypointrcnn", or "keypointrcnn=FILE" and "vitpose=FOLDER" with weights of one's own."""
+    name, _, place = text.partition("=")
+    return open_keypoint_detector(name, place or None, accept_licence=accept_licence)
+
+
+def evaluate_model(
+    model: PoseTransfer,
+    prepared: Path,
+    out: Path,
+    *,
+    pairs_csv: Path | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    weights: Path | None = None,
+    backgrounds: Sequence[str] = ("generated",),
+    limit: int | None = None,
+    predictor: MapPredictor | None = None,
+    detector: KeypointDetector | None = None,
+) -> ImageQualityReport:
+    """Write image_quality.{json,md,parquet} and a grid of 64 people into ``out``.
+
+    Args:
+        model: the generator; each background is a row of its own.
+        prepared: folder written by ``reposer prepare``.
+        out: made if missing.
+        pairs_csv: columns from,to; default: the validation pairs of ``prepared``.
+        metrics: names in ``metrics.protocols.METRICS``.
+        weights: folder with .safetensors files of metric networks; default: the weights folder only.
+        backgrounds: of ``generation.stitching.BACKGROUNDS``.
+        limit: the first so many pairs only.
+        predictor: adds the model with predicted target maps as a row, if it reads any.
+        detector: of key-points, for pckh.
+
+    Raises:
+        UserError: no pairs, unknown names, another image size, or an unknown metric; pckh without a detector,
+            or a detector that no metric reads.
+    """
+    _check_detector(metrics, detector)
+    claim_quality(out, PICTURE)
+    people = PackedPeople.open(prepared / PACKED)
+    if people.size != model.size:
+        raise UserError(
+            f"{prepared}: images are {people.size}, the model works at {model.size}",
+            "prepare at the model's size",
+        )
+    pairs = read_named_pairs(pairs_csv or prepared / PAIRS["val"], people)[:limit]
+    methods: dict[str, Method] = {}
+    for background in backgrounds:
+        label = "model" if background == "generated" else f"model, {background}'s background"
+        methods[label] = _method(model, background)
+    if predictor is not None and {"target_parsing", "target_mask"} & set(model.needs()):
+        methods[PREDICTED] = _method(model.with_predictor(predictor, "predicted"), "generated")
+    report = evaluate_pairs(
+        methods,
+        people,
+        pairs,
+        metrics,
+        training=np.flatnonzero(people.splits == "train"),
+        weights=weights_in(weights) if weights else None,
+        detector=detector,
+    )
+    report.write(out)
+    write_output(out / PICTURE, encode_png(pairs_grid(model, people, pairs)))
+    return report
+
+
+def _check_detector(metrics: Sequence[str], detector: KeypointDetector | None) -> None:
+    """Whoever asks for a metric by name shall get it, and not a table without it."""
+    readers = [name for name in metrics if "generated_keypoints" in getattr(find_metric(name), "needs", ())]
+    if readers and detector is None:
+        raise UserError(
+            f"{readers[0]}: needs a detector of the key-points of the generated images",
+            "add --keypoint-detector keypointrcnn, or vitpose=FOLDER",
+        )
+    if detector is not None and not readers:
+        raise UserError("--keypoint-detector: no metric reads it", "add pckh to --metrics, or leave it out")
+
+
+def read_named_pairs(path: Path, people: PackedPeople) -> NDArray[np.int64]:
+    """(P, 2) indices of a CSV of pairs; every unknown name is an error.
+
+    Raises:
+        UserError: the first row that cannot be used, or no row at all.
+    """
+    pairs = load_pairs(path, people.name_index())
+    if not len(pairs):
+        raise UserError(f"{path}: holds no pairs", "give a list with at least one row below from,to")
+    return pairs
+
+
+def pairs_grid(model: PoseTransfer, people: PackedPeople, pairs: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Source, target map, generated and true target of evenly spread pairs, as one picture."""
+    chosen = pairs[np.unique(np.linspace(0, len(pairs) - 1, GRID_PEOPLE).round().astype(int))]
+    batch = people.pair_batch(chosen[:, 0], chosen[:, 1])
+    columns = (
+        list(people.images[chosen[:, 0]]),
+        [colorize(labels) for labels in people.parsing[chosen[:, 1]]],
+        list(model(batch).permute(0, 2, 3, 1).numpy()),
+        list(people.images[chosen[:, 1]]),
+    )
+    return draw_grid(list(zip(*columns, strict=True)), GRID_TITLES, scale=1, groups=4)
+
+
+def _method(model: PoseTransfer, background: str) -> Method:
+    def method(batch: PairBatch) -> object:
+        return model(batch, background)
+
+    return method  # type: ignore[return-value]
+
+
+# ---- Measure a predictor of target maps on pairs of a prepared folder: the table and the maps of 64 pairs.
+
+MAP_GRID_TITLES = ("source", "its map", "predicted", "true map", "true target")
+
+
+def is_predictor(name: str) -> bool:
+    """Whether this is a predictor of maps: the shipped one, a run folder, or an exported folder."""
+    if name == PREDICTOR:
+        return True
+    path = Path(name) / "config.json"
+    if not path.is_file():
+        return False
+    settings = read_json(path)
+    return "predictor" in settings or settings.get("generator") in PREDICTORS
+
+
+def evaluate_predictor(
+    predictor: MapPredictor,
+    prepared: Path,
+    out: Path,
+    *,
+    pairs_csv: Path | None = None,
+    limit: int | None = None,
+) -> MapQualityReport:
+    """Write map_quality.{json,md,parquet} and maps.png into ``out``.
+
+    Args:
+        prepared: folder written by ``reposer prepare``.
+        pairs_csv: columns from,to; default: the validation pairs of ``prepared``.
+        limit: the first so many pairs only.
+
+    Raises:
+        UserError: no pairs, unknown names, or another image size.
+    """
+    claim_maps(out, "maps.png")
+    people = PackedPeople.open(prepared / PACKED)
+    if tuple(people.size) != tuple(predictor.config.size):
+        raise UserError(
+            f"{prepared}: images are {people.size}, the predictor works at {predictor.config.size}",
+            "prepare at its size",
+        )
+    pairs = read_named_pairs(pairs_csv or prepared / PAIRS["val"], people)[:limit]
+
+    def predict(batch: PairBatch) -> Maps:
+        parsing, mask = predictor(batch)
+        return parsing.cpu().numpy(), mask.cpu().numpy()
+
+    training = np.flatnonzero(people.splits == "train")
+    report = evaluate_maps({"predictor": predict}, people, pairs, training=training)
+    report.write(out)
+    write_output(out / "maps.png", encode_png(_grid(predictor, people, pairs)))
+    return report
+
+
+def _grid(predictor: MapPredictor, people: PackedPeople, pairs: NDArray[np.int64]) -> NDArray[np.uint8]:
+    chosen = pairs[np.unique(np.linspace(0, len(pairs) - 1, GRID_PEOPLE).round().astype(int))]
+    sources, targets = chosen.T
+    predicted = predictor(people.pair_batch(sources, targets))[0].cpu().numpy()
+    columns = (
+        list(people.images[sources]),
+        [colorize(labels) for labels in people.parsing[sources]],
+        [colorize(labels) for labels in predicted],
+        [colorize(labels) for labels in people.parsing[targets]],
+        list(people.images[targets]),
+    )
+    return draw_grid(list(zip(*columns, strict=True)), MAP_GRID_TITLES, scale=1, groups=4)
+
+
+# ---- Is it still the same person? Generated images as queries against real images, under a Re-ID network.
+#
+# The protocol is Market-1501's: single query, the query's own camera left out for its identity. A generated
+# query keeps the identity and the camera of its source. Three rows: the real queries; the same queries
+# re-posed by another image of the same person; re-posed by an image of another person, whose garment classes
+# come along.
+
+REAL, OWN_POSE, OTHER_POSE = "real queries", "generated, own pose", "generated, another person's pose"
+BATCH = 64
+IDENTITY = "identity.json"
+
+
+def identity_kept(
+    model: PoseTransfer,
+    embedding: nn.Module,
+    people: PackedPeople,
+    *,
+    background: str = "generated",
+    seed: int = 0,
+) -> dict[str, ReidResult]:
+    """Scores of real and generated queries, by row.
+
+    Args:
+        model: the generator.
+        embedding: a Re-ID network that was trained on other people, on real (or rendered) images only.
+        people: with the splits query and gallery, or with held-out people (val), whose first image in each
+            camera is a query then.
+        background: of the generated queries.
+        seed: of the choice of donors.
+
+    Raises:
+        UserError: nobody to test on, or nobody whose pose can be lent.
+    """
+    query, gallery = tested_rows(people)
+    against = extract_features(embedding, people, gallery)
+    real = extract_features(embedding, people, query)
+    results = {REAL: evaluate_reid(real, against)}
+    test = _lenders(model, people, np.concatenate([query, gallery]))
+    for row, same in ((OWN_POSE, True), (OTHER_POSE, False)):
+        donors = _donors(people.pids, query, test, same, np.random.default_rng([seed, same]))
+        images = _generate(model, people, query, donors, background)
+        features = FeatureSet(embed_images(embedding, images), real.pids, real.camids, real.names)
+        results[row] = evaluate_reid(features, against)
+    return results
+
+
+def measure_identity(
+    model: PoseTransfer, reid_run: Path, prepared: Path, out: Path, *, background: str = "generated"
+) -> str:
+    """Measure under the network of a Re-ID run on a prepared folder; writes ``out``/identity.json.
+
+    Returns:
+        the table, as Markdown.
+
+    Raises:
+        UserError: as :func:`identity_kept`; the network was trained on the people it is tested on, or the
+            folder was prepared anew since.
+    """
+    claim_identity(out)
+    embedding, info = embedding_from_run(reid_run)
+    people = PackedPeople.open(prepared / PACKED)
+    check_data(people, reid_run)
+    query, gallery = tested_rows(people)
+    training_note(info, people, {QUERY: query, GALLERY: gallery})  # refuses test people that it has learned
+    results = identity_kept(model, embedding, people, background=background)
+    return write_identity(out, results, info)
+
+
+def claim_identity(out: Path) -> None:
+    """Refuse, before any work, to replace an identity.json that no evaluation wrote.
+
+    Raises:
+        UserError: as ``outputs.claim_outputs``.
+    """
+    claim_outputs(out, [IDENTITY], older=is_older(out / IDENTITY, holds_keys("embedding", "rows")))
+
+
+def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInfo) -> str:
+    """Write identity.json and return the table as Markdown."""
+    lines = ["| queries | rank-1 | mAP (step) | of real rank-1 |", "| --- | ---: | ---: | ---: |"]
+    top = results[REAL].values.rank1
+    for row, result in results.items():
+        values, share = result.values, result.values.rank1 / top if top else float("nan")
+        lines.append(f"| {row} | {values.rank1:.1%} | {values.mAP_step:.1%} | {share:.1%} |")
+    counts = results[REAL].counts
+    lines += [
+        "",
+        f"Re-ID network: {info.embedding['backbone']}, trained on {info.trained_on}; counts: {counts}.",
+    ]
+    document = {
+        "embedding": info.model_dump(mode="json"),
+        "rows": {r: v.to_json() for r, v in results.items()},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    claim_identity(out)
+    write_output(out / IDENTITY, json.dumps(document, indent=1).encode())
+    return "\n".join(lines)
+
+
+def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The test images that can lend a pose: those with a key-point, where maps are predicted from them."""
+    if getattr(model, "maps", "given") == "predicted":
+        test = test[np.isfinite(people.keypoints[test].sum(axis=2)).any(axis=1)]  # NaN: a missing joint
+    if not len(test):
+        raise UserError("no test image has key-points to predict maps from", "leave out --predictor")
+    return test
+
+
+def _donors(
+    pids: NDArray[np.int64],
+    query: NDArray[np.int64],
+    lenders: NDArray[np.int64],
+    same: bool,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """A lender for each query: of the same person (another image, else itself) or of another person."""
+    donors = []
+    for source in query.tolist():
+        choice = lenders[((pids[lenders] == pids[source]) == same) & (lenders != source)]
+        if not len(choice) and source in lenders:
+            donors.append(source)
+        else:
+            donors.append(rng.choice(choice if len(choice) else lenders))
+    return np.array(donors, np.int64)
+
+
+def _generate(
+    model: PoseTransfer,
+    people: PackedPeople,
+    sources: NDArray[np.int64],
+    donors: NDArray[np.int64],
+    background: str,
+) -> NDArray[np.uint8]:
+    """(N, H, W, 3) generated images."""
+    parts = []
+    for start in range(0, len(sources), BATCH):
+        batch = people.pair_batch(sources[start : start + BATCH], donors[start : start + BATCH])
+        parts.append(model(batch, background).permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,137 @@
+"""The ways to ask for pictures: a pair list, or a folder or an image with a donor or with poses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from reposer.data.packed import PackedPeople
+from reposer.data.preparing.prepare import PACKED
+from reposer.errors import UserError
+from reposer.generation.batch import GenerateOptions, generate
+from reposer.generation.inputs import Person, load_person
+from reposer.generation.outputs import output_names, write_picture
+from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
+from reposer.jobs.shards import WriteReport
+from reposer.models.parsing_predictor import ParsingPredictor
+from reposer.progress import progress
+from reposer.workflows.evaluate import read_named_pairs
+
+ImageAndMap = tuple[Path, Path | None]
+
+
+def generate_pair_list(
+    model: PoseTransfer, prepared: Path, pairs_csv: Path, out: Path, options: GenerateOptions
+) -> WriteReport:
+    """Every pair of a CSV (from: source, to: donor) of a prepared folder."""
+    people = PackedPeople.open(prepared / PACKED)
+    return _generate(model, PackedPairs(people, read_named_pairs(pairs_csv, people)), out, options)
+
+
+def generate_from_folder(
+    model: PoseTransfer,
+    folder: Path,
+    donor: Path,
+    donor_parsing: Path | None,
+    out: Path,
+    options: GenerateOptions,
+) -> WriteReport:
+    """Every image of a folder in the pose of one donor."""
+    pose = _load(model, (donor, donor_parsing))
+    return _generate(model, FolderPairs(folder, pose), out, options)
+
+
+def generate_one(
+    model: PoseTransfer, source: ImageAndMap, donor: ImageAndMap, out: Path, background: str
+) -> str:
+    """One picture, of the size of the source image; returns what was written where."""
+    who, pose = _load(model, source), _load(model, donor)
+    for person, field in ((who, "source_keypoints"), (pose, "target_keypoints")):
+        if field in model.needs() and np.isnan(person.keypoints).all():
+            advice = f"put a row for it into {KEYPOINTS} beside it"
+            raise UserError(f"{person.name}: has no key-points, which {model.config.generator} reads", advice)
+    picture = model.transfer(who, pose, background, original_size=True)
+    write_picture(out, picture)
+    return _told(model, background, f"{out}: {who.name} in the pose of {pose.name}")
+
+
+def generate_poses(
+    model: PoseTransfer,
+    source: ImageAndMap,
+    target: str,
+    out: Path,
+    options: GenerateOptions,
+    *,
+    data: Path | None,
+) -> WriteReport | str:
+    """An image, every image of a folder, or a named image of a prepared folder, in the poses of ``target``.
+
+    Args:
+        target: as ``generation.targets.read_targets`` knows it.
+        out: a folder; for one picture a PNG or JPEG file.
+        data: prepared folder in which ``source`` and ``target`` may be names.
+    """
+    people = PackedPeople.open(data / PACKED) if data else None
+    targets = read_targets(target, people)
+    if source[0].is_dir():
+        return _generate(model, FolderPairs(source[0], targets, size=model.size), out, options)
+    named = people is not None and str(source[0]) in people.name_index()
+    who = _packed_person(people, str(source[0])) if named and people is not None else _load(model, source)
+    lines = []
+    read = (*model.needs(), *(ParsingPredictor.needs if model.predictor else ()))
+    if "source_keypoints" in read and np.isnan(who.keypoints).all():
+        lines.append(f"{who.name}: has no key-points; its own pose is unknown to the networks")
+    single = len(targets) == 1 and out.suffix.lower() in (".png", ".jpg", ".jpeg")
+    files = output_names([(who.name, one.name) for one in targets], options.file_format)
+    for one, file in zip(targets, files, strict=True):
+        picture = model.transfer(who, one.for_source(who), options.background, original_size=True)
+        place = out if single else out / file
+        write_picture(place, picture)
+        lines.append(f"{place}: {who.name} in the pose {one.name}")
+    return _told(model, options.background, "\n".join(lines))
+
+
+def _told(model: PoseTransfer, background: str, text: str) -> str:
+    return "\n".join(line for line in (text, model.told(background)) if line)
+
+
+def _load(model: PoseTransfer, image: ImageAndMap) -> Person:
+    """A person with the map that was named, and the annotations that lie beside it."""
+    path = image[0]
+    return load_person(path, _map_of(*image), _mask_of(path), keypoints_beside(path), size=model.size)
+
+
+def _packed_person(people: PackedPeople, name: str) -> Person:
+    row = people.index(name)
+    return Person(
+        name=name,
+        image=people.images[row],
+        parsing=people.parsing[row],
+        mask=people.mask[row],
+        keypoints=people.keypoints[row],
+        original_size=people.size,
+        sha256=people.sha256[row],
+    )
+
+
+def _generate(model: PoseTransfer, pairs: PairSource, out: Path, options: GenerateOptions) -> WriteReport:
+    with progress(len(pairs.names), unit="pictures") as meter:
+        return generate(model, pairs, out, options, on_progress=lambda done, _: meter.update(done))
+
+
+def _map_of(image: Path, parsing: Path | None) -> Path | None:
+    """The label map that was named, or the one that lies where data sets have it."""
+    return parsing or _beside(image, "parsing")
+
+
+def _mask_of(image: Path) -> Path | None:
+    return _beside(image, "mask")
+
+
+def _beside(image: Path, kind: str) -> Path | None:
+    """FOLDER/kind/<stem>.png or FOLDER/../kind/<stem>.png, where the first that exists counts."""
+    places = (folder / kind / f"{image.stem}.png" for folder in (image.parent, image.parent.parent))
+    return next((place for place in places if place.is_file()), None)

@@ -1,0 +1,237 @@
+"""The command line as its user meets it: exit codes, one-line errors, help without torch, small jobs."""
+
+import ast
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from reposer.cli import main as cli
+from reposer.workflows import verify as verification
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_names_every_verb_and_loads_no_torch():
+    code = (
+        "import sys; sys.argv = ['reposer', '--help']\n"
+        "from reposer.cli import main as cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for verb in ("demo", "render", "prepare", "train", "generate", "evaluate", "report", "verify", "study"):
+        assert f"  {verb} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "/nowhere"], "no such folder"),
+        (["verify", "/nowhere"], "no such folder"),
+        (["train", "san_markt", "--data", "/nowhere", "--out", "/nowhere"], "did you mean san_market"),
+        (["train", "san_demo", "--data", "x", "--out", "y", "--set", "optimizer.lrr=1"], "optimizer.lr"),
+        (["render", "out", "--size", "128"], "HEIGHTxWIDTH"),
+        (["prepare", "market1501", "/nowhere", "--out", "x"], "/nowhere"),
+        (["generate", "shipped", "--out", "x"], "--source and one of --donor and --target"),
+        (["study", "augmentatio", "--data", "/nowhere", "--out", "x"], "did you mean augmentation"),
+        (["study", "augmentation", "--data", "/nowhere", "--out", "x"], "/nowhere"),
+        (["study", "augmentation", "--data", "/nowhere", "--out", "x", "--arms", "x9"], "there is no arm x9"),
+        (["study", "ablations", "--data", "/nowhere", "--out", "x", "--arms", "x9"], "there is no row x9"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_1(run, arguments, words):
+    code, _, err = run(*arguments)
+    assert code == 1
+    assert words in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_wrong_usage_is_exit_code_2(run):
+    assert run("trainn")[0] == 2
+    assert run("train", "san_demo", "--nope")[0] == 2
+
+
+def test_interruption_is_exit_code_130(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reposer.report.write_report", interrupted)
+    assert run("report", "x")[0] == 130
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["reposer", "report", "/nowhere", "--debug"])
+    with pytest.raises(Exception, match="no such folder"):
+        cli.main()
+
+
+def test_one_picture_from_two_files(run, tmp_path):
+    """The shipped generator re-poses a rendered person; the picture has the source's own size."""
+    assert run("render", tmp_path / "p", "--identities", 2, "--test-identities", 1, "--images", 2)[0] == 0
+    first, second = sorted((tmp_path / "p" / "bounding_box_train").glob("*.jpg"))[:2]
+    out = tmp_path / "out.png"
+    code, said, _ = run("generate", "shipped", "--source", first, "--donor", second, "--out", out)
+    assert code == 0
+    assert str(out) in said
+    picture = np.asarray(Image.open(out))
+    assert picture.shape == (128, 64, 3)
+    assert picture.std() > 5
+
+
+def test_verify_finds_a_changed_file(run, tmp_path):
+    run("render", tmp_path / "p", "--identities", 2, "--test-identities", 1, "--images", 3)
+    assert run("prepare", "market1501", tmp_path / "p", "--out", tmp_path / "d", "--holdout", 1)[0] == 0
+    code, said, _ = run("verify", tmp_path / "d")
+    assert (code, "nothing is wrong" in said) == (0, True)
+    images = tmp_path / "d" / "packed" / "images.npy"
+    data = bytearray(images.read_bytes())
+    data[-1] ^= 1
+    images.write_bytes(data)
+    code, _, err = run("verify", tmp_path / "d")
+    assert code == 1
+    assert "images.npy" in err or "1 faults" in err
+
+
+def test_verify_prints_no_control_characters(run, tmp_path, monkeypatch):
+    """A name that would rewrite the terminal, and one that is no UTF-8, are escaped; no fault is lost."""
+    names = ["a\x1b[2Jb.png", "line\nbreak.png", os.fsdecode(b"\xff.png"), "\u202etxt.png"]
+    faults = [f"{name}: differs from its sha256" for name in names]
+    monkeypatch.setattr(verification, "verify_folder", lambda folder: ("generated pictures", faults))
+    code, said, err = run("verify", tmp_path)
+    assert (code, "4 faults" in err) == (1, True)
+    assert said.splitlines() == [
+        f"{shown}: differs from its sha256"
+        for shown in (r"a\x1b[2Jb.png", r"line\nbreak.png", r"\xff.png", r"\u202etxt.png")
+    ]
+    said.encode("ascii")
+
+
+def test_reid_verbs_from_features_to_a_page(run, tmp_path):
+    """Two people, two cameras, planted: the table, the files and the page of `reid score`."""
+    rng = np.random.default_rng(0)
+    pid = np.tile([1, 2], 20)
+    np.savez(
+        tmp_path / "f.npz",
+        features=(np.eye(6)[pid] + 0.05 * rng.normal(size=(40, 6))).astype(np.float32),
+        pid=pid,
+        camid=np.repeat([1, 2], 20),
+        split=np.where(np.arange(40) < 6, "query", "gallery"),
+    )
+    out = tmp_path / "out"
+    code, said, _ = run("reid", "score", tmp_path / "f.npz", "--rerank", "--k1", 4, "--k2", 2, "--out", out)
+    assert code == 0
+    assert "| euclidean | 100.00" in said
+    assert "| euclidean + re-ranking | 100.00" in said
+    assert "6 queries of 2 people, 6 with a valid match" in said
+    assert "k1 = 4, k2 = 2, lambda = 0.3" in said
+    assert run("report", out)[0] == 0
+    shots = ("--protocol", "single_shot", "--trials", 3, "--roc", "--expand", 1, "--methods", "cosine")
+    code, said, _ = run("reid", "score", tmp_path / "f.npz", *shots, "--out", tmp_path / "shots")
+    assert code == 0
+    assert all(words in said for words in ("Single-shot", "mean over 3 trials", "query expansion", "EER"))
+    assert "rank20" in (tmp_path / "shots" / "reidentification.json").read_text()
+    plain = ("--raw", "--no-match", "zero", "--keep-same-camera", "--methods", "cosine")
+    code, said, _ = run("reid", "score", tmp_path / "f.npz", *plain)
+    assert code == 0
+    assert all(words in said for words in ("features as they are", "counted as 0", "kept (not the published"))
+    both = (tmp_path / "f.npz", tmp_path / "f.npz", "--each-file", "--methods", "cosine")
+    assert "Means over 2 files" in run("reid", "score", *both, "--out", tmp_path / "each")[1]
+    for outside in (("--expand", -1), ("--alpha", "nan"), ("--folds", 0), ("--seed", -1), ("--trials", 0)):
+        code, _, err = run("reid", "score", tmp_path / "f.npz", *outside)
+        assert (code, outside[0] in err) == (2, True), (outside, err)
+    for wrong in (
+        ("--trials", 3),
+        ("--variant", "fastreid"),
+        ("--no-match", "half"),
+        ("--protocol", "sysu"),
+        ("--train-people", 1),
+    ):
+        code, _, err = run("reid", "score", tmp_path / "f.npz", *wrong)
+        assert (code, len(err.strip().splitlines())) == (1, 1), (wrong, err)
+    assert "Re-identification" in (out / "report.html").read_text()
+    code, _, err = run("reid", "score", tmp_path / "f.npz", "--methods", "xqda")
+    assert (code, "learned distances need features of training people" in err) == (1, True)
+    code, _, err = run("reid", "train", "reid_smal", "--data", "x", "--out", "y")
+    assert (code, "did you mean reid_small" in err) == (1, True)
+    code, _, err = run("reid", "evaluate", tmp_path / "no", "--data", tmp_path, "--out", out)
+    assert (code, err.count("\n")) == (1, 1)
+
+
+# ---- every option that a text names is one
+
+
+def _commands() -> dict[str, set[str]]:
+    """ "reid evaluate" -> its options, of every command."""
+    found: dict[str, set[str]] = {}
+
+    def walk(command, name: str) -> None:
+        options = {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
+        found[name] = options | {"--help", "--debug"}
+        for verb, inner in getattr(command, "commands", {}).items():
+            walk(inner, f"{name} {verb}".strip())
+
+    walk(typer.main.get_command(cli.app), "")
+    return found
+
+
+@functools.cache
+def _texts() -> dict[str, str]:
+    """What users read: the pages, and every string of the source."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    texts = {str(page.relative_to(ROOT)): page.read_text() for page in pages}
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        nodes = ast.walk(ast.parse(file.read_text()))
+        strings = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        texts[str(file.relative_to(ROOT))] = "\n".join(strings)
+    return texts
+
+
+OTHERS = {  # options of OpenPose, git, torchrun and sha256sum that the texts name
+    *("--keypoint_scale", "--error-unmatch", "--porcelain", "--nproc-per-node", "--check"),
+}
+
+
+def test_every_option_that_a_page_or_a_message_names_exists():
+    known = set().union(*_commands().values()) | OTHERS
+    for script in (ROOT / "benchmarks").rglob("*.py"):
+        known |= set(re.findall(r"add_argument\(\s*\"(--[a-z][\w-]*)", script.read_text()))
+    wrong = [
+        f"{place}: {option}"
+        for place, text in _texts().items()
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)
+        if option not in known
+    ]
+    assert not wrong
+
+
+def test_every_command_line_that_a_page_or_a_message_shows_takes_its_options():
+    commands = _commands()
+    wrong, seen = [], 0
+    for place, text in _texts().items():
+        for line in re.findall(r"(?:^ {4}|`|-m )reposer ([a-z][^`\n]*)", text, re.MULTILINE):
+            words = line.split("#")[0].rstrip(" .,;:").split()
+            verb = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in commands), None)
+            if verb == "prepare":  # prepare LAYOUT, whichever
+                assert words[1:2] in ([], ["LAYOUT"])
+                verb = "prepare folder"
+            if verb is None:
+                wrong.append(f"{place}: reposer {line}")
+                continue
+            seen += 1
+            options = re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(words))
+            wrong += [f"{place}: reposer {verb} {o}" for o in options if o not in commands[verb]]
+    assert not wrong
+    assert seen > 50

@@ -1,0 +1,238 @@
+"""kill -9 at any moment, a full disk, a failing call: the finished folder is the same, byte for byte."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reposer.errors import UserError
+from reposer.jobs import shards
+from reposer.jobs.shards import Job, OutputFile, WorkUnit, write_job
+from reposer.storage.manifest import find_faults, read_rows
+
+RUNNER = Path(__file__).parents[1] / "helpers" / "crash_runner.py"
+
+
+def tree(folder):
+    """Relative path -> sha256 of everything below a folder, hidden files too."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "folder"
+        for path in folder.rglob("*")
+    }
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, RUNNER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+def test_killed_jobs_resume_to_the_same_bytes(tmp_path):
+    assert run(tmp_path, "random", 3) == 3
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+    assert read_rows(tmp_path / "killed").num_rows == 96
+    assert find_faults(tmp_path / "killed") == []
+
+
+@pytest.mark.slow
+def test_twenty_random_kills(tmp_path):
+    assert run(tmp_path, "random", 20) == 20
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_lasting_change_of_the_disk(tmp_path):
+    kills = run(tmp_path, "points")
+    assert kills > 40
+    whole = tree(tmp_path / "whole")
+    assert all(tree(tmp_path / f"{n}") == whole for n in range(kills))
+
+
+# ---- the writer alone, with a job that needs no model
+
+
+def small_job(items=10, **changes):
+    def produce(shard):
+        for i in shard:
+            yield WorkUnit(1, lambda i=i: [OutputFile(f"{i:03d}.bin", bytes([i]) * 3000, {"number": i})])
+
+    settings = {"model": "abc", "inputs": {"seed": 1}}
+    values = {"settings": settings, "environment": {"threads": 1}, "columns": [("number", pa.int64())]}
+    return Job(**({"items": items, "produce": produce, "shard_items": 4} | values | changes))
+
+
+FALLIBLE = [
+    *((os, name) for name in ("replace", "fsync", "write", "mkdir", "rmdir", "open")),
+    (shards, "open"),
+]
+
+
+def failing(function, folder, count, call, fault, failed):
+    """``function``, whose call number ``call`` on ``folder`` or an open file raises ``fault``."""
+
+    def wrapper(*args, **kwargs):
+        here = isinstance(args[0], int) or str(folder) in str(args[0])
+        if here and next(count) == call:
+            failed.append(True)
+            raise OSError(fault, os.strerror(fault))
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def test_a_fault_of_any_call_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch):
+    write_job(tmp_path / "whole", small_job(3, shard_items=2))
+    for call in itertools.count():
+        fault = (errno.ENOSPC, errno.EDQUOT, errno.EIO)[call % 3]
+        out, count, failed = tmp_path / f"out{call}", itertools.count(), []
+        with monkeypatch.context() as patch:
+            for place, name in FALLIBLE:
+                function = failing(getattr(place, name, open), out, count, call, fault, failed)
+                patch.setattr(place, name, function, raising=False)
+            try:
+                write_job(out, small_job(3, shard_items=2), threads=1)
+                message = ""
+            except UserError as error:
+                message = str(error)
+        assert bool(message) == bool(failed), "a fault went unnoticed"
+        if not failed:
+            break
+        if "cannot be read" in message:  # job.json, read again
+            assert f"{out}/" in message
+            assert os.strerror(fault) in message
+        else:
+            assert message.startswith(f"{out}: stopped after ")
+            assert f"of 3 pictures: {os.strerror(fault)}: make room" in message
+        assert not (out / ".staging").exists()
+        write_job(out, small_job(3, shard_items=2))
+        assert tree(out) == tree(tmp_path / "whole")
+    assert call > 30
+
+
+def test_a_full_disk_says_how_far_it_came_and_goes_on_with_more_room(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=64k none {disk} && {sys.executable} - <<'END'\n"
+        "import sys, subprocess; sys.path.insert(0, {here!r})\n"
+        "from reposer.storage.files import DiskError\n"
+        "from test_shards_crashes import *\n"
+        "out = Path({disk!r}) / 'out'\n"
+        "job = small_job(items=40)\n"
+        "try: write_job(out, job)\n"
+        "except DiskError as error: print(error)\n"
+        "subprocess.run(['mount', '-o', 'remount,size=4m', {disk!r}], check=True)\n"
+        "write_job(out, job)\n"
+        "write_job(Path({whole!r}), job)\n"
+        "print(tree(out) == tree(Path({whole!r})))\n"
+        "END\n"
+    ).format(here=str(Path(__file__).parent), disk=str(disk), whole=str(tmp_path / "whole"))
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no unprivileged mounts here")
+    done = subprocess.run(
+        ["unshare", "-Urm", "bash", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.strip().splitlines()
+    assert "of 40 pictures: No space left on device" in first
+    assert int(first.split("stopped after ")[1].split()[0]) in range(4, 24, 4)
+    assert last == "True"
+
+
+def test_another_job_in_the_folder_is_refused_with_what_differs(tmp_path):
+    out = tmp_path / "out"
+    write_job(out, small_job())
+    before = tree(out)
+    other = small_job(settings={"model": "xyz", "inputs": {"seed": 1}})
+    with pytest.raises(
+        UserError, match=r'these differ: settings\.model: "abc" -> "xyz": choose another'
+    ) as error:
+        write_job(out, other)
+    assert "seed" not in str(error.value)
+    with pytest.raises(UserError, match="items: 10 -> 11"):
+        write_job(out, small_job(items=11))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match=r"is not empty \(holds letter\.txt\)"):
+        write_job(tmp_path / "full", small_job())
+    assert tree(out) == before
+
+
+def test_another_environment_is_reported_and_the_folder_finished(tmp_path):
+    write_job(tmp_path, small_job())
+    report = write_job(tmp_path, small_job(environment={"threads": 4}))
+    assert (report.kept, report.written) == (10, 0)
+    assert "threads: 1 -> 4" in str(report)
+
+
+def test_two_writers_cannot_mix(tmp_path):
+    def meddle(shard):
+        with pytest.raises(UserError, match="another process is writing there"):
+            write_job(tmp_path, small_job())
+        yield WorkUnit(len(shard), lambda: [OutputFile(f"{i}.bin", b"x", {"number": i}) for i in shard])
+
+    assert write_job(tmp_path, small_job(produce=meddle)).written == 10
+
+
+def test_a_damaged_shard_is_made_again_and_reported(tmp_path):
+    write_job(tmp_path, small_job())
+    before = tree(tmp_path)
+    (tmp_path / "images" / "005.bin").write_bytes(b"other")
+    part = tmp_path / "manifest" / "part-00002.parquet"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 4] ^= 1
+    part.write_bytes(data)
+    report = write_job(tmp_path, small_job())
+    assert report.written == 6, "the second shard of four and the third of two"
+    assert "images/005.bin differs from its sha256" in str(report)
+    assert tree(tmp_path) == before
+
+
+def test_verification_finds_every_kind_of_fault(tmp_path):
+    write_job(tmp_path, small_job())
+    assert find_faults(tmp_path) == []
+    images = tmp_path / "images"
+    (images / "001.bin").unlink()
+    (images / "002.bin").write_bytes(b"flipped")
+    (images / "003.bin").rename(images / "renamed.bin")
+    a, b = (images / "004.bin").read_bytes(), (images / "005.bin").read_bytes()
+    (images / "004.bin").write_bytes(b)
+    (images / "005.bin").write_bytes(a)
+    part = tmp_path / "manifest" / "part-00002.parquet"
+    part.write_bytes(part.read_bytes() + b"\0")
+    (tmp_path / "manifest" / "part-00003.parquet").write_bytes(part.read_bytes())
+    text = "\n".join(find_faults(tmp_path))
+    for name in ("001", "002", "003", "renamed", "004", "005"):
+        assert f"images/{name}.bin" in text
+    assert "manifest/part-00002.parquet: is damaged: differs from its sha256" in text
+    assert "manifest/part-00003.parquet does not belong" in text
+    assert "images/000.bin" not in text
+    (tmp_path / "manifest" / "_part-00000.sha256").unlink()
+    with pytest.raises(UserError, match="1 of 3 shards are not there"):
+        find_faults(tmp_path)
+
+
+def test_the_manifest_is_plain_parquet_with_plain_checksums(tmp_path):
+    write_job(tmp_path, small_job())
+    table = pq.read_table(tmp_path / "manifest")
+    assert table["number"].to_pylist() == list(range(10))
+    assert table.equals(read_rows(tmp_path))
+    for seal in (tmp_path / "manifest").glob("_*.sha256"):
+        subprocess.run(["sha256sum", "--check", seal.name], cwd=seal.parent, check=True, capture_output=True)

@@ -1,0 +1,83 @@
+"""Ablations: rows of equal length, one part changed each; and a whole tiny table."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+
+from reposer.data.preparing.prepare import prepare_market1501
+from reposer.errors import UserError
+from reposer.rendered.dataset import write_rendered_dataset
+from reposer.studies.ablations import (
+    AblationArm,
+    AblationCell,
+    AblationConfig,
+    AblationRow,
+    ablations,
+    cells_of,
+    generator_config,
+    run_ablations,
+)
+from reposer.workflows.presets import PRESETS, find_preset
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("steps", [1, 7, 300, 2251])
+def test_every_row_has_the_steps_that_were_asked_for(tmp_path, preset, steps):
+    config = AblationConfig(data=tmp_path, preset=preset, steps=steps)
+    recipe, base = generator_config(config, config.arms[0], 0), find_preset(preset)
+    assert recipe.total_steps == steps
+    if steps == 2251:
+        kept = base.schedule.epochs_const / (base.schedule.epochs_const + base.schedule.epochs_decay)
+        total = recipe.schedule.epochs_const + recipe.schedule.epochs_decay
+        assert recipe.schedule.epochs_const / total == pytest.approx(kept, abs=0.01)
+
+
+def test_each_row_changes_what_its_name_says_and_nothing_else(tmp_path):
+    config = AblationConfig(data=tmp_path)
+    full = generator_config(config, config.arms[0], 0)
+    rows = {arm.name: generator_config(config, arm, 0) for arm in config.arms[1:]}
+    assert rows["no perceptual loss"].weights == full.weights.changed(perceptual=0.0)
+    assert rows["no mask"].generator_args == {**full.generator_args, "use_mask": False}
+    assert rows["7 blocks"].generator_args == {**full.generator_args, "blocks": 7}
+    for name, row in rows.items():
+        same = row.changed(weights=full.weights, generator_args=full.generator_args)
+        assert same == full, name
+
+
+def test_an_unknown_row_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no row no_mask"):
+        ablations(tmp_path, ["full", "no_mask"])
+
+
+def test_a_metric_that_was_not_measured_says_so():
+    rows = [AblationRow("full", {"ssim": AblationCell(0.5, None, "higher", None), "fid": None})]
+    assert cells_of(rows) == (["generator", "ssim ↑", "fid"], [["full", "0.5000", "not measured"]])
+
+
+@pytest.mark.slow
+def test_a_whole_table(tmp_path):
+    write_rendered_dataset(
+        tmp_path / "people", identities=4, test_identities=1, images_per_identity=4, seed=1
+    )
+    prepare_market1501(tmp_path / "people", tmp_path / "prepared", holdout=2)
+    config = AblationConfig(
+        data=tmp_path / "prepared",
+        preset="san_demo",
+        arms=(
+            AblationArm(name="full"),
+            AblationArm(name="no mask", settings=("generator_args.use_mask=false",)),
+        ),
+        steps=1,
+        pairs=8,
+        metrics=("ssim", "l1"),
+    )
+    run_ablations(config, tmp_path / "out")
+    rows = {
+        (row["row"], row["metric"]): row
+        for row in pq.read_table(tmp_path / "out" / "table.parquet").to_pylist()
+    }
+    assert rows.keys() == {(row, metric) for row in ("full", "no mask") for metric in ("ssim", "l1")}
+    without, full = rows["no mask", "l1"], rows["full", "l1"]
+    assert without["difference"] == pytest.approx(without["mean"] - full["mean"], abs=1e-6)
+    assert full["difference"] is None

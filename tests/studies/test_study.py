@@ -1,0 +1,292 @@
+"""A tiny study of rendered people: cached, resumed after kills, shared between arms; and its arithmetic."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_study import ARMS, tiny
+
+from reposer.config import save_config
+from reposer.data.packed import PackedPeople
+from reposer.data.preparing.prepare import PACKED
+from reposer.errors import UserError
+from reposer.evaluation.significance import Difference
+from reposer.jobs.stages import DONE, STAGES
+from reposer.studies.config import Arm, Budget, StudyRecipe, with_steps
+from reposer.studies.plan import StudyPlan
+from reposer.studies.results import (
+    LATEX,
+    PARQUET,
+    ArmResult,
+    Block,
+    Comparison,
+    summarize_block,
+    to_latex,
+    to_markdown,
+    what_was_found,
+)
+from reposer.studies.study import STUDIES, configure, find_study, run_study
+from reposer.studies.study_stages import copy_source
+from reposer.workflows.presets import REID_PRESETS
+
+STUDY = "import sys; from pathlib import Path; from reposer.config import load_config; "
+STUDY += "from reposer.studies.config import StudyConfig; "
+STUDY += "from reposer.studies.study import run_study; "
+STUDY += "run_study(load_config(StudyConfig, Path(sys.argv[1])), Path(sys.argv[2]), workers=int(sys.argv[3]))"
+
+
+@pytest.fixture(scope="module")
+def prepared(small_prepared) -> Path:
+    return small_prepared
+
+
+# ---- the plan
+
+
+def test_arms_share_the_stages_that_are_the_same(prepared, tmp_path):
+    plan = StudyPlan(tiny(prepared), tmp_path)
+    kinds = [stage.kind for stage in plan.stages]
+    counts = {kind: kinds.count(kind) for kind in set(kinds)}
+    # generated and half_weight share their pictures; every arm and seed is a training of its own
+    assert counts == {
+        "augmented": 2, "training": 8, "features": 8, "scores": 8, "coverage": 1, "identity": 1,
+        "mistakes": 2,  # of the generated pictures, and of the real images
+    }  # fmt: skip
+
+
+def key(prepared, tmp_path, kind="training", arm=ARMS[2], **changes):
+    plan = StudyPlan(tiny(prepared, arms=(ARMS[0], arm), controls=(), **changes), tmp_path)
+    return getattr(plan.cells[1], kind).key
+
+
+def test_a_key_follows_what_a_stage_depends_on(prepared, tmp_path):
+    base = key(prepared, tmp_path)
+    assert base == key(prepared, tmp_path, arm=ARMS[2].changed(name="other words"))
+    assert base == key(prepared, tmp_path, recipes=(StudyRecipe(preset="reid_demo", methods=("cosine",)),))
+    changed = [
+        key(prepared, tmp_path, steps=3),
+        key(prepared, tmp_path, seeds=(1,)),
+        key(prepared, tmp_path, arm=ARMS[3]),
+        key(prepared, tmp_path, arm=ARMS[2].changed(policy="same_camera")),
+        key(prepared, tmp_path, arm=ARMS[2].changed(donor_seed=1)),
+        key(prepared, tmp_path, budgets=(Budget(share=0.5),)),
+    ]
+    assert len({base, *changed}) == 7
+    assert key(prepared, tmp_path, "augmented") == key(prepared, tmp_path, "augmented", arm=ARMS[3], steps=9)
+
+
+def test_a_moved_data_folder_keeps_every_key(prepared, tmp_path):
+    moved = tmp_path / "elsewhere"
+    moved.symlink_to(prepared)
+    assert key(prepared, tmp_path) == key(moved, tmp_path)
+
+
+@pytest.mark.parametrize("preset", REID_PRESETS)
+@pytest.mark.parametrize("steps", [1, 7, 300, 2251])
+def test_a_recipe_in_other_steps_keeps_its_shape(preset, steps):
+    config = REID_PRESETS[preset]()
+    changed = with_steps(config, steps)
+    assert changed.total_steps == steps
+    if steps == 300:
+        assert changed.schedule.epochs == pytest.approx(config.schedule.epochs, rel=0.02)
+        assert changed.schedule.milestones == config.schedule.milestones
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_preset_is_a_study(name):
+    study = find_study(name)
+    assert study.controls[0] in {arm.name for arm in study.arms}
+    assert len(study.seeds) >= 3
+
+
+def test_the_real_study_is_the_one_that_was_declared():
+    study = find_study("market_dev")
+    assert [budget.share for budget in study.budgets] == [1.0, 0.2]
+    assert len(study.arms) * len(study.budgets) * len(study.seeds) == 48
+    assert {(arm.factor, arm.policy) for arm in study.arms if arm.factor > 1} >= {
+        (2, "any"), (2, "compatible"), (2, "coverage"), (4, "any")
+    }  # fmt: skip
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arms": (ARMS[0], ARMS[0])}, "arms: one or more, each once"),
+        ({"controls": ("nobody",)}, "there is no arm nobody"),
+        ({"seeds": ()}, "seeds: one or more"),
+    ],
+)
+def test_refuses_a_study_that_says_nothing(prepared, changes, words):
+    with pytest.raises(ValueError, match=words):
+        tiny(prepared, **changes)
+
+
+def test_refuses_arms_by_name(prepared):
+    with pytest.raises(UserError, match="there is no arm x3"):
+        configure("augmentation", prepared, "shipped", ["real", "x3"])
+    with pytest.raises(UserError, match="a filter judges by the network"):
+        configure("augmentation", prepared, "shipped", ["x2_filtered"])
+    with pytest.raises(UserError, match="did you mean ablations"):
+        find_study("ablation")
+    assert [a.name for a in configure("augmentation", prepared, "shipped", ["x2_uniform"]).arms] == [
+        "x2_uniform"
+    ]
+    with pytest.raises(ValueError, match="factor 1 adds no images"):
+        Arm(name="real", policy="coverage")
+
+
+# ---- the control
+
+
+def test_the_repeated_image_is_the_source_to_the_last_bit(prepared):
+    people = PackedPeople.open(prepared / PACKED)
+    batch = people.pair_batch(np.array([0, 3]), np.array([4, 5]))
+    assert torch.equal(copy_source(people)(batch), batch.source_image)
+
+
+# ---- the table
+
+
+def scores(rng, names, pids, shift):
+    """A table of one training, its queries in an order of its own."""
+    order = rng.permutation(len(names))
+    values = {m: np.clip(rng.random(len(names)) + shift, 0, 1)[order] for m in
+              ("rank1", "rank5", "rank10", "mAP_step", "mAP_trapezoid", "mINP")}  # fmt: skip
+    return pa.table(
+        {"method": ["euclidean"] * len(names), "query": np.array(names)[order], "pid": pids[order], **values}
+    )
+
+
+def test_means_deviations_and_differences_are_those_of_a_hand_calculation():
+    rng = np.random.default_rng(0)
+    names, pids = [f"{i:02d}" for i in range(12)], np.repeat(np.arange(1, 5), 3)
+    tables = {
+        arm: [scores(rng, names, pids, shift) for _ in range(3)] for arm, shift in (("a", 0), ("b", 0.2))
+    }
+    a, b = summarize_block(Block("r", 1.0, "euclidean"), tables, ("a",), draws=200)
+    by_seed = [np.mean(table["mAP_step"].to_numpy()) for table in tables["b"]]
+    assert b.means["mAP_step"] == pytest.approx(sum(by_seed) / 3)
+    spread = np.sqrt(sum((value - np.mean(by_seed)) ** 2 for value in by_seed) / 2)
+    assert b.deviations["mAP_step"] == pytest.approx(spread)
+    (comparison,) = b.comparisons["mAP_step"]
+    assert comparison.difference.value == pytest.approx(b.means["mAP_step"] - a.means["mAP_step"])
+    assert comparison.p_holm == comparison.difference.p  # one arm besides the control
+    assert a.comparisons["mAP_step"] == []
+    block = {Block("r", 1.0, "euclidean"): [a, b]}
+    cell = f"{100 * b.means['rank1']:.1f} ± {100 * b.deviations['rank1']:.1f}"
+    assert cell in to_markdown(block, [])
+    assert cell.replace("±", r"$\pm$") in to_latex(block)
+
+
+def _block(arms):
+    """A block of made-up differences from "real": (value, p, p over trainings too) by arm; None a control."""
+    rows = []
+    for arm, told in arms.items():
+        difference = told and Difference(told[0], told[0] - 0.02, told[0] + 0.02, *told[1:], identities=12)
+        comparison = [Comparison("real", difference, 0.9)] if told else []
+        rows.append(ArmResult(arm, {}, {}, {}, {"mAP_step": comparison, "rank1": comparison}))
+    return rows
+
+
+def test_what_was_found_is_said_with_a_correction_for_everything_that_was_compared():
+    blocks = {
+        Block("r", 1.0, "euclidean"): _block(
+            {"real": None, "x2": (0.03, 0.001, 0.012), "x4": (0.01, 0.3, 0.4)}
+        ),
+        Block("r", 0.2, "euclidean"): _block(
+            {"real": None, "x2": (0.05, 0.02, 0.001), "x4": (-0.1, 0.5, 0.5)}
+        ),
+    }
+    text = what_was_found(blocks)  # the larger p counts: .012, .4, .02, .5; Holm: 4 x .012, 3 x .02
+    assert text.startswith("Beyond chance: x2 differs from real by +3.0 points of mAP (step) (r, 100 %")
+    assert (
+        "95 % +1.0 to +5.0 over 12 test people; p 0.012, after Holm's correction for 4 comparisons 0.048"
+        in text
+    )
+    assert text.endswith("1 of 4 comparisons are beyond chance.")
+    blocks[Block("s", 1.0, "euclidean")] = _block({"real": None, "x2": (0.2, 0.6, 0.6)})
+    text = what_was_found(blocks)  # a fifth comparison: 5 x .012
+    assert text.startswith("Nothing beyond chance. The clearest difference: x2 differs from real by +3.0")
+    assert "for 5 comparisons 0.060" in text
+    assert what_was_found({Block("r", 1.0, "m"): _block({"real": None})}).startswith("Nothing was compared")
+    assert to_markdown({}, []).startswith("Nothing was compared")
+
+
+def test_arms_that_answered_other_queries_are_refused():
+    rng, pids = np.random.default_rng(0), np.array([1, 1, 2])
+    tables = {"a": [scores(rng, ["x", "y", "z"], pids, 0)], "b": [scores(rng, ["x", "y", "w"], pids, 0)]}
+    with pytest.raises(UserError, match="other queries"):
+        summarize_block(Block("r", 1.0, "euclidean"), tables, ("a",))
+
+
+# ---- whole studies
+
+
+def finished(out: Path) -> dict[str, float]:
+    return {p.parent.name: p.stat().st_mtime_ns for p in (out / STAGES).glob(f"*/{DONE}")}
+
+
+@pytest.mark.slow
+def test_a_whole_study_and_what_a_second_run_does(prepared, tmp_path):
+    study = tiny(prepared)
+    run_study(study, tmp_path)
+    rows = pq.read_table(tmp_path / PARQUET).to_pylist()
+    assert {row["arm"] for row in rows} == {arm.name for arm in ARMS}
+    assert {row["method"] for row in rows} == {"euclidean", "kissme"}
+    compared = [row for row in rows if row["control"] is not None]
+    assert compared
+    assert all(0 < row["p"] <= row["p_holm"] <= 1 for row in compared)
+    assert r"\begin{tabular}" in (tmp_path / LATEX).read_text()
+    titles = [section["title"] for section in json.loads((tmp_path / "sections.json").read_text())]
+    assert titles[0] == "What was found"
+    assert "Is it still the same person?" in titles
+    before, table = finished(tmp_path), (tmp_path / PARQUET).read_bytes()
+    run_study(study, tmp_path)
+    assert finished(tmp_path) == before  # nothing was made again
+    assert (tmp_path / PARQUET).read_bytes() == table
+    with pytest.raises(UserError, match="steps: 2 -> 3"):
+        run_study(study.changed(steps=3), tmp_path)
+    (tmp_path / "study.json").unlink()
+    run_study(study.changed(arms=ARMS[:2]), tmp_path)  # its stages are those of the larger study
+    assert finished(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(prepared, tmp_path):
+    study = tiny(prepared, arms=ARMS[:3], seeds=(0,))
+    save_config(study, tmp_path / "study.json")
+    run_study(study, tmp_path / "whole")
+    killed, kills = tmp_path / "killed", 0
+    for stages in (1, 5, 8):  # a kill when so many stages are there
+        command = [sys.executable, "-c", STUDY, str(tmp_path / "study.json"), str(killed), "1"]
+        child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while child.poll() is None and len(finished(killed)) < stages:
+            time.sleep(0.01)
+        kills += child.poll() is None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    run_study(study, killed)
+    assert kills >= 2
+    assert (killed / PARQUET).read_bytes() == (tmp_path / "whole" / PARQUET).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_table_of_one(prepared, tmp_path):
+    study = tiny(prepared, arms=ARMS[:3], seeds=(0,))
+    run_study(study, tmp_path / "one")
+    run_study(study, tmp_path / "two", workers=2)
+    assert (tmp_path / "two" / PARQUET).read_bytes() == (tmp_path / "one" / PARQUET).read_bytes()

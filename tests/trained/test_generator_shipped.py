@@ -1,0 +1,75 @@
+"""What the package ships does its job on rendered people that it never saw: a seed of its own."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+from reposer.data.packed import PackedPeople
+from reposer.data.pairs import ordered_pairs
+from reposer.data.preparing.prepare import PACKED, prepare_market1501
+from reposer.generation.map_prediction import MapPredictor
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.rendered.dataset import write_rendered_dataset
+from reposer.runtime import setup
+from reposer.trained.generator import GENERATORS, PREDICTOR
+
+MOST_BYTES = 12_000_000  # of a weight file in the package
+FOLDERS = (*GENERATORS.values(), "predictor_rendered")
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> PackedPeople:
+    folder = tmp_path_factory.mktemp("people")
+    write_rendered_dataset(folder / "raw", identities=6, test_identities=2, images_per_identity=4, seed=77)
+    prepare_market1501(folder / "raw", folder / "prepared")
+    return PackedPeople.open(folder / "prepared" / PACKED)
+
+
+@pytest.fixture(scope="module")
+def pairs(people) -> np.ndarray:
+    return ordered_pairs([np.flatnonzero(people.pids == pid) for pid in np.unique(people.pids)])[::2]
+
+
+def error_inside(images: np.ndarray, people: PackedPeople, pairs: np.ndarray) -> float:
+    """Mean over pairs of |generated - target| in [0, 1] inside the target's mask."""
+    errors = []
+    for image, row, inside in zip(images, pairs[:, 1], masks(people, pairs), strict=True):
+        errors.append(np.abs(image[inside] / 255 - people.images[row][inside] / 255).mean())
+    return float(np.mean(errors))
+
+
+def masks(people: PackedPeople, pairs: np.ndarray) -> np.ndarray:
+    return people.pair_batch(pairs[:, 0], pairs[:, 1]).target_mask.numpy()
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_shipped_generator_is_nearer_to_the_target_than_the_source_is(name, people, pairs):
+    model = PoseTransfer.shipped(setup("cpu", threads=1), name)
+    generated = model(people.pair_batch(pairs[:, 0], pairs[:, 1])).permute(0, 2, 3, 1).numpy()
+    copied = error_inside(people.images[pairs[:, 0]], people, pairs)
+    assert error_inside(generated, people, pairs) < 0.85 * copied
+
+
+def test_the_shipped_predictor_knows_more_of_the_target_than_the_sources_map_does(people, pairs):
+    predictor = MapPredictor.open(PREDICTOR, setup("cpu", threads=1))
+    parsing, mask = (x.numpy() for x in predictor(people.pair_batch(pairs[:, 0], pairs[:, 1])))
+    truth, source = people.parsing[pairs[:, 1]], people.parsing[pairs[:, 0]]
+    someone = (truth > 0) | (source > 0) | (parsing > 0)
+    assert (parsing == truth)[someone].mean() > 1.5 * (source == truth)[someone].mean()
+    person = masks(people, pairs)
+    assert (mask & person).sum() / (mask | person).sum() > 0.8
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_shipped_folders_are_small_have_a_card_and_say_who_they_were_trained_on(name):
+    folder = files("reposer.assets") / name
+    weights = (folder / "model.safetensors").read_bytes()
+    assert len(weights) <= MOST_BYTES
+    assert "rendered people" in json.loads((folder / "config.json").read_text())["trained_on"]
+    card = (folder / "README.md").read_text()
+    assert "## Measured" in card
+    assert "## How it was trained" in card

@@ -1,0 +1,97 @@
+"""Two processes under torchrun train the network that one process trains with the same global batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import ONE_THREAD, TRAIN, final_hashes, tiny_config
+
+from reposer.config import save_config
+from reposer.storage import checkpoint
+from reposer.training.gan.config import AdversarialConfig, GanConfig, OutputConfig
+from reposer.training.gan.loop import train
+
+pytestmark = pytest.mark.slow
+
+
+def _torchrun(config: GanConfig, run: Path, folder: Path, before: str = "") -> subprocess.CompletedProcess:
+    save_config(config, folder / "config.json")
+    script = folder / "script.py"
+    script.write_text(before + TRAIN)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [sys.executable, *launcher, str(script), str(folder / "config.json"), str(run)]
+    return subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=900)
+
+
+def _config(prepared: Path, **changes) -> GanConfig:
+    """Instance norm: BatchNorm on CPUs sees only its own process's part."""
+    base = tiny_config(prepared)
+    return tiny_config(
+        prepared,
+        data=base.data.changed(pairs_per_epoch=40, flip=True),
+        generator_args={**base.generator_args, "norm": "instance", "dropout": 0.0},
+        discriminator_args={**base.discriminator_args, "norm": "instance"},
+        **{"gan": AdversarialConfig(pool=0), **changes},
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_equal_one(prepared, tmp_path, accumulate):
+    config = _config(prepared, accumulate=accumulate)
+    done = _torchrun(config, tmp_path / "two", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert train(config, tmp_path / "one", device="cpu").step == 20
+    one, two = (checkpoint.latest(tmp_path / name / "checkpoints") for name in ("one", "two"))
+    assert two.meta["world_size"] == 2
+    for group in ("generator", "discriminator", "ema"):
+        names = sorted(one.groups[group])
+        a, b = (torch.cat([run.groups[group][name].flatten() for name in names]) for run in (one, two))
+        assert (a - b).norm() / a.norm() < 1e-5, group
+
+
+def test_two_processes_resume_bit_for_bit(prepared, tmp_path):
+    """With a pool in each process; stopped by a signal that only the second one gets."""
+    config = _config(
+        prepared,
+        gan=AdversarialConfig(pool=4),
+        output=OutputConfig(log_every=3, sample_every=8, validate_every=8, checkpoint_every=100),
+    )
+    stop = (
+        "import os\nfrom reposer.training.gan import loop as gan\nreal, calls = gan.generator_loss, []\n"
+        "def signalling(*args):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == 7 and os.environ['RANK'] == '1': os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
+        "    return real(*args)\n"
+        "gan.generator_loss = signalling\n"
+    )
+    whole = _torchrun(config, tmp_path / "whole", tmp_path)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    stopped = _torchrun(config, tmp_path / "stopped", tmp_path, before=stop)
+    assert stopped.returncode != 0
+    assert checkpoint.latest(tmp_path / "stopped" / "checkpoints").step == 7
+    again = _torchrun(config, tmp_path / "stopped", tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert final_hashes(tmp_path / "stopped") == final_hashes(tmp_path / "whole")
+
+
+def test_a_dead_process_ends_the_other(prepared, tmp_path):
+    die = (
+        "import os\nfrom reposer.training.gan import loop as gan\nreal, calls = gan.generator_loss, []\n"
+        "def dying(*args):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == 3 and os.environ['RANK'] == '1': os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        "    return real(*args)\n"
+        "gan.generator_loss = dying\n"
+    )
+    done = _torchrun(_config(prepared), tmp_path / "run", tmp_path, before=die)
+    assert done.returncode != 0
+    config = str(tmp_path / "config.json").encode()
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        if int(process.parent.name) != os.getpid() and process.exists():
+            assert config not in process.read_bytes()

@@ -1,0 +1,45 @@
+"""Starting from the networks of another run: its averaged generator and its discriminator, nothing else."""
+
+import pytest
+import torch
+from tiny_training import TINY_D, TINY_SAN, tiny_config
+
+from reposer.errors import UserError
+from reposer.storage import checkpoint
+from reposer.training.gan.loop import train
+
+
+def test_a_new_run_begins_with_the_other_runs_networks(prepared, tmp_path):
+    config = tiny_config(prepared)
+    train(config, tmp_path / "first", device="cpu")
+    first = checkpoint.latest(tmp_path / "first" / "checkpoints")
+    still = config.changed(  # a step so small that float32 does not see it
+        optimizer=config.optimizer.changed(lr=1e-30), start_from=tmp_path / "first", ema_decay=0.0
+    )
+    train(still, tmp_path / "second", device="cpu")
+    second = checkpoint.latest(tmp_path / "second" / "checkpoints")
+    for name in first.groups["ema"]:
+        if "running" in name or "num_batches" in name:
+            continue  # BatchNorm's statistics move with the batches, as they should
+        assert torch.equal(first.groups["ema"][name], second.groups["generator"][name]), name
+    weight = next(name for name in first.groups["discriminator"] if name.endswith("weight"))
+    assert torch.equal(first.groups["discriminator"][weight], second.groups["discriminator"][weight])
+
+
+def test_a_run_without_checkpoint_and_other_sizes_are_named(prepared, tmp_path):
+    config = tiny_config(prepared, start_from=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"start_from=.*nowhere"):
+        train(config, tmp_path / "run", device="cpu")
+    train(tiny_config(prepared), tmp_path / "first", device="cpu")
+    wide = {**TINY_SAN, "ngf": 8}
+    config = tiny_config(prepared, start_from=tmp_path / "first", generator_args=wide)
+    with pytest.raises(UserError, match="weight"):
+        train(config, tmp_path / "other", device="cpu")
+
+
+def test_two_discriminators_train_and_resume(prepared, tmp_path):
+    config = tiny_config(prepared, discriminator_args={**TINY_D, "shape": True})
+    train(config, tmp_path / "run", device="cpu", max_minutes=0)
+    assert train(config, tmp_path / "run", device="cpu").finished
+    names = checkpoint.latest(tmp_path / "run" / "checkpoints").groups["discriminator"]
+    assert {name.split(".")[0] for name in names} == {"appearance", "shape"}

@@ -1,0 +1,107 @@
+"""Both objectives against the formulas of the paper, written with exp and log."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reposer.losses.adversarial import ImagePool
+from reposer.losses.perceptual import PerceptualNetwork
+from reposer.structures import PairBatch
+from reposer.training.gan.config import AdversarialConfig, LossWeights
+from reposer.training.gan.losses import GanNetworks, discriminator_loss, generator_loss
+
+
+class _MeanDifference(nn.Module):
+    """One logit an image: a weight times the mean difference of the image from its source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool = False) -> Tensor:
+        return self.weight * (image - source_image).mean((1, 2, 3))
+
+
+def _batch() -> PairBatch:
+    shape = (2, 3, 4, 4)
+    labels, mask, joints = (
+        torch.zeros(2, 4, 4, dtype=torch.uint8),
+        torch.ones(2, 4, 4, dtype=torch.bool),
+        torch.zeros(2, 18, 2),
+    )
+    return PairBatch(
+        source_image=torch.zeros(shape),
+        target_image=torch.full(shape, 0.5),
+        source_parsing=labels,
+        target_parsing=labels,
+        source_mask=mask,
+        target_mask=mask,
+        source_keypoints=joints,
+        target_keypoints=joints,
+        pids=torch.tensor([1, 2]),
+    )
+
+
+def _random_vgg() -> PerceptualNetwork:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"0.weight": (64, 3, 3, 3), "0.bias": (64,), "2.weight": (64, 64, 3, 3), "2.bias": (64,)}
+    return PerceptualNetwork(
+        "vgg19", ("relu1_2",), {k: torch.randn(s, generator=generator) * 0.1 for k, s in shapes.items()}
+    )
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_the_discriminators_loss_is_half_the_cross_entropy_of_eq_4():
+    nets = GanNetworks(nn.Identity(), _MeanDifference(), None)
+    generated = torch.full((2, 3, 4, 4), -0.25, requires_grad=True)
+    loss, parts = discriminator_loss(
+        nets, _batch(), generated, AdversarialConfig(), ImagePool(0), torch.Generator()
+    )
+    expected = 0.5 * (-math.log(_sigmoid(2 * 0.5)) - math.log(1 - _sigmoid(2 * -0.25)))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert parts["discriminator/real_logit"].item() == pytest.approx(1.0)
+    assert parts["discriminator/fake_logit"].item() == pytest.approx(-0.5)
+    loss.backward()
+    assert generated.grad is None, "the discriminator's step must not reach the generator"
+
+
+def test_the_generators_loss_is_the_weighted_sum_of_eq_7():
+    vgg = _random_vgg()
+    nets = GanNetworks(nn.Identity(), _MeanDifference(), vgg)
+    generated = torch.full((2, 3, 4, 4), 0.1, requires_grad=True)
+    batch = _batch()
+    total, parts = generator_loss(
+        nets, batch, generated, AdversarialConfig(), LossWeights(adversarial=10, l1=15, perceptual=5)
+    )
+    features = [vgg(x.detach())[0] for x in (generated, batch.target_image)]
+    terms = {
+        "adversarial": -math.log(_sigmoid(2 * 0.1)),  # non-saturating
+        "l1": 0.4,
+        "perceptual": (features[0] - features[1]).square().mean().item(),
+    }
+    for name, value in terms.items():
+        assert parts[f"generator/{name}"].item() == pytest.approx(value, rel=1e-5)
+    expected = 10 * terms["adversarial"] + 15 * terms["l1"] + 5 * terms["perceptual"]
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    total.backward()
+    assert generated.grad is not None
+
+
+def test_a_term_of_weight_zero_is_not_computed():
+    nets = GanNetworks(nn.Identity(), nn.Identity(), None)  # calling this discriminator would fail
+    total, parts = generator_loss(
+        nets,
+        _batch(),
+        torch.zeros(2, 3, 4, 4),
+        AdversarialConfig(),
+        LossWeights(adversarial=0, l1=2, perceptual=0),
+    )
+    assert total.item() == pytest.approx(1.0)
+    assert set(parts) == {"generator/loss", "generator/l1"}

@@ -1,0 +1,119 @@
+"""Licences are shown, accepted once, asked again when they change; pinned downloads of licensed files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from reposer.errors import MissingWeightsError, UserError
+from reposer.weights import files as weights
+from reposer.weights import licenses as licences
+from reposer.weights.downloads import DownloadError
+from reposer.weights.licenses import ACCEPTED_FILE, LicenceError, licensed_weights, require_licence
+
+CONTENT = bytes(range(256)) * 1000
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPOSER_WEIGHTS", str(tmp_path / "weights"))
+    return tmp_path / "weights"
+
+
+def test_acceptance_is_asked_once_for_each_text(folder):
+    with pytest.raises(
+        LicenceError, match=r"licence of net: terms \[NOT FOR COMMERCIAL USE\].*--accept-licence"
+    ):
+        require_licence("net", "terms", non_commercial=True)
+    assert not folder.exists()
+    require_licence("net", "terms", non_commercial=True, accept=True)
+    require_licence("net", "terms", non_commercial=True)
+    assert list(json.loads((folder / ACCEPTED_FILE).read_text())) == ["net"]
+    for changed in ({"name": "other"}, {"terms": "new terms"}, {"non_commercial": False}):
+        with pytest.raises(LicenceError):
+            require_licence(**({"name": "net", "terms": "terms", "non_commercial": True} | changed))
+    require_licence("free", "")
+    assert list(json.loads((folder / ACCEPTED_FILE).read_text())) == ["net"]
+
+
+def test_a_damaged_record_is_named(folder):
+    folder.mkdir()
+    (folder / ACCEPTED_FILE).write_text("yes")
+    with pytest.raises(UserError, match=ACCEPTED_FILE):
+        require_licence("net", "terms", accept=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        self.server.starts.append(start)
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        self.wfile.write(CONTENT[start : self.server.stop_at])
+
+    def log_message(self, *_):
+        """Be quiet."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.starts, found.stop_at = [], None
+    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    known = weights.WeightFile(
+        "net.pth",
+        f"http://127.0.0.1:{found.server_port}/net.pth",
+        hashlib.sha256(CONTENT).hexdigest(),
+        len(CONTENT) / 2**20,
+        "for research",
+        non_commercial=True,
+    )
+    monkeypatch.setitem(weights.KNOWN, "net", known)
+    yield found
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
+def test_nothing_is_fetched_before_the_licence_is_accepted(server, folder):
+    with pytest.raises(LicenceError, match="for research"):
+        licensed_weights("net", may_download=True)
+    with pytest.raises(MissingWeightsError, match=rf"net\.pth.*put it into {folder}"):
+        licensed_weights("net", accept_licence=True)
+    assert server.starts == []
+
+
+def test_a_cut_download_goes_on(server, folder):
+    server.stop_at = 100_000
+    with pytest.raises(DownloadError, match="continues there"):
+        licensed_weights("net", accept_licence=True, may_download=True)
+    assert not (folder / "net.pth").exists()
+    server.stop_at = None
+    path = licensed_weights("net", may_download=True)
+    assert path.read_bytes() == CONTENT
+    assert server.starts == [0, 100_000]
+    assert licensed_weights("net") == path  # from the disk
+    assert len(server.starts) == 2
+    path.write_bytes(CONTENT[1:])
+    with pytest.raises(UserError, match="not the official weights"):
+        licensed_weights("net", may_download=True)
+
+
+def test_what_is_known_of_the_annotators():
+    """Pins are whole hashes, or torchvision's eight digits; the non-commercial ones say so."""
+    for name in ("maskrcnn_v2", "maskrcnn", "keypointrcnn", "schp_lip", "schp_atr"):
+        known = weights.KNOWN[name]
+        assert known.url.startswith("https://")
+        assert known.url.endswith(known.file)
+        assert len(known.sha256) in (8, 64)
+        assert known.licence
+        assert known.non_commercial == name.startswith("schp")
+    assert "NOT FOR COMMERCIAL USE" in licences.licence_text(weights.KNOWN["schp_lip"].licence, True)

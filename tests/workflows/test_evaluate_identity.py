@@ -1,0 +1,104 @@
+"""Identity kept: a perfect generator keeps it, one that paints everybody alike loses it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from reposer.errors import UserError
+from reposer.structures import PairBatch
+from reposer.workflows.evaluate import OTHER_POSE, OWN_POSE, REAL, identity_kept
+
+
+class Colors(torch.nn.Module):
+    """An embedding that looks at the mean color."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, image):
+        return torch.nn.functional.normalize(image.float().mean((2, 3)) * self.scale, dim=1)
+
+
+class People(SimpleNamespace):
+    def pair_batch(self, source, target):
+        n = len(source)
+        image = lambda rows: torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)  # noqa: E731
+        labels, mask = torch.zeros(n, 8, 4, dtype=torch.uint8), torch.ones(n, 8, 4, dtype=torch.bool)
+        known = getattr(self, "keypoints", np.zeros((len(self.pids), 18, 2), np.float32))
+        joints = [torch.from_numpy(known[rows]) for rows in (source, target)]
+        pids = torch.from_numpy(self.pids[source])
+        return PairBatch(image(source), image(target), labels, labels, mask, mask, *joints, pids)
+
+
+@pytest.fixture
+def people():
+    """Six people, each of one color, in three cameras: one query and two gallery images."""
+    rng = np.random.default_rng(0)
+    colors = rng.integers(0, 256, (6, 3))
+    pids = np.repeat(np.arange(1, 7), 3)
+    images = np.empty((18, 8, 4, 3), np.uint8)
+    images[:] = colors[pids - 1][:, None, None]
+    return People(
+        images=images,
+        pids=pids.astype(np.int64),
+        camids=np.tile([1, 2, 3], 6).astype(np.int64),
+        splits=np.tile(["query", "gallery", "gallery"], 6),
+        clothes=np.full(18, -1, np.int64),
+        names=tuple(f"{i}.jpg" for i in range(18)),
+    )
+
+
+def test_copying_keeps_everybody_and_gray_nobody(people):
+    copy = identity_kept(lambda batch, _: batch.source_image, Colors(), people)
+    assert {row: result.values.rank1 for row, result in copy.items()} == {
+        REAL: 1.0,
+        OWN_POSE: 1.0,
+        OTHER_POSE: 1.0,
+    }
+    gray = identity_kept(lambda batch, _: torch.full_like(batch.source_image, 128), Colors(), people)
+    assert gray[REAL].values.rank1 == 1.0
+    assert gray[OWN_POSE].values.rank1 < 0.5
+
+
+def test_donors_are_whom_the_row_says(people):
+    """A generator that paints the donor is recognized with the own pose only."""
+    donor = identity_kept(lambda batch, _: batch.target_image, Colors(), people)
+    assert donor[OWN_POSE].values.rank1 == 1.0
+    assert donor[OTHER_POSE].values.rank1 == 0.0
+
+
+def test_held_out_people_give_one_query_a_camera(people):
+    people.splits = np.full(18, "val")
+    people.camids = np.tile([1, 1, 2], 6).astype(np.int64)
+    results = identity_kept(lambda batch, _: batch.source_image, Colors(), people)
+    assert results[REAL].counts["queries"] == 12
+
+
+def test_nobody_to_test_on(people):
+    people.splits = np.full(18, "train")
+    with pytest.raises(UserError, match="nobody"):
+        identity_kept(lambda batch, _: batch.source_image, Colors(), people)
+
+
+class PoseOnly:
+    """Takes predicted maps: refuses donors without key-points, and paints the donor."""
+
+    maps = "predicted"
+
+    def __call__(self, batch, _):
+        assert torch.isfinite(batch.target_keypoints).all(2).any(1).all()
+        return batch.target_image
+
+
+def test_nobody_lends_a_pose_that_nobody_knows(people):
+    """With predicted maps, images without key-points are no donors; a person's own others still are."""
+    people.keypoints = np.zeros((18, 18, 2), np.float32)
+    people.keypoints[1::3] = np.nan
+    results = identity_kept(PoseOnly(), Colors(), people)
+    assert results[OWN_POSE].values.rank1 == 1.0
+    people.keypoints[:] = np.nan
+    with pytest.raises(UserError, match="key-points"):
+        identity_kept(PoseOnly(), Colors(), people)

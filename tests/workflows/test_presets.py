@@ -1,0 +1,85 @@
+"""The presets: the paper's numbers, and that every one is a configuration that can be built and saved."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reposer.config import apply_overrides, differences, load_config, save_config
+from reposer.errors import UserError
+from reposer.models.discriminators import build_discriminator
+from reposer.models.generators import build_generator
+from reposer.training.gan.config import GanConfig
+from reposer.training.optimizers import learning_rate
+from reposer.workflows.presets import PRESETS, find_preset
+
+
+def test_san_market_has_the_numbers_of_the_paper():
+    config = PRESETS["san_market"]()
+    assert (config.weights.adversarial, config.weights.l1, config.weights.perceptual) == (10, 15, 5)
+    assert (config.optimizer.lr, config.optimizer.beta1, config.optimizer.beta2) == (2e-4, 0.5, 0.999)
+    assert (config.perceptual.network, config.perceptual.layers, config.perceptual.norm) == (
+        "vgg19",
+        ("relu1_2",),
+        "l2",
+    )
+    assert config.total_steps == 62_500  # san.md: "62.5 k iterations of 32"
+    const, decay = (config.steps_of(e) for e in (config.schedule.epochs_const, config.schedule.epochs_decay))
+    rates = [learning_rate(step, 2e-4, const, decay) for step in (0, 37_499, 37_500, 50_000, 62_499)]
+    assert rates == pytest.approx([2e-4, 2e-4, 2e-4, 1e-4, 2e-4 / 25_000])
+
+
+def test_san_deepfashion_has_the_numbers_of_the_paper():
+    config = PRESETS["san_deepfashion"]()
+    assert (config.weights.adversarial, config.weights.l1, config.weights.perceptual) == (15, 1, 5)
+    assert (config.batch_size, config.gan.pool) == (8, 0)
+    assert config.total_steps == 350_000  # san.md: "350 k iterations of 8"
+
+
+def test_patn_market_has_the_numbers_of_its_code():
+    config = PRESETS["patn_market"]()
+    weights = config.weights
+    assert (weights.adversarial, weights.l1, weights.perceptual) == (5, 10, 10)
+    assert (config.perceptual.norm, config.batch_size, config.gan.pool) == ("l1", 32, 50)
+    assert config.total_steps == 87_500  # peers.md: "87.5 k steps on Market"
+    with torch.device("meta"):
+        critics = build_discriminator(**config.discriminator_args)
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (critics.appearance, critics.shape)]
+    assert sizes == pytest.approx([3.93e6, 3.98e6], rel=2e-3)
+
+
+def test_the_small_presets_differ_from_the_small_san_in_generator_and_critics_only():
+    san = PRESETS["san_market_small"]()
+    for name in ("san_keypoints_market_small", "patn_market_small"):
+        config = PRESETS[name]()
+        same = config.changed(
+            generator=san.generator,
+            generator_args=san.generator_args,
+            discriminator_args=san.discriminator_args,
+        )
+        assert same == san
+
+
+def test_the_demo_needs_no_outside_weights():
+    assert PRESETS["san_demo"]().weights.perceptual == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_a_save_and_its_arguments_fit_the_networks(name, tmp_path):
+    config = PRESETS[name]()
+    save_config(config, tmp_path / "config.json")
+    assert differences(load_config(GanConfig, tmp_path / "config.json"), config) == []
+    with torch.device("meta"):
+        build_discriminator(**config.discriminator_args)
+        build_generator(config.generator, **config.generator_args)
+
+
+def test_an_override_of_an_unknown_key_names_the_nearest():
+    with pytest.raises(UserError, match="pairs_per_epoch"):
+        apply_overrides(PRESETS["san_market"](), ["data.pair_per_epoch=3"])
+
+
+def test_an_unknown_preset_names_the_nearest():
+    assert find_preset("san_demo") == PRESETS["san_demo"]()
+    with pytest.raises(UserError, match="did you mean san_market"):
+        find_preset("san_markt")

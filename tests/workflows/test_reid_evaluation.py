@@ -1,0 +1,321 @@
+"""``reposer reid`` from a prepared folder to the files it writes: rows, kept features, leaks, multi-query."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from reposer.cli.main import app
+from reposer.data.packed import PackedPeople
+from reposer.data.preparing.prepare import PACKED, prepare_market1501, prepare_people
+from reposer.errors import UserError
+from reposer.evaluation.plots import draw_map, map_points
+from reposer.evaluation.reid_comparison import compare_methods
+from reposer.evaluation.reidentification import Expansion, Rerank
+from reposer.images import decode
+from reposer.models.embedding import Embedding
+from reposer.models.pretrained import EmbeddingInfo
+from reposer.reid.features import embed_images, extract_features, write_features
+from reposer.rendered.dataset import write_rendered_dataset
+from reposer.structures import FeatureSet
+from reposer.workflows import reid_features
+from reposer.workflows.reid_evaluation import ReidOptions, evaluate_network, resolved, score_files, score_sets
+from reposer.workflows.reid_features import (
+    chosen_rows,
+    export_embedding,
+    kept_features,
+    listed_rows,
+    training_note,
+)
+from reposer.workflows.verify import verify_folder
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """Rendered people, prepared, and an untrained network in an exported folder."""
+    root = tmp_path_factory.mktemp("reid")
+    write_rendered_dataset(
+        root / "people", identities=5, test_identities=4, images_per_identity=6, size=(64, 32), seed=3
+    )
+    prepare_market1501(root / "people", root / "prepared", size=(64, 32))
+    torch.manual_seed(0)
+    embedding = Embedding("small", {"widths": [8, 8, 16]}, size=(64, 32), stripes=2)
+    embedding.save_pretrained(root / "network")
+    people = PackedPeople.open(root / "prepared" / PACKED)
+    return SimpleNamespace(root=root, people=people, prepared=root / "prepared", network=root / "network")
+
+
+def _evaluate(house, out, *methods, **options):
+    lists = {key: options.pop(key) for key in ("query_list", "gallery_list", "crops") if key in options}
+    chosen = ReidOptions(methods=methods, **options)
+    return evaluate_network(str(house.network), house.prepared, out, chosen, device="cpu", **lists)
+
+
+def _feature_set(house, rows):
+    people = house.people
+    features = embed_images(Embedding.from_pretrained(house.network), people.images[rows], 7)
+    return FeatureSet(features, people.pids[rows], people.camids[rows], tuple(people.names[i] for i in rows))
+
+
+def test_the_report_is_that_of_the_features_of_the_splits(house, tmp_path):
+    rerank = Rerank(5, 2)
+    report = _evaluate(house, tmp_path, "euclidean", "xqda", rerank=rerank, rank_lists="xqda + re-ranking")
+    sets = [
+        _feature_set(house, np.flatnonzero(house.people.splits == s)) for s in ("query", "gallery", "train")
+    ]
+    expected = compare_methods(*sets, methods=("euclidean", "xqda"), rerank=rerank)
+    for name, result in expected.results.items():
+        assert report.results[name].values.mAP_step == pytest.approx(result.values.mAP_step, abs=1e-5)
+    saved = json.loads((tmp_path / "reidentification.json").read_text())
+    assert saved["settings"]["network"]["embedding"]["backbone"] == "small"
+    assert saved["pictures"].keys() >= {"cmc.png", "ranklist_best.png", "ranklist_worst.png"}
+    assert all(decode(tmp_path / name).std() > 1 for name in saved["pictures"])
+    rows = pq.read_table(tmp_path / "reidentification.parquet").to_pylist()
+    for name, result in report.results.items():
+        mine = [row for row in rows if row["method"] == name]
+        assert len(mine) == len(sets[0])
+        assert np.mean([row["ap_step"] for row in mine]) == pytest.approx(result.values.mAP_step)
+        assert np.mean([row["first_hit"] == 1 for row in mine]) == pytest.approx(result.values.rank1)
+
+
+def test_features_are_extracted_once_and_again_for_another_network(house, tmp_path, monkeypatch):
+    extracted, real = [], reid_features._extract
+    monkeypatch.setattr(
+        reid_features, "_extract", lambda e, p, rows, name: extracted.append(name) or real(e, p, rows, name)
+    )
+    network, rows = Embedding.from_pretrained(house.network), chosen_rows(house.people)
+    tested = {name: rows[name] for name in ("query", "gallery")}
+    first = kept_features(network, house.people, tested, tmp_path)
+    assert extracted == ["query", "gallery"]
+    second = kept_features(network, house.people, rows, tmp_path)
+    assert extracted == ["query", "gallery", "train"]
+    for name, features in first.items():
+        np.testing.assert_array_equal(second[name].features, features.features)
+        np.testing.assert_array_equal(features.features, _feature_set(house, rows[name]).features)
+
+    data = bytearray((tmp_path / "features.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "features.npz").write_bytes(data)
+    kept_features(network, house.people, tested, tmp_path)
+    assert extracted[3:] == ["query", "gallery"]  # a damaged file is not believed
+    with torch.no_grad():
+        network.neck.weight.mul_(torch.linspace(0.5, 2, 32))
+    kept_features(network, house.people, tested, tmp_path)
+    assert extracted[5:] == ["query", "gallery"]
+    kept_features(network, house.people, tested | {"query": rows["query"][::-1]}, tmp_path)
+    assert extracted[7:] == ["query"]
+
+
+def test_kept_features_are_a_feature_file_with_the_same_scores(house, tmp_path):
+    report = _evaluate(house, tmp_path / "a", "euclidean", "kissme")
+    out = tmp_path / "b"
+    again = score_files([tmp_path / "a" / "features.npz"], out, ReidOptions(methods=("euclidean", "kissme")))
+    for name, result in report.results.items():
+        assert again.results[name].values == result.values
+    assert not (out / "ranklist_best.png").exists()  # no pictures were given
+    folders = [house.root / "people" / name for name in ("query", "bounding_box_test")]
+    score_files([tmp_path / "a" / "features.npz"], out, ReidOptions(methods=("euclidean",)), images=folders)
+    assert (out / "ranklist_best.png").exists()
+    with pytest.raises(UserError, match=r"\.jpg: no such image in .*bounding_box_test: give the folders"):
+        score_files([tmp_path / "a" / "features.npz"], out, ReidOptions(), images=folders[1:])
+
+
+def test_name_lists_choose_query_and_gallery(house, tmp_path):
+    tested = np.flatnonzero(np.isin(house.people.splits, ["query", "gallery"]))[::-1]
+    for name, rows in (("q", tested[::2]), ("g", tested[1::2])):
+        (tmp_path / name).write_text("\n".join(house.people.names[i] for i in rows) + "\n\n")
+    rows = chosen_rows(house.people, tmp_path / "q", tmp_path / "g")
+    np.testing.assert_array_equal(rows["query"], tested[::2])
+    np.testing.assert_array_equal(rows["gallery"], tested[1::2])
+    with pytest.raises(UserError, match="--query-list and --gallery-list"):
+        chosen_rows(house.people, tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "names no image"), ("nobody.jpg", ":1: nobody.jpg: the prepared"), ("{0}\n{0}", ":2: .* line 1")],
+)
+def test_bad_lists_are_named_by_line(house, tmp_path, text, message):
+    (tmp_path / "list").write_text(text.format(house.people.names[0]))
+    with pytest.raises(UserError, match=message):
+        listed_rows(house.people, tmp_path / "list")
+
+
+def test_people_the_network_has_seen_are_refused(house):
+    people = house.people
+    rows = {name: np.flatnonzero(people.splits == name) for name in ("query", "gallery")}
+    info = EmbeddingInfo(identity_hash=people.identity_hash("train"), trained_on="x")
+    assert "nobody of it is tested" in training_note(info, people, rows)
+    unknown = info.changed(identity_hash="0" * 64)
+    assert "not known" in training_note(unknown, people, rows)
+    with pytest.raises(UserError, match="whom the network was trained on"):
+        training_note(info.changed(splits=("train", "gallery")), people, rows)
+
+
+def test_people_the_network_has_seen_in_other_images_are_refused(house, tmp_path):
+    """Every third image of the training people is held out: none is trained on, every person is."""
+    raw = house.root / "people" / "bounding_box_train"
+    for number, path in enumerate(sorted(raw.iterdir())):
+        split = "train" if number % 3 else "val"
+        place = tmp_path / "in" / split / path.name[:4] / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes())
+    report = prepare_people("folders", tmp_path / "in", tmp_path / "out", size=(64, 32))
+    assert report.problems["person-train-test"] == 5
+    people = PackedPeople.open(tmp_path / "out" / PACKED)
+    rows = chosen_rows(people)
+    info = EmbeddingInfo(identity_hash=people.identity_hash("train"), trained_on="x")
+    with pytest.raises(UserError, match=r"10 test images \(5 people\), .* whom the network was trained on"):
+        training_note(info, people, rows)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("place", ["{}", "query/{}", "./{}", "C:\\data\\query\\{}", "/data/query/{}"])
+def test_lists_of_other_tools_name_the_same_images(house, tmp_path, encoding, place):
+    names = house.people.names[:3]
+    text = "".join(place.format(name) + "\r\n" for name in names)
+    (tmp_path / "list").write_bytes(text.encode(encoding))
+    np.testing.assert_array_equal(listed_rows(house.people, tmp_path / "list"), [0, 1, 2])
+
+
+def test_multi_query_pools_the_crops_of_a_person_and_camera(house, tmp_path):
+    """Crops that are the query itself, mirrored and not, change nothing of what a hand-made mean says."""
+    people, crops = house.people, tmp_path / "crops"
+    crops.mkdir()
+    query = np.flatnonzero(people.splits == "query")
+    for i in query[1:]:
+        stem = people.names[i].removesuffix(".jpg")
+        for box, pixels in (("90", people.images[i]), ("91", people.images[i][:, ::-1])):
+            Image.fromarray(pixels).save(crops / f"{stem[:-2]}{box}.png")
+    report = _evaluate(house, tmp_path / "out", "euclidean", multi_query="mean", crops=crops)
+    straight, network = _feature_set(house, query), Embedding.from_pretrained(house.network)
+    mirrored = embed_images(network, np.ascontiguousarray(people.images[query][:, :, ::-1]))
+    pooled = straight.features + mirrored
+    pooled[0] = straight.features[0]  # the first has no crop
+    keys = list(zip(straight.pids.tolist(), straight.camids.tolist(), strict=True))
+    assert len(set(keys)) == len(keys)  # one query a person and camera
+    gallery = _feature_set(house, np.flatnonzero(people.splits == "gallery"))
+    hand = FeatureSet(pooled, straight.pids, straight.camids, straight.names)
+    expected = compare_methods(hand, gallery, methods=("euclidean",)).results["euclidean"]
+    assert report.results["euclidean"].values.mAP_step == pytest.approx(expected.values.mAP_step, abs=1e-5)
+    assert any("1 queries have no crop" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multi_query": "mean"}, "--multi-query and --crops"),
+        ({"rank_lists": "kissme"}, "no row 'kissme' for rank lists: choose one of euclidean"),
+        (
+            {"rank_lists": "euclidean + query expansion", "expand": Expansion(2)},
+            "lists of 'euclidean . query expansion' cannot be drawn: choose 'euclidean'",
+        ),
+        ({"feature_map": "pca"}, "no map 'pca': choose one of tsne, umap"),
+    ],
+)
+def test_wrong_options_fail_before_anything_is_extracted(house, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        _evaluate(house, tmp_path / "out", "euclidean", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_without_rank_lists_says_why_and_keeps_none_of_an_earlier_one(house, tmp_path):
+    drawn = _evaluate(house, tmp_path, "euclidean", expand=Expansion(2))
+    assert list(tmp_path.glob("ranklist_*.png"))
+    assert not any("rank lists" in note for note in drawn.notes)
+    report = _evaluate(house, tmp_path, "euclidean", exclude_same_camera=False)
+    told = "No rank lists are drawn: they follow Market-1501's rules, these scores do not."
+    assert told in report.notes
+    assert told in (tmp_path / "reidentification.md").read_text()
+    assert not list(tmp_path.glob("ranklist_*.png"))
+
+
+def test_feature_files_need_query_and_gallery_once(house, tmp_path):
+    sets = {"query": _feature_set(house, np.arange(3)), "gallry": _feature_set(house, np.arange(3))}
+    write_features(tmp_path / "a.npz", sets)
+    with pytest.raises(UserError, match="split 'gallry': unknown: name it query, gallery"):
+        score_files([tmp_path / "a.npz"], None, ReidOptions())
+    write_features(tmp_path / "a.npz", {"query": sets["query"]})
+    with pytest.raises(UserError, match=r"no split gallery \(found: query\)"):
+        score_files([tmp_path / "a.npz"], None, ReidOptions())
+    with pytest.raises(UserError, match="a second set query"):
+        score_files([tmp_path / "a.npz", tmp_path / "a.npz"], None, ReidOptions())
+
+
+def test_maps_keep_neighborhoods():
+    """Five tight groups stay groups: the nearest place of each point belongs to its own group."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(5), 12)
+    features = (np.eye(16)[group] + 0.02 * rng.normal(size=(60, 16))).astype(np.float32)
+    places = map_points(features, "tsne")
+    distance = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (group[distance.argmin(1)] == group).all()
+    np.testing.assert_array_equal(places, map_points(features, "tsne"))
+    labels = np.where(group == 4, 0, group + 1)  # distractors are left out
+    picture = draw_map(FeatureSet(features, labels, labels, tuple(map(str, range(60)))), "tsne")
+    assert picture.startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="a map of 3 features"):
+        map_points(features[:3], "tsne")
+
+
+def test_a_map_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("reposer.evaluation.plots.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"umap-learn, not installed here: pip install reposer\[maps\]"):
+        map_points(np.ones((9, 4)), "umap")
+
+
+def test_an_exported_network_gives_the_same_features(house, tmp_path):
+    said = export_embedding(str(house.network), tmp_path / "e")
+    assert "model.safetensors" in said
+    a, b = (Embedding.from_pretrained(folder) for folder in (house.network, tmp_path / "e"))
+    np.testing.assert_array_equal(*(embed_images(e, house.people.images[:4]) for e in (a, b)))
+    assert verify_folder(tmp_path / "e") == ("exported Re-ID network, hash, names and shapes", [])
+    data = bytearray((tmp_path / "e" / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "e" / "model.safetensors").write_bytes(data)
+    (fault,) = verify_folder(tmp_path / "e")[1]
+    assert "differs from the sha256" in fault
+
+
+@pytest.mark.parametrize("cameras", ["absent", "one", "unknown", "none"])
+def test_a_feature_file_of_one_camera_is_scored_with_the_note(tmp_path, cameras):
+    """Four people far apart, three images each: every query's person comes first, whatever the camera."""
+    pids = np.repeat(np.arange(1, 5), 3)
+    features = 10.0 * np.eye(4)[pids - 1] + np.random.default_rng(0).random((12, 4))
+    split = np.where(np.arange(12) % 3 == 0, "query", "gallery")
+    columns = {"features": features, "pid": pids, "split": split}
+    if cameras != "absent":
+        columns["camid"] = np.full(12, {"one": 1, "unknown": -1, "none": 0}[cameras])
+    np.savez(tmp_path / "features.npz", **columns)
+    told = CliRunner().invoke(app, ["reid", "score", str(tmp_path / "features.npz")])
+    assert told.exit_code == 0, told.output
+    assert "| euclidean | 100.00 [100.0, 100.0] |" in told.output
+    assert "No camera is known: every image counts as a camera of its own." in told.output
+
+
+def test_a_folder_of_one_camera_is_evaluated_with_the_note(house, tmp_path):
+    people = house.people
+    rows = chosen_rows(people)
+    for number in (0, 5):
+        cameras = np.full(len(people.camids), number)
+        one = SimpleNamespace(images=people.images, pids=people.pids, camids=cameras, names=people.names)
+        one.clothes = people.clothes
+        network = Embedding.from_pretrained(house.network)
+        sets = {name: extract_features(network, one, chosen) for name, chosen in rows.items()}
+        write_features(tmp_path / f"{number}.npz", sets)
+        report = score_sets(sets, tmp_path / "out", resolved(ReidOptions(methods=("euclidean",)), True))
+        again = score_files([tmp_path / f"{number}.npz"], None, ReidOptions(methods=("euclidean",)))
+        kept = compare_methods(
+            sets["query"], sets["gallery"], methods=("euclidean",), exclude_same_camera=False
+        )
+        for told in (report, again):
+            assert told.results["euclidean"].values == kept.results["euclidean"].values
+            assert told.notes[0].startswith("No camera is known: every image counts as a camera of its own.")
