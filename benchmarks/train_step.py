@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reposer.images import to_float
 from reposer.losses.adversarial import ImagePool
+from reposer.losses.image_gan import GanNetworks, discriminator_loss, generate, generator_loss
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator
@@ -41,9 +42,8 @@ from reposer.models.san import san_size
 from reposer.runtime import Runtime, cpu_has_fast_bf16, setup
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 from reposer.training.gan.config import DataConfig, GanConfig
-from reposer.training.gan.losses import GanNetworks, discriminator_loss, generate, generator_loss
-from reposer.training.gan.state import GanState
-from reposer.training.optimizers import check_finite, gradient_norm
+from reposer.training.gan.task import GanState
+from reposer.training.state import check_finite, gradient_norm
 from reposer.workflows.presets import find_preset
 
 SEED = 0
@@ -90,25 +90,30 @@ def our_step(
     compiled: bool,
     perceptual: PerceptualNetwork | None = None,
 ) -> Callable[[PairBatch], Tensor]:
-    """What ``reposer.training.gan.loop.train`` does in a step, guards included."""
+    """What ``reposer.training.loop.train`` does in a step, guards included."""
     perceptual = perceptual or perceptual_network(channels_last=True)
     norm, layers = config.perceptual.norm, config.feature_layers
-    nets = GanNetworks(state.generator, state.discriminator, perceptual, norm, layers)
+    extra = bool(config.extra_terms)
+    nets = GanNetworks(state.generator, state.discriminator, perceptual, norm, layers, extra)
+    weights, game = config.weights.of_terms(), config.gan
     if compiled:
         state.generator.compile()
         state.discriminator.compile()
 
     def step(batch: PairBatch) -> Tensor:
         with runtime.autocast():
-            generated, auxiliary = generate(nets, batch, config.weights)
-            loss, parts = discriminator_loss(nets, batch, generated, config.gan, state.pool, state.pool_rng)
+            generated, auxiliary = generate(nets, batch)
+            loss, parts = discriminator_loss(
+                *(nets, batch, generated, state.pool, state.pool_rng),
+                *(game.mode, game.real_label, game.loss_scale),
+            )
         loss.backward()
         check_finite({**parts, "gradient": gradient_norm(state.discriminator)}, 0, ())
         state.discriminator_optimizer.step()
         state.discriminator_optimizer.zero_grad()
         state.discriminator.requires_grad_(False)
         with runtime.autocast():
-            loss, parts = generator_loss(nets, batch, generated, config.gan, config.weights, auxiliary)
+            loss, parts = generator_loss(nets, batch, generated, weights, game.mode, auxiliary)
         loss.backward()
         state.discriminator.requires_grad_(True)
         check_finite({**parts, "gradient": gradient_norm(state.generator)}, 0, ())
@@ -132,7 +137,9 @@ def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
             module, nn.Conv2d | nn.ConvTranspose2d
         ):  # our models lay their inputs out channels last
             module.register_forward_pre_hook(lambda _, inputs: contiguous(inputs))
-    nets = GanNetworks(generator, discriminator, perceptual_network(channels_last=False))
+    extra = bool(config.extra_terms)
+    nets = GanNetworks(generator, discriminator, perceptual_network(channels_last=False), extra_terms=extra)
+    weights, game = config.weights.of_terms(), config.gan
     pool, rng = ImagePool(config.gan.pool), torch.Generator().manual_seed(config.seed)
     rates = (config.optimizer.lr, (config.optimizer.beta1, config.optimizer.beta2))
     adam_g = torch.optim.Adam(generator.parameters(), *rates)
@@ -141,13 +148,14 @@ def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
 
     def step(batch: PairBatch) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
-            generated, auxiliary = generate(nets, batch, config.weights)
+            generated, auxiliary = generate(nets, batch)
         adam_d.zero_grad()
-        discriminator_loss(nets, batch, generated, config.gan, pool, rng)[0].backward()
+        options = (game.mode, game.real_label, game.loss_scale)
+        discriminator_loss(nets, batch, generated, pool, rng, *options)[0].backward()
         adam_d.step()
         discriminator.requires_grad_(False)
         adam_g.zero_grad()
-        loss = generator_loss(nets, batch, generated, config.gan, config.weights, auxiliary)[0]
+        loss = generator_loss(nets, batch, generated, weights, game.mode, auxiliary)[0]
         loss.backward()
         discriminator.requires_grad_(True)
         adam_g.step()

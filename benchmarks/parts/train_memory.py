@@ -18,7 +18,7 @@ from reposer.images import to_float
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.runtime import setup
 from reposer.training.gan.config import GanConfig
-from reposer.training.gan.state import GanState
+from reposer.training.gan.task import GanState
 from reposer.workflows.presets import find_preset
 
 VGG19_SHAPES = {  # up to relu5_1: index in torchvision's list -> channels out, in

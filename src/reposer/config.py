@@ -10,7 +10,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar, cast
 import pydantic
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic_core import InitErrorDetails
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from reposer.errors import LARGEST, LARGEST_SEED, UserError
@@ -57,9 +58,26 @@ class Config(pydantic.BaseModel):
                 raise ValueError(f"{number} is out of range: at most {LARGEST:,} is wanted")
         return value
 
+    @classmethod
+    def further_keys(cls) -> Collection[str]:
+        """Keys without a field of their own, of a class with ``extra="allow"``; any other is unknown."""
+        return ()
+
+    @pydantic.model_validator(mode="after")
+    def _further_keys_are_known(self) -> Self:
+        unknown = [name for name in self.model_extra or () if name not in self.further_keys()]
+        if unknown:  # what pydantic says itself where extra="forbid"
+            problems: list[InitErrorDetails] = [
+                {"type": "extra_forbidden", "loc": (name,), "input": (self.model_extra or {})[name]}
+                for name in unknown
+            ]
+            raise pydantic.ValidationError.from_exception_data(type(self).__name__, problems)
+        return self
+
     def changed(self, **values: Any) -> Self:
         """A checked copy with some fields replaced (pydantic's own ``model_copy`` checks nothing)."""
-        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **values})
+        now = {name: getattr(self, name) for name in type(self).model_fields} | (self.model_extra or {})
+        return type(self)(**{**now, **values})
 
 
 _C = TypeVar("_C", bound=Config)
@@ -310,9 +328,10 @@ def _refuse_unknown(cls: type[Config], names: list[str], origin: str) -> None:
     for depth, name in enumerate(names):
         if model is None:
             return  # below a dictionary or a plain value: pydantic or _assign judges
-        if name not in model.model_fields:
+        field = model.model_fields.get(name)
+        if field is None and name not in model.further_keys():
             raise UserError(_unknown(cls, names[: depth + 1], origin))
-        model = _model_of(model.model_fields[name].annotation)
+        model = None if field is None else _model_of(field.annotation)
 
 
 def _unknown(cls: type[Config], names: list[str], origin: str) -> str:
@@ -336,6 +355,7 @@ def _keys(cls: type[Config], prefix: str = "") -> Iterator[str]:
         model = _model_of(field.annotation)
         if model is not None:
             yield from _keys(model, f"{prefix}{name}.")
+    yield from (prefix + name for name in cls.further_keys())
 
 
 def _model_of(annotation: Any) -> type[Config] | None:

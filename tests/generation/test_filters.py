@@ -21,6 +21,7 @@ from reposer.generation.filters import FilterOptions, PictureFilter, pose_agreem
 from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL
 from reposer.trained.embedding import embedding_from_run
+from reposer.training.loop import train
 from reposer.training.reid.config import (
     AugmentConfig,
     EmbeddingConfig,
@@ -29,7 +30,6 @@ from reposer.training.reid.config import (
     ReidOptimizerConfig,
     ReidScheduleConfig,
 )
-from reposer.training.reid.loop import train_reid
 
 PEOPLE = [Planted(pid=1 + i // 4, camid=1 + i % 4) for i in range(24)]
 PEOPLE += [Planted(pid=7), Planted(pid=90, split="val"), Planted(pid=90, camid=2, split="val")]
@@ -55,7 +55,7 @@ def run(packed: PackedPeople, tmp_path_factory: pytest.TempPathFactory) -> Path:
         threads=1,
     )
     folder = tmp_path_factory.mktemp("runs") / "reid"
-    train_reid(config, folder, device="cpu")
+    train(config, folder, device="cpu")
     return folder
 
 

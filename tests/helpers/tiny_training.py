@@ -18,14 +18,14 @@ from reposer.training.gan.config import (
     AdversarialConfig,
     DataConfig,
     GanConfig,
+    GanOutputConfig,
     LossWeights,
-    OutputConfig,
     ScheduleConfig,
 )
 
 HEIGHT, WIDTH = 32, 16
 TRAIN = (  # for a process of its own: arguments are the configuration file and the run folder
-    "import sys; from reposer.config import load_config; from reposer.training.gan.loop import train; "
+    "import sys; from reposer.config import load_config; from reposer.training.loop import train; "
     "from reposer.training.gan.config import GanConfig; "
     "train(load_config(GanConfig, sys.argv[1]), sys.argv[2], device='cpu')"
 )
@@ -89,7 +89,7 @@ def tiny_config(folder: Path, **changes) -> GanConfig:
         "weights": LossWeights(adversarial=1.0, l1=10.0, perceptual=0.0),
         "gan": AdversarialConfig(pool=8),
         "schedule": ScheduleConfig(epochs_const=1, epochs_decay=1),
-        "output": OutputConfig(log_every=3, sample_every=8, validate_every=8, checkpoint_every=5),
+        "output": GanOutputConfig(log_every=3, sample_every=8, validate_every=8, checkpoint_every=5),
         "batch_size": 4,
         "threads": 1,
         "ema_decay": 0.9,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reposer.errors import UserError
-from reposer.losses.adversarial import ImagePool, discriminator_loss, generator_adversarial_loss
+from reposer.losses.adversarial import ImagePool, discriminator_adversarial_loss, generator_adversarial_loss
 from reposer.structures import PairBatch
 
 REAL, FAKE = (2.0, -1.0), (0.5, -3.0)
@@ -30,13 +30,15 @@ def mean(values: list[float]) -> float:
 def test_bce_is_half_of_equation_4(label: float) -> None:
     real = mean([-(label * math.log(sigmoid(x)) + (1 - label) * math.log(1 - sigmoid(x))) for x in REAL])
     fake = mean([-math.log(1 - sigmoid(x)) for x in FAKE])
-    loss = discriminator_loss(torch.tensor(REAL), torch.tensor(FAKE), real_label=label)
+    loss = discriminator_adversarial_loss(torch.tensor(REAL), torch.tensor(FAKE), real_label=label)
     assert loss.item() == pytest.approx((real + fake) / 2, rel=1e-5)
 
 
 def test_lsgan_and_scale() -> None:
     real, fake = mean([(x - 0.9) ** 2 for x in REAL]), mean([x**2 for x in FAKE])
-    loss = discriminator_loss(torch.tensor(REAL), torch.tensor(FAKE), "lsgan", real_label=0.9, loss_scale=3.0)
+    loss = discriminator_adversarial_loss(
+        torch.tensor(REAL), torch.tensor(FAKE), "lsgan", real_label=0.9, loss_scale=3.0
+    )
     assert loss.item() == pytest.approx(3 * (real + fake), rel=1e-5)
     assert generator_adversarial_loss(torch.tensor(FAKE), "lsgan").item() == pytest.approx(
         mean([(x - 1) ** 2 for x in FAKE]), rel=1e-5
@@ -56,7 +58,10 @@ def test_generator_loss_does_not_saturate() -> None:
 def test_losses_are_float32_and_finite_for_bfloat16_logits() -> None:
     logits = torch.tensor([300.0, -300.0], dtype=torch.bfloat16)
     for mode in ("bce", "lsgan"):
-        for loss in (discriminator_loss(logits, logits, mode), generator_adversarial_loss(logits, mode)):
+        for loss in (
+            discriminator_adversarial_loss(logits, logits, mode),
+            generator_adversarial_loss(logits, mode),
+        ):
             assert loss.dtype == torch.float32
             assert loss.isfinite()
 

@@ -11,8 +11,8 @@ import torch
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.metrics.pose_and_parsing import label_confusion
 from reposer.models.parsing_network import parsing_network_from_run
-from reposer.training.parsing.loop import train_parser
-from reposer.training.parsing.tasks import ParsingData
+from reposer.training.loop import train
+from reposer.training.parsing.task import ParsingData
 from reposer.workflows.presets import parser_small
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -39,7 +39,7 @@ def test_people_are_found_after_sixty_steps(tmp_path):
         < data.people.pids[data.tuning].min()
         < data.people.pids[data.people.splits == "val"].min()
     )
-    train_parser(config, tmp_path / "run", device="cpu")
+    train(config, tmp_path / "run", device="cpu")
     network, _ = parsing_network_from_run(tmp_path / "run")
     rows = np.flatnonzero(data.people.splits == "val")[::20]
     images, maps = data.read(rows)

@@ -23,7 +23,7 @@ from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.evaluation.significance import Difference
 from reposer.jobs.stages import DONE, STAGES
-from reposer.studies.config import Arm, Budget, StudyRecipe, with_steps
+from reposer.studies.config import Arm, Budget, StudyRecipe
 from reposer.studies.plan import StudyPlan
 from reposer.studies.results import (
     LATEX,
@@ -96,7 +96,7 @@ def test_a_moved_data_folder_keeps_every_key(prepared, tmp_path):
 @pytest.mark.parametrize("steps", [1, 7, 300, 2251])
 def test_a_recipe_in_other_steps_keeps_its_shape(preset, steps):
     config = REID_PRESETS[preset]()
-    changed = with_steps(config, steps)
+    changed = config.with_steps(steps)
     assert changed.total_steps == steps
     if steps == 300:
         assert changed.schedule.epochs == pytest.approx(config.schedule.epochs, rel=0.02)

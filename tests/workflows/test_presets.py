@@ -9,8 +9,8 @@ from reposer.config import apply_overrides, differences, load_config, save_confi
 from reposer.errors import UserError
 from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator
+from reposer.training.config import learning_rate
 from reposer.training.gan.config import GanConfig
-from reposer.training.optimizers import learning_rate
 from reposer.workflows.presets import PRESETS, find_preset
 
 

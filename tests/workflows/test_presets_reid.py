@@ -7,7 +7,7 @@ import pytest
 from reposer.config import load_config, save_config
 from reposer.models.embedding import Embedding
 from reposer.training.reid.config import ReidConfig, ReidLossConfig
-from reposer.training.reid.state import build_network, scheduled_rate
+from reposer.training.reid.task import build_network
 from reposer.workflows.presets import REID_PRESETS, bot, ide2016, reid_small, siamese2017, siamese_small
 
 
@@ -24,7 +24,7 @@ def test_a_preset_survives_its_file_and_builds_its_network(name, tmp_path):
 def test_ide_learns_50_000_steps_of_16():
     config = ide2016()
     assert config.total_steps == 50_000
-    rates = [scheduled_rate(step, config) for step in (0, 19_999, 20_000, 39_999, 40_000)]
+    rates = [config.rate(step, config.total_steps) for step in (0, 19_999, 20_000, 39_999, 40_000)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
     assert (config.batch_size, config.data.sampler, config.head.dropout) == (16, "images", 0)
     augment, optimizer, embedding = config.augment, config.optimizer, config.embedding
@@ -43,7 +43,7 @@ def test_the_small_siamese_recipe_keeps_its_length():
 def test_bag_of_tricks_warms_up_and_steps_down():
     config = bot()
     epoch = config.steps_of(1)
-    rates = [scheduled_rate(int(e * epoch), config) for e in (0, 5, 10, 39, 41, 71)]
+    rates = [config.rate(int(e * epoch), config.total_steps) for e in (0, 5, 10, 39, 41, 71)]
     assert rates == pytest.approx([3.5e-6, 3.5e-4 * 0.505, 3.5e-4, 3.5e-4, 3.5e-5, 3.5e-6], rel=0.01)
     assert config.people_per_batch == 16
     assert (config.loss.center, config.loss.center_rate) == (5e-4, 0.5)
@@ -70,5 +70,5 @@ def test_siamese_takes_48_pairs_and_multiplies_rates():
     assert (config.embedding.size, config.embedding.window, config.embedding.mirror) == ((256, 256), 7, True)
     assert config.head.verification == "square"
     epoch = config.steps_of(1)
-    rates = [scheduled_rate(int(e * epoch) + 1, config) for e in (0, 69, 71)]
+    rates = [config.rate(int(e * epoch) + 1, config.total_steps) for e in (0, 69, 71)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4])

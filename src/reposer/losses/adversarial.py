@@ -29,7 +29,7 @@ def _distance(logits: Tensor, label: float, mode: str) -> Tensor:
     return F.mse_loss(logits, labels)
 
 
-def discriminator_loss(
+def discriminator_adversarial_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
     mode: str = "bce",

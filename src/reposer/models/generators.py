@@ -1,14 +1,16 @@
 """The generators and the predictors of target maps by name: two plain dicts.
 
 A generator is an nn.Module with ``forward(PairBatch) -> (B, 3, H, W)`` float in [-1, 1]; it picks its fields,
-and ``needs`` names them.
+and ``needs`` names them. One that can be trained with terms on more than its image has a class attribute
+``extra_terms``, loss term -> the constructor's option that must be true for it, and
+``forward(batch, parts=True)`` returns what the terms look at as a second result.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -42,6 +44,18 @@ def build_generator(name: str, **args: Any) -> nn.Module:
 def build_predictor(name: str, **args: Any) -> nn.Module:
     """The same for predictors."""
     return _build("predictor", PREDICTORS, name, args)
+
+
+def extra_terms(name: str) -> Mapping[str, str]:
+    """The loss terms that the generator offers beyond its image; none for an unknown one."""
+    terms: Mapping[str, str] = getattr(GENERATORS.get(name), "extra_terms", {})
+    return terms
+
+
+def option_is_on(name: str, option: str, args: Mapping[str, Any]) -> bool:
+    """Whether an option of the generator is true, by ``args`` or by its default."""
+    default = inspect.signature(GENERATORS[name]).parameters[option].default
+    return bool(args.get(option, default))
 
 
 def _build(

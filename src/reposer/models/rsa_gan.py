@@ -9,7 +9,7 @@ docs/method.md says which is which. The target's parsing map and mask are never 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ class _Inputs(NamedTuple):
 class RSAGAN(nn.Module):
     """The generator of RSA-GAN (reconstruction from the abstract)."""
 
+    extra_terms: ClassVar = {"correspondence": "correspondence", "parsing": "parsing_head"}
     label_table: Tensor  # (256,) uint8, buffer
 
     def __init__(

@@ -35,7 +35,7 @@ from reposer.storage.tables import read_table
 from reposer.studies.config import STUDY_FILE, claim_study, save_study
 from reposer.studies.results import LATEX, MARKDOWN, PARQUET, TABLES, p_text, tex
 from reposer.training.gan.config import GanConfig
-from reposer.training.gan.loop import train
+from reposer.training.loop import train
 from reposer.workflows.evaluate import evaluate_model
 from reposer.workflows.presets import find_preset
 
@@ -246,24 +246,9 @@ def generator_config(config: AblationConfig, arm: AblationArm, seed: int) -> Gan
     recipe = find_preset(config.preset)
     recipe = recipe.changed(data=recipe.data.changed(folder=config.data), threads=config.threads, seed=seed)
     recipe = apply_overrides(recipe, [*config.settings, *arm.settings])
-    images = config.steps * recipe.batch_size
-    recipe = _stretched(recipe, images)
-    if (
-        recipe.total_steps != config.steps
-    ):  # steps are rounded up: half an image keeps floats on the right side
-        recipe = _stretched(recipe, images - 0.5)
+    recipe = recipe.with_steps(config.steps)
     every = recipe.output.changed(sample_every=config.steps, validate_every=config.steps)
     return recipe.changed(output=every)
-
-
-def _stretched(recipe: GanConfig, images: float) -> GanConfig:
-    """The same schedule over so many drawn pairs."""
-    schedule = recipe.schedule
-    share = images / recipe.data.pairs_per_epoch / (schedule.epochs_const + schedule.epochs_decay)
-    schedule = schedule.changed(
-        epochs_const=schedule.epochs_const * share, epochs_decay=schedule.epochs_decay * share
-    )
-    return recipe.changed(schedule=schedule)
 
 
 def _described(recipe: GanConfig) -> dict[str, Any]:

@@ -328,20 +328,4 @@ def training_config(
     config = config.changed(data=data, output=output, threads=study.threads, seed=seed)
     config = apply_overrides(config, [*recipe.settings, *study.settings])
     folder = [f"generated.folder={generated}"] if generated else []
-    return with_steps(apply_overrides(config, [*folder, *arm.settings]), study.steps)
-
-
-def with_steps(config: ReidConfig, steps: int) -> ReidConfig:
-    """The same recipe in so many optimizer steps: epochs get shorter or longer, the schedule keeps its shape.
-
-    What is counted in epochs (warm-up, milestones, from when generated images are mixed in) keeps its place.
-    """
-    images, epochs = steps * config.batch_size, config.schedule.epochs
-    per_epoch = max(1, round(images / epochs))
-    if per_epoch * epochs != images:
-        epochs = (
-            images - 0.5
-        ) / per_epoch  # steps are rounded up; half an image keeps floats on the right side
-    return config.changed(
-        data=config.data.changed(images_per_epoch=per_epoch), schedule=config.schedule.changed(epochs=epochs)
-    )
+    return apply_overrides(config, [*folder, *arm.settings]).with_steps(study.steps)

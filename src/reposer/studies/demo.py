@@ -31,8 +31,8 @@ from reposer.storage.files import remove_tree, write_atomic
 from reposer.studies.config import StudyConfig
 from reposer.studies.study import demo as demo_study
 from reposer.studies.study import run_study
-from reposer.training.gan.loop import train
-from reposer.training.record import TrainingSummary
+from reposer.training.loop import train
+from reposer.training.run_writer import TrainingSummary
 from reposer.workflows.presets import san_demo
 
 SEED = 2024  # of the demo's people; the shipped generator was trained on people of another seed

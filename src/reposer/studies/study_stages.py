@@ -36,8 +36,8 @@ from reposer.structures import PairBatch
 from reposer.studies.config import Arm, GeneratorChoice, ParserChoice
 from reposer.trained.embedding import embedding_from_run
 from reposer.trained.generator import GeneratorConfig
+from reposer.training.loop import train
 from reposer.training.reid.config import ReidConfig
-from reposer.training.reid.loop import train_reid
 from reposer.workflows.evaluate import measure_identity
 from reposer.workflows.reid_features import tested_rows, training_note
 
@@ -214,7 +214,7 @@ def cover_stage(
 
 def train_stage(config: ReidConfig, place: StageContext, folder: Path) -> Sequence[str]:
     """A Re-ID training, which goes on where a kill left it."""
-    train_reid(config, folder / RUN, device=place.device)
+    train(config, folder / RUN, device=place.device)
     return [f"{RUN}/config.json"]
 
 

@@ -12,9 +12,9 @@ from reposer.training.gan.config import (
     AdversarialConfig,
     DataConfig,
     GanConfig,
+    GanOutputConfig,
     LossWeights,
     OptimizerConfig,
-    OutputConfig,
     PerceptualConfig,
     ScheduleConfig,
 )
@@ -71,7 +71,7 @@ def san_market_small() -> GanConfig:
         weights=LossWeights(adversarial=1.0, l1=15.0, perceptual=5.0),
         gan=AdversarialConfig(pool=0),
         schedule=ScheduleConfig(epochs_const=6, epochs_decay=3),
-        output=OutputConfig(log_every=20, sample_every=250, validate_every=250, checkpoint_every=250),
+        output=GanOutputConfig(log_every=20, sample_every=250, validate_every=250, checkpoint_every=250),
         batch_size=16,
         ema_decay=0.998,
     )
@@ -94,7 +94,7 @@ def san_demo() -> GanConfig:
         weights=LossWeights(adversarial=1.0, l1=15.0, perceptual=0.0),
         perceptual=PerceptualConfig(),
         schedule=ScheduleConfig(epochs_const=0.2, epochs_decay=0.2),
-        output=OutputConfig(log_every=10, sample_every=50, validate_every=50, checkpoint_every=100),
+        output=GanOutputConfig(log_every=10, sample_every=50, validate_every=50, checkpoint_every=100),
         batch_size=8,
     )
 

@@ -21,7 +21,8 @@ from reposer.runtime import setup
 from reposer.storage import checkpoint
 from reposer.structures import ReidBatch
 from reposer.trained.embedding import embedding_from_run
-from reposer.training.reid import loop as reid
+from reposer.training.loop import train
+from reposer.training.reid import task as reid
 from reposer.training.reid.config import (
     AugmentConfig,
     EmbeddingConfig,
@@ -35,9 +36,7 @@ from reposer.training.reid.config import (
     ReidScheduleConfig,
 )
 from reposer.training.reid.data import ReidData
-from reposer.training.reid.loop import train_reid
-from reposer.training.reid.losses import reid_loss
-from reposer.training.reid.state import Teacher
+from reposer.training.reid.task import Teacher, reid_loss
 
 SLOW = pytest.mark.slow
 SLOW_LABELS = [pytest.param(label, marks=SLOW) for label in ("smoothed", "uniform", "extra_class")]
@@ -74,7 +73,7 @@ def made(prepared, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def teacher(prepared, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("teacher") / "run"
-    train_reid(tiny(prepared), run, device="cpu")
+    train(tiny(prepared), run, device="cpu")
     return run
 
 
@@ -209,7 +208,7 @@ def test_stopping_and_going_on_gives_the_same_bits(prepared, made, teacher, tmp_
     taught = {"teacher": teacher} if label == "teacher" else {}
     generated = GeneratedConfig(folder=made, label=label, real_share=share, start_epoch=0.5, **taught)
     config = tiny(prepared, generated)
-    assert train_reid(config, tmp_path / "whole", device="cpu").finished
+    assert train(config, tmp_path / "whole", device="cpu").finished
     calls: list[int] = []
 
     def failing(*args):
@@ -221,8 +220,8 @@ def test_stopping_and_going_on_gives_the_same_bits(prepared, made, teacher, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(reid, "reid_loss", failing)
         with pytest.raises(KeyboardInterrupt):
-            train_reid(config, tmp_path / "parts", device="cpu")
-    train_reid(config, tmp_path / "parts", device="cpu")
+            train(config, tmp_path / "parts", device="cpu")
+    train(config, tmp_path / "parts", device="cpu")
     assert final_hashes(tmp_path / "parts") == final_hashes(tmp_path / "whole")
     classifier = checkpoint.latest(tmp_path / "whole" / "checkpoints").groups["network"]["classifier.weight"]
     assert len(classifier) == (7 if label == "extra_class" else 6)
@@ -232,9 +231,9 @@ def test_stopping_and_going_on_gives_the_same_bits(prepared, made, teacher, tmp_
 
 @pytest.mark.parametrize("sampler", ["people", *SLOW_SAMPLERS])
 def test_before_they_start_generated_images_change_no_bit(prepared, made, tmp_path, sampler):
-    train_reid(tiny(prepared, sampler=sampler), tmp_path / "real", device="cpu")
+    train(tiny(prepared, sampler=sampler), tmp_path / "real", device="cpu")
     late = GeneratedConfig(folder=made, start_epoch=99)
-    train_reid(tiny(prepared, late, sampler), tmp_path / "late", device="cpu")
+    train(tiny(prepared, late, sampler), tmp_path / "late", device="cpu")
     tensors = [
         checkpoint.latest(tmp_path / name / "checkpoints").groups["network"] for name in ("real", "late")
     ]
@@ -246,11 +245,11 @@ def test_another_set_or_teacher_is_not_gone_on_with(prepared, made, teacher, tmp
     people = PackedPeople.open(prepared / "packed")
     folder = write_set(tmp_path / "set", people)
     config = tiny(prepared, GeneratedConfig(folder=folder))
-    train_reid(config, tmp_path / "run", device="cpu", max_minutes=0)
+    train(config, tmp_path / "run", device="cpu", max_minutes=0)
     folder.rename(tmp_path / "away")
     write_set(folder, people, change=lambda rows: rows[0].update(kept=False))
     with pytest.raises(UserError, match="generated changed since the run was started"):
-        train_reid(config, tmp_path / "run", device="cpu")
+        train(config, tmp_path / "run", device="cpu")
 
 
 def test_a_teacher_says_what_its_classifier_says_in_use(prepared, made, teacher):

@@ -6,12 +6,13 @@ Numbers in brackets of the comments are the ambiguities of the paper that an opt
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from reposer.config import Config
-from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE
+from reposer.errors import LARGEST, MOST_AT_ONCE
+from reposer.training.config import EpochsConfig, OutputConfig, learning_rate
 
 
 class DataConfig(Config):
@@ -43,7 +44,13 @@ class ScheduleConfig(Config):
 
 
 class LossWeights(Config):
-    """Alpha, beta and gamma of eq. 7, and further terms; a term of weight 0 is not computed."""
+    """Alpha, beta and gamma of eq. 7, and further terms; a term of weight 0 is not computed.
+
+    Any other key of ``losses.image_gan.TERMS`` is a setting too, 0 where it is not given.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0, le=LARGEST)]] = Field(init=False)
 
     adversarial: float = Field(default=10.0, ge=0)
     l1: float = Field(default=15.0, ge=0)
@@ -52,10 +59,19 @@ class LossWeights(Config):
     content: float = Field(default=0.0, ge=0)  # feature maps of perceptual.style_layers
     style: float = Field(default=0.0, ge=0)  # their Gram matrices
     contextual: float = Field(default=0.0, ge=0)  # of perceptual.contextual_layers
-    correspondence: float = Field(
-        default=0.0, ge=0
-    )  # the source image warped by the generator's correspondence
+    correspondence: float = Field(default=0.0, ge=0)  # the source image warped by the generator
     parsing: float = Field(default=0.0, ge=0)  # cross-entropy of the generator's parsing head
+
+    @classmethod
+    def further_keys(cls) -> list[str]:
+        """The terms without a field of their own."""
+        from reposer.losses.image_gan import TERMS  # here, because it imports torchvision
+
+        return [name for name in TERMS if name not in cls.model_fields]
+
+    def of_terms(self) -> dict[str, float]:
+        """The weight of each term that has one."""
+        return {name: weight for name, weight in self.model_dump().items() if weight}
 
 
 class PerceptualConfig(Config):
@@ -81,19 +97,15 @@ class AdversarialConfig(Config):
     loss_scale: float = Field(default=0.5, gt=0)  # of the discriminator's loss (25)
 
 
-class OutputConfig(Config):
+class GanOutputConfig(OutputConfig):
     """What is written how often; every figure counts optimizer steps."""
 
-    log_every: int = Field(default=25, ge=1)
     sample_every: int = Field(default=500, ge=1)
     sample_pairs: int = Field(default=8, ge=1, le=1024)  # rows of a sample grid
-    validate_every: int = Field(default=500, ge=1)
     validate_pairs: int = Field(default=256, ge=1)  # the first N validation pairs
-    checkpoint_every: int = Field(default=500, ge=1)
-    keep_last: int = Field(default=2, ge=2)  # checkpoints
 
 
-class GanConfig(Config):
+class GanConfig(EpochsConfig):
     """Everything that the numbers of a run depend on."""
 
     data: DataConfig
@@ -106,32 +118,37 @@ class GanConfig(Config):
     weights: LossWeights = LossWeights()
     perceptual: PerceptualConfig = PerceptualConfig()
     gan: AdversarialConfig = AdversarialConfig()
-    output: OutputConfig = OutputConfig()
-    batch_size: int = Field(
-        default=32, ge=1, le=MOST_AT_ONCE
-    )  # pairs of one optimizer step, over all processes and accumulated parts
-    accumulate: int = Field(
-        default=1, ge=1
-    )  # parts in which a process works a batch off, one after the other
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    output: GanOutputConfig = GanOutputConfig()
+    # pairs of one optimizer step, over all processes and accumulated parts
+    batch_size: int = Field(default=32, ge=1, le=MOST_AT_ONCE)
+    # parts in which a process works a batch off, one after the other
+    accumulate: int = Field(default=1, ge=1)
     channels_last: bool = True
     compile: bool = False  # torch.compile of both networks; minutes of start-up, see docs/results.md
-    ema_decay: float = Field(
-        default=0.999, ge=0, lt=1
-    )  # of the averaged generator, which is the one that is used
-    threads: int | None = Field(
-        default=None, ge=1, le=MOST_SIDE_BY_SIDE
-    )  # of the CPU; default: PyTorch's own choice
-    seed: int = 0
+    # of the averaged generator, which is the one that is used
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
 
     @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole schedule."""
-        return self.steps_of(self.schedule.epochs_const + self.schedule.epochs_decay)
+    def epoch(self) -> int:
+        """Pairs that are drawn in an epoch."""
+        return self.data.pairs_per_epoch
 
-    def steps_of(self, epochs: float) -> int:
-        """Optimizer steps of so many epochs, at least 1 where ``epochs`` > 0."""
-        return -int(-epochs * self.data.pairs_per_epoch // self.batch_size)
+    @property
+    def epochs(self) -> float:
+        """Epochs of the whole schedule."""
+        return self.schedule.epochs_const + self.schedule.epochs_decay
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of the update that follows ``step`` completed ones, of both networks."""
+        schedule = self.schedule
+        const, decay = self.steps_of(schedule.epochs_const), self.steps_of(schedule.epochs_decay)
+        return learning_rate(step, self.optimizer.lr, const, decay)
+
+    def stretched(self, images: float) -> Self:
+        """The same schedule over so many drawn pairs."""
+        schedule, share = self.schedule, images / self.data.pairs_per_epoch / self.epochs
+        const, decay = schedule.epochs_const * share, schedule.epochs_decay * share
+        return self.changed(schedule=schedule.changed(epochs_const=const, epochs_decay=decay))
 
     @property
     def feature_layers(self) -> dict[str, tuple[str, ...]]:
@@ -145,15 +162,24 @@ class GanConfig(Config):
         }
         return {term: names for term, (weight, names) in layers.items() if weight}
 
+    @property
+    def extra_terms(self) -> list[str]:
+        """The terms in use that look at the generator's second result."""
+        from reposer.models.generators import extra_terms
+
+        return [term for term in extra_terms(self.generator) if self.weights.of_terms().get(term)]
+
     @model_validator(mode="after")
     def _terms_have_a_generator(self) -> Self:
-        args = self.generator_args
-        for term, option, default in (
-            ("correspondence", "correspondence", True),
-            ("parsing", "parsing_head", False),
-        ):
-            if getattr(self.weights, term) and (self.generator != "rsa_gan" or not args.get(option, default)):
-                raise ValueError(f"weights.{term} needs generator=rsa_gan with {option}=true")
+        from reposer.models.generators import GENERATORS, extra_terms, option_is_on
+
+        for name in GENERATORS:
+            for term, option in extra_terms(name).items():
+                if term not in self.weights.of_terms():
+                    continue
+                own = extra_terms(self.generator).get(term)
+                if own is None or not option_is_on(self.generator, own, self.generator_args):
+                    raise ValueError(f"weights.{term} needs generator={name} with {option}=true")
         return self
 
     @model_validator(mode="after")

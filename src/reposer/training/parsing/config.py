@@ -1,18 +1,17 @@
-"""What trainings of networks of maps can be told: parsers and predictors; frozen and typed."""
+"""What the trainings of parsers and predictors can be told: frozen, typed, saved into the run folder."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from reposer.config import Config
-from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE
+from reposer.training.config import OutputConfig, TrainingConfig, half_cosine, steps_of
 from reposer.training.gan.config import DataConfig
 
-# ---- What every training of a network of maps can be told: optimizer, schedule, output, precision.
+# ---- What the trainings of parser and predictor share: optimizer, schedule, output.
 
 
 class MapOptimizerConfig(Config):
@@ -24,37 +23,29 @@ class MapOptimizerConfig(Config):
     warmup_steps: int = Field(default=100, ge=0)
 
 
-class MapOutputConfig(Config):
+class MapOutputConfig(OutputConfig):
     """What is written how often; every figure counts optimizer steps."""
 
-    log_every: int = Field(default=25, ge=1)
     validate_every: int = Field(default=300, ge=1)
     validation_images: int = Field(default=500, ge=1)  # or pairs; at most, evenly chosen
     checkpoint_every: int = Field(default=300, ge=1)
-    keep_last: int = Field(default=2, ge=2)  # checkpoints
 
 
-class MapTrainingConfig(Config):
+class MapTrainingConfig(TrainingConfig):
     """The part that the trainings of parser and predictor share."""
 
     optimizer: MapOptimizerConfig = MapOptimizerConfig()
     output: MapOutputConfig = MapOutputConfig()
-    batch_size: int = Field(default=32, ge=2, le=MOST_AT_ONCE)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int | None = Field(
-        default=None, ge=1, le=MOST_SIDE_BY_SIDE
-    )  # of the CPU; default: PyTorch's own choice
-    seed: int = 0
 
     def rate(self, step: int, total: int) -> float:
-        """Learning rate of the update after ``step`` completed ones: a pure function of the step."""
+        """Learning rate of the update that follows ``step`` completed ones of ``total``."""
         warmup = min(self.optimizer.warmup_steps, total // 2)
         if step < warmup:
             return self.optimizer.lr * (step + 1) / (warmup + 1)
-        return self.optimizer.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+        return self.optimizer.lr * half_cosine(step, warmup, total)
 
 
-# ---- What the training of a parser can be told: frozen, typed, saved into the run folder.
+# ---- A parser.
 
 
 class ParsingDataConfig(Config):
@@ -66,7 +57,7 @@ class ParsingDataConfig(Config):
 
 
 class ParsingAugmentConfig(Config):
-    """How images and maps are changed together (data.transforms)."""
+    """How images and maps are changed together (data.parsing_transforms)."""
 
     zoom: float = Field(default=0.15, ge=0, lt=1)
     shift: float = Field(default=0.05, ge=0, lt=0.5)  # share of the image's size
@@ -114,7 +105,7 @@ class ParsingConfig(MapTrainingConfig):
         return self
 
 
-# ---- What the training of a predictor of target maps can be told: frozen, typed, saved into the run folder.
+# ---- A predictor of target maps.
 
 
 class PredictorLossConfig(Config):
@@ -141,4 +132,4 @@ class PredictorConfig(MapTrainingConfig):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole schedule."""
-        return -int(-self.optimizer.epochs * self.data.pairs_per_epoch // self.batch_size)
+        return steps_of(self.optimizer.epochs, self.data.pairs_per_epoch, self.batch_size)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from reposer.config import Config
-from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE
+from reposer.errors import MOST_AT_ONCE
+from reposer.training.config import EpochsConfig, OutputConfig, half_cosine
 
 
 class ReidDataConfig(Config):
@@ -128,17 +130,13 @@ class ReidLossConfig(Config):
     verification: float = Field(default=0.0, ge=0)
 
 
-class ReidOutputConfig(Config):
-    """What is written how often; every figure counts optimizer steps."""
+class ReidOutputConfig(OutputConfig):
+    """What is written how often, and whether anybody is watched."""
 
-    log_every: int = Field(default=25, ge=1)
-    validate_every: int = Field(default=500, ge=1)
-    checkpoint_every: int = Field(default=500, ge=1)
-    keep_last: int = Field(default=2, ge=2)  # checkpoints
     held_out: bool = True  # validate on held-out people; false: nobody looks at them during the training
 
 
-class ReidConfig(Config):
+class ReidConfig(EpochsConfig):
     """Everything that the numbers of a run depend on."""
 
     data: ReidDataConfig
@@ -152,24 +150,47 @@ class ReidConfig(Config):
     output: ReidOutputConfig = ReidOutputConfig()
     initial: Literal["random", "imagenet"] = "random"  # weights of the backbone before the first step
     initial_path: Path | None = None  # file for "imagenet"; default: the official one, in the weights folders
-    batch_size: int = Field(
-        default=64, ge=2, le=MOST_AT_ONCE
-    )  # images of one optimizer step, over all processes
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: int = Field(default=64, ge=2, le=MOST_AT_ONCE)  # images of a step, over all processes
     compile: bool = False  # torch.compile of the network; about a minute of start-up
-    threads: int | None = Field(
-        default=None, ge=1, le=MOST_SIDE_BY_SIDE
-    )  # of the CPU; default: PyTorch's own choice
-    seed: int = 0
 
     @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole schedule."""
-        return self.steps_of(self.schedule.epochs)
+    def epoch(self) -> int:
+        """Images that are drawn in an epoch."""
+        return self.data.images_per_epoch
 
-    def steps_of(self, epochs: float) -> int:
-        """Optimizer steps of so many epochs, at least 1 where ``epochs`` > 0."""
-        return -int(-epochs * self.data.images_per_epoch // self.batch_size)
+    @property
+    def epochs(self) -> float:
+        """Epochs of the whole schedule."""
+        return self.schedule.epochs
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of the update that follows ``step`` completed ones of ``total``.
+
+        Warm-up: from warmup_factor in a straight line to 1 over the warm-up's steps. Then either gamma for
+        every milestone passed, or a half cosine over the remaining steps, which would reach 0 at the last.
+        """
+        schedule, lr = self.schedule, self.optimizer.lr
+        warmup = self.steps_of(schedule.warmup_epochs)
+        if step < warmup:
+            return lr * (schedule.warmup_factor + (1 - schedule.warmup_factor) * step / warmup)
+        if schedule.decay == "cosine":
+            return lr * half_cosine(step, warmup, total)
+        passed = bisect_right([self.steps_of(epoch) for epoch in sorted(schedule.milestones)], step)
+        return float(lr * schedule.gamma**passed)
+
+    def stretched(self, images: float) -> Self:
+        """The same schedule over so many drawn images: epochs get shorter or longer.
+
+        What is counted in epochs (warm-up, milestones, from when generated images are mixed in) keeps its
+        place.
+        """
+        epochs = self.epochs
+        per_epoch = max(1, round(images / epochs))
+        if per_epoch * epochs != images:
+            # steps are rounded up: half an image keeps floats on the right side
+            epochs = (images - 0.5) / per_epoch
+        data = self.data.changed(images_per_epoch=per_epoch)
+        return self.changed(data=data, schedule=self.schedule.changed(epochs=epochs))
 
     def mixes(self, step: int) -> bool:
         """Whether the batch after ``step`` completed steps may hold generated images."""

@@ -1,4 +1,4 @@
-"""The schedule against a table, Adam against torch's plain one, the guard."""
+"""Adam against torch's plain one, the guard."""
 
 from __future__ import annotations
 
@@ -6,26 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from reposer.training.optimizers import (
+from reposer.training.state import (
     NonFiniteStepError,
     build_adam,
     check_finite,
     gradient_norm,
-    learning_rate,
     set_learning_rate,
 )
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [(0, 1.0), (1, 1.0), (9, 1.0), (10, 1.0), (11, 0.75), (12, 0.5), (13, 0.25), (14, 0.0), (20, 0.0)],
-)
-def test_the_rate_is_constant_then_a_line_to_zero(step, expected):
-    assert learning_rate(step, 1.0, steps_const=10, steps_decay=4) == pytest.approx(expected)
-
-
-def test_without_a_decay_the_rate_stays_until_the_end():
-    assert [learning_rate(s, 2e-4, 3, 0) for s in range(3)] == [2e-4] * 3
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -22,10 +22,10 @@ from reposer.models.backbones import MobileNetV2
 from reposer.models.parsing_network import ParsingNetwork, load_imagenet, parsing_network_from_run
 from reposer.storage import checkpoint
 from reposer.storage.runs import read_metrics
-from reposer.training.parsing import tasks as parsing
+from reposer.training.loop import train
+from reposer.training.parsing import task as parsing
 from reposer.training.parsing.config import ParsingConfig
-from reposer.training.parsing.loop import train_parser
-from reposer.training.parsing.tasks import ParsingData
+from reposer.training.parsing.task import ParsingData
 
 
 def tiny(folder: Path, **changes) -> ParsingConfig:
@@ -47,7 +47,7 @@ def tiny(folder: Path, **changes) -> ParsingConfig:
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "parser"
-    summary = train_parser(tiny(prepared), run, device="cpu")
+    summary = train(tiny(prepared), run, device="cpu")
     assert (summary.step, summary.total_steps, summary.finished) == (12, 12, True)
     return run
 
@@ -76,8 +76,8 @@ def test_resuming_gives_the_same_bits(whole, prepared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(parsing, "parsing_loss", failing)
     with pytest.raises(KeyboardInterrupt):
-        train_parser(tiny(prepared), tmp_path / "run", device="cpu")
-    train_parser(tiny(prepared), tmp_path / "run", device="cpu")
+        train(tiny(prepared), tmp_path / "run", device="cpu")
+    train(tiny(prepared), tmp_path / "run", device="cpu")
     assert len(calls) == 8 + 7  # from step 5 on
     assert final_hashes(tmp_path / "run") == final_hashes(whole)
     assert _figures(tmp_path / "run") == _figures(whole)
@@ -91,7 +91,7 @@ def test_it_learns_the_maps(prepared, tmp_path):
         augment={"zoom": 0, "shift": 0, "light": 0},
         output={"checkpoint_every": 1000, "validate_every": 1000},
     )
-    train_parser(config, tmp_path, device="cpu")
+    train(config, tmp_path, device="cpu")
     lines = [line for line in read_metrics(tmp_path) if "parsing/cross_entropy" in line]
     assert lines[-1]["parsing/cross_entropy"] < 0.3 * lines[0]["parsing/cross_entropy"]
 
@@ -173,9 +173,9 @@ def test_two_processes_share_a_batch(prepared, tmp_path):
     save_config(tiny(prepared), tmp_path / "config.json")
     (tmp_path / "script.py").write_text(
         "import sys; from reposer.config import load_config; "
-        "from reposer.training.parsing.loop import train_parser; "
+        "from reposer.training.loop import train; "
         "from reposer.training.parsing.config import ParsingConfig; "
-        "train_parser(load_config(ParsingConfig, sys.argv[1]), sys.argv[2], device='cpu')"
+        "train(load_config(ParsingConfig, sys.argv[1]), sys.argv[2], device='cpu')"
     )
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [sys.executable, *launcher, *(str(tmp_path / n) for n in ("script.py", "config.json", "two"))]

@@ -18,8 +18,8 @@ from reposer.errors import UserError
 from reposer.storage import checkpoint
 from reposer.storage.runs import read_metrics
 from reposer.trained.embedding import embedding_from_run
-from reposer.training.optimizers import NonFiniteStepError
-from reposer.training.reid import loop as reid
+from reposer.training.loop import train
+from reposer.training.reid import task as reid
 from reposer.training.reid.config import (
     AugmentConfig,
     EmbeddingConfig,
@@ -32,14 +32,13 @@ from reposer.training.reid.config import (
     ReidScheduleConfig,
 )
 from reposer.training.reid.data import ReidData
-from reposer.training.reid.loop import train_reid
-from reposer.training.reid.losses import reid_loss
-from reposer.training.reid.state import nearest_is_same
+from reposer.training.reid.task import nearest_is_same, reid_loss
+from reposer.training.state import NonFiniteStepError
 
 TRAIN = (  # for a process of its own: arguments are the configuration file and the run folder
-    "import sys; from reposer.config import load_config; from reposer.training.reid.loop import train_reid; "
+    "import sys; from reposer.config import load_config; from reposer.training.loop import train; "
     "from reposer.training.reid.config import ReidConfig; "
-    "train_reid(load_config(ReidConfig, sys.argv[1]), sys.argv[2], device='cpu')"
+    "train(load_config(ReidConfig, sys.argv[1]), sys.argv[2], device='cpu')"
 )
 RECIPES = {
     "people": {
@@ -106,7 +105,7 @@ def _stop_after(monkeypatch, steps: int) -> None:
 @pytest.fixture(scope="module", params=RECIPES)
 def whole(request, prepared, tmp_path_factory) -> tuple[str, Path]:
     run = tmp_path_factory.mktemp("runs") / request.param
-    summary = train_reid(tiny(prepared, request.param), run, device="cpu")
+    summary = train(tiny(prepared, request.param), run, device="cpu")
     assert summary.finished
     assert summary.step == summary.total_steps == 16
     return request.param, run
@@ -128,10 +127,8 @@ def test_a_run_writes_what_it_promises(whole):
 
 def test_held_out_people_need_not_be_looked_at(prepared, tmp_path):
     config = tiny(prepared, schedule={"epochs": 1}, output={"validate_every": 1})
-    train_reid(config, tmp_path / "looks", device="cpu")
-    train_reid(
-        config.changed(output=config.output.changed(held_out=False)), tmp_path / "does_not", device="cpu"
-    )
+    train(config, tmp_path / "looks", device="cpu")
+    train(config.changed(output=config.output.changed(held_out=False)), tmp_path / "does_not", device="cpu")
     told = [
         {name for line in read_metrics(tmp_path / run) for name in line if name.startswith("validation/")}
         for run in ("looks", "does_not")
@@ -146,15 +143,15 @@ def test_resuming_twice_inside_an_epoch_gives_the_same_bits(whole, prepared, tmp
         with monkeypatch.context() as patch:
             _stop_after(patch, steps)
             with pytest.raises(KeyboardInterrupt):
-                train_reid(tiny(prepared, recipe), tmp_path / "run", device="cpu")
+                train(tiny(prepared, recipe), tmp_path / "run", device="cpu")
     assert [step for step, _ in checkpoint.steps(tmp_path / "run" / "checkpoints")] == [5]
-    train_reid(tiny(prepared, recipe), tmp_path / "run", device="cpu")
+    train(tiny(prepared, recipe), tmp_path / "run", device="cpu")
     assert final_hashes(tmp_path / "run") == final_hashes(run)
     assert _figures(tmp_path / "run") == _figures(run)
 
 
 def test_a_budget_of_minutes_stops_after_a_saved_step(prepared, tmp_path):
-    steps = [train_reid(tiny(prepared), tmp_path, device="cpu", max_minutes=0).step for _ in range(2)]
+    steps = [train(tiny(prepared), tmp_path, device="cpu", max_minutes=0).step for _ in range(2)]
     assert steps == [1, 2]
 
 
@@ -171,11 +168,11 @@ def test_the_embedding_of_a_run_is_the_trained_one(whole):
 @pytest.mark.filterwarnings("ignore:precision bfloat16 is emulated")
 def test_bfloat16_trains_float32_weights_and_resumes_bit_for_bit(prepared, tmp_path):
     config = tiny(prepared, precision="bfloat16", schedule={"epochs": 1})
-    summary = train_reid(config, tmp_path / "whole", device="cpu")
+    summary = train(config, tmp_path / "whole", device="cpu")
     for _ in range(summary.total_steps):
-        train_reid(config, tmp_path / "parts", device="cpu", max_minutes=0)
+        train(config, tmp_path / "parts", device="cpu", max_minutes=0)
     assert final_hashes(tmp_path / "parts") == final_hashes(tmp_path / "whole")
-    train_reid(config.changed(precision="float32"), tmp_path / "float32", device="cpu")
+    train(config.changed(precision="float32"), tmp_path / "float32", device="cpu")
     assert final_hashes(tmp_path / "float32") != final_hashes(tmp_path / "whole")
     weights = checkpoint.latest(tmp_path / "whole" / "checkpoints").groups["network"].values()
     assert {w.dtype for w in weights if w.is_floating_point()} == {torch.float32}
@@ -187,7 +184,7 @@ def test_class_centers_move_to_the_features(prepared, tmp_path):
     moving = tiny(prepared, loss={"center": 5e-4}, output={"log_every": 1})
     first, last = [], []
     for name, config in (("still", still), ("moving", moving)):
-        train_reid(config, tmp_path / name, device="cpu")
+        train(config, tmp_path / name, device="cpu")
         values = [line["reid/center"] for line in read_metrics(tmp_path / name) if "reid/center" in line]
         first.append(values[0])
         last.append(values[-1])
@@ -206,7 +203,7 @@ def test_it_learns_who_is_who(prepared, tmp_path):
         schedule={"epochs": 30},
         output={"validate_every": 1000, "checkpoint_every": 1000},
     )
-    train_reid(config, tmp_path, device="cpu")
+    train(config, tmp_path, device="cpu")
     lines = [line for line in read_metrics(tmp_path) if "reid/accuracy" in line]
     assert lines[0]["reid/accuracy"] < 0.5
     assert lines[-1]["reid/accuracy"] > 0.95
@@ -236,7 +233,7 @@ def test_sigterm_saves_and_exits_with_143(whole, prepared, tmp_path):
     recipe, run = whole
     save_config(tiny(prepared, recipe), tmp_path / "config.json")
     told = (
-        "import os; from reposer.training.reid import loop as reid; real, calls = reid.reid_loss, []\n"
+        "import os; from reposer.training.reid import task as reid; real, calls = reid.reid_loss, []\n"
         "def signalling(*args):\n"
         "    calls.append(1)\n"
         f"    if len(calls) == 7: os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
@@ -247,7 +244,7 @@ def test_sigterm_saves_and_exits_with_143(whole, prepared, tmp_path):
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
     assert done.returncode == 143, done.stderr
     assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == 7
-    train_reid(tiny(prepared, recipe), tmp_path / "run", device="cpu")
+    train(tiny(prepared, recipe), tmp_path / "run", device="cpu")
     assert final_hashes(tmp_path / "run") == final_hashes(run)
 
 
@@ -261,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(prepared, tmp_path, m
 
     monkeypatch.setattr(reid, "reid_loss", poisoned)
     with pytest.raises(NonFiniteStepError, match="reid/gradient") as caught:
-        train_reid(tiny(prepared), tmp_path, device="cpu")
+        train(tiny(prepared), tmp_path, device="cpu")
     assert caught.value.step == 7
     assert len(caught.value.pairs) == 8
     assert checkpoint.latest(tmp_path / "checkpoints").step == 5
@@ -270,7 +267,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(prepared, tmp_path, m
 def test_what_cannot_be_is_refused(whole, prepared):
     recipe, run = whole
     with pytest.raises(UserError, match=r"optimizer\.lr"):
-        train_reid(tiny(prepared, recipe, optimizer={"lr": 1.0}), run, device="cpu")
+        train(tiny(prepared, recipe, optimizer={"lr": 1.0}), run, device="cpu")
     with pytest.raises(UserError, match="6 training people, a batch wants 7"):
         ReidData(tiny(prepared, batch_size=14))
     with pytest.raises(UserError, match="multiple of 6"):
@@ -314,7 +311,7 @@ def test_two_processes_equal_one(prepared, tmp_path):
     command = [sys.executable, *launcher, *files]
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    train_reid(config, tmp_path / "one", device="cpu")
+    train(config, tmp_path / "one", device="cpu")
     one, two = (checkpoint.latest(tmp_path / name / "checkpoints") for name in ("one", "two"))
     assert two.meta["world_size"] == 2
     for name, value in one.groups["network"].items():

@@ -8,7 +8,7 @@ from tiny_training import TINY_D, TINY_SAN, tiny_config
 from reposer.config import apply_overrides
 from reposer.storage.runs import read_metrics
 from reposer.training.gan.config import LossWeights, ScheduleConfig
-from reposer.training.gan.loop import train
+from reposer.training.loop import train
 
 RSA = {"width": 32, "blocks": 1, "res_blocks": 0, "padding": "zeros"}
 PATN = {"ngf": 4, "blocks": 2, "padding": "zeros"}

@@ -12,7 +12,7 @@ from reposer.losses.identity import center_loss, triplet_loss
 from reposer.models.embedding import ReidOutput
 from reposer.structures import ReidBatch
 from reposer.training.reid.config import ReidLossConfig
-from reposer.training.reid.losses import reid_loss
+from reposer.training.reid.task import reid_loss
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from reposer.losses.segmentation import dice_loss, person_loss
 from reposer.storage import checkpoint
 from reposer.storage.runs import read_metrics
 from reposer.training.gan.data import GanData
-from reposer.training.parsing import tasks as predictor_task
+from reposer.training.loop import train
+from reposer.training.parsing import task as predictor_task
 from reposer.training.parsing.config import PredictorConfig
-from reposer.training.parsing.loop import train_parser
 
 
 def tiny(folder: Path, **changes) -> PredictorConfig:
@@ -38,7 +38,7 @@ def tiny(folder: Path, **changes) -> PredictorConfig:
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "predictor"
-    summary = train_parser(tiny(prepared), run, device="cpu")
+    summary = train(tiny(prepared), run, device="cpu")
     assert (summary.step, summary.total_steps, summary.finished) == (16, 16, True)
     return run
 
@@ -63,8 +63,8 @@ def test_resuming_gives_the_same_bits(whole, prepared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(predictor_task, "parsing_loss", failing)
     with pytest.raises(KeyboardInterrupt):
-        train_parser(tiny(prepared), tmp_path / "run", device="cpu")
-    train_parser(tiny(prepared), tmp_path / "run", device="cpu")
+        train(tiny(prepared), tmp_path / "run", device="cpu")
+    train(tiny(prepared), tmp_path / "run", device="cpu")
     assert final_hashes(tmp_path / "run") == final_hashes(whole)
 
 
@@ -75,7 +75,7 @@ def test_it_learns_the_maps(prepared, tmp_path):
         optimizer={"epochs": 1, "lr": 2e-2},
         output={"log_every": 1, "checkpoint_every": 1000, "validate_every": 1000},
     )
-    train_parser(config, tmp_path, device="cpu")
+    train(config, tmp_path, device="cpu")
     lines = [line for line in read_metrics(tmp_path) if "parsing/mask" in line]
     for name in ("parsing/cross_entropy", "parsing/mask"):
         assert lines[-1][name] < 0.5 * lines[0][name], name

@@ -19,18 +19,18 @@ from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.storage import checkpoint
 from reposer.storage.runs import read_metrics
-from reposer.training import record
-from reposer.training.gan import loop as gan
+from reposer.training import run_writer, state
+from reposer.training.gan import task as gan
 from reposer.training.gan.config import (
     AdversarialConfig,
     GanConfig,
+    GanOutputConfig,
     LossWeights,
-    OutputConfig,
     ScheduleConfig,
 )
 from reposer.training.gan.data import GanData
-from reposer.training.gan.loop import train
-from reposer.training.optimizers import NonFiniteStepError
+from reposer.training.loop import train
+from reposer.training.state import NonFiniteStepError
 
 
 def _figures(run: Path) -> list[dict]:
@@ -76,8 +76,8 @@ def test_a_run_writes_what_it_promises(uninterrupted):
 def test_without_tensorboard_training_logs_all_the_same_and_says_so_once(
     prepared, uninterrupted, tmp_path, monkeypatch, caplog
 ):
-    record._say_that_it_is_missing.cache_clear()
-    monkeypatch.setattr(record, "find_spec", lambda name: None)
+    run_writer._say_that_it_is_missing.cache_clear()
+    monkeypatch.setattr(run_writer, "find_spec", lambda name: None)
     for name, minutes in (("one", None), ("two", 0)):
         summary = train(tiny_config(prepared), tmp_path / name, device="cpu", max_minutes=minutes)
         assert "tensorboard/" not in summary.wrote
@@ -122,7 +122,7 @@ def test_ten_stops_inside_one_epoch_give_the_same_bits(prepared, tmp_path, monke
         prepared,
         data=base.data.changed(pairs_per_epoch=4 * 12),  # 12 steps an epoch
         schedule=ScheduleConfig(epochs_const=1, epochs_decay=0),
-        output=OutputConfig(log_every=1, sample_every=100, validate_every=100, checkpoint_every=1),
+        output=GanOutputConfig(log_every=1, sample_every=100, validate_every=100, checkpoint_every=1),
     )
     assert train(config, tmp_path / "whole", device="cpu").step == 12
     run = tmp_path / "run"
@@ -180,7 +180,7 @@ def test_it_learns_one_batch_by_heart(prepared, tmp_path):
         optimizer=tiny_config(prepared).optimizer.changed(lr=5e-3),
         weights=LossWeights(adversarial=0.1, l1=10.0, perceptual=0.0),
         schedule=ScheduleConfig(epochs_const=1, epochs_decay=0),
-        output=OutputConfig(log_every=1, sample_every=1000, validate_every=1000, checkpoint_every=1000),
+        output=GanOutputConfig(log_every=1, sample_every=1000, validate_every=1000, checkpoint_every=1000),
     )
     train(config, tmp_path, device="cpu")
     l1 = [line["generator/l1"] for line in read_metrics(tmp_path) if "generator/l1" in line]
@@ -238,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(prepared, tmp_path, m
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(prepared, tmp_path, monkeypatch):
-    real = gan.gradient_norm
+    real = state.gradient_norm
     calls = []
 
     def poisoned(network):
@@ -247,7 +247,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(prepared, tmp_pat
             next(network.parameters()).grad[0, 0, 0, 0] = float("inf")
         return real(network)
 
-    monkeypatch.setattr(gan, "gradient_norm", poisoned)
+    monkeypatch.setattr(state, "gradient_norm", poisoned)
     with pytest.raises(NonFiniteStepError, match="generator/gradient"):
         train(tiny_config(prepared), tmp_path, device="cpu")
 
@@ -256,7 +256,7 @@ def test_sigterm_saves_and_exits_with_143(prepared, uninterrupted, tmp_path):
     """The process signals itself inside a step, twice, so that no clock is involved."""
     save_config(tiny_config(prepared), tmp_path / "config.json")
     told = (
-        "import os, sys; from reposer.training.gan import loop as gan; real, calls = gan.generator_loss, []\n"
+        "import os, sys; from reposer.training.gan import task as gan; real, calls = gan.generator_loss, []\n"
         "def signalling(*args):\n"
         "    calls.append(1)\n"
         f"    if len(calls) == 7: [os.kill(os.getpid(), {int(signal.SIGTERM)}) for _ in range(2)]\n"

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from reposer.losses.adversarial import ImagePool
+from reposer.losses.image_gan import GanNetworks, discriminator_loss, generator_loss
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.structures import PairBatch
-from reposer.training.gan.config import AdversarialConfig, LossWeights
-from reposer.training.gan.losses import GanNetworks, discriminator_loss, generator_loss
 
 
 class _MeanDifference(nn.Module):
@@ -61,9 +60,7 @@ def _sigmoid(x: float) -> float:
 def test_the_discriminators_loss_is_half_the_cross_entropy_of_eq_4():
     nets = GanNetworks(nn.Identity(), _MeanDifference(), None)
     generated = torch.full((2, 3, 4, 4), -0.25, requires_grad=True)
-    loss, parts = discriminator_loss(
-        nets, _batch(), generated, AdversarialConfig(), ImagePool(0), torch.Generator()
-    )
+    loss, parts = discriminator_loss(nets, _batch(), generated, ImagePool(0), torch.Generator())
     expected = 0.5 * (-math.log(_sigmoid(2 * 0.5)) - math.log(1 - _sigmoid(2 * -0.25)))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert parts["discriminator/real_logit"].item() == pytest.approx(1.0)
@@ -77,9 +74,7 @@ def test_the_generators_loss_is_the_weighted_sum_of_eq_7():
     nets = GanNetworks(nn.Identity(), _MeanDifference(), vgg)
     generated = torch.full((2, 3, 4, 4), 0.1, requires_grad=True)
     batch = _batch()
-    total, parts = generator_loss(
-        nets, batch, generated, AdversarialConfig(), LossWeights(adversarial=10, l1=15, perceptual=5)
-    )
+    total, parts = generator_loss(nets, batch, generated, {"adversarial": 10, "l1": 15, "perceptual": 5})
     features = [vgg(x.detach())[0] for x in (generated, batch.target_image)]
     terms = {
         "adversarial": -math.log(_sigmoid(2 * 0.1)),  # non-saturating
@@ -100,8 +95,7 @@ def test_a_term_of_weight_zero_is_not_computed():
         nets,
         _batch(),
         torch.zeros(2, 3, 4, 4),
-        AdversarialConfig(),
-        LossWeights(adversarial=0, l1=2, perceptual=0),
+        {"adversarial": 0, "l1": 2, "perceptual": 0},
     )
     assert total.item() == pytest.approx(1.0)
     assert set(parts) == {"generator/loss", "generator/l1"}

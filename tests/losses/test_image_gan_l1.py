@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reposer.training.gan.losses import l1_loss
+from reposer.losses.image_gan import l1_loss
 
 
 def test_l1_is_the_mean_absolute_difference() -> None:

@@ -1,4 +1,4 @@
-"""What every training writes (metrics, checkpoints, a summary), how it goes on, and how a step ends."""
+"""What every training writes (metrics, checkpoints, pictures, a summary), and how a run goes on."""
 
 from __future__ import annotations
 
@@ -9,50 +9,68 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
-from accelerate import Accelerator
+import numpy as np
 from accelerate.tracking import TensorBoardTracker
+from numpy.typing import NDArray
 
-from reposer.config import Config, config_hash, read_json
+from reposer.config import config_hash, read_json
 from reposer.errors import UserError
-from reposer.progress import Meter
-from reposer.runtime import Runtime, StopSignal
+from reposer.runtime import Runtime
 from reposer.storage import checkpoint
-from reposer.storage.checkpoint import CHECKPOINTS, INPUTS, PREPARED, Checkpoint, TensorGroups
+from reposer.storage.checkpoint import CHECKPOINTS, INPUTS, PREPARED, Checkpoint
 from reposer.storage.runs import RunFolder
 from reposer.storage.seals import MARK, SEAL, write_seal
-from reposer.training.optimizers import RunningMeans
+from reposer.training.config import TrainingConfig
+from reposer.training.state import TrainingState
 
 _EVER_PINNED = ("generated", "teacher")  # also by the runs of before the data were pinned
 _READ_AT_START = ("start_from", "initial")  # not needed to go on from a checkpoint
 _log = logging.getLogger(__name__)
 
 
-class TrainingState(Protocol):
-    """What a record needs of a training's state."""
-
-    step: int  # optimizer steps done
-    means: RunningMeans
-
-    def pack(self, accelerator: Accelerator) -> tuple[TensorGroups, dict[str, Any]]:
-        """Tensors by group, and JSON values; a collective call."""
-
-    def restore(self, checkpoint: Checkpoint, runtime: Runtime) -> list[str]:
-        """Go back to a checkpoint; returns what differs in ways that change the bits."""
-
-
-class OutputTimes(Protocol):
-    """How often a training logs, validates and saves, in optimizer steps."""
+class Written(Protocol):
+    """What a run folder keeps of a training."""
 
     @property
-    def log_every(self) -> int: ...
+    def config(self) -> TrainingConfig:
+        """Everything that the result depends on."""
+
     @property
-    def validate_every(self) -> int: ...
+    def state(self) -> TrainingState:
+        """Everything that changes."""
+
     @property
-    def checkpoint_every(self) -> int: ...
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole schedule."""
+
     @property
-    def keep_last(self) -> int: ...
+    def counted(self) -> str:
+        """What a speed counts: images or pairs."""
+
+    @property
+    def wrote(self) -> str:
+        """What lies in the folder afterwards, for the summary."""
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What a reader of the run should know, for environment.json."""
+
+    def inputs(self, new: bool) -> dict[str, str]:
+        """sha256 of everything that the configuration names only by its place; ``PREPARED`` is always there.
+
+        A run goes on with these inputs only.
+
+        Args:
+            new: the run begins; else it goes on from a checkpoint.
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """JSON values that a user of the network must know without the data at hand; go into checkpoints."""
+
+    def begin(self) -> None:
+        """Called before the first step of a new run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,81 +97,63 @@ class TrainingSummary:
 
 
 class RunWriter:
-    """The run folder of a training, and everything that is done once in a while.
+    """The run folder of a training, and everything that is written there.
 
-    All processes make the same calls; the first one writes. Subclasses say what to validate and which facts
-    a checkpoint carries.
+    All processes make the same calls; the first one writes.
 
     Args:
-        config: of the training; must be that of the run, if there is one in ``folder``.
-        output: how often what is written.
-        total_steps: of the whole schedule.
+        task: its configuration must be that of the run, if there is one in ``folder``; its state is put back
+            to the newest good checkpoint of the folder.
         folder: new, empty, or a run to go on with.
         runtime: device and process group.
-        state: is put back to the newest good checkpoint of the folder.
-        notes: facts for environment.json.
 
     Raises:
         UserError: the folder holds a run of another configuration, foreign files, only damaged checkpoints or
             those of another run; or an input is not the one that the run was started with.
     """
 
-    counted: ClassVar[str] = "images"  # what a speed counts
-    wrote: ClassVar[str] = "checkpoints/, metrics.jsonl, config.json, environment.json"
-
-    def __init__(
-        self,
-        config: Config,
-        output: OutputTimes,
-        total_steps: int,
-        folder: Path,
-        runtime: Runtime,
-        state: TrainingState,
-        notes: dict[str, Any],
-    ) -> None:
+    def __init__(self, task: Written, folder: Path, runtime: Runtime) -> None:
         self.folder, self.last = folder, dict[str, float]()
-        self._hash, self._output, self._total = config_hash(config), output, total_steps
-        self._runtime, self._progress = runtime, state
+        self._task, self._state, self._runtime = task, task.state, runtime
+        self._hash, self._output = config_hash(task.config), task.config.output
         self._started = time.monotonic()
         self._run: RunFolder | None = None
         self._tracker: TensorBoardTracker | None = None
         if runtime.is_main:
-            opened = RunFolder.open(folder, config) if RunFolder.exists(folder) else None
-            start = runtime.describe() | notes | {INPUTS: self.inputs(), MARK: SEAL}
-            self._run = opened or RunFolder.create(folder, config, start)
+            self._run = self._opened()
         runtime.accelerator.wait_for_everyone()
         try:
             self._saved_step = self._resume()
             if self._run is not None:
-                self._run.rewind(state.step)
+                self._run.rewind(self._state.step)
                 if self._saved_step >= 0:
                     self._seal()
-                self._tracker = _tensorboard(folder, state.step + 1)
+                self._tracker = _tensorboard(folder, self._state.step + 1)
         except BaseException:
             self.close()
             raise
+
+    def _opened(self) -> RunFolder:
+        """The run in the folder, or a new one."""
+        config = self._task.config
+        if RunFolder.exists(self.folder):
+            return RunFolder.open(self.folder, config)
+        known = {INPUTS: self._task.inputs(new=True), MARK: SEAL}
+        return RunFolder.create(
+            self.folder, config, {**self._runtime.describe(), **self._task.notes, **known}
+        )
 
     def _resume(self) -> int:
         """Put the state back; returns the step of the newest good checkpoint, -1 where there is none."""
         found = checkpoint.of_run(self.folder)
         self._inputs = self._held(found)
         if found is None:
-            self.begin()
+            self._task.begin()
             return -1
-        differences = self._progress.restore(found, self._runtime)
+        differences = self._state.restore(found, self._runtime)
         if differences and self._runtime.is_main:
             _log.warning("resumed run will not be bit-identical: %s", "; ".join(differences))
         return found.step
-
-    def begin(self) -> None:
-        """Called before the first step of a new run."""
-
-    def inputs(self) -> dict[str, str]:
-        """sha256 of everything that the configuration names only by its place; ``PREPARED`` is always there.
-
-        A run goes on with these inputs only.
-        """
-        return {}
 
     def _held(self, found: Checkpoint | None) -> dict[str, str]:
         """The inputs of the run, once they are those that it was started with.
@@ -161,7 +161,7 @@ class RunWriter:
         Raises:
             UserError: an input has changed.
         """
-        now = self.inputs()
+        now = self._task.inputs(new=found is None)
         if found is None:
             environment = self.folder / "environment.json"
             before = read_json(environment).get(INPUTS) if environment.is_file() else None
@@ -186,68 +186,26 @@ class RunWriter:
                 "put back what it was started with, or choose another folder for a new run",
             )
 
-    def facts(self) -> dict[str, Any]:
-        """JSON values that a user of the network must know without the data at hand."""
-        return {}
-
-    def validate(self) -> None:
-        """Write figures on people who are only watched."""
-
-    def show(self, last: bool) -> None:
-        """Write pictures, where it is time or the training ends."""
-
-    def end_step(self, meter: Meter, stop: StopSignal, deadline: float | None, rate: float) -> bool:
-        """Count a finished step; log, validate, show and save where it is time.
-
-        Args:
-            meter: the progress line.
-            stop: whether somebody wants the training to end.
-            deadline: of ``time.monotonic()``; None: none.
-            rate: learning rate of the step.
-
-        Returns:
-            Whether the deadline has passed.
-
-        Raises:
-            SystemExit: told to stop; the step is saved.
-        """
-        state, times = self._progress, self._output
-        state.step += 1
-        meter.update(state.step)
-        told, late = stop.requested(self._runtime), self._runtime.is_past(deadline)
-        done = state.step == self._total
-        if state.step % times.log_every == 0 or done:
-            self.log(rate, meter.rate)
-        if state.step % times.validate_every == 0 or done:
-            self.validate()
-        self.show(done)
-        if state.step % times.checkpoint_every == 0 or told or late or done:
-            self.save()
-        if told:
-            _log.warning("told to stop: saved step %d, the same command goes on from here", state.step)
-            raise SystemExit(stop.exit_code)
-        return late
-
     def log(self, rate: float, per_second: float) -> None:
         """Write the means since the last time."""
-        means = self._progress.means.means()
-        self._progress.means.clear()
+        means = self._state.means.means()
+        self._state.means.clear()
         if self._runtime.world_size > 1:
             means = self._runtime.accelerator.reduce(means, "mean")
         figures = {name: float(value) for name, value in means.items()}
-        self.write(figures | {"lr": rate, f"{self.counted}_per_second": per_second})
+        self.write(figures | {"lr": rate, f"{self._task.counted}_per_second": per_second})
 
     def save(self) -> None:
         """Write a checkpoint of this step unless there is one, then remove the oldest."""
-        if self._saved_step == self._progress.step:
+        if self._saved_step == self._state.step:
             return
-        groups, meta = self._progress.pack(self._runtime.accelerator)
+        groups, meta = self._state.pack(self._runtime.accelerator)
         if self._run is not None:
-            meta |= {"config_hash": self._hash, **self.facts(), INPUTS: self._inputs}
-            checkpoint.save(self._run.checkpoints, self._progress.step, groups, meta)
+            meta |= {"config_hash": self._hash, **self._task.facts(), INPUTS: self._inputs}
+            checkpoint.save(self._run.checkpoints, self._state.step, groups, meta)
             self._seal()  # before older ones go: what it lists must be there whenever a kill comes
             checkpoint.prune(self._run.checkpoints, self._output.keep_last)
-        self._saved_step = self._progress.step
+        self._saved_step = self._state.step
         self._runtime.accelerator.wait_for_everyone()
 
     def _seal(self) -> None:
@@ -258,7 +216,7 @@ class RunWriter:
         write_seal(self.folder, ["config.json", "environment.json", *names], grows=["metrics.jsonl"])
 
     def close(self) -> None:
-        """Give the folder free."""
+        """Let others write in the folder."""
         if self._tracker is not None:
             self._tracker.finish()
         if self._run is not None:
@@ -267,16 +225,26 @@ class RunWriter:
     def summary(self) -> TrainingSummary:
         """What this call came to."""
         minutes = (time.monotonic() - self._started) / 60
-        wrote = self.wrote if self._tracker is None else f"{self.wrote}, tensorboard/"
-        return TrainingSummary(self.folder, self._progress.step, self._total, minutes, dict(self.last), wrote)
+        wrote = self._task.wrote if self._tracker is None else f"{self._task.wrote}, tensorboard/"
+        step, total = self._state.step, self._task.total_steps
+        return TrainingSummary(self.folder, step, total, minutes, dict(self.last), wrote)
 
     def write(self, values: dict[str, float]) -> None:
         """Into metrics.jsonl and, where it is installed, TensorBoard, at the present step."""
+        if not values:
+            return
         self.last |= values
         if self._run is not None:
-            self._run.log(self._progress.step, values)
+            self._run.log(self._state.step, values)
         if self._tracker is not None:
-            self._tracker.log(values, self._progress.step)
+            self._tracker.log(values, self._state.step)
+
+    def show(self, grid: NDArray[np.uint8]) -> None:
+        """Write a picture (H, W, 3) of the present step, in the first process."""
+        if self._run is not None:
+            self._run.save_sample(f"step_{self._state.step:08d}", grid)
+        if self._tracker is not None:
+            self._tracker.log_images({"samples": grid[None]}, self._state.step, dataformats="NHWC")
 
 
 def _tensorboard(folder: Path, step: int) -> TensorBoardTracker | None:

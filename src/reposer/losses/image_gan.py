@@ -1,20 +1,26 @@
 """The two objectives of an image GAN: SAN's eq. 4 (adversarial), 5 (L1), 6 (perceptual) and their sum, eq. 7.
 
-Each is a function of networks and batch that returns the weighted sum and its parts, which are logged.
+Each is a function of networks and batch that returns the weighted sum and its parts, which are logged. The
+generator's terms stand in one dict: a further term is a function and a line there, its weight a setting of
+the training (``weights.NAME``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reposer.losses import adversarial
-from reposer.losses.adversarial import ImagePool
+from reposer.losses.adversarial import (
+    ImagePool,
+    discriminator_adversarial_loss,
+    generator_adversarial_loss,
+)
 from reposer.losses.perceptual import (
     PerceptualNetwork,
     content_loss,
@@ -23,21 +29,8 @@ from reposer.losses.perceptual import (
     style_loss,
 )
 from reposer.structures import PairBatch
-from reposer.training.gan.config import AdversarialConfig, LossWeights
 
-# ---- The pixel-wise reconstruction loss of SAN (eq. 5).
-
-
-def l1_loss(generated: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of model-float images (B, 3, H, W), in [0, 2]; a scalar.
-
-    Eq. 5 writes a norm without an average; PATN's code averages, and so do we: the weights of eq. 7 fit that.
-    """
-    return F.l1_loss(generated.float(), target.float())
-
-
-# ---- The two objectives of an image GAN: SAN's eq. 4 (adversarial), 5 (L1), 6 (perceptual) and their sum,
-# eq. 7.
+# ---- The two objectives.
 #
 # Both functions get the generated images from outside: one forward pass of the generator serves both steps,
 # and its BatchNorm statistics move once a step. Nothing else changes: the generator is not updated between
@@ -54,18 +47,20 @@ class GanNetworks:
     discriminator: nn.Module  # (source image, image, PairBatch, fake) -> logits
     perceptual: PerceptualNetwork | None  # None where every term that needs it has weight 0
     perceptual_norm: str = "l2"
-    feature_layers: Mapping[str, Sequence[str]] = field(
-        default_factory=dict
-    )  # loss term -> its layers; empty: perceptual, all
+    # loss term -> its layers; empty: perceptual, all
+    feature_layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    extra_terms: bool = False  # a term looks at the generator's second result (``parts=True``)
 
 
 def discriminator_loss(
     nets: GanNetworks,
     batch: PairBatch,
     generated: Tensor,
-    options: AdversarialConfig,
     pool: ImagePool,
     pool_rng: torch.Generator,
+    mode: str = "bce",
+    real_label: float = 1.0,
+    loss_scale: float = 0.5,
 ) -> tuple[Tensor, Parts]:
     """What the discriminator minimizes: telling (I_s, I_t) from (I_s, generated), eq. 4.
 
@@ -73,9 +68,11 @@ def discriminator_loss(
         nets: the networks; gradients reach the discriminator only.
         batch: B pairs; target_image is what the generator shall make.
         generated: (B, 3, H, W) in [-1, 1]; its graph is cut here.
-        options: mode, real label, scale.
         pool: earlier fakes with the rows they belong to, which replace some of the batch's.
         pool_rng: the pool's only source of randomness.
+        mode: see :func:`discriminator_adversarial_loss`.
+        real_label: see there.
+        loss_scale: see there.
 
     Returns:
         the loss, a scalar, and its parts: the loss and the mean logits of real and fake images.
@@ -83,16 +80,14 @@ def discriminator_loss(
     fake, fake_batch = pool.query(generated.detach(), batch, pool_rng)
     real_logits = nets.discriminator(batch.source_image, batch.target_image, batch)
     fake_logits = nets.discriminator(fake_batch.source_image, fake, fake_batch, fake=True)
-    loss = adversarial.discriminator_loss(
-        real_logits, fake_logits, options.mode, options.real_label, options.loss_scale
-    )
+    loss = discriminator_adversarial_loss(real_logits, fake_logits, mode, real_label, loss_scale)
     parts = {"loss": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
     return loss, {f"discriminator/{name}": part.detach() for name, part in parts.items()}
 
 
-def generate(nets: GanNetworks, batch: PairBatch, weights: LossWeights) -> tuple[Tensor, Any]:
-    """The images (B, 3, H, W), and what the auxiliary terms look at where one of them has a weight."""
-    if weights.correspondence or weights.parsing:
+def generate(nets: GanNetworks, batch: PairBatch) -> tuple[Tensor, Any]:
+    """The images (B, 3, H, W), and what the generator's extra terms look at where one has a weight."""
+    if nets.extra_terms:
         generated, parts = nets.generator(batch, parts=True)
         return generated, parts
     return nets.generator(batch), None
@@ -102,8 +97,8 @@ def generator_loss(
     nets: GanNetworks,
     batch: PairBatch,
     generated: Tensor,
-    options: AdversarialConfig,
-    weights: LossWeights,
+    weights: Mapping[str, float],
+    mode: str = "bce",
     auxiliary: Any = None,
 ) -> tuple[Tensor, Parts]:
     """What the generator minimizes: eq. 7, alpha adversarial + beta L1 + gamma perceptual, and further terms.
@@ -112,28 +107,56 @@ def generator_loss(
         nets: the networks; the discriminator's weights should not require gradients here.
         batch: B pairs; target_image is what the generator shall make, in [-1, 1].
         generated: (B, 3, H, W) in [-1, 1], with its graph.
-        options: mode of the adversarial term (the non-saturating one).
-        weights: of the terms; a term of weight 0 is neither computed nor logged.
-        auxiliary: second result of ``generate``, for the terms correspondence and parsing.
+        weights: of the terms, keys of TERMS; a term of weight 0 is neither computed nor logged.
+        mode: of the adversarial term (the non-saturating one).
+        auxiliary: second result of ``generate``, for the generator's extra terms.
 
     Returns:
         the loss, a scalar, and its unweighted terms.
     """
-    terms: Parts = {}
-    if weights.adversarial:
-        logits = nets.discriminator(batch.source_image, generated, batch, fake=True)
-        terms["adversarial"] = adversarial.generator_adversarial_loss(logits, options.mode)
-    if weights.l1:
-        terms["l1"] = l1_loss(generated, batch.target_image)
-    if nets.perceptual is not None:
-        terms |= _feature_terms(nets, nets.perceptual, generated, batch.target_image)
-    if weights.correspondence:
-        terms["correspondence"] = correspondence_loss(auxiliary.warped_source, batch)
-    if weights.parsing:
-        terms["parsing"] = parsing_head_loss(auxiliary.parsing_logits, batch.target_parsing)
-    total = sum((getattr(weights, name) * term for name, term in terms.items()), generated.new_zeros(()))
+    made = Made(nets, batch, generated, mode, auxiliary)
+    terms = {name: term(made) for name, term in TERMS.items() if weights.get(name)}
+    total = sum((weights[name] * term for name, term in terms.items()), generated.new_zeros(()))
     parts = {"loss": total, **terms}
     return total, {f"generator/{name}": part.detach() for name, part in parts.items()}
+
+
+# ---- The terms of the generator's objective.
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a term may look at."""
+
+    nets: GanNetworks
+    batch: PairBatch  # B pairs; target_image (B, 3, H, W) in [-1, 1] is what the generator shall make
+    image: Tensor  # (B, 3, H, W) in [-1, 1], generated, with its graph
+    mode: str  # of the adversarial game
+    auxiliary: Any  # the generator's second result; None where no term needs it
+
+    @cached_property
+    def maps(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Maps of the perceptual network by layer, generated and wanted: one pass for each of the two."""
+        network = self.nets.perceptual
+        if network is None:
+            raise ValueError("a term on feature maps needs the perceptual network")
+        with torch.no_grad():
+            wanted = dict(zip(network.layers, network(self.batch.target_image), strict=True))
+        return dict(zip(network.layers, network(self.image), strict=True)), wanted
+
+    def features(self, term: str) -> tuple[list[Tensor], list[Tensor]]:
+        """The generated and the wanted maps of the term's layers."""
+        ours, theirs = self.maps
+        layers = self.nets.feature_layers.get(term, tuple(ours))
+        return [ours[name] for name in layers], [theirs[name] for name in layers]
+
+
+def l1_loss(generated: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of model-float images (B, 3, H, W), in [0, 2]; a scalar. SAN's eq. 5.
+
+    Eq. 5 writes a norm without an average; PATN's code averages, and so do we: the weights of eq. 7 fit that.
+    """
+    return F.l1_loss(generated.float(), target.float())
 
 
 def correspondence_loss(warped: Tensor, batch: PairBatch) -> Tensor:
@@ -160,21 +183,22 @@ def parsing_head_loss(logits: Tensor, parsing: Tensor) -> Tensor:
     return (losses * known).sum() / known.sum().clamp_min(1)
 
 
-def _feature_terms(
-    nets: GanNetworks, network: PerceptualNetwork, generated: Tensor, target: Tensor
-) -> dict[str, Tensor]:
-    """Terms on the maps of the perceptual network: one pass for each of the two images."""
-    with torch.no_grad():
-        wanted = dict(zip(network.layers, network(target), strict=True))
-    maps = dict(zip(network.layers, network(generated), strict=True))
-    terms = {}
-    for term, layers in (nets.feature_layers or {"perceptual": network.layers}).items():
-        ours, theirs = [maps[name] for name in layers], [wanted[name] for name in layers]
-        if term == "perceptual":
-            terms[term] = torch.stack(layer_differences(ours, theirs, nets.perceptual_norm)).sum()
-        else:
-            terms[term] = FEATURE_LOSSES[term](ours, theirs)
-    return terms
+def _adversarial(made: Made) -> Tensor:
+    logits = made.nets.discriminator(made.batch.source_image, made.image, made.batch, fake=True)
+    return generator_adversarial_loss(logits, made.mode)
 
 
-FEATURE_LOSSES = {"content": content_loss, "style": style_loss, "contextual": contextual_loss}
+def _perceptual(made: Made) -> Tensor:
+    return torch.stack(layer_differences(*made.features("perceptual"), made.nets.perceptual_norm)).sum()
+
+
+TERMS: dict[str, Callable[[Made], Tensor]] = {  # in the order in which they are added up
+    "adversarial": _adversarial,
+    "l1": lambda made: l1_loss(made.image, made.batch.target_image),
+    "perceptual": _perceptual,
+    "content": lambda made: content_loss(*made.features("content")),
+    "style": lambda made: style_loss(*made.features("style")),
+    "contextual": lambda made: contextual_loss(*made.features("contextual")),
+    "correspondence": lambda made: correspondence_loss(made.auxiliary.warped_source, made.batch),
+    "parsing": lambda made: parsing_head_loss(made.auxiliary.parsing_logits, made.batch.target_parsing),
+}

@@ -14,8 +14,8 @@ from tiny_training import ONE_THREAD, TRAIN, final_hashes, tiny_config
 
 from reposer.config import save_config
 from reposer.storage import checkpoint
-from reposer.training.gan.config import AdversarialConfig, GanConfig, OutputConfig
-from reposer.training.gan.loop import train
+from reposer.training.gan.config import AdversarialConfig, GanConfig, GanOutputConfig
+from reposer.training.loop import train
 
 pytestmark = pytest.mark.slow
 
@@ -60,10 +60,10 @@ def test_two_processes_resume_bit_for_bit(prepared, tmp_path):
     config = _config(
         prepared,
         gan=AdversarialConfig(pool=4),
-        output=OutputConfig(log_every=3, sample_every=8, validate_every=8, checkpoint_every=100),
+        output=GanOutputConfig(log_every=3, sample_every=8, validate_every=8, checkpoint_every=100),
     )
     stop = (
-        "import os\nfrom reposer.training.gan import loop as gan\nreal, calls = gan.generator_loss, []\n"
+        "import os\nfrom reposer.training.gan import task as gan\nreal, calls = gan.generator_loss, []\n"
         "def signalling(*args):\n"
         "    calls.append(1)\n"
         f"    if len(calls) == 7 and os.environ['RANK'] == '1': os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
@@ -82,7 +82,7 @@ def test_two_processes_resume_bit_for_bit(prepared, tmp_path):
 
 def test_a_dead_process_ends_the_other(prepared, tmp_path):
     die = (
-        "import os\nfrom reposer.training.gan import loop as gan\nreal, calls = gan.generator_loss, []\n"
+        "import os\nfrom reposer.training.gan import task as gan\nreal, calls = gan.generator_loss, []\n"
         "def dying(*args):\n"
         "    calls.append(1)\n"
         f"    if len(calls) == 3 and os.environ['RANK'] == '1': os.kill(os.getpid(), {int(signal.SIGKILL)})\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from reposer.models.embedding import Embedding, ReidNetwork
-from reposer.training.optimizers import set_learning_rate
 from reposer.training.reid.config import ReidConfig, ReidDataConfig, ReidOptimizerConfig, ReidScheduleConfig
-from reposer.training.reid.state import build_optimizer, scheduled_rate
+from reposer.training.reid.task import build_optimizer
+from reposer.training.state import set_learning_rate
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
@@ -52,5 +52,5 @@ def test_a_half_cosine_after_the_warm_up():
         schedule=ReidScheduleConfig(epochs=11, warmup_epochs=1, warmup_factor=0.2, decay="cosine"),
     )
     assert config.total_steps == 110
-    rates = [scheduled_rate(step, config) for step in (0, 5, 10, 60, 110)]
+    rates = [config.rate(step, config.total_steps) for step in (0, 5, 10, 60, 110)]
     assert rates == pytest.approx([0.2, 0.6, 1.0, 0.5, 0.0])

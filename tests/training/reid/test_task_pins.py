@@ -20,18 +20,17 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.storage import checkpoint
 from reposer.storage.files import sha256_bytes, sha256_file
 from reposer.storage.tables import read_table
-from reposer.training.gan.loop import train
-from reposer.training.reid.loop import train_reid
+from reposer.training.loop import train
 from reposer.workflows.reid_features import check_data
 from reposer.workflows.verify import verify_folder
 
-from .test_loop import tiny
+from .test_task import tiny
 
 
 def started(tmp_path: Path) -> tuple[Path, Path]:
     """A prepared folder and a Re-ID run that was stopped after its first step on it."""
     prepared, run = write_prepared(tmp_path / "prepared"), tmp_path / "run"
-    train_reid(tiny(prepared), run, device="cpu", max_minutes=0)
+    train(tiny(prepared), run, device="cpu", max_minutes=0)
     return prepared, run
 
 
@@ -58,7 +57,7 @@ def test_a_run_neither_goes_on_nor_is_used_after_others_were_held_out(tmp_path):
 
     assert hold_out_others(prepared) != before
     with pytest.raises(UserError, match="prepared changed since the run was started: put back"):
-        train_reid(tiny(prepared), run, device="cpu")
+        train(tiny(prepared), run, device="cpu")
     with pytest.raises(UserError, match=r"was prepared anew since .* was trained on it"):
         check_data(PackedPeople.open(prepared / "packed"), "shipped", None, run)
     elsewhere = tmp_path / "elsewhere"
@@ -79,7 +78,7 @@ def test_a_run_of_before_the_pins_goes_on_and_says_so(tmp_path, caplog):
     check_data(PackedPeople.open(prepared / "packed"), run)
     assert "it is not compared" in caplog.text
     caplog.clear()
-    assert train_reid(tiny(prepared), run, device="cpu", max_minutes=0).step == 2
+    assert train(tiny(prepared), run, device="cpu", max_minutes=0).step == 2
     assert "was started before runs pinned their data: not compared" in caplog.text
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reposer.training.optimizers import build_ema, warmed_up_decay
+from reposer.training.state import build_ema, warmed_up_decay
 
 
 def test_the_decay_grows_to_its_value():

@@ -11,8 +11,8 @@ import pytest
 from tiny_training import final_hashes, tiny_config
 
 from reposer.storage import checkpoint
-from reposer.training.gan.config import GanConfig, OutputConfig
-from reposer.training.gan.loop import train
+from reposer.training.gan.config import GanConfig, GanOutputConfig
+from reposer.training.loop import train
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def processes(monkeypatch):
     """Fresh processes that have torch imported already, so that a start costs milliseconds."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["reposer.training.gan.loop"])
+    context.set_forkserver_preload(["reposer.training.loop"])
     return context
 
 
@@ -46,7 +46,7 @@ def _check_kills(context, prepared: Path, tmp_path: Path, kills: int, steps: int
     config = tiny_config(
         prepared,
         data=tiny_config(prepared).data.changed(pairs_per_epoch=4 * steps // 2),
-        output=OutputConfig(log_every=1, sample_every=7, validate_every=1000, checkpoint_every=3),
+        output=GanOutputConfig(log_every=1, sample_every=7, validate_every=1000, checkpoint_every=3),
     )
     assert train(config, tmp_path / "whole", device="cpu").step == steps
     rng, run = random.Random(0), tmp_path / "killed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reposer.training.optimizers import RunningMeans
+from reposer.training.state import RunningMeans
 
 
 def test_means_count_each_name_for_itself_and_survive_a_save():

@@ -6,7 +6,7 @@ from tiny_training import TINY_D, TINY_SAN, tiny_config
 
 from reposer.errors import UserError
 from reposer.storage import checkpoint
-from reposer.training.gan.loop import train
+from reposer.training.loop import train
 
 
 def test_a_new_run_begins_with_the_other_runs_networks(prepared, tmp_path):
