@@ -66,7 +66,7 @@ def discriminator_loss(
 
     Args:
         nets: the networks; gradients reach the discriminator only.
-        batch: B pairs; target_image is what the generator shall make.
+        batch: B pairs; target_image is what the generator should make.
         generated: (B, 3, H, W) in [-1, 1]; its graph is cut here.
         pool: earlier fakes with the rows they belong to, which replace some of the batch's.
         pool_rng: the pool's only source of randomness.
@@ -105,7 +105,7 @@ def generator_loss(
 
     Args:
         nets: the networks; the discriminator's weights should not require gradients here.
-        batch: B pairs; target_image is what the generator shall make, in [-1, 1].
+        batch: B pairs; target_image is what the generator should make, in [-1, 1].
         generated: (B, 3, H, W) in [-1, 1], with its graph.
         weights: of the terms, keys of TERMS; a term of weight 0 is neither computed nor logged.
         mode: of the adversarial term (the non-saturating one).

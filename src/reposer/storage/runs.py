@@ -164,7 +164,7 @@ class RunFolder:
         return path
 
     def close(self) -> None:
-        """Give the folder free; a second call does nothing."""
+        """Let others write in the folder; a second call does nothing."""
         for descriptor in (self._metrics, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)

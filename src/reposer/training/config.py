@@ -1,4 +1,4 @@
-"""What every training can be told, and how epochs become steps and steps become learning rates."""
+"""The settings of every training, and how epochs become steps and steps become learning rates."""
 
 from __future__ import annotations
 

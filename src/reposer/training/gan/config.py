@@ -1,4 +1,4 @@
-"""What a GAN training can be told: frozen, typed, saved into the run folder; the defaults are SAN's.
+"""The settings of a GAN training: frozen, typed, saved into the run folder; the defaults are SAN's.
 
 Numbers in brackets of the comments are the ambiguities of the paper that an option answers (docs/method.md).
 """
@@ -173,13 +173,14 @@ class GanConfig(EpochsConfig):
     def _terms_have_a_generator(self) -> Self:
         from reposer.models.generators import GENERATORS, extra_terms, option_is_on
 
-        for name in GENERATORS:
-            for term, option in extra_terms(name).items():
-                if term not in self.weights.of_terms():
-                    continue
-                own = extra_terms(self.generator).get(term)
-                if own is None or not option_is_on(self.generator, own, self.generator_args):
-                    raise ValueError(f"weights.{term} needs generator={name} with {option}=true")
+        for term in self.weights.of_terms():
+            offering = [name for name in GENERATORS if term in extra_terms(name)]
+            if not offering:
+                continue  # a term on the image, which every generator has
+            name = self.generator if self.generator in offering else offering[0]
+            option = extra_terms(name)[term]
+            if name != self.generator or not option_is_on(name, option, self.generator_args):
+                raise ValueError(f"weights.{term} needs generator={name} with {option}=true")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What the trainings of parsers and predictors can be told: frozen, typed, saved into the run folder."""
+"""The settings of the trainings of parsers and predictors: frozen, typed, saved into the run folder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ParsingDataConfig(Config):
 
 
 class ParsingAugmentConfig(Config):
-    """How images and maps are changed together (data.parsing_transforms)."""
+    """How images and maps are changed together (data.transforms)."""
 
     zoom: float = Field(default=0.15, ge=0, lt=1)
     shift: float = Field(default=0.05, ge=0, lt=0.5)  # share of the image's size

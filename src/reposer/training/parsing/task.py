@@ -31,7 +31,7 @@ from reposer.training.parsing.config import MapTrainingConfig, ParsingConfig, Pr
 from reposer.training.state import TrainingState, place
 
 _VALIDATION_BATCH = 64
-DICE_SMOOTHING = 1.0  # pixels, for predictors; rsa_gan.md's form of Dice
+DICE_SMOOTHING = 1.0  # pixels, for predictors (see dice_loss)
 
 # ---- What the two tasks share.
 

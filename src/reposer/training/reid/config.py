@@ -1,4 +1,4 @@
-"""What a Re-ID training can be told: frozen, typed, saved into the run folder."""
+"""The settings of a Re-ID training: frozen, typed, saved into the run folder."""
 
 from __future__ import annotations
 

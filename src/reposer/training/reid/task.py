@@ -293,7 +293,7 @@ class Teacher:
 
     Args:
         run_dir: of a Re-ID training of the same people, without an extra class.
-        pids: (K,) of the classes of the training that it shall teach.
+        pids: (K,) of the classes of the training that it teaches.
         runtime: device.
 
     Raises:
