@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from accelerate.utils import DistributedDataParallelKwargs
 from numpy.typing import NDArray
 
 from reposer.progress import progress
@@ -78,10 +77,6 @@ def train(
         SystemExit: 143 after SIGTERM or SIGUSR1, 130 after Ctrl-C, once the step is finished and saved.
     """
     runtime = setup(device, config.precision, config.threads, config.seed)
-    # DDP would copy BatchNorm buffers between processes before each forward pass, and autograd refuses that
-    # where a network is called twice. SyncBatchNorm keeps them equal on GPUs; on CPUs the first process's are
-    # saved.
-    runtime.accelerator.ddp_handler = DistributedDataParallelKwargs(broadcast_buffers=False)
     task = TASKS[type(config)](config, runtime)
     state, total, every = task.state, task.total_steps, config.output
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes

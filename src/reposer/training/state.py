@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -223,6 +224,27 @@ def place(module: nn.Module, runtime: Runtime, channels_last: bool = True) -> nn
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return module.to(runtime.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def wrap(network: nn.Module, runtime: Runtime, compiled: bool = False, unused: bool = False) -> nn.Module:
+    """The network as a step calls it: compiled where asked for, and wrapped for several processes.
+
+    Args:
+        network: the bare one.
+        runtime: device and process group.
+        compiled: by torch.compile.
+        unused: some parameters may get no gradient.
+    """
+    if compiled:
+        network.compile()
+    # DDP would copy BatchNorm buffers between processes before each forward pass, and autograd refuses that
+    # where a network is called twice. SyncBatchNorm keeps them equal on GPUs; on CPUs the first process's are
+    # saved.
+    runtime.accelerator.ddp_handler = DistributedDataParallelKwargs(
+        broadcast_buffers=False, find_unused_parameters=unused
+    )
+    wrapped: nn.Module = runtime.accelerator.prepare(network)
+    return wrapped
 
 
 # ---- Tensors of every process, names below a prefix, what changes the bits.

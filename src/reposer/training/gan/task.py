@@ -37,7 +37,7 @@ from reposer.storage.state import load_into
 from reposer.structures import PairBatch
 from reposer.training.gan.config import GanConfig
 from reposer.training.gan.data import GanData, Part
-from reposer.training.state import TrainingState, below, build_adam, build_ema, place
+from reposer.training.state import TrainingState, below, build_adam, build_ema, place, wrap
 
 SAMPLE_TITLES = ("source", "target parsing", "generated", "target")
 _VALIDATION_BATCH = 32
@@ -248,10 +248,8 @@ class GanTask:
 def _networks(config: GanConfig, runtime: Runtime, state: GanState) -> GanNetworks:
     """The networks as a step calls them: compiled, and wrapped for several processes, where asked for."""
     runtime.accelerator.gradient_accumulation_steps = config.accumulate
-    if config.compile:
-        state.generator.compile()
-        state.discriminator.compile()
-    generator, discriminator = runtime.accelerator.prepare(state.generator, state.discriminator)
+    generator = wrap(state.generator, runtime, config.compile)
+    discriminator = wrap(state.discriminator, runtime, config.compile)
     perceptual, layers = None, config.feature_layers
     if layers:
         network, names = config.perceptual, list(dict.fromkeys(chain.from_iterable(layers.values())))

@@ -28,7 +28,7 @@ from reposer.structures import MISSING_LABEL, NUM_LABELS
 from reposer.training.config import steps_of
 from reposer.training.gan.data import GanData, Part
 from reposer.training.parsing.config import MapTrainingConfig, ParsingConfig, PredictorConfig
-from reposer.training.state import TrainingState, place
+from reposer.training.state import TrainingState, place, wrap
 
 _VALIDATION_BATCH = 64
 DICE_SMOOTHING = 1.0  # pixels, for predictors (see dice_loss)
@@ -63,7 +63,7 @@ class MapTask:
         self._bare = place(network, runtime)
         optimizer = build_optimizer(self._bare, config, factors or {})
         self.state = TrainingState({"network": self._bare}, {"optimizer": optimizer})
-        self._network: nn.Module = runtime.accelerator.prepare(self._bare)
+        self._network = wrap(self._bare, runtime)
         self._network.train()
 
     def learn(self, loss: Tensor, parts: Mapping[str, Tensor], images: Sequence[str]) -> None:

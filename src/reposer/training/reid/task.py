@@ -35,7 +35,7 @@ from reposer.storage.state import load_into
 from reposer.structures import ReidBatch
 from reposer.training.reid.config import GeneratedConfig, ReidConfig, ReidLossConfig, ReidOptimizerConfig
 from reposer.training.reid.data import ReidData
-from reposer.training.state import TrainingState, place
+from reposer.training.state import TrainingState, place, wrap
 
 _VALIDATION_BATCH, _VALIDATION_IMAGES = 64, 2000
 
@@ -72,11 +72,8 @@ class ReidTask:
         self._teacher = None if taught_by is None else Teacher(taught_by, self._data.pids, runtime)
         teacher = {} if self._teacher is None else {"teacher": self._teacher.content_hash}
         self._inputs = self._data.inputs() | initial | teacher
-        if config.compile:
-            network.compile()
         # without the term of identity the classifier gets no gradient
-        self._accelerator.ddp_handler.find_unused_parameters = not config.loss.identity
-        self._network: nn.Module = self._accelerator.prepare(network)
+        self._network = wrap(network, runtime, config.compile, unused=not config.loss.identity)
         self._network.train()
 
     def _load_initial(self) -> dict[str, str]:
