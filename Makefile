@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLOW_THREADS ?= 1
 EVERYTHING := .[dev,onnx,annotate,tensorboard]
+PINNED := .[dev,onnx,annotate,tensorboard,docs]
 PIP := -m pip install --quiet --disable-pip-version-check
 FAST := -m pytest -n 2 --dist loadfile -m "not slow and not real"
 
-.PHONY: help venv demo test test-latest test-lowest pins test-slow test-real lint types bench clean
+.PHONY: help venv demo test test-latest test-lowest pins test-slow test-real lint types docs bench clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,7 +31,7 @@ test: venv ## Run the fast test suite, in two processes
 test-latest: ## The fast suite with the newest release of everything, in .venv-latest
 	rm -rf .venv-latest && $(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python $(PIP) hatchling editables
-	.venv-latest/bin/python $(PIP) --no-build-isolation -e '$(EVERYTHING)'
+	.venv-latest/bin/python $(PIP) --no-build-isolation -e '$(PINNED)'
 	OMP_NUM_THREADS=1 .venv-latest/bin/python $(FAST)
 
 test-lowest: ## The fast suite with the lowest versions that pyproject.toml allows, in .venv-lowest (Python 3.11)
@@ -54,8 +55,13 @@ lint: venv ## Check style
 types: venv ## Check types
 	$(BIN)/mypy
 
+docs: venv ## Build the documentation as a site, build/docs/index.html; a warning or a broken link is an error
+	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html -d build/doctrees docs build/docs
+	@echo build/docs/index.html
+
 bench: venv ## Run every benchmark; each ends with one line of JSON
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b; done
 
-clean: ## Remove the environments and what the demo wrote
-	rm -rf $(VENV) .venv-latest .venv-lowest demo
+clean: ## Remove the environments, the site and what the demo wrote
+	rm -rf $(VENV) .venv-latest .venv-lowest demo build/docs build/doctrees

@@ -1,4 +1,4 @@
-"""Every file of the corpus has the outcome that docs/data.md promises; random damage never does worse."""
+"""Every file of the corpus has its outcome (docs/reference/rules.md); random damage never does worse."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reposer import images
 from reposer.image_rules import ACCEPTED
 from reposer.storage.paths import RefusedFileError, check_relative, contained
 
-DOCS = Path(__file__).parents[1] / "docs" / "data.md"
+DOCS = Path(__file__).parents[1] / "docs" / "reference" / "rules.md"
 
 
 class Hang(BaseException):

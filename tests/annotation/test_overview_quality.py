@@ -13,7 +13,7 @@ import pytest
 from reposer.annotation.annotators import Annotation
 from reposer.annotation.overview import FLAGS, Histogram, draw_figure, intersection_over_union, measure
 
-DOCS = Path(__file__).parents[2] / "docs" / "annotate.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "annotate.md"
 
 
 def good() -> Annotation:

@@ -1,4 +1,4 @@
-"""Makes, by code, the corpus of bad and odd image files, each with the outcome that docs/data.md promises."""
+"""Makes, by code, the corpus of bad and odd image files, each with its outcome (docs/reference/rules.md)."""
 
 from __future__ import annotations
 

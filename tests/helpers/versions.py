@@ -21,7 +21,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
-HEAD = "# Made by `make pins` (CONTRIBUTING.md): exact versions of the whole environment of `make venv`."
+HEAD = (
+    "# Made by `make pins` (CONTRIBUTING.md): exact versions of all that `make venv` and `make docs` install."
+)
 LINUX = ' ; sys_platform == "linux" and platform_machine == "x86_64"'
 _LINUX_ONLY = re.compile(r"nvidia-|cuda-|triton$")
 _LEFT_OUT = {"pip", "reposer"}

@@ -128,7 +128,7 @@ def test_learned_distances_and_reranking_at_full_size(people, result):
 
 
 def test_the_people_that_bag_of_tricks_draws(people):
-    """What docs/reid.md says: 61 % of the distinct images in an epoch, the original's sampler 90 %."""
+    """As docs/explanation/reid.md says: an epoch has 61 % of the distinct images, the original 90 %."""
     pids = people["train"].pids
     labels = np.unique(pids, return_inverse=True)[1]
     groups, steps = ClassGroups.of(labels), 12_936 // 64
