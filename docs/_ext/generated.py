@@ -341,7 +341,13 @@ def plain(app: Sphinx, what: str, name: str, of: object, options: object, lines:
 _ITEM = re.compile(r"(\* |- |\d+\. |  )")
 
 
+def skip(app: Sphinx, what: str, name: str, of: object, skipped: bool, options: object) -> bool | None:
+    """Leave out the methods that scikit-learn makes for every estimator; their text links into its own site."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("autodoc-skip-member", skip)
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", plain, priority=100)  # before napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}
