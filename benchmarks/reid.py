@@ -33,13 +33,14 @@ from reposer.reid.xqda import XQDA
 from reposer.structures import FeatureSet
 
 SEED = 0
+# queries, gallery, training images, features, people on each side
 MARKET = (
     3_368,
     15_913,
     12_936,
     2_048,
     750,
-)  # queries, gallery, training images, features, people on each side
+)
 QUICK = (300, 1_500, 1_200, 128, 70)
 BARS = {
     "ranking_over_argsort": 0.5,

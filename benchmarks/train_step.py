@@ -128,9 +128,8 @@ def our_step(
 def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
     """The same update as it is commonly written: torch's default Adam, the average as a loop."""
     plain_rsa.install()
-    generator = build_generator(
-        config.generator, **config.generator_args
-    )  # in GanState's order: same weights
+    # in GanState's order: same weights
+    generator = build_generator(config.generator, **config.generator_args)
     discriminator = build_discriminator(**config.discriminator_args)
     for module in (*generator.modules(), *discriminator.modules()):
         if isinstance(

@@ -14,12 +14,13 @@ from reposer.cli import main as cli
 ROOT = Path(__file__).parents[1]
 OURS = tuple(str(ROOT / folder) + "/" for folder in ("src", "tests", "benchmarks"))
 DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+# modules between caller and called
 _DECORATORS = (
     "contextlib",
     "functools",
     "typing_extensions",
     "warnings",
-)  # modules between caller and called
+)
 
 
 class OurCall:

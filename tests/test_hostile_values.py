@@ -200,7 +200,7 @@ TABLES: dict[str, tuple[str, list[str], str, Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_of_text(tmp_path, name):
-    """A good row of key-points or of a pair with each cell replaced, and bytes that are no text."""
+    """A good row of keypoints or of a pair with each cell replaced, and bytes that are no text."""
     header, row, separator, read = TABLES[name]
     path = tmp_path / name
     values = [json.dumps(value) for value in VALUES] + ["=1+1", "[1e400]", "[" * 5000, "9" * 5000]

@@ -1,6 +1,6 @@
 """RSA-GAN and its critics as they are commonly written: the plain form that ours is compared with.
 
-Key-point maps are made and convolved as planes, regions as one convolution in groups over all their planes,
+Keypoint maps are made and convolved as planes, regions as one convolution in groups over all their planes,
 limbs as one large table of distances; up-sampling is a step of its own; norms and losses are PyTorch's. The
 modules, their weights and the mathematics are the same.
 """

@@ -342,7 +342,7 @@ _ITEM = re.compile(r"(\* |- |\d+\. |  )")
 
 
 def skip(app: Sphinx, what: str, name: str, of: object, skipped: bool, options: object) -> bool | None:
-    """Leave out the methods that scikit-learn makes for every estimator; their text links into its own site."""
+    """Leave out what scikit-learn makes for every estimator; its text links into its own site."""
     return True if re.fullmatch(r"set_\w+_request", name) else None
 
 

@@ -248,7 +248,7 @@ def stored_hash(path: str | os.PathLike[str]) -> str:
 def differences(a: Config | Mapping[str, Any], b: Config | Mapping[str, Any]) -> list[str]:
     """Lines ``key: value in a -> value in b`` of every leaf that differs, sorted by key; empty when equal.
 
-    Long values are cut. Of lists whose items have names, the items that differ are told one by one.
+    Long values are cut. Of lists whose items have names, the items that differ are named one by one.
     """
     left, right = (dict(_leaves(x.model_dump(mode="json") if isinstance(x, Config) else x)) for x in (a, b))
     lines = []

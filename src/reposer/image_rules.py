@@ -1,8 +1,8 @@
 """Which image files are used, and the named rules by which they become upright 8-bit RGB.
 
 A file is refused (ImageError, with the id of the rule), or accepted by rules that are listed (ACCEPTED);
-docs/data.md holds both tables. Pillow opens four formats and nothing else (no Ghostscript, no exotic parser);
-bytes and pixels are counted before a pixel is decoded. Decoding goes through reposer.images.
+docs/reference/rules.md holds both tables. Pillow opens four formats and nothing else (no Ghostscript, no
+exotic parser); bytes and pixels are counted before a pixel is decoded. Decoding goes through reposer.images.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _WARNINGS = threading.Lock()  # the warning filters belong to the whole process
 
 
 class ImageError(RefusedFileError):
-    """An image file that is refused; ``rule`` is one of the ids in the table of docs/data.md."""
+    """An image file that is refused; ``rule`` is one of the ids in the table of docs/reference/rules.md."""
 
 
 def open_image(data: bytes, name: str) -> Image.Image:

@@ -4,8 +4,8 @@
 * model float: float32 in [-1, 1], what generators and discriminators see;
 * ImageNet-normalized: what torchvision's classification networks see.
 
-Decoding is strict: a file is refused, or accepted by listed rules (image_rules.py, docs/data.md). It is no
-integrity check (61 % of single-bit flips in a JPEG decode without a word): keep the sha256.
+Decoding is strict: a file is refused, or accepted by listed rules (image_rules.py, docs/reference/rules.md).
+It is no integrity check (61 % of single-bit flips in a JPEG decode without a word): keep the sha256.
 """
 
 from __future__ import annotations

@@ -162,9 +162,9 @@ def _reid_sections(path: Path, run_dir: Path) -> list[Section | None]:
 
 
 def _percent(result: dict[str, Any], name: str) -> str:
-    if name not in result:  # rank20 of a report written before it was told
+    if name not in result:  # rank20 of a report written before it was reported
         curve = result.get("cmc", [])
-        return f"{100 * curve[19]:.2f}" if name == "rank20" and len(curve) >= 20 else "not told"
+        return f"{100 * curve[19]:.2f}" if name == "rank20" and len(curve) >= 20 else "not reported"
     text, interval = f"{100 * result[name]:.2f}", result["intervals"][name]
     if interval is None and result.get("deviations"):
         return f"{text} ± {100 * result['deviations'][name]:.2f}"

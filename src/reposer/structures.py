@@ -78,7 +78,7 @@ class ReidBatch(_Batch):
     camid: Tensor  # (B,) int64
     weight: Tensor  # (B,) float32 weight in the loss, 1 for a real image
     generated: Tensor  # (B,) bool
-    known: Tensor  # (B,) bool, False where the label does not say whom the image shows
+    known: Tensor  # (B,) bool, False where the label does not say who is on the image
 
     def __len__(self) -> int:
         return self.image.shape[0]

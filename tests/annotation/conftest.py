@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @pytest.fixture(autouse=True)
 def weights_folder(tmp_path, monkeypatch) -> Path:
-    """No test sees the weights, or the accepted licences, of this machine."""
+    """No test sees the weights, or the accepted licenses, of this machine."""
     folder = tmp_path / "weights"
     monkeypatch.setenv("REPOSER_WEIGHTS", str(folder))
     return folder

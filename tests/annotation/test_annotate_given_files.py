@@ -1,4 +1,4 @@
-"""The user's own masks and key-points: what changes in them between two calls is noticed, and only that."""
+"""The user's own masks and keypoints: what changes in them between two calls is noticed, and only that."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_mask_that_changes_comes_goes_or_breaks(people, tmp_path):
     report = run(people, masks)
     assert report.work.made == 2  # its shard
     assert report.work.notes == [
-        "0001/0000_c1.png and 1 more are annotated again: your own mask or key-point file of "
+        "0001/0000_c1.png and 1 more are annotated again: your own mask or keypoint file of "
         "0001/0000_c1.png has changed"
     ]
     assert np.array(Image.open(people / f"mask/{stem(0)}.png")).sum() == 20 * 16
@@ -229,13 +229,13 @@ def test_the_users_masks_are_doubted_as_prepare_doubts_them(people, tmp_path):
     assert run(people, masks).rules == {}
 
 
-@pytest.mark.parametrize("made", ["masks", "key-points", "both", "maps"])
+@pytest.mark.parametrize("made", ["masks", "keypoints", "both", "maps"])
 def test_whatever_is_not_made_is_no_fault(people, tmp_path, made):
     for number in range(6):
         put_mask(tmp_path / "masks", number, 30)
         put_pose(tmp_path / "poses", number, 5.0 + number, "openpose")
     masks = FolderMasks(tmp_path / "masks") if made in ("masks", "both") else None
-    joints = KeypointFiles("openpose", tmp_path / "poses") if made in ("key-points", "both") else None
+    joints = KeypointFiles("openpose", tmp_path / "poses") if made in ("keypoints", "both") else None
     parser = StubParser() if made == "maps" else None
     report = annotate(
         people, None, lambda: Annotators(parser, masks, joints), how=AnnotateOptions(batch_size=2)

@@ -233,23 +233,23 @@ FAULTS = {  # name: how, what one line must say, and whether annotating again me
     "area in a row": (set_field("mask_area", 2.0), r"row 2, .*, mask_area: 2\.0 is no share", False),
     "flag in a row": (set_field("flags", ["odd"]), r"row 2, .*, flags: 'odd' is none", False),
     "left out in a row": (set_field("left_out", "format"), r"row 2, .*, mask: the image was left out", False),
-    "key-points changed": (
+    "keypoints changed": (
         edit_lines("keypoints.csv", lambda lines: lines.__setitem__(3, lines[3].replace("0", "1", 1))),
         r"^keypoints\.csv, row 4, 000\d/.*: is not what the manifest says",
         True,
     ),
-    "key-points' row gone": (
+    "keypoints' row gone": (
         edit_lines("keypoints.csv", lambda lines: lines.pop(2)),
         r"^keypoints\.csv, row 3, ",
         True,
     ),
-    "key-points' row too many": (
+    "keypoints' row too many": (
         edit_lines("keypoints.csv", lambda lines: lines.append("x.png: [1]: [1]\n")),
         r"^keypoints\.csv, row 14, ",
         True,
     ),
-    "key-points cut": (lambda r: cut(r / "keypoints.csv"), r"^keypoints\.csv, row 13, ", True),
-    "key-points gone": (lambda r: (r / "keypoints.csv").unlink(), r"^keypoints\.csv: no such file", True),
+    "keypoints cut": (lambda r: cut(r / "keypoints.csv"), r"^keypoints\.csv, row 13, ", True),
+    "keypoints gone": (lambda r: (r / "keypoints.csv").unlink(), r"^keypoints\.csv: no such file", True),
     "problems' line gone": (
         edit_lines("annotation/problems.csv", lambda lines: lines.pop()),
         r"problems\.csv: has no line for 0004/broken\.png, format",

@@ -144,9 +144,8 @@ def test_what_is_no_file(kind, tmp_path):
         OnnxNetwork(path, DESCRIPTION)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.torch.jit:FutureWarning"
-)  # a TorchScript file, as others still have them
+# a TorchScript file, as others still have them
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", STATES)
 def test_state_dicts(name, watched):

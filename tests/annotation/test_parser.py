@@ -20,7 +20,7 @@ from reposer.config import load_config
 from reposer.data.parsing import ATR_LABELS, LIP_LABELS
 from reposer.errors import MissingWeightsError, UserError
 from reposer.storage.paths import RefusedFileError
-from reposer.weights.licenses import LicenceError
+from reposer.weights.licenses import LicenseError
 
 BGR = {"mean": [0.406, 0.456, 0.485], "std": [0.225, 0.224, 0.229]}
 SCHP = {"size": [33, 33], "labels": "lip20", "fit": "affine", "color": "bgr", "output": 1} | BGR
@@ -39,7 +39,7 @@ def agreement(a, b):
 
 def test_schp_follows_its_recipe(exported, described):
     """Warp of the BGR picture, ToTensor, Normalize, output 1, up with align_corners, inverse warp, argmax."""
-    from .test_fitting import schp_matrix, warp
+    from .test_segmentation_model_fitting import schp_matrix, warp
 
     module, file = exported(outputs=3)
     parser = open_parser(described(file, **SCHP))
@@ -201,7 +201,7 @@ def test_who_tells_the_sides_can_be_chosen(exported, described, tmp_path):
         open_parser(sideless, sides="model")
     with pytest.raises(UserError, match="sides: input should be"):
         open_parser(described(file, "typo", size=[33, 33], labels="lip20", sides="joints"))
-    with pytest.raises(UserError, match="--sides keypoints: needs a parser and key-points"):
+    with pytest.raises(UserError, match="--sides keypoints: needs a parser and keypoints"):
         AnnotatorChoice(str(own), sides="keypoints").open()
     with pytest.raises(UserError, match="--sides left: unknown"):
         chosen_sides("left")
@@ -264,13 +264,13 @@ def test_what_is_missing_is_named(exported, described, tmp_path, monkeypatch, we
         open_parser("scpp")
     with pytest.raises(UserError, match="no such file"):
         open_parser(tmp_path / "none.onnx")
-    with pytest.raises(LicenceError, match=r"NOT FOR COMMERCIAL USE.*--accept-licence"):
+    with pytest.raises(LicenseError, match=r"NOT FOR COMMERCIAL USE.*--accept-license"):
         open_parser("schp_lip")
     with pytest.raises(MissingWeightsError, match=r"parsing_lip\.onnx.*put it into") as caught:
-        open_parser("schp_lip", accept_licence=True)
+        open_parser("schp_lip", accept_license=True)
     assert str(weights_folder) in str(caught.value)
     with pytest.raises(UserError, match="no pinned file"):
-        open_parser("segformer_clothes", accept_licence=True)
+        open_parser("segformer_clothes", accept_license=True)
     real = builtins.__import__
     for package in ("onnxruntime", "onnx", "transformers"):
 
@@ -290,25 +290,25 @@ def test_what_is_missing_is_named(exported, described, tmp_path, monkeypatch, we
                 open_parser(path)
 
 
-def test_own_weights_of_a_known_model_still_ask_for_its_licence(exported):
+def test_own_weights_of_a_known_model_still_ask_for_its_license(exported):
     _, file = exported(size=(473, 473), outputs=3)
-    with pytest.raises(LicenceError):
+    with pytest.raises(LicenseError):
         open_parser("schp_lip", file)
-    parser = open_parser("schp_lip", file, accept_licence=True)
+    parser = open_parser("schp_lip", file, accept_license=True)
     assert parser.info.non_commercial
     assert parser(pictures(1)).shape == (1, 24, 12)
     open_parser("schp_lip", file)  # asked once
 
 
-def test_a_description_may_name_a_licence(exported, described):
+def test_a_description_may_name_a_license(exported, described):
     _, file = exported()
     terms = {"size": [33, 33], "labels": "lip20", "licence": "mine", "non_commercial": True}
     path = described(file, **terms)
-    with pytest.raises(LicenceError, match="mine"):
+    with pytest.raises(LicenseError, match="mine"):
         open_parser(path)
-    assert open_parser(path, accept_licence=True).info.licence == "mine"
+    assert open_parser(path, accept_license=True).info.license == "mine"
     path.with_suffix(".json").write_text(json.dumps(terms | {"licence": "stricter"}))
-    with pytest.raises(LicenceError, match="stricter"):  # changed terms are shown again
+    with pytest.raises(LicenseError, match="stricter"):  # changed terms are shown again
         open_parser(path)
     assert load_config(SegmentationModel, path.with_suffix(".json")).non_commercial
 

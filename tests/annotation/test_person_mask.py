@@ -1,4 +1,4 @@
-"""Masks and key-points from tiny R-CNNs and a tiny ViTPose; the choice of the main person by hand."""
+"""Masks and keypoints from tiny R-CNNs and a tiny ViTPose; the choice of the main person by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from reposer.annotation.person_mask import DetectorMasker, FolderMasks, ParsingM
 from reposer.data.problems import AnnotationError
 from reposer.errors import UserError
 from reposer.structures import MISSING_LABEL
-from reposer.weights.licenses import LicenceError
+from reposer.weights.licenses import LicenseError
 
 INFO = AnnotatorInfo("tiny")
 
@@ -303,11 +303,11 @@ def test_vitpose_folders_are_checked(vitpose, tmp_path):
         open_keypoint_detector("openpose")
 
 
-def test_detectors_ask_for_their_licence_and_check_weights(tmp_path, monkeypatch):
-    with pytest.raises(LicenceError, match="COCO"):
+def test_detectors_ask_for_their_license_and_check_weights(tmp_path, monkeypatch):
+    with pytest.raises(LicenseError, match="COCO"):
         open_detector_masker()
     with pytest.raises(UserError, match=r"maskrcnn_resnet50_fpn_v2_coco-73cbd019\.pth.*put it into"):
-        open_detector_masker(accept_licence=True)
+        open_detector_masker(accept_license=True)
     with pytest.raises(UserError, match="makes no masks"):
         open_detector_masker("keypointrcnn")
     with pytest.raises(UserError, match="use one of"):

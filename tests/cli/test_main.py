@@ -72,6 +72,12 @@ def test_interruption_is_exit_code_130(run, monkeypatch):
     assert run("report", "x")[0] == 130
 
 
+def test_the_old_spelling_of_an_option_is_understood(run, tmp_path):
+    code, _, shown = run("annotate", str(tmp_path / "none"), "--accept-licence")
+    assert code == 1  # no such folder; an unknown option would be 2
+    assert "accept" not in shown
+
+
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reposer", "report", "/nowhere", "--debug"])
     with pytest.raises(Exception, match="no such folder"):
@@ -205,7 +211,7 @@ OTHERS = {  # options of OpenPose, git, torchrun and sha256sum that the texts na
 
 
 def test_every_option_that_a_page_or_a_message_names_exists():
-    known = set().union(*_commands().values()) | OTHERS
+    known = set().union(*_commands().values()) | OTHERS | set(cli.OLD_SPELLINGS)
     for script in (ROOT / "benchmarks").rglob("*.py"):
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z][\w-]*)", script.read_text()))
     wrong = [

@@ -161,9 +161,10 @@ def test_a_setting_is_taken_or_refused_in_lines_that_name_it(name):
         for text in texts(keys[key]):
             changed, told = overridden(config, f"{key}={text}")
             if changed is None:
+                # over several fields at once
                 rule = told.startswith(
                     (f"--set: {type(config).__name__}: ", f"--set: {key.rpartition('.')[0]}: ")
-                )  # over several fields at once
+                )
                 assert rule or key.split(".")[-1] in told, (key, text)
                 assert len(told) < 1000
                 continue

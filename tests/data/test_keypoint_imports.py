@@ -1,4 +1,4 @@
-"""Every format of key-points, good and bad; files written by hand."""
+"""Every format of keypoints, good and bad; files written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Key-points: the colon CSV with every kind of bad row, the flip, and pose geometry computed by hand."""
+"""Keypoints: the colon CSV with every kind of bad row, the flip, and pose geometry computed by hand."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ PEOPLE, PICTURES = 8, 5  # of each; people 5-8 are the held-out ones
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory: pytest.TempPathFactory) -> PackedPeople:
-    """40 pictures: pids 1-4 train, 5-8 val; one training and one held-out picture without key-points."""
+    """40 pictures: pids 1-4 train, 5-8 val; one training and one held-out picture without keypoints."""
     root = tmp_path_factory.mktemp("people")
     rng = np.random.default_rng(0)
     records = []

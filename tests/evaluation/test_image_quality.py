@@ -77,7 +77,7 @@ def test_nearest_pose_is_another_training_person(people: PackedPeople) -> None:
         [people.names[i] for i in training],
     )
     usable = nearest >= 0
-    assert usable.sum() == 76  # one held-out picture has no key-points; 4 pairs lead to it
+    assert usable.sum() == 76  # one held-out picture has no keypoints; 4 pairs lead to it
     donors, target = training[nearest[usable]], pairs[usable, 1]
     expected = similarity.l1(_images(people, donors), _images(people, target)).mean()
     cell = report.rows[NEAREST]["l1"]
@@ -278,7 +278,7 @@ def test_kid_and_inception_scores_with_their_floors(
     assert report.metrics["is_tiny"].reference == ""
     assert "the distinct target images (20)" in floor["is_tiny"].note  # the score of real pictures
     masked = copies["mask_is_tiny"]
-    assert (masked.count, masked.left_out) == (76, 4)  # 4 pairs lead to a picture without key-points
+    assert (masked.count, masked.left_out) == (76, 4)  # 4 pairs lead to a picture without keypoints
     assert "mask_is_tiny" not in floor
     few = evaluate_pairs({}, people, pairs[:19], names, training=training, weights=tiny).rows[COPY]
     assert few["is_tiny"].value is None

@@ -26,7 +26,7 @@ PEOPLE = [
     Planted(1, 1, lower="skirt", facing="front"),
     Planted(1, 2, lower="skirt", facing="back"),
     Planted(2, 1, facing="left"),
-    Planted(2, 2, facing=None),  # no key-points
+    Planted(2, 2, facing=None),  # no keypoints
     Planted(3, 1, split="val"),
 ]
 
@@ -103,7 +103,7 @@ def test_pictures_are_made_from_the_sources_map(prepared, tmp_path, policy):
     report = augment(
         model(people), folder, tmp_path / "out", AugmentOptions(factor=2, policy=policy, file_format="png")
     )
-    rows = np.array([0, 1, 2])  # image 3 has no key-points, image 4 is held out
+    rows = np.array([0, 1, 2])  # image 3 has no keypoints, image 4 is held out
     plan = choose_donors(people, policy, 2, rows=rows)
     pictures = sorted((tmp_path / "out" / "images").glob("*.png"))
     assert len(pictures) == len(plan.source)
@@ -113,7 +113,7 @@ def test_pictures_are_made_from_the_sources_map(prepared, tmp_path, policy):
     settings = json.loads((tmp_path / "out" / "job.json").read_text())["settings"]
     assert settings["maps"] == "predicted"
     assert settings["policy"] == policy
-    assert "1 images have no key-points and are left out" in report.notes
+    assert "1 images have no keypoints and are left out" in report.notes
     assert any(note.startswith("target maps are predicted") for note in report.notes)
 
 

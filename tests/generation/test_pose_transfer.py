@@ -124,7 +124,7 @@ def test_key_points_follow_the_image():
         ({"mask": np.ones((9, 9), bool)}, r"mask of a\.png"),
         ({"image": np.zeros((64, 32), np.uint8)}, r"a\.png: is uint8 \(64, 32\)"),
         ({"image": np.zeros((64, 32, 3), np.float32)}, "is float32"),
-        ({"keypoints": np.zeros((17, 2), np.float32)}, r"key-points are \(17, 2\)"),
+        ({"keypoints": np.zeros((17, 2), np.float32)}, r"keypoints are \(17, 2\)"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(wrong, message):

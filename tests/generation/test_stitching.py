@@ -35,9 +35,8 @@ def pair_batch(count=3, height=64, width=32, seed=0):
 def test_each_pixel_comes_from_where_it_should(background):
     batch, generated = pair_batch()
     result = stitch(generated, batch, background, feather=2)
-    near = torch.from_numpy(
-        maximum_filter(batch.target_mask.numpy(), size=(1, 9, 9))
-    )  # 2 * 2 pixels each way
+    # 2 * 2 pixels each way
+    near = torch.from_numpy(maximum_filter(batch.target_mask.numpy(), size=(1, 9, 9)))
     on = batch.target_mask[:, None].expand_as(result)
     far = ~near[:, None].expand_as(result)
     assert torch.equal(result[on], generated[on])

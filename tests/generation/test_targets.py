@@ -104,7 +104,7 @@ def test_joints_outside_the_image_are_missing_and_a_pose_without_any_is_refused(
     assert np.isnan(kept[4:6]).all()
     assert not np.isnan(kept[:4]).any()
     target = PoseTarget("far.json", np.full((18, 2), 900.0, np.float32), "source")
-    with pytest.raises(UserError, match=r"target far\.json: no key-point lies inside the image"):
+    with pytest.raises(UserError, match=r"target far\.json: no keypoint lies inside the image"):
         target.for_source(somebody())
 
 
@@ -126,13 +126,13 @@ def test_key_points_of_files_names_and_images(tmp_path, people, people_folder):
     (theirs,) = read_targets(str(path))
     np.testing.assert_allclose(theirs.for_source(somebody()).keypoints[0], (10, 20))
     image = sorted(people_folder.glob("*.png"))[0]
-    with pytest.raises(UserError, match=r"has no key-points: put a row"):
+    with pytest.raises(UserError, match=r"has no keypoints: put a row"):
         read_targets(str(image))
     write_keypoints_csv(people_folder / "keypoints.csv", {image.name: np.full((18, 2), 7.0, np.float32)})
     (beside,) = read_targets(str(image))
     assert beside.size == SIZE
     assert np.array_equal(keypoints_beside(image), beside.keypoints)
-    with pytest.raises(UserError, match="has no key-point: choose another"):
+    with pytest.raises(UserError, match="has no keypoint: choose another"):
         read_targets(people.names[0], people)  # the packed people have none
     with pytest.raises(UserError, match=f"did you mean {people.names[0]}"):
         read_targets(people.names[0][:-1], people)
@@ -161,7 +161,7 @@ def test_unknown_targets_are_named(text, message):
         (json.dumps({"keypoints": [["1", 2]] * 18}), r"keypoints\[0\]"),
         (json.dumps({"keypoints": [[1, 2]] * 18, "width": 0, "height": 3}), "width"),
         ('{"people": [{}]}', "pose_keypoints"),
-        (json.dumps({"keypoints": [None] * 18}), "has no key-point"),
+        (json.dumps({"keypoints": [None] * 18}), "has no keypoint"),
     ],
 )
 def test_damaged_pose_files_are_refused(tmp_path, content, field):
@@ -201,7 +201,7 @@ def test_san_needs_a_predictor_for_a_pose_alone():
     with pytest.raises(UserError, match="background donor"):
         model.transfer(source, donor, "donor")
     blind = replace(batch, target_keypoints=batch.target_keypoints * np.nan)
-    with pytest.raises(UserError, match="1 of 1 targets have no key-point"):
+    with pytest.raises(UserError, match="1 of 1 targets have no keypoint"):
         model(blind)
 
 
@@ -272,7 +272,7 @@ def test_a_predictor_comes_from_a_run_or_an_export(tmp_path):
     assert (found.config.step, found.config.identity_hash) == (7, "abc")
     found.save_pretrained(tmp_path / "export")
     assert MapPredictor.open(tmp_path / "export").weights_hash == maps.weights_hash
-    with pytest.raises(UserError, match="is a predictor of maps, not a generator"):
+    with pytest.raises(UserError, match="is a predictor of label maps, not a generator"):
         PoseTransfer.from_pretrained(tmp_path / "export")
     transfer("patn").save_pretrained(tmp_path / "patn")
     with pytest.raises(UserError, match="is a generator, not a predictor"):

@@ -37,7 +37,7 @@ class Planted:
     lower: str = "pants"  # a LIP label, "shorts" or "" for none
     upper: str = "upper-clothes"
     hat: bool = False
-    facing: str | None = "front"  # None: no key-points
+    facing: str | None = "front"  # None: no keypoints
     stride: float = 0.0  # how far the ankles are apart, in torso lengths
     split: str = "train"
     parsing: bool = True

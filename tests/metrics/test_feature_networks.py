@@ -41,11 +41,12 @@ def test_gfla_transform_by_hand():
     gray = torch.full((1, 3, 4, 2), 51, dtype=torch.uint8)  # 0.2
     shown = gfla_input(gray)
     assert shown.shape == (1, 3, 299, 299)
+    # mu .485 .456 .406, sigma .229 .224 .225
     expected = [
         0.2 * 0.458 - 0.03,
         0.2 * 0.448 - 0.088,
         0.2 * 0.45 - 0.188,
-    ]  # mu .485 .456 .406, sigma .229 .224 .225
+    ]
     np.testing.assert_allclose(shown.mean((0, 2, 3)), expected, atol=1e-6)
 
 

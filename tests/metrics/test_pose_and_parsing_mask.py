@@ -38,9 +38,8 @@ def _literal(keypoints):
 @pytest.mark.parametrize("seed", range(6))
 def test_mask_equals_the_pixel_loop(seed):
     rng = np.random.default_rng(seed)
-    keypoints = (rng.random((18, 2)) * [W, H]).astype(
-        np.float32
-    )  # not whole pixels: no pixel lies on an edge
+    # not whole pixels: no pixel lies on an edge
+    keypoints = (rng.random((18, 2)) * [W, H]).astype(np.float32)
     keypoints[rng.random(18) < 0.5] = np.nan
     expected = _literal(keypoints)
     assert 0 < expected.mean() < 1

@@ -91,7 +91,7 @@ def test_masks_of_the_masked_metrics():
     assert (chosen["person"] == mask.numpy()).all()
     assert chosen["parsing"].sum() == 1  # background and "no map" are outside
     assert chosen["parsing"][0, 0, 0]
-    np.testing.assert_array_equal(chosen["key-points"][0], pose_mask(keypoints[0].numpy(), 32, 16))
+    np.testing.assert_array_equal(chosen["keypoints"][0], pose_mask(keypoints[0].numpy(), 32, 16))
 
 
 def test_masked_inception_score_sees_the_person_on_black():
@@ -104,5 +104,5 @@ def test_masked_inception_score_sees_the_person_on_black():
     shown, used = metric.shown(batch)
     mask = pose_mask(keypoints[0].numpy(), 32, 16)
     np.testing.assert_array_equal(shown[0].numpy(), images[0].numpy() * mask)
-    assert used.tolist() == [True, False]  # without key-points there is nothing to see
+    assert used.tolist() == [True, False]  # without keypoints there is nothing to see
     assert (METRICS["is"].shown(batch)[0] == images).all()

@@ -1,4 +1,4 @@
-"""The predictor of target maps: what it reads, what everybody wears, people who lack something."""
+"""The predictor of label maps: what it reads, what everybody wears, people who lack something."""
 
 from __future__ import annotations
 

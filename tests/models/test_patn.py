@@ -1,4 +1,4 @@
-"""PATN: the published size, the update of a block by hand, what it reads, people who lack key-points."""
+"""PATN: the published size, the update of a block by hand, what it reads, people who lack keypoints."""
 
 from __future__ import annotations
 

@@ -13,10 +13,11 @@ from reposer.models.layers import init_weights
 from reposer.models.san_blocks import SemanticAttentionBlock, onehot_parsing
 
 APPEARANCE, SEMANTIC = (1.0, -2.0), (0.5, 3.0)
+# 2x2 channel matrix of the mask branch; 3x3 kernels carry it at their center
 MASK = (
     (1.0, 0.5),
     (-1.0, 0.25),
-)  # 2x2 channel matrix of the mask branch; 3x3 kernels carry it at their center
+)
 MASK_BIAS = (0.1, -0.2)
 GATED = ((2.0, 0.0), (1.0, -1.0))  # of the appearance branch, where there is one
 UPDATE = ((1.0, 0.0, 0.5, 0.0), (0.0, -1.0, 0.0, 2.0))  # [F_t ; F_s] -> F_t

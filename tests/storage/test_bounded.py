@@ -109,9 +109,8 @@ def test_arrays_that_claim_more_than_the_file_holds_take_no_memory():
     assert read_npy(PATH, good.getvalue()).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize(
-    ("at", "value"), [((6, 8), 1), ((8, 10), 97), ((8, 10), 9), ((6, 8), 0x40)]
-)  # encrypted, two ways of compression, strong encryption
+# encrypted, two ways of compression, strong encryption
+@pytest.mark.parametrize(("at", "value"), [((6, 8), 1), ((8, 10), 97), ((8, 10), 9), ((6, 8), 0x40)])
 def test_an_archive_that_zipfile_cannot_open_is_damaged(at, value):
     content = io.BytesIO()
     np.savez(content, a=np.arange(3))

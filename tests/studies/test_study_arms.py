@@ -174,7 +174,7 @@ def test_arms_are_named_on_the_command_line(prepared, others):
 @pytest.mark.parametrize(
     ("arms", "options", "words"),
     [
-        (["x2_predicted"], {}, "arm x2_predicted: needs a predictor of target maps: name one: --predictor"),
+        (["x2_predicted"], {}, "arm x2_predicted: needs a predictor of label maps: name one: --predictor"),
         (["x2_any"], {"predictor": "P"}, "--predictor P: no arm of the study uses it: take x2_predicted"),
         (["x2_filtered_pose"], {}, "arm x2_filtered_pose: needs a parser .*--parser FILE.onnx"),
         (["x2_any"], {"parser": "P"}, "--parser P: no arm of the study uses it: take x2_filtered_pose"),

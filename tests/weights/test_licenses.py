@@ -1,4 +1,4 @@
-"""Licences are shown, accepted once, asked again when they change; pinned downloads of licensed files."""
+"""Licenses are shown, accepted once, asked again when they change; pinned downloads of licensed files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from reposer.errors import MissingWeightsError, UserError
 from reposer.weights import files as weights
-from reposer.weights import licenses as licences
+from reposer.weights import licenses
 from reposer.weights.downloads import DownloadError
-from reposer.weights.licenses import ACCEPTED_FILE, LicenceError, licensed_weights, require_licence
+from reposer.weights.licenses import ACCEPTED_FILE, LicenseError, licensed_weights, require_license
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -26,17 +26,17 @@ def folder(tmp_path, monkeypatch):
 
 def test_acceptance_is_asked_once_for_each_text(folder):
     with pytest.raises(
-        LicenceError, match=r"licence of net: terms \[NOT FOR COMMERCIAL USE\].*--accept-licence"
+        LicenseError, match=r"license of net: terms \[NOT FOR COMMERCIAL USE\].*--accept-license"
     ):
-        require_licence("net", "terms", non_commercial=True)
+        require_license("net", "terms", non_commercial=True)
     assert not folder.exists()
-    require_licence("net", "terms", non_commercial=True, accept=True)
-    require_licence("net", "terms", non_commercial=True)
+    require_license("net", "terms", non_commercial=True, accept=True)
+    require_license("net", "terms", non_commercial=True)
     assert list(json.loads((folder / ACCEPTED_FILE).read_text())) == ["net"]
     for changed in ({"name": "other"}, {"terms": "new terms"}, {"non_commercial": False}):
-        with pytest.raises(LicenceError):
-            require_licence(**({"name": "net", "terms": "terms", "non_commercial": True} | changed))
-    require_licence("free", "")
+        with pytest.raises(LicenseError):
+            require_license(**({"name": "net", "terms": "terms", "non_commercial": True} | changed))
+    require_license("free", "")
     assert list(json.loads((folder / ACCEPTED_FILE).read_text())) == ["net"]
 
 
@@ -44,7 +44,7 @@ def test_a_damaged_record_is_named(folder):
     folder.mkdir()
     (folder / ACCEPTED_FILE).write_text("yes")
     with pytest.raises(UserError, match=ACCEPTED_FILE):
-        require_licence("net", "terms", accept=True)
+        require_license("net", "terms", accept=True)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -83,18 +83,18 @@ def server(monkeypatch):
     found.server_close()
 
 
-def test_nothing_is_fetched_before_the_licence_is_accepted(server, folder):
-    with pytest.raises(LicenceError, match="for research"):
+def test_nothing_is_fetched_before_the_license_is_accepted(server, folder):
+    with pytest.raises(LicenseError, match="for research"):
         licensed_weights("net", may_download=True)
     with pytest.raises(MissingWeightsError, match=rf"net\.pth.*put it into {folder}"):
-        licensed_weights("net", accept_licence=True)
+        licensed_weights("net", accept_license=True)
     assert server.starts == []
 
 
 def test_a_cut_download_goes_on(server, folder):
     server.stop_at = 100_000
     with pytest.raises(DownloadError, match="continues there"):
-        licensed_weights("net", accept_licence=True, may_download=True)
+        licensed_weights("net", accept_license=True, may_download=True)
     assert not (folder / "net.pth").exists()
     server.stop_at = None
     path = licensed_weights("net", may_download=True)
@@ -114,6 +114,6 @@ def test_what_is_known_of_the_annotators():
         assert known.url.startswith("https://")
         assert known.url.endswith(known.file)
         assert len(known.sha256) in (8, 64)
-        assert known.licence
+        assert known.license
         assert known.non_commercial == name.startswith("schp")
-    assert "NOT FOR COMMERCIAL USE" in licences.licence_text(weights.KNOWN["schp_lip"].licence, True)
+    assert "NOT FOR COMMERCIAL USE" in licenses.license_text(weights.KNOWN["schp_lip"].license, True)

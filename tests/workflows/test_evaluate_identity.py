@@ -84,7 +84,7 @@ def test_nobody_to_test_on(people):
 
 
 class PoseOnly:
-    """Takes predicted maps: refuses donors without key-points, and paints the donor."""
+    """Takes predicted maps: refuses donors without keypoints, and paints the donor."""
 
     maps = "predicted"
 
@@ -94,11 +94,11 @@ class PoseOnly:
 
 
 def test_nobody_lends_a_pose_that_nobody_knows(people):
-    """With predicted maps, images without key-points are no donors; a person's own others still are."""
+    """With predicted maps, images without keypoints are no donors; a person's own others still are."""
     people.keypoints = np.zeros((18, 18, 2), np.float32)
     people.keypoints[1::3] = np.nan
     results = identity_kept(PoseOnly(), Colors(), people)
     assert results[OWN_POSE].values.rank1 == 1.0
     people.keypoints[:] = np.nan
-    with pytest.raises(UserError, match="key-points"):
+    with pytest.raises(UserError, match="keypoints"):
         identity_kept(PoseOnly(), Colors(), people)

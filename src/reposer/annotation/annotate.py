@@ -1,4 +1,4 @@
-"""`reposer annotate`: parsing maps, masks and key-points for any folder of people, beside its images.
+"""`reposer annotate`: parsing maps, masks and keypoints for any folder of people, beside its images.
 
     OUT/parsing/a/b.png   OUT/mask/a/b.png   OUT/keypoints.csv   of the image a/b.jpg, as `prepare` reads them
     OUT/annotation/       journal (jobs/journal.py), problems.csv, report.json, what the report page is made
@@ -239,7 +239,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _described(info: AnnotatorInfo) -> dict[str, str]:
-    return {"name": info.name, "sha256": info.sha256, "licence": info.licence}
+    return {"name": info.name, "sha256": info.sha256, "licence": info.license}
 
 
 def _absolute(folder: Path) -> str:

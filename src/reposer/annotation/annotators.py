@@ -1,4 +1,4 @@
-"""What annotates an image: key-points first (a parser without sides needs them), then map, then mask."""
+"""What annotates an image: keypoints first (a parser without sides needs them), then map, then mask."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AnnotatorChoice:
     mask: str = "parsing"  # "parsing", "maskrcnn_v2", "maskrcnn" (or NAME=FILE), a folder of masks, or "none"
     keypoints: str = NONE  # "keypointrcnn", "vitpose" (or NAME=FILE), KIND:PATH, or "none"
     detect: str = NONE  # who finds the people in photos: one of detectors.DETECTORS (or NAME=FILE)
-    accept_licence: bool = False  # the user accepts the terms of the weights
+    accept_license: bool = False  # the user accepts the terms of the weights
     may_download: bool = False
     device: str = "cpu"
     sides: Sides | None = None  # who tells left from right; None: as the parser's description says
@@ -56,7 +56,7 @@ class AnnotatorChoice:
         """Load them.
 
         Raises:
-            LicenceError, MissingWeightsError, RefusedFileError, UserError: as the opening functions of
+            LicenseError, MissingWeightsError, RefusedFileError, UserError: as the opening functions of
                 parser.py, person_mask.py and keypoints.py; or nothing is chosen.
         """
         chosen = Annotators(self._parser(), self._masks(), self._keypoints())
@@ -65,7 +65,7 @@ class AnnotatorChoice:
         if chosen.parser is None and isinstance(chosen.masks, ParsingMasker):
             raise UserError("masks come from parsing maps, and there is no parser", "use --mask none")
         if self.sides == "keypoints" and (chosen.parser is None or chosen.keypoints is None):
-            raise UserError("--sides keypoints: needs a parser and key-points", "give both, or leave it away")
+            raise UserError("--sides keypoints: needs a parser and keypoints", "give both, or leave it away")
         return chosen
 
     def open_detector(self) -> tuple[nn.Module, AnnotatorInfo]:
@@ -102,7 +102,7 @@ class AnnotatorChoice:
 
     def _how(self) -> dict[str, Any]:
         return {
-            "accept_licence": self.accept_licence,
+            "accept_license": self.accept_license,
             "may_download": self.may_download,
             "device": self.device,
         }
@@ -136,7 +136,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Annotators:
-    """A parser, a source of masks, a source of key-points; each may be missing."""
+    """A parser, a source of masks, a source of keypoints; each may be missing."""
 
     parser: Parser | None
     masks: PersonMasker | FolderMasks | None
@@ -158,7 +158,7 @@ class Annotators:
         return described
 
     def folders_in(self, images: Path) -> list[str]:
-        """The user's own mask and key-point folders inside ``images``, relative to it: nobody is on them."""
+        """The user's own mask and keypoint folders inside ``images``, relative to it: nobody is on them."""
         given = [self.masks.folder] if isinstance(self.masks, FolderMasks) else []
         given += [self.keypoints.path] if isinstance(self.keypoints, KeypointFiles) else []
         base = Path(os.path.realpath(images))
@@ -167,7 +167,7 @@ class Annotators:
         return sorted(inside - {"."})
 
     def given(self, name: str) -> str:
-        """sha256 of the user's own mask and key-point files of an image, as they are now; "" without any.
+        """sha256 of the user's own mask and keypoint files of an image, as they are now; "" without any.
 
         Tables are not among them: their hash is in ``describe``, so that a changed one is another job.
         """
@@ -203,7 +203,7 @@ class Annotators:
     def _add_keypoints(
         self, images: Tensor, names: list[str], size: tuple[int, int], annotations: list[Annotation]
     ) -> NDArray[np.float32] | None:
-        """Returns (B, 18, 2), None where nobody knows key-points."""
+        """Returns (B, 18, 2), None where nobody knows keypoints."""
         if self.keypoints is None:
             return None
         if isinstance(self.keypoints, KeypointFiles):

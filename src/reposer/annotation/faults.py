@@ -1,7 +1,7 @@
 """Is an annotated folder still what was written? Every file against its hash, every row against its file.
 
 What is checked: the journals (of the annotations, and of the people cut out of photos), every map, mask and
-image, key-points.csv, problems.csv and report.json. The report page is not: it is drawn from these.
+image, keypoints.csv, problems.csv and report.json. The report page is not: it is drawn from these.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def result_faults(root: Path, rows: Rows, *, with_keypoints: bool) -> Iterator[s
     Args:
         root: the annotated folder.
         rows: the whole manifest.
-        with_keypoints: whether the job looks for key-points.
+        with_keypoints: whether the job looks for keypoints.
     """
     listed = row_problems(rows)
     if with_keypoints:

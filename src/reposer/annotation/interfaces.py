@@ -1,4 +1,4 @@
-"""What annotators are: a parser, a person masker, a key-point detector, each a callable on a batch of images.
+"""What annotators are: a parser, a person masker, a keypoint detector, each a callable on a batch of images.
 
 All take (B, 3, H, W) uint8 RGB images of one size, on any device, and answer on the CPU. ``info`` says what
 made an annotation and goes into the manifest beside it.
@@ -30,7 +30,7 @@ class AnnotatorInfo:
 
     name: str  # of the model or rule, as "schp_lip"
     sha256: str = ""  # of the weights; empty where there are none
-    licence: str = ""  # terms of the weights in a few words
+    license: str = ""  # terms of the weights in a few words
     non_commercial: bool = False  # whether these terms forbid commercial use
 
 
@@ -45,7 +45,7 @@ class Masks:
 
 @dataclass(frozen=True, slots=True)
 class Poses:
-    """Key-points of one person in each of B images."""
+    """Keypoints of one person in each of B images."""
 
     keypoints: NDArray[np.float32]  # (B, 18, 2) x, y in pixels, OpenPose order; NaN for a missing joint
     scores: NDArray[np.float32]  # (B, 18) the model's own confidence; 0 for a missing joint
@@ -57,7 +57,7 @@ class Parser(Protocol):
     """Images to LIP-20 maps."""
 
     info: AnnotatorInfo
-    needs_keypoints: bool  # whether the model knows no left and right, and key-points have to tell
+    needs_keypoints: bool  # whether the model knows no left and right, and keypoints have to tell
 
     def __call__(self, images: Tensor, keypoints: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) uint8 and, where needed, (B, 18, 2) float32 -> (B, H, W) uint8 LIP-20."""
@@ -77,7 +77,7 @@ class PersonMasker(Protocol):
 
 @runtime_checkable
 class KeypointDetector(Protocol):
-    """Images to OpenPose-18 key-points."""
+    """Images to OpenPose-18 keypoints."""
 
     info: AnnotatorInfo
 
@@ -104,7 +104,7 @@ def load_detector(
     name: str,
     weights: str | Path | None = None,
     *,
-    accept_licence: bool = False,
+    accept_license: bool = False,
     may_download: bool = False,
     device: str = "cpu",
 ) -> tuple[nn.Module, AnnotatorInfo]:
@@ -113,12 +113,12 @@ def load_detector(
     Args:
         name: one of DETECTORS.
         weights: a state dict of the user's (.pth, .safetensors); None: the official file.
-        accept_licence: the user has accepted the terms of the official weights.
+        accept_license: the user has accepted the terms of the official weights.
         may_download: get them where they are not on this machine.
         device: where it runs.
 
     Raises:
-        LicenceError: the terms are not accepted yet; shows them.
+        LicenseError: the terms are not accepted yet; shows them.
         MissingWeightsError: they are not here; says what to put where.
         UserError: unknown name, a damaged file, or weights of another network.
     """
@@ -126,8 +126,8 @@ def load_detector(
         raise UserError(f"detector {name!r}: unknown", f"use one of {', '.join(DETECTORS)}")
     info = AnnotatorInfo(f"{name} (own weights)")
     if weights is None:
-        weights = licensed_weights(name, accept_licence=accept_licence, may_download=may_download)
-        info = AnnotatorInfo(name, licence=KNOWN[name].licence, non_commercial=KNOWN[name].non_commercial)
+        weights = licensed_weights(name, accept_license=accept_license, may_download=may_download)
+        info = AnnotatorInfo(name, license=KNOWN[name].license, non_commercial=KNOWN[name].non_commercial)
     tensors = load_state_dict_file(weights)
     builder = getattr(torchvision.models.detection, _BUILDERS[name])
     network: nn.Module = builder(weights=None, weights_backbone=None)
@@ -139,7 +139,7 @@ def load_detector(
             f"{weights}: not the weights of {name} ({lines[-1].strip()[:160]})",
             "use the file of this very network",
         ) from error
-    info = AnnotatorInfo(info.name, sha256_file(weights), info.licence, info.non_commercial)
+    info = AnnotatorInfo(info.name, sha256_file(weights), info.license, info.non_commercial)
     return network.eval().to(device), info
 
 

@@ -28,15 +28,15 @@ from reposer.errors import UserError
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import printable
 
-# ---- Key-points that other programs have made, as a source beside the detectors: ``KIND:PATH``.
+# ---- Keypoints that other programs have made, as a source beside the detectors: ``KIND:PATH``.
 
-_SAMPLE = 500  # files of a folder that are read to see what its key-points mean
+_SAMPLE = 500  # files of a folder that are read to see what its keypoints mean
 _ENDS = {"pidm": (".txt",)}  # how the files of a kind end; of the others:
 _JSON_ENDS = ("_keypoints.json", ".json")
 
 
 class KeypointFiles:
-    """Key-points from a file or a folder of files.
+    """Keypoints from a file or a folder of files.
 
     An image a/b.jpg is found as a/b.jpg, a_b.jpg or, in a table, b.jpg.
 
@@ -46,23 +46,23 @@ class KeypointFiles:
 
     Raises:
         UserError: unknown kind, nothing there or a file of another kind, a CSV with another header, or
-            key-points that as a whole mean something else (``keypoints.wrong_meaning``).
+            keypoints that as a whole mean something else (``keypoints.wrong_meaning``).
     """
 
     def __init__(self, kind: str, path: Path) -> None:
         if kind not in FORMATS:
-            raise UserError(f"key-points of kind {kind!r}: unknown", f"use one of {', '.join(FORMATS)}")
+            raise UserError(f"keypoints of kind {kind!r}: unknown", f"use one of {', '.join(FORMATS)}")
         refuse_other_kind(path, kind)
         self.kind, self.path = kind, path
         digest = sha256_file(path) if kind in TABLES else ""
         self.info = AnnotatorInfo(f"{kind} files of {path.name}", digest)
         if kind in TABLES:
-            self._table  # noqa: B018 read now, so that a wrong header is told before anything is made
+            self._table  # noqa: B018 read now, so that a wrong header is reported before anything is made
         else:
             import_keypoints(path, kind, _sample(path, kind))
 
     def places(self, image: str) -> list[Path]:
-        """The files that may hold an image's key-points; none for a table, whose hash is in ``info``."""
+        """The files that may hold an image's keypoints; none for a table, whose hash is in ``info``."""
         if self.kind in TABLES:
             return []
         return [place for name in _names(image) for place in keypoint_places(self.path, self.kind, name)]
@@ -110,7 +110,7 @@ def joint_scores(poses: Sequence[Pose]) -> NDArray[np.float32]:
 
 
 def _sample(folder: Path, kind: str) -> list[str]:
-    """Names of images whose key-points lie in the folder, evenly taken from all."""
+    """Names of images whose keypoints lie in the folder, evenly taken from all."""
     ends = _ENDS.get(kind, _JSON_ENDS)
     found: dict[str, None] = {}
     for place in sorted(folder.rglob(f"*{ends[-1]}")):
@@ -132,7 +132,7 @@ def _problem(path: Path, message: str, rule: str) -> AnnotationProblem:
     return AnnotationProblem(printable(path), 0, "keypoints", message, rule)
 
 
-# ---- Key-point detectors: torchvision's Keypoint R-CNN and ViTPose; both know COCO-17, both give
+# ---- Keypoint detectors: torchvision's Keypoint R-CNN and ViTPose; both know COCO-17, both give
 # OpenPose-18.
 
 RCNN_THRESHOLD = 2.0  # of Keypoint R-CNN's heat-map peaks, which are logits
@@ -141,11 +141,11 @@ _VITPOSE = {"vitpose": ("VitPoseConfig", "VitPoseForPoseEstimation")}
 
 
 class RcnnKeypoints:
-    """Keypoint R-CNN: the key-points of the main person (interfaces.main_person, with boxes).
+    """Keypoint R-CNN: the keypoints of the main person (interfaces.main_person, with boxes).
 
     Args:
         network: a torchvision Keypoint R-CNN in eval mode.
-        info: what to write beside its key-points.
+        info: what to write beside its keypoints.
         threshold: a joint with a lower score is missing.
     """
 
@@ -177,7 +177,7 @@ class VitPose:
     Args:
         network: transformers' VitPoseForPoseEstimation in eval mode; its experts (the "plus" models) are not
             known here.
-        info: what to write beside its key-points.
+        info: what to write beside its keypoints.
         threshold: a joint with a lower score is missing.
 
     Raises:
@@ -220,7 +220,7 @@ def open_keypoint_detector(
     name: str = "keypointrcnn",
     weights: str | Path | None = None,
     *,
-    accept_licence: bool = False,
+    accept_license: bool = False,
     may_download: bool = False,
     device: str = "cpu",
 ) -> RcnnKeypoints | VitPose:
@@ -230,7 +230,7 @@ def open_keypoint_detector(
         name: "keypointrcnn" or "vitpose".
         weights: a state dict for Keypoint R-CNN (None: the official one); for ViTPose a folder with
             config.json and model.safetensors.
-        accept_licence: the user has accepted the terms of official weights.
+        accept_license: the user has accepted the terms of official weights.
         may_download: get official weights where they are not on this machine.
         device: where it runs.
 
@@ -247,9 +247,9 @@ def open_keypoint_detector(
         sha256 = sha256_file(Path(weights) / "model.safetensors")
         return VitPose(network, AnnotatorInfo("vitpose", sha256, "Apache-2.0"))
     if name != "keypointrcnn":
-        raise UserError(f"key-point detector {name!r}: unknown", "use keypointrcnn or vitpose")
+        raise UserError(f"keypoint detector {name!r}: unknown", "use keypointrcnn or vitpose")
     network, info = load_detector(
-        name, weights, accept_licence=accept_licence, may_download=may_download, device=device
+        name, weights, accept_license=accept_license, may_download=may_download, device=device
     )
     return RcnnKeypoints(network, info)
 

@@ -169,7 +169,7 @@ class Crops:
 
 @dataclass(frozen=True)
 class CropMaker:
-    """A Maker (jobs/annotation_shards.py) of maps, masks and key-points."""
+    """A Maker (jobs/annotation_shards.py) of maps, masks and keypoints."""
 
     annotators: Annotators
     images: Path  # folder

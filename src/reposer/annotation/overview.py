@@ -23,7 +23,7 @@ from reposer.sections import Picture, Section, Table, write_sections
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import RefusedFileError, contained
 from reposer.structures import NUM_JOINTS
-from reposer.weights.licenses import licence_text
+from reposer.weights.licenses import license_text
 
 # ---- Flags on annotations that deserve a look; nothing is left out because of one.
 #
@@ -35,7 +35,7 @@ MIN_AGREEMENT = 0.60  # intersection over union of mask and map
 EMPTY_PARSING = 0.01  # share of the image
 MIN_JOINTS = 6  # fewer say nothing about a pose (keypoints.MIN_COMMON_JOINTS)
 
-# What each flag says; the page and docs/annotate.md print it.
+# What each flag says; the page and docs/how-to/annotate.md print it.
 FLAGS: dict[str, str] = {
     "empty-parsing": f"the map calls less than {EMPTY_PARSING:.0%} of the image a person",
     "small-mask": f"the mask covers less than {SMALL_MASK:.0%} of the image",
@@ -304,7 +304,7 @@ def _summary(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> Section:
 
 
 def _made_by(entry: Mapping[str, Any]) -> list[str]:
-    terms = licence_text(entry.get("licence", ""), bool(entry.get("non_commercial")))
+    terms = license_text(entry.get("licence", ""), bool(entry.get("non_commercial")))
     return [entry["name"], entry.get("sha256", "")[:12], terms]
 
 

@@ -33,9 +33,9 @@ from reposer.storage.files import sha256_file
 from reposer.storage.paths import RefusedFileError
 from reposer.structures import NUM_JOINTS
 from reposer.weights.files import KNOWN
-from reposer.weights.licenses import licensed_weights, require_licence
+from reposer.weights.licenses import licensed_weights, require_license
 
-# ---- Left and right by key-points: a pixel belongs to the nearer of the person's two limbs.
+# ---- Left and right by keypoints: a pixel belongs to the nearer of the person's two limbs.
 #
 # For models that know no sides, and for those whose own sides are not to be trusted.
 
@@ -49,7 +49,7 @@ _INSTEAD = {"shoes": "legs"}  # where no ankle is known
 
 
 def resolve_sides(parsing: NDArray[np.uint8], keypoints: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """One map with arms, legs and shoes told apart.
+    """One map with arms, legs and shoes with their sides.
 
     A pixel goes to the side whose limb (line through the joints that are known) is nearer; ties go to the
     left. With one limb known everything goes to its side. With none, the person is taken to face the camera:
@@ -75,7 +75,7 @@ def resolve_sides(parsing: NDArray[np.uint8], keypoints: NDArray[np.float32]) ->
 
 
 def correct_sides(parsing: NDArray[np.uint8], keypoints: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """One map whose arms, legs and shoes are told apart anew, where both limbs have a joint that is known.
+    """One map whose arms, legs and shoes are assigned anew, where both limbs have a joint that is known.
 
     Elsewhere the model's own sides stay: a single limb says less than they do.
 
@@ -211,7 +211,7 @@ def open_parser(
     model: str | Path,
     weights: str | Path | None = None,
     *,
-    accept_licence: bool = False,
+    accept_license: bool = False,
     may_download: bool = False,
     device: str = "cpu",
     sides: Sides | None = None,
@@ -222,13 +222,13 @@ def open_parser(
         model: a key of MODELS; or ``x.onnx`` with its description ``x.json`` beside it; or a folder of
             transformers with the description ``parser.json`` in it.
         weights: for a name: the file (.onnx) or folder (transformers) to use instead of the official one.
-        accept_licence: the user has accepted the terms of the weights.
+        accept_license: the user has accepted the terms of the weights.
         may_download: get official weights that are not on this machine.
         device: "cpu" or "cuda".
         sides: instead of the description's.
 
     Raises:
-        LicenceError: the terms are not accepted yet; shows them.
+        LicenseError: the terms are not accepted yet; shows them.
         MissingWeightsError: they are not here; says what to put where.
         RefusedFileError: a file is not what it should be; its ``rule`` says why.
         UserError: unknown name, missing package or description.
@@ -236,7 +236,7 @@ def open_parser(
     name = str(model)
     if name in MODELS:
         description = _with_sides(MODELS[name], name, sides)
-        return _open_known(name, description, weights, accept_licence, may_download, device)
+        return _open_known(name, description, weights, accept_license, may_download, device)
     path = Path(model)
     if path.is_dir():
         place = path / DESCRIPTION
@@ -248,12 +248,13 @@ def open_parser(
     if path.exists() and not place.exists():
         raise UserError(
             f"{place}: missing, it must describe {path.name}",
-            'write for example {"size": [512, 512], "labels": "atr18"} (docs/parsers.md lists all fields)',
+            'write for example {"size": [512, 512], "labels": "atr18"}'
+            " (docs/explanation/parsers.md lists all fields)",
         )
     if not path.exists():
         raise UserError(f"{path}: no such file", "check the path")
     description = _with_sides(load_config(SegmentationModel, place, named=True), path.name, sides)
-    return _build(path.stem, path, description, accept_licence, device)
+    return _build(path.stem, path, description, accept_license, device)
 
 
 def _with_sides(description: SegmentationModel, name: str, sides: Sides | None) -> SegmentationModel:
@@ -266,19 +267,19 @@ def _open_known(
     name: str,
     description: SegmentationModel,
     weights: str | Path | None,
-    accept_licence: bool,
+    accept_license: bool,
     may_download: bool,
     device: str,
 ) -> SegmentationParser:
     if name in KNOWN:
         known = KNOWN[name]
-        description = description.changed(licence=known.licence, non_commercial=known.non_commercial)
+        description = description.changed(license=known.license, non_commercial=known.non_commercial)
     if weights is None:
-        require_licence(
+        require_license(
             name,
-            description.licence,
+            description.license,
             non_commercial=description.non_commercial,
-            accept=accept_licence,
+            accept=accept_license,
         )
         if name not in KNOWN:
             raise UserError(
@@ -286,19 +287,19 @@ def _open_known(
                 f"save it with transformers (config.json, {_WEIGHTS}) and give that folder as its weights",
             )
         weights = licensed_weights(name, may_download=may_download)
-    return _build(name, Path(weights), description, accept_licence, device)
+    return _build(name, Path(weights), description, accept_license, device)
 
 
 def _build(
-    name: str, path: Path, description: SegmentationModel, accept_licence: bool, device: str
+    name: str, path: Path, description: SegmentationModel, accept_license: bool, device: str
 ) -> SegmentationParser:
-    require_licence(
-        name, description.licence, non_commercial=description.non_commercial, accept=accept_licence
+    require_license(
+        name, description.license, non_commercial=description.non_commercial, accept=accept_license
     )
     network: Network
     if path.is_dir():
         network, file = TransformersNetwork(path, device), path / _WEIGHTS
     else:
         network, file = OnnxNetwork(path, description, device), path
-    info = AnnotatorInfo(name, sha256_file(file), description.licence, description.non_commercial)
+    info = AnnotatorInfo(name, sha256_file(file), description.license, description.non_commercial)
     return SegmentationParser(network, description, info)

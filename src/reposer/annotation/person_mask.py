@@ -109,7 +109,7 @@ def open_detector_masker(
     name: str = "maskrcnn_v2",
     weights: str | Path | None = None,
     *,
-    accept_licence: bool = False,
+    accept_license: bool = False,
     may_download: bool = False,
     device: str = "cpu",
 ) -> DetectorMasker:
@@ -121,7 +121,7 @@ def open_detector_masker(
     if not name.startswith("maskrcnn"):
         raise UserError(f"detector {name!r}: makes no masks", "use maskrcnn_v2 or maskrcnn")
     network, info = load_detector(
-        name, weights, accept_licence=accept_licence, may_download=may_download, device=device
+        name, weights, accept_license=accept_license, may_download=may_download, device=device
     )
     return DetectorMasker(network, info)
 

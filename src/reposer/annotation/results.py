@@ -1,4 +1,4 @@
-"""What a finished annotation job writes from its journal: key-points CSV, problems, counts, the page's parts.
+"""What a finished annotation job writes from its journal: keypoints CSV, problems, counts, the page's parts.
 
 Nothing here depends on when or in how many calls the job was done: the same journal gives the same bytes.
 """
@@ -68,13 +68,13 @@ def write_results(
     with_keypoints: bool,
     own_mask: Callable[[str], str] = str,
 ) -> AnnotationReport:
-    """Write everything beside the journal, and the key-points where there are any.
+    """Write everything beside the journal, and the keypoints where there are any.
 
     Args:
         task: the finished job.
         work: what was done.
         problems: those that stand in no row of the journal.
-        with_keypoints: whether key-points were looked for.
+        with_keypoints: whether keypoints were looked for.
         own_mask: the user's mask of an image, for messages.
 
     Raises:
@@ -145,9 +145,7 @@ def listed_poses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Pose], li
         if row["keypoints"] is None:
             continue
         if name != name.strip() or any(character in name for character in ':"'):
-            message = (
-                "the name holds a colon, a quote or outer spaces, which the key-point CSV cannot; no row"
-            )
+            message = "the name holds a colon, a quote or outer spaces, which the keypoint CSV cannot; no row"
             problems.append(AnnotationProblem(name, 0, "keypoints", message, "bad-keypoints"))
             continue
         poses[name] = np.array(row["keypoints"], np.float32).reshape(NUM_JOINTS, 2)

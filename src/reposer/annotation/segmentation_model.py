@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor
 
 from reposer.config import Config, config_bytes
@@ -147,7 +147,7 @@ SIDELESS: dict[str, tuple[str, str]] = {
     "legs": ("left-leg", "right-leg"),
     "shoes": ("left-shoe", "right-shoe"),
 }
-SIDELESS_CODES = {name: NUM_LABELS + i for i, name in enumerate(SIDELESS)}  # in maps, until sides are told
+SIDELESS_CODES = {name: NUM_LABELS + i for i, name in enumerate(SIDELESS)}  # in maps, until sides are known
 
 # Label sets of models outside data/parsing.py, each label by the LIP-20 label that it becomes.
 _OUTSIDE_SETS: dict[str, tuple[str, ...]] = {
@@ -187,8 +187,9 @@ class SegmentationModel(Config):
     layout: Literal["nchw", "nhwc", "labels"] = "nchw"  # scores, scores, or (B, h, w) class indices
     align_corners: bool = False  # of the interpolation of its scores
     sides: Sides = "model"  # "keypoints": they decide where they know both limbs, the model elsewhere
-    licence: str = ""  # of the weights, in a few words
-    non_commercial: bool = False  # whether the licence forbids commercial use
+    # of the weights, in a few words
+    license: str = Field(default="", validation_alias=AliasChoices("license", "licence"))
+    non_commercial: bool = False  # whether the license forbids commercial use
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -223,7 +224,7 @@ class SegmentationModel(Config):
 
     @property
     def needs_keypoints(self) -> bool:
-        """Whether key-points tell left from right."""
+        """Whether keypoints tell left from right."""
         return self.sides == "keypoints" or self.is_sideless
 
     @property
@@ -251,13 +252,13 @@ MODELS: dict[str, SegmentationModel] = {
     "segformer_clothes": SegmentationModel(  # mattmdjaga/segformer_b2_clothes
         size=(512, 512),
         labels="atr18",
-        licence="the card says MIT; the network it starts from is NVIDIA's SegFormer: not for commercial use",
+        license="the card says MIT; the network it starts from is NVIDIA's SegFormer: not for commercial use",
         non_commercial=True,
     ),
     "fashn": SegmentationModel(  # fashn-ai/fashn-human-parser
         size=(576, 384),
         labels="fashn18",
-        licence="NVIDIA's source code licence for SegFormer: not for commercial use",
+        license="NVIDIA's source code licence for SegFormer: not for commercial use",
         non_commercial=True,
     ),
 }
@@ -285,7 +286,7 @@ def export_parser(run_dir: str | Path, path: str | Path) -> Path:
     network, facts = parsing_network_from_run(run_dir)
     height, width = facts["size"]
     half = (0.5, 0.5, 0.5)  # model float: [-1, 1]
-    # it mixes up legs (docs/results.md), so key-points decide where there are any
+    # it mixes up legs (docs/results), so keypoints decide where there are any
     description = SegmentationModel(
         size=(height, width), labels="lip20", mean=half, std=half, sides="keypoints"
     )

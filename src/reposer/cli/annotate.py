@@ -1,4 +1,4 @@
-"""``reposer annotate``: parsing maps, masks and key-points for a folder of images."""
+"""``reposer annotate``: parsing maps, masks and keypoints for a folder of images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def annotate(
     ] = "schp_lip",
     mask: Annotated[
         str,
-        typer.Option(help="parsing (what the map calls a person), maskrcnn_v2, maskrcnn, a folder, or none."),
+        typer.Option(
+            help="parsing (what the label map calls a person), maskrcnn_v2, maskrcnn, a folder, or none."
+        ),
     ] = "parsing",
     keypoints: Annotated[
         str,
@@ -55,8 +57,8 @@ def annotate(
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the models' files; default $REPOSER_WEIGHTS.")
     ] = None,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="You accept the terms of the models' weights.")
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="You accept the terms of the models' weights.")
     ] = False,
     download: Annotated[
         bool, typer.Option("--download", help="Get official weights that are not on this machine.")
@@ -66,7 +68,7 @@ def annotate(
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Make parsing maps, masks and key-points beside the images, and a page that shows them.
+    """Make parsing maps, masks and keypoints beside the images, and a page that shows them.
 
     `--sample 64` first, and look; then the whole folder; then `reposer prepare`. NAME=FILE is another file of
     a known network, as maskrcnn_v2=mine.pth. The same command goes on where it stopped.
@@ -82,7 +84,7 @@ def annotate(
     if weights is not None:
         os.environ["REPOSER_WEIGHTS"] = str(weights.absolute())  # for the processes started here as well
     choice = AnnotatorChoice(
-        parser, mask, keypoints, detect or NONE, accept_licence, download, device, chosen_sides(sides)
+        parser, mask, keypoints, detect or NONE, accept_license, download, device, chosen_sides(sides)
     )
     with ExitStack() as meters:
         how = AnnotateOptions(batch_size, sample, processes, partial(_meter, meters))

@@ -55,8 +55,8 @@ def augment(
     filter_pose: Annotated[
         str | None, typer.Option(help="Drop those in another pose than the donor's, by this parser.")
     ] = None,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="You accept the terms of the parser's weights.")
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="You accept the terms of the parser's weights.")
     ] = False,
     png: Annotated[bool, typer.Option("--png", help="PNG instead of JPEG.")] = False,
     batch_size: BatchSize = 32,
@@ -97,7 +97,7 @@ def augment(
             images=images,
             predictor=predictor,
             parser=filter_pose,
-            accept_licence=accept_licence,
+            accept_license=accept_license,
             processes=processes,
             threads=threads,
             device=device,

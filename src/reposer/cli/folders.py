@@ -46,7 +46,7 @@ def render(
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "128x64",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same bytes.")] = 0,
 ) -> None:
-    """Render people with exact parsing, masks and key-points: a data set without any real person in it."""
+    """Render people with exact parsing, masks and keypoints: a data set without any real person in it."""
     from reposer.rendered.dataset import write_rendered_dataset
 
     summary = write_rendered_dataset(
@@ -77,13 +77,13 @@ def study(
         typer.Option("--arm", help="One more arm, as 'NAME=ARM FIELD=VALUE ...'; repeatable."),
     ] = None,
     predictor: Annotated[
-        str, typer.Option(help="Predictor of target maps for the arms x2_predicted...: run folder or export.")
+        str, typer.Option(help="Predictor of label maps for the arms x2_predicted...: run folder or export.")
     ] = "",
     parser: Annotated[
         str, typer.Option(help="Parser for arms that judge poses: .onnx file of `export-parser`.")
     ] = "",
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="You accept the terms of the parser's weights.")
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="You accept the terms of the parser's weights.")
     ] = False,
     overrides: SetOption = None,
     workers: Annotated[
@@ -115,7 +115,7 @@ def study(
             overrides or [],
             predictor=predictor,
             parser=parser,
-            accept_licence=accept_licence,
+            accept_license=accept_license,
             variants=variants or [],
         )
         run_study(made, out, workers=workers)

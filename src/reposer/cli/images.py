@@ -65,12 +65,12 @@ def evaluate(
     keypoint_detector: Annotated[
         str | None, typer.Option(help="For pckh: keypointrcnn, or vitpose=FOLDER.")
     ] = None,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="You accept the terms of the detector's weights.")
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="You accept the terms of the detector's weights.")
     ] = False,
     threads: Threads = None,
 ) -> None:
-    """Measure a generator, or a predictor of maps, beside the trivial baselines; intervals and protocols.
+    """Measure a generator, or a predictor of label maps, beside trivial baselines; intervals, protocols.
 
     With --predictor a second row shows the generator with predicted target maps in place of the true ones.
     """
@@ -117,7 +117,7 @@ def evaluate(
         backgrounds=parse_names(backgrounds),
         limit=limit,
         predictor=MapPredictor.open(predictor) if predictor else None,
-        detector=open_detector(keypoint_detector, accept_licence) if keypoint_detector else None,
+        detector=open_detector(keypoint_detector, accept_license) if keypoint_detector else None,
     )
     print(report.to_markdown())
     if reid:
@@ -139,16 +139,16 @@ def generate(
         Path | None,
         typer.Option(help="An image, a folder with parsing/ and mask/, or a name in --data."),
     ] = None,
-    source_parsing: Annotated[Path | None, typer.Option(help="LIP-20 map of the source image.")] = None,
+    source_parsing: Annotated[Path | None, typer.Option(help="LIP-20 label map of the source image.")] = None,
     donor: Annotated[Path | None, typer.Option(help="Image of the person who lends the pose.")] = None,
-    donor_parsing: Annotated[Path | None, typer.Option(help="LIP-20 map of the donor.")] = None,
+    donor_parsing: Annotated[Path | None, typer.Option(help="LIP-20 label map of the donor.")] = None,
     target: Annotated[
         str | None,
         typer.Option(help="A pose in place of a donor: canonical:front,left; FILE.json; an image's name."),
     ] = None,
     predictor: Predictor = None,
     maps: Annotated[
-        str, typer.Option(help="given: the donor's maps where there are any; predicted: never.")
+        str, typer.Option(help="given: the donor's label maps where there are any; predicted: never.")
     ] = "given",
     background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
     batch_size: BatchSize = 32,

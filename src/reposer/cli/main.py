@@ -14,6 +14,8 @@ import typer
 from reposer.cli import annotate, augment, folders, images, prepare, reid
 from reposer.errors import UserError
 
+OLD_SPELLINGS = {"--accept-licence": "--accept-license"}  # still understood, and shown nowhere
+
 app = typer.Typer(
     name="reposer",
     help="Re-pose people to train better person re-identification.",
@@ -30,7 +32,7 @@ app.add_typer(reid.app, name="reid")
 
 def main() -> None:
     """Run the command line and turn errors into one clear line and an exit code."""
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    arguments = [OLD_SPELLINGS.get(a, a) for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):  # a name that is no text must not cost the lines beside it
         if isinstance(stream, io.TextIOWrapper):

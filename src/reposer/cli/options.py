@@ -46,7 +46,7 @@ Model = Annotated[
 Predictor = Annotated[
     str | None,
     typer.Option(
-        help="Predictor of target maps: run folder of `train predictor_small`, export, hub:owner/name, or"
+        help="Predictor of label maps: run folder of `train predictor_small`, export, hub:owner/name, or"
         " `shipped-predictor`."
     ),
 ]

@@ -46,7 +46,8 @@ def _people(
         ),
     ] = 0,
     pairs: Annotated[
-        str, typer.Option(help="Who makes a pair: torso (shoulders and hips seen) or parsing (has a map).")
+        str,
+        typer.Option(help="Who makes a pair: torso (shoulders and hips seen) or parsing (has a label map)."),
     ] = "torso",
 ) -> None:
     """The parameters of every layout that has no split and no pairs of its own."""
@@ -60,13 +61,13 @@ def _pictures(
     ] = None,
     label_set: Annotated[
         str,
-        typer.Option(help="What the maps count: lip20, cihp20, atr18; +1 behind it where from 1."),
+        typer.Option(help="What the label maps count: lip20, cihp20, atr18; +1 behind it where from 1."),
     ] = "lip20",
     mask: Annotated[
         Path | None, typer.Option(help="Folder of person masks inside ROOT; default ROOT/mask.")
     ] = None,
     keypoints: Annotated[
-        list[Path] | None, typer.Option(help="Key-point CSV; repeatable; default ROOT/keypoints.csv.")
+        list[Path] | None, typer.Option(help="Keypoint CSV; repeatable; default ROOT/keypoints.csv.")
     ] = None,
     mask_source: Annotated[
         str, typer.Option(help="mask (files, else parsing), parsing (only), or union of both.")
@@ -223,7 +224,7 @@ def _folder(
 
     ROOT/{train,val,query,gallery}/ are the splits where there are such folders (valid/, probe/, and test/
     beside query/ too); else all people train.
-    Maps, masks and key-points (as `reposer annotate` writes them) are found in ROOT/parsing/, ROOT/mask/ and
+    Maps, masks and keypoints (as `reposer annotate` writes them) are found in ROOT/parsing/, ROOT/mask/ and
     ROOT/keypoints.csv by the image's path: a/b.jpg has parsing/a/b.png or parsing/a_b.png.
     Without cameras every image has camera 0, and Re-ID is scored without the same-camera rule.
     """
@@ -252,16 +253,16 @@ def _deepfashion(
         str | None, typer.Option(help="Folder of the images inside ROOT; default img, img_highres, ROOT.")
     ] = None,
     lists: Annotated[
-        Path | None, typer.Option(help="Folder of train.lst, test.lst, key-point and pair lists.")
+        Path | None, typer.Option(help="Folder of train.lst, test.lst, keypoint and pair lists.")
     ] = None,
     frame: Annotated[
-        str, typer.Option(help="Of the key-points: auto (by file name), image, 256x176 or HEIGHTxWIDTH.")
+        str, typer.Option(help="Of the keypoints: auto (by file name), image, 256x176 or HEIGHTxWIDTH.")
     ] = "auto",
 ) -> Chosen:
     """DeepFashion In-shop, as downloaded (img/WOMEN/...) or renamed (fashionWOMEN....jpg), both mixed too.
 
     train.lst and test.lst say which image is which. Identities are garments (item and variant); what the two
-    lists share is reported. Test pairs are the 8,570 published ones, made from the key-points where the list
+    lists share is reported. Test pairs are the 8,570 published ones, made from the keypoints where the list
     is not there.
     """
     place = None if lists is None else str(lists.absolute())

@@ -56,7 +56,9 @@ Seed = Annotated[
 ]
 Variant = Annotated[
     str,
-    typer.Option(help="Re-ranking of other code: zhong (the paper), fourth_power, fastreid; docs/reid.md."),
+    typer.Option(
+        help="Re-ranking of other code: zhong (the paper), fourth_power, fastreid; docs/explanation/reid.md."
+    ),
 ]
 Protocol = Annotated[
     str,
@@ -184,7 +186,9 @@ def reid_evaluate(
 def reid_score(
     features: Annotated[
         list[Path],
-        typer.Argument(help=".npz, .parquet, .mat, .pt, or .npy and its labels; see docs/reid.md."),
+        typer.Argument(
+            help=".npz, .parquet, .mat, .pt, or .npy and its labels; see docs/how-to/score-features.md."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for table, curves and rank lists.")] = None,
     images: Annotated[

@@ -1,4 +1,4 @@
-"""Key-points from other programs' files: JSON of OpenPose, VITON and AlphaPose, comma CSV, PIDM's texts.
+"""Keypoints from other programs' files: JSON of OpenPose, VITON and AlphaPose, comma CSV, PIDM's texts.
 
 Every reader gives OpenPose-18 poses by image name, and the problems of bad rows or files; good ones are kept.
 A set whose poses as a whole mean something else (``keypoints.wrong_meaning``) is refused.
@@ -54,7 +54,7 @@ _COMMA_HEADER = ["file_id", "img_h", "img_w"] + [f"p{j}_{axis}" for j in range(N
 
 
 class _BadError(ValueError):
-    """Ends the reading of one image's key-points."""
+    """Ends the reading of one image's keypoints."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ def import_keypoints(
         UserError: unknown kind, a path of the wrong kind, or a CSV with another header.
     """
     if kind not in FORMATS:
-        raise UserError(f"key-points of kind {kind!r}: unknown", f"use one of {', '.join(FORMATS)}")
+        raise UserError(f"keypoints of kind {kind!r}: unknown", f"use one of {', '.join(FORMATS)}")
     path = Path(path)
     refuse_other_kind(path, kind)
     if kind in TABLES:
@@ -139,7 +139,7 @@ def _json_kind(path: Path) -> str:
 
 
 def keypoint_places(folder: Path, kind: str, name: str) -> list[Path]:
-    """Where an image's key-points are looked for, in a kind with a file for each; the first one counts."""
+    """Where an image's keypoints are looked for, in a kind with a file for each; the first one counts."""
     stem = name.rpartition(".")[0] or name
     suffixes = (".txt",) if kind == "pidm" else ("_keypoints.json", ".json")
     return [folder / f"{stem}{suffix}" for suffix in suffixes]

@@ -1,4 +1,4 @@
-"""Body key-points: the 18 OpenPose joints, the field's colon CSV, left/right under a flip, and pose geometry.
+"""Body keypoints: the 18 OpenPose joints, the field's colon CSV, left/right under a flip, and pose geometry.
 
 A pose is (J, 2) float32: x to the right and y down, in pixels, 0 at the center of the first pixel; NaN, NaN
 for a missing joint. The CSV of PATN, GFLA, DPTN and others stores the **y list first**, then x, and -1 for a
@@ -120,7 +120,7 @@ def write_keypoints_csv(path: str | Path, poses: Mapping[str, Pose]) -> None:
         bad = (missing[:, 0] != missing[:, 1]) | np.isinf(values).any(1) | (values < 0).any(1)
         if values.shape != (NUM_JOINTS, 2) or bad.any():
             raise UserError(
-                f"{path}, {name}: key-points must be {NUM_JOINTS} points, in the image or NaN, NaN"
+                f"{path}, {name}: keypoints must be {NUM_JOINTS} points, in the image or NaN, NaN"
             )
         numbers = [[_number(value) for value in column] for column in np.where(missing, -1, values).T]
         lines.append(f"{name}: {numbers[1]}: {numbers[0]}")

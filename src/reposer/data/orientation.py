@@ -1,4 +1,4 @@
-"""Which way a person faces, in eight bins, from key-points and, where they mislead, the parsing map.
+"""Which way a person faces, in eight bins, from keypoints and, where they mislead, the parsing map.
 
 The shoulder vector s = (right shoulder x - left shoulder x) / torso length: seen from the front the person's
 right lies on the image's left, so s < -0.25 is a front, s > 0.25 a back, between them a side. Diagonals lie

@@ -51,23 +51,22 @@ class PackedPeople:
         self.size: tuple[int, int] = (height, width)
         self.images: NDArray[np.uint8] = self._map("images", (count, height, width, 3))  # (N, H, W, 3) RGB
         self.parsing: NDArray[np.uint8] = self._map("parsing", (count, height, width))  # (N, H, W) LIP-20
-        self.mask: NDArray[np.bool_] = self._map(
-            "mask", (count, height, width)
-        )  # (N, H, W) True on the person
+        # (N, H, W) True on the person
+        self.mask: NDArray[np.bool_] = self._map("mask", (count, height, width))
         rows = self._read_rows()
         self.names: tuple[str, ...] = tuple(rows["name"].to_pylist())
         self.pids: NDArray[np.int64] = rows["pid"].to_numpy()
         self.camids: NDArray[np.int64] = rows["camid"].to_numpy()
         known = "clothes" in rows.column_names  # of data sets that tell a person's outfits apart
+        # (N,) number of the outfit, -1 unknown
         self.clothes: NDArray[np.int64] = (
             rows["clothes"].to_numpy() if known else np.full(count, -1, np.int64)
-        )  # (N,) number of the outfit, -1 unknown
+        )
         self.splits: NDArray[np.str_] = np.array(rows["split"].to_pylist(), np.str_)
         self.sha256: tuple[str, ...] = tuple(rows["sha256"].to_pylist())  # of the original image files
         flat = rows["keypoints"].combine_chunks().values.to_numpy(zero_copy_only=False)
-        self.keypoints: Pose = flat.astype(np.float32).reshape(
-            count, NUM_JOINTS, 2
-        )  # pixels of the packed size
+        # pixels of the packed size
+        self.keypoints: Pose = flat.astype(np.float32).reshape(count, NUM_JOINTS, 2)
         self._index = {name: i for i, name in enumerate(self.names)}
 
     @classmethod

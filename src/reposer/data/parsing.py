@@ -89,6 +89,7 @@ _TABLES: dict[tuple[str, str], tuple[int, ...]] = {
     ),
     ("cihp20", "lip20"): (*range(10), 0, *range(11, 20)),  # LIP calls bare torso skin background
     ("lip20", "cihp20"): (*range(10), 6, *range(11, 20)),  # jumpsuits -> dress
+    # lossy: no upper arms
     ("lip20", "pascal7"): (
         0,
         1,
@@ -110,7 +111,8 @@ _TABLES: dict[tuple[str, str], tuple[int, ...]] = {
         6,
         6,
         6,
-    ),  # lossy: no upper arms
+    ),
+    # torso skin is torso
     ("cihp20", "pascal7"): (
         0,
         1,
@@ -132,7 +134,7 @@ _TABLES: dict[tuple[str, str], tuple[int, ...]] = {
         6,
         6,
         6,
-    ),  # torso skin is torso
+    ),
     ("lip20", "merged8"): (0, 2, 2, 3, 4, 5, 5, 5, 7, 1, 5, 5, 1, 4, 6, 6, 7, 7, 7, 7),
 }
 

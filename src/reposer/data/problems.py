@@ -23,7 +23,7 @@ class AnnotationProblem:
     row: int  # line number, the header is 1; 0 for a file that has no rows (an image)
     field: str  # column, joint or property that is wrong
     message: str  # what is wrong and what was done about it
-    rule: str = "bad-annotation"  # short id of the rule that found it (the tables of docs/data.md)
+    rule: str = "bad-annotation"  # short id of the rule that found it (the tables of docs/reference/rules.md)
 
     def __str__(self) -> str:
         row = f", row {self.row}" if self.row else ""

@@ -1,6 +1,6 @@
 """The manifest: person records as one Parquet file that any Parquet reader reads; same records, same bytes.
 
-A row is a PersonRecord; paths are relative to the data set's root. Key-points are a list of 2 J numbers, x0,
+A row is a PersonRecord; paths are relative to the data set's root. Keypoints are a list of 2 J numbers, x0,
 y0, x1, y1, ..., NaN for a missing joint. The reader trusts nothing: a manifest may come from somebody else.
 """
 
@@ -130,9 +130,8 @@ def _row(record: PersonRecord) -> dict[str, Any]:
     row = {field: getattr(record, field) for field in _SCHEMA_CLOTHES.names}
     if record.keypoints is not None:
         flat = np.asarray(record.keypoints, np.float32).ravel()
-        row["keypoints"] = [
-            math.nan if math.isnan(value) else value for value in flat.tolist()
-        ]  # one NaN, one hash
+        # one NaN, one hash
+        row["keypoints"] = [math.nan if math.isnan(value) else value for value in flat.tolist()]
     return row
 
 

@@ -1,6 +1,6 @@
 """Augmentation of pair batches: the horizontal flip, rows swaps left and right labels and joints as well.
 
-A transform takes what it shall do per sample (drawn by samplers.py from seed, step and position) and draws
+A transform takes what it does per sample (drawn by samplers.py from seed, step and position) and draws
 nothing itself, so that its result depends neither on workers nor on processes.
 """
 
@@ -78,7 +78,7 @@ _FLIP_TABLE = torch.from_numpy(FLIP_LABELS["lip20"].copy())  # (256,) uint8
 
 @dataclass(frozen=True, slots=True)
 class ParsingDraws:
-    """What shall happen to each of B samples."""
+    """What happens to each of B samples."""
 
     zoom: NDArray[np.float64]  # (B,) larger than 1 enlarges
     shift: NDArray[np.float64]  # (B, 2) x, y in shares of the image's size
@@ -155,7 +155,7 @@ _ERASE_COLOR = tuple(round(255 * value) for value in IMAGENET_MEAN)
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """What shall happen to each of B samples."""
+    """What happens to each of B samples."""
 
     top: NDArray[np.int64]  # (B,) of the crop in the padded image
     left: NDArray[np.int64]  # (B,)

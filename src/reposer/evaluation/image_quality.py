@@ -96,7 +96,7 @@ def evaluate_pairs(
         reference: real images of Frechet distances whose protocol leaves it open: all training images, or the
             distinct target images; None takes the former if they are given. The report names it.
         weights: weights files by name that are not in the weights folder, see ``protocols.weights_in``.
-        detector: finds the key-points of generated images, for ``pckh``.
+        detector: finds the keypoints of generated images, for ``pckh``.
         seed: of the bootstrap.
         cache: folder that keeps statistics of reference sets, keyed by their content.
 
@@ -177,7 +177,7 @@ def evaluate_images(
 
     Raises:
         UserError: an unknown metric, no images, arrays that do not fit together or are no uint8 RGB images,
-            bool masks, uint8 parsing maps and float key-points (N, 18, 2).
+            bool masks, uint8 parsing maps and float keypoints (N, 18, 2).
     """
     images = dict(generated) | ({COPY: source} if source is not None else {})
     for label, pictures in (("target", target), *images.items(), ("reference", reference)):

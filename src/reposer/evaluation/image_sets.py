@@ -182,9 +182,8 @@ class RealImages:
     pids: NDArray[np.int64] | None = None  # (N,) identities in the order of the images, if known
 
 
-Reference = (
-    FeatureStatistics | NDArray[np.float32] | None
-)  # a Gaussian, rows (KID), or none (Inception Score)
+# a Gaussian, rows (KID), or none (Inception Score)
+Reference = FeatureStatistics | NDArray[np.float32] | None
 
 
 class CollectedFeatures:

@@ -167,7 +167,7 @@ def _drop_unmeasurable(
         if lacking:
             missing[name] = f"no {' and no '.join(lacking)} of the targets given"
             if lacking == ["generated_keypoints"]:
-                missing[name] = "no key-point detector given"
+                missing[name] = "no keypoint detector given"
             measures.pop(name, None)
             networks.pop(name, None)
     for name in list(networks):

@@ -142,7 +142,7 @@ def draw_map(features: FeatureSet, how: str, seed: int = 0) -> bytes:
     rest, others = ~np.isin(pids, shown), f"{len(people) - len(shown)} others"
     axes.scatter(x[rest], y[rest], s=8, color="#c9ced3", linewidths=0, label=others)
     for i, pid in enumerate(shown.tolist()):
-        mark = "os^D"[i // 5]  # five colors of each mark: told apart without seeing all colors
+        mark = "os^D"[i // 5]  # five colors of each mark: distinct without seeing all colors
         color, own = colormaps["tab10"](2 * (i % 5)), pids == pid
         axes.scatter(x[own], y[own], s=22, color=color, marker=mark, linewidths=0, label=str(pid))
     axes.set_xticks([])

@@ -71,9 +71,8 @@ def paired_bootstrap(
     if len(identities) < 2:
         raise UserError(f"{len(identities)} test people", "two or more are needed to compare")
     counts = np.bincount(member).astype(np.float64)
-    sums = [
-        np.stack([np.bincount(member, row) for row in side]).astype(np.float64) for side in sides
-    ]  # (S, I) each
+    # (S, I) each
+    sums = [np.stack([np.bincount(member, row) for row in side]).astype(np.float64) for side in sides]
     value = float(sides[0].mean() - sides[1].mean())
     fixed, free = _draw(sums, counts, draws, np.random.default_rng(seed))
     low, high = np.quantile(fixed, LEVELS)

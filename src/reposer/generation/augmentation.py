@@ -1,6 +1,6 @@
 """Enlarge a Re-ID training set: for each real image, factor - 1 pictures of its person in donors' poses.
 
-The result is a plain folder (docs/data.md, "Augmented sets"):
+The result is a plain folder (docs/how-to/augment.md):
 
     job.json                      settings: everything that the bytes depend on
     images/<source stem>_gNN.jpg  generated pictures, marked as such
@@ -197,7 +197,7 @@ def augment(
     Under torchrun every process calls this with the same arguments, and each writes whole shards.
 
     Args:
-        pose_transfer: a generator trained on nobody whom the prepared folder holds out.
+        pose_transfer: a generator that was trained on none of the people held out by the prepared folder.
         prepared: of ``reposer prepare``, at the generator's size.
         out: new, empty, or the folder of the same job, which then goes on where it stopped.
         options: what to make.
@@ -311,7 +311,7 @@ def _check(options: AugmentOptions, processes: int) -> None:
 
 
 def check_generator(pose_transfer: PoseTransfer, people: PackedPeople) -> list[str]:
-    """Notes about whom a generator and its predictor were trained on.
+    """Notes about the people a generator and its predictor were trained on.
 
     Raises:
         UserError: the generator is of another size, or one of them has seen people that ``people`` holds out.
@@ -348,9 +348,9 @@ def _with_key_points(people: PackedPeople, rows: NDArray[np.int64], notes: list[
     """The rows that maps can be predicted from and for; the others are counted in ``notes``."""
     known = ~np.isnan(people.keypoints[rows]).all((1, 2))
     if not known.any():
-        raise UserError(f"{people.folder}: no image has key-points to predict maps from", "prepare them")
+        raise UserError(f"{people.folder}: no image has keypoints to predict label maps from", "prepare them")
     if not known.all():
-        notes.append(f"{int((~known).sum()):,} images have no key-points and are left out")
+        notes.append(f"{int((~known).sum()):,} images have no keypoints and are left out")
     return rows[known]
 
 

@@ -32,7 +32,7 @@ _STORAGE = {"weights_dtype", "weights_sha256", "images_hash"}
 COLUMNS = (
     ("source", pa.string()),
     ("source_sha256", pa.string()),  # of the original image file
-    ("source_pid", pa.int64()),  # whom the picture shows; -1 when nobody knows
+    ("source_pid", pa.int64()),  # who is on the picture; -1 where unknown
     ("source_camid", pa.int64()),
     ("donor", pa.string()),
     ("donor_sha256", pa.string()),

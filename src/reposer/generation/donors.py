@@ -127,8 +127,8 @@ class Pool:
         unknown, odd = int((~self.poses.known).sum()), int((self.poses.known & ~usable).sum())
         if unknown or odd:
             self.notes.append(
-                f"{unknown:,} images are no donors: too few key-points or no orientation; "
-                f"{odd:,} are none: an unusual pose or badly placed key-points"
+                f"{unknown:,} images are no donors: too few keypoints or no orientation; "
+                f"{odd:,} are none: an unusual pose or badly placed keypoints"
             )
         return np.flatnonzero(usable)
 

@@ -3,7 +3,7 @@
 A picture derives from two people, its source and its donor; both count. First a note of what is going on is
 written, then each part of the manifest and its pictures, then the real images, and the note goes last: after
 a kill at any moment the same command finishes, and until then the set is refused. What stays says that people
-were removed, and how many pictures, not whom.
+were removed, and how many pictures, not who.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ForgetReport:
     folder: Path
     pictures: int  # generated
     real: int
-    unlisted: tuple[str, ...] = ()  # files in no list that are still there: whom they show is not known
+    unlisted: tuple[str, ...] = ()  # files in no list that are still there: who is on them is not known
     networks: tuple[Path, ...] = ()  # trainings on this set, below the folders that were looked through
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ def forget(folder: str | Path, pid: int, runs: Sequence[Path] = ()) -> ForgetRep
     Args:
         folder: the set.
         pid: the person.
-        runs: folders to look through for trainings on this set, which are told and not touched.
+        runs: folders to look through for trainings on this set, which are reported and not touched.
 
     Raises:
         UserError: no augmented set, an unfinished or damaged one, nobody of that number in it, another
@@ -231,7 +231,7 @@ def _clean_real(folder: Path, pid: int) -> None:
 
 def _clean_unlisted(folder: Path, parts: list[Path], note: dict[str, Any]) -> tuple[str, ...]:
     """Remove pictures that no list names and whose own name says that they are of the person; returns the
-    others, of whom nothing is known."""
+    others, about which nothing is known."""
     listed = {name for part in parts for name in read_part(part)["file"].to_pylist()}
     places = {IMAGES: listed, REAL: set(read_part(folder / REAL_ROWS)["file"].to_pylist())}
     stems, left = set(note.get("stems", ())), []

@@ -1,4 +1,4 @@
-"""One person for a generator: image, parsing, mask and key-points from files or arrays, at the model's
+"""One person for a generator: image, parsing, mask and keypoints from files or arrays, at the model's
 size.
 """
 
@@ -55,8 +55,7 @@ def load_person(
         image: file, or (H, W, 3) uint8 RGB.
         parsing: file (palette or gray PNG, .npy), or (H, W) uint8 LIP-20 labels, as large as the image.
         mask: file, or (H, W); without one, or with an empty one, every pixel with a label other than
-            background is the person, and every pixel at all where the map has none either (docs/method.md,
-            33).
+            background is the person, and every pixel at all where the label map has none either.
         keypoints: (J, 2) x, y in pixels of the image, NaN for a missing joint.
         size: (H, W) of the model.
         name: what messages call the person; default: the image's file name.
@@ -81,7 +80,7 @@ def load_person(
         person = labels != 0 if labels.any() else np.ones(original, np.bool_)
     pose = np.full((NUM_JOINTS, 2), np.nan, np.float32) if keypoints is None else keypoints
     if pose.shape != (NUM_JOINTS, 2):
-        raise UserError(f"{printable(name)}: key-points are {pose.shape}", f"give ({NUM_JOINTS}, 2) x, y")
+        raise UserError(f"{printable(name)}: keypoints are {pose.shape}", f"give ({NUM_JOINTS}, 2) x, y")
     return Person(
         name=name,
         image=resize_array(pixels, size, _BILINEAR),
@@ -112,7 +111,7 @@ def _labels(parsing: ImageLike, size: tuple[int, int], name: str) -> NDArray[np.
     known = len(LIP_LABELS)
     if int(labels.max()) >= known:
         problem = f"label {labels.max()} is not in lip20 (0 to {known - 1})"
-        raise UserError(f"parsing of {printable(name)}: {problem}", "convert the map")
+        raise UserError(f"parsing of {printable(name)}: {problem}", "convert the label map")
     return labels
 
 

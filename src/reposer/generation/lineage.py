@@ -1,4 +1,4 @@
-"""Is an augmented set still what was written, and does every picture come from whom it should?
+"""Is an augmented set still what was written, and does every picture come from the person it should?
 
 :func:`set_faults` holds every file against its hash, every row against its file's name, its set's settings
 and the list of real images; it reads one part of the manifest at a time: a million rows need little memory.

@@ -1,4 +1,4 @@
-"""Target maps that nobody has: predicted from what the source wears and the target's key-points."""
+"""Target label maps where there are none: predicted from what the source wears and the target's keypoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from reposer.weights.downloads import fetch_folder
 
 
 class MapPredictor:
-    """A predictor of target maps in eval mode on its device.
+    """A predictor of label maps in eval mode on its device.
 
     Args:
         network: ``forward(PairBatch) -> PredictedMaps``.
@@ -58,7 +58,7 @@ class MapPredictor:
         if not (Path(name) / "config.json").is_file() or not (Path(name) / "checkpoints").is_dir():
             network, config = load_generator(fetch_folder(name, FILES))
             if config.generator not in PREDICTORS:
-                raise UserError(f"{name}: is a generator, not a predictor of maps", "name a predictor")
+                raise UserError(f"{name}: is a generator, not a predictor of label maps", "name a predictor")
             return cls(network, config, runtime)
         run = Path(name)
         settings, found = read_json(run / "config.json"), checkpoint.of_run(run)
@@ -66,7 +66,7 @@ class MapPredictor:
             raise UserError(f"{run}: has no checkpoint yet", "train longer, or choose another run")
         if "predictor" not in settings or "network" not in found.groups:
             raise UserError(
-                f"{run}: is no run of a predictor of maps", "choose the folder of such a training"
+                f"{run}: is no run of a predictor of label maps", "choose the folder of such a training"
             )
         with foreign_values(run / "config.json"):
             kind, args = settings["predictor"], settings["predictor_args"]
@@ -97,7 +97,7 @@ class MapPredictor:
     def __call__(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Parsing (B, H, W) uint8 LIP-20 and mask (B, H, W) bool of the targets, on the predictor's device.
 
-        Of the target only the key-points are read.
+        Of the target only the keypoints are read.
         """
         with self.runtime.autocast():
             scores = self.network(batch.to(self.runtime.device))
@@ -121,7 +121,7 @@ def complete_targets(
         always: predict all of them, and use none of the given ones.
 
     Raises:
-        UserError: a map that is needed is missing, and there is no predictor or no key-point to predict from.
+        UserError: a map that is needed is missing, and there is no predictor or no keypoint to predict from.
     """
     if not {"target_parsing", "target_mask"} & set(needs):
         return batch
@@ -131,14 +131,14 @@ def complete_targets(
     if predictor is None:
         raise UserError(
             f"{int(wanted.sum())} of {len(batch)} targets have no parsing map and mask, which are needed",
-            "name a predictor of target maps (--predictor), or use a generator driven by key-points"
+            "name a predictor of label maps (--predictor), or use a generator driven by keypoints"
             " without another background",
         )
     blind = wanted & batch.target_keypoints.isnan().flatten(1).all(1).cpu()
     if blind.any():
         raise UserError(
-            f"{int(blind.sum())} of {len(batch)} targets have no key-point to predict their maps from",
-            "give key-points, or the maps",
+            f"{int(blind.sum())} of {len(batch)} targets have no keypoint to predict their label maps from",
+            "give keypoints, or the label maps",
         )
     parsing, mask = predictor(batch)
     rows = wanted.to(parsing.device)[:, None, None]

@@ -119,7 +119,7 @@ class FolderPairs:
         people = [found.attach(record, Path(record.name).stem, self.problems) for record in images]
         listed: list[AnnotationProblem] = []
         people = found.add_keypoints(people, listed)
-        # key-points are optional here, and the CSV may describe a whole data set: only bad rows are problems
+        # keypoints are optional here, and the CSV may describe a whole data set: only bad rows are problems
         self.problems += [problem for problem in listed if problem.rule == "bad-keypoints"]
         self._records = [record for record in people if record.parsing is not None]
         if not found.folders.get("parsing"):

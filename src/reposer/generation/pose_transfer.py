@@ -66,7 +66,7 @@ class PoseTransfer:
         if maps not in MAPS:
             raise UserError(f"maps {maps}: unknown", f"choose from {', '.join(MAPS)}")
         if maps == "predicted" and predictor is None:
-            raise UserError("maps predicted: by what is not said", "name a predictor of target maps")
+            raise UserError("label maps predicted: by what is not said", "name a predictor of label maps")
         if predictor is not None and tuple(predictor.config.size) != tuple(config.size):
             raise UserError(
                 f"the predictor works at {predictor.config.size}, the generator at {config.size}",
@@ -115,7 +115,9 @@ class PoseTransfer:
         """
         generator, config = load_generator(fetch_folder(name, FILES))
         if config.generator in PREDICTORS:
-            raise UserError(f"{name}: is a predictor of maps, not a generator", "give it as --predictor")
+            raise UserError(
+                f"{name}: is a predictor of label maps, not a generator", "give it as --predictor"
+            )
         return cls(generator, config, runtime)
 
     @classmethod
@@ -160,13 +162,13 @@ class PoseTransfer:
     def told(self, background: str = "generated") -> str:
         """Where target maps come from, for reports; empty where the given ones are used as they are."""
         if not {"target_parsing", "target_mask"} & set(self.needs(background)):
-            return "target maps are not read: the generator is driven by key-points"
+            return "target maps are not read: the generator is driven by keypoints"
         if self.predictor is None:
             return ""
         missing = "" if self.maps == "predicted" else " where a target has none"
         config = self.predictor.config
         origin = f"{config.generator}, step {config.step:,}, {self.predictor.weights_hash[:12]}"
-        return f"target maps are predicted from what the source wears and the key-points{missing} ({origin})"
+        return f"target maps are predicted from what the source wears and the keypoints{missing} ({origin})"
 
     @property
     def size(self) -> tuple[int, int]:

@@ -41,7 +41,7 @@ class PoseSpace:
 
     @classmethod
     def of(cls, keypoints: Pose, orientations: NDArray[np.integer]) -> Self:
-        """Of key-points (N, J, 2) in pixels and their orientations (N,)."""
+        """Of keypoints (N, J, 2) in pixels and their orientations (N,)."""
         poses = normalize_pose(keypoints).reshape(len(keypoints), 2 * NUM_JOINTS)
         known = ~np.isnan(poses)
         facing = np.asarray(orientations, np.int64)
@@ -94,7 +94,7 @@ class PoseSpace:
         self, rng: np.random.Generator, share: float = TYPICAL, landmarks: int = 1024
     ) -> NDArray[np.bool_]:
         """(N,) whether a pose has others like it: its distance to the nearest of a random set of landmarks
-        lies in the lower ``share``. Farthest-first alone would collect the key-point detector's mistakes.
+        lies in the lower ``share``. Farthest-first alone would collect the keypoint detector's mistakes.
         """
         known = np.flatnonzero(self.known)
         typical = np.zeros(len(self), np.bool_)

@@ -1,4 +1,4 @@
-"""Targets of which only the pose is known: key-points from a file, of a named image, or canonical ones.
+"""Targets of which only the pose is known: keypoints from a file, of a named image, or canonical ones.
 
 A target without an image has no maps: its Person carries MISSING_LABEL and an empty mask, and whoever needs
 maps has them predicted (:mod:`reposer.generation.map_prediction`) or says that they are missing.
@@ -121,10 +121,10 @@ class PoseTarget:
         )
 
     def for_source(self, source: Person) -> Person:
-        """The target for one source: key-points in pixels of its size, nothing else.
+        """The target for one source: keypoints in pixels of its size, nothing else.
 
         Raises:
-            UserError: no key-point lies inside the image.
+            UserError: no keypoint lies inside the image.
         """
         height, width = source.image.shape[:2]
         if self.size == "torso":
@@ -135,8 +135,8 @@ class PoseTarget:
         pose = inside(pose, (height, width))
         if np.isnan(pose).all():
             raise UserError(
-                f"target {printable(self.name)}: no key-point lies inside the image",
-                "give key-points in pixels of the source image, or width and height of theirs",
+                f"target {printable(self.name)}: no keypoint lies inside the image",
+                "give keypoints in pixels of the source image, or width and height of theirs",
             )
         return Person(
             name=self.name,
@@ -159,7 +159,7 @@ def read_targets(text: str, people: PackedPeople | None = None) -> list[PoseTarg
         people: prepared people.
 
     Raises:
-        UserError: none of these, an unknown name, or a pose without a single key-point.
+        UserError: none of these, an unknown name, or a pose without a single keypoint.
     """
     if text.startswith(CANONICAL):
         names = canonical_names(text.removeprefix(CANONICAL))
@@ -176,7 +176,7 @@ def read_targets(text: str, people: PackedPeople | None = None) -> list[PoseTarg
         advice = f"did you mean {known[0]}?" if known else "give canonical:front, a .json file or an image"
         raise UserError(f"--target {printable(text)}: neither a file nor an image of the data set", advice)
     if np.isnan(target.keypoints).all():
-        raise UserError(f"target {printable(target.name)}: has no key-point", "choose another pose")
+        raise UserError(f"target {printable(target.name)}: has no keypoint", "choose another pose")
     return [target]
 
 
@@ -200,7 +200,7 @@ def keypoints_beside(image: Path) -> Pose | None:
 def place(pose: Pose, source: Person) -> Pose:
     """A pose (J, 2) in torso lengths as pixels: as tall as the source, and where it stands.
 
-    The height is told by the first of these that is known: the source's key-points from neck to the lower
+    The height is that of the first of these that is known: the source's keypoints from neck to the lower
     ankle, the rows of its mask unless that is the whole image, the frame with a margin.
     """
     height, width = source.image.shape[:2]
@@ -244,7 +244,7 @@ def _beside_image(image: Path) -> PoseTarget:
     pose = keypoints_beside(image)
     if pose is None:
         raise UserError(
-            f"{printable(image)}: has no key-points", f"put a row for it into {KEYPOINTS} beside it"
+            f"{printable(image)}: has no keypoints", f"put a row for it into {KEYPOINTS} beside it"
         )
     height, width = read_picture(image).pixels.shape[:2]
     return PoseTarget(image.name, pose, (height, width))

@@ -289,7 +289,7 @@ def _fault(task: Task, part: Path, images: Sequence[str], given: Given) -> str:
         if not _unchanged(task.images, row):
             return f"{row['file']} has changed"
         if not row["left_out"] and given(row["file"]) != (row.get(GIVEN) or ""):
-            return f"your own mask or key-point file of {row['file']} has changed"
+            return f"your own mask or keypoint file of {row['file']} has changed"
         for place, digest in task.outputs:
             made = row[place] if not row["left_out"] else None
             if made in places:

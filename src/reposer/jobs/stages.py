@@ -382,7 +382,7 @@ def _environment(threads: int | None) -> Any:
 
 @contextmanager
 def _ends_on_sigterm() -> Any:
-    """SIGTERM ends this process as an exception does, so that the workers are told too."""
+    """SIGTERM ends this process as an exception does, so that the workers stop too."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -82,7 +82,7 @@ def _initialize(begin: Callable[[], Callable[[Any], Any]]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _Worker.work = begin()
-    except UserError as error:  # an error here would only be told as "a process died"
+    except UserError as error:  # an error here would only be reported as "a process died"
         _Worker.refusal = (error.problem, error.advice)
 
 

@@ -129,7 +129,7 @@ class Made:
     """What a term may look at."""
 
     nets: GanNetworks
-    batch: PairBatch  # B pairs; target_image (B, 3, H, W) in [-1, 1] is what the generator shall make
+    batch: PairBatch  # B pairs; target_image (B, 3, H, W) in [-1, 1] is what the generator is to make
     image: Tensor  # (B, 3, H, W) in [-1, 1], generated, with its graph
     mode: str  # of the adversarial game
     auxiliary: Any  # the generator's second result; None where no term needs it

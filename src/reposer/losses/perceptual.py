@@ -223,7 +223,7 @@ def gram_matrix(maps: Tensor) -> Tensor:
 
 
 def contextual_loss(maps: Sequence[Tensor], wanted: Sequence[Tensor], bandwidth: float = 0.1) -> Tensor:
-    """Every wanted feature shall have a generated one like it, wherever; mean over the layers and the batch.
+    """Every wanted feature should have a generated one like it, wherever; mean over the layers and the batch.
 
     Mechrez et al., ECCV 2018: features centered by the wanted ones' mean and made length 1; d = 1 - cosine;
     d' = d / (min over the wanted + 1e-5); w = exp((1 - d') / bandwidth); CX = w / (its sum over the wanted);

@@ -111,9 +111,8 @@ class FeatureStatistics:
             return mean, (self.rows - mean) / np.sqrt(self.count - 1)
         self._fold()
         values, vectors = np.linalg.eigh(self.scatter / (self.count - 1))
-        kept = (
-            values > self.dimension * np.finfo(np.float64).eps * values[-1]
-        )  # the rest is rounding of zeros
+        # the rest is rounding of zeros
+        kept = values > self.dimension * np.finfo(np.float64).eps * values[-1]
         return self.mean, np.sqrt(values[kept])[:, None] * vectors[:, kept].T
 
     def _fold(self) -> None:

@@ -32,7 +32,7 @@ class Lpips(nn.Module):
     Args:
         net: backbone: AlexNet, VGG-16 or SqueezeNet 1.1.
         version: of the linear heads; "0.0" also feeds the backbone without the package's scaling layer (the
-            bug of the first release, which published figures match, see docs/metrics.md).
+            bug of the first release, which published figures match, see docs/reference/metrics.md).
         backbone: weights with torchvision's names (``features.0.weight``, ...); a classifier in it is
             ignored.
         heads: the linear heads (``lin0.model.1.weight``, ...); by default those inside the lpips package.
@@ -50,9 +50,8 @@ class Lpips(nn.Module):
             warnings.catch_warnings(),
             torch.device("meta"),
         ):  # meta: no values, no random numbers drawn, no download
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # torchvision's deprecation of the argument that lpips uses
+            # torchvision's deprecation of the argument that lpips uses
+            warnings.simplefilter("ignore", UserWarning)
             self.network = lpips.LPIPS(
                 pretrained=False, pnet_rand=True, net=net, version=version, verbose=False
             )

@@ -101,7 +101,7 @@ def pckh(
         generated, target: (N, J, 2) x, y in pixels, NaN for a missing joint.
     """
     if generated.shape != target.shape or target.shape[1:] != (NUM_JOINTS, 2):
-        raise ValueError(f"key-points of shapes {generated.shape} and {target.shape}")
+        raise ValueError(f"keypoints of shapes {generated.shape} and {target.shape}")
     head = np.asarray(target, np.float64)[:, HEAD]
     seen = np.asarray(~np.isnan(head).any(-1))
     low = np.where(seen[..., None], head, np.inf).min(1)
@@ -114,7 +114,7 @@ def pckh(
     return np.where((size > 0) & known.any(1), right.sum(1) / np.maximum(known.sum(1), 1), np.nan)
 
 
-# ---- The person mask that GFLA and PATN draw from key-points: what "mask" means in the published mask-LPIPS
+# ---- The person mask that GFLA and PATN draw from keypoints: what "mask" means in the published mask-LPIPS
 # figures.
 #
 # GFLA (script/metrics.py, as PATN's tool/pose_utils.py): a rectangle of half-width 4 along every limb whose
@@ -132,7 +132,7 @@ LIMBS = (
 
 
 def pose_mask(keypoints: NDArray[np.float32], height: int, width: int) -> NDArray[np.bool_]:
-    """Mask (H, W) of one person from key-points (J, 2), x and y in pixels with NaN for a missing joint.
+    """Mask (H, W) of one person from keypoints (J, 2), x and y in pixels with NaN for a missing joint.
 
     Pixels count by their centers: inside or on a rectangle's edge (scikit-image's polygon rule), closer than
     4 to a joint. Two joints at one point get no rectangle (the script divides by zero there); their discs

@@ -67,7 +67,7 @@ class SetMetric:
     )
     whole_batches_of: int = 1  # only whole batches of this size count; the rest is dropped, on both sides
     statistic: Literal["frechet", "kernel", "inception_score"] = "frechet"  # the last needs no reference
-    masked: bool = False  # generated images times the mask drawn from the target's key-points
+    masked: bool = False  # generated images times the mask drawn from the target's keypoints
 
     @property
     def better(self) -> Literal["lower", "higher"]:
@@ -169,10 +169,10 @@ def _drawn_person(batch: ImageBatch) -> Tensor:
 _MASKS: dict[str, tuple[str, Callable[[ImageBatch], Tensor | None], str]] = {
     "person": ("mask", _person, "the target's binary person mask"),
     "parsing": ("parsing", _parsed_person, "the target's parsing map, every label but background"),
-    "key-points": (
+    "keypoints": (
         "keypoints",
         _drawn_person,
-        "a mask drawn from the target's key-points (limb rectangles of half-width 4, discs of radius 4, "
+        "a mask drawn from the target's keypoints (limb rectangles of half-width 4, discs of radius 4, "
         "closing 5x5)",
     ),
 }
@@ -253,8 +253,8 @@ METRICS: dict[str, ImageMetric | SetMetric] = {
     "lpips_vgg": _lpips("vgg", "0.1", "vgg16"),
     "lpips_squeeze": _lpips("squeeze", "0.1", "squeezenet1_1"),
     "lpips_alex_v0.0": _lpips("alex", "0.0", "alexnet"),
-    "mask_lpips": _lpips("alex", "0.0", "alexnet", mask="key-points"),
-    "mask_lpips_v0.1": _lpips("alex", "0.1", "alexnet", mask="key-points"),
+    "mask_lpips": _lpips("alex", "0.0", "alexnet", mask="keypoints"),
+    "mask_lpips_v0.1": _lpips("alex", "0.1", "alexnet", mask="keypoints"),
     "mask_lpips_person": _lpips("alex", "0.0", "alexnet", mask="person"),
     "mask_lpips_parsing": _lpips("alex", "0.0", "alexnet", mask="parsing"),
     "lpips_like_squeeze": _lpips(
@@ -265,7 +265,7 @@ METRICS: dict[str, ImageMetric | SetMetric] = {
     ),
     "pckh": ImageMetric(
         "higher",
-        "PCKh: key-points that a detector (see the settings) finds in the generated image within 0.5 head "
+        "PCKh: keypoints that a detector (see the settings) finds in the generated image within 0.5 head "
         "sizes of the target's; head: larger side of the box of nose, neck, eyes and ears (PATN)",
         _load_pckh,
         ("keypoints", "generated_keypoints"),
@@ -293,7 +293,7 @@ METRICS: dict[str, ImageMetric | SetMetric] = {
     ),
     "is": SetMetric(_IS, PtInceptionLogits, ("pt_inception-2015-12-05",), statistic="inception_score"),
     "mask_is": SetMetric(
-        f"{_IS}; generated images times {_MASKS['key-points'][2]}, background 0 = black (PATN)",
+        f"{_IS}; generated images times {_MASKS['keypoints'][2]}, background 0 = black (PATN)",
         PtInceptionLogits,
         ("pt_inception-2015-12-05",),
         statistic="inception_score",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from reposer.errors import UserError
 
-FALSE_RATES = (1e-4, 1e-3, 1e-2, 1e-1)  # at which the share of accepted genuine pairs is told
+FALSE_RATES = (1e-4, 1e-3, 1e-2, 1e-1)  # at which the share of accepted genuine pairs is reported
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ class ResnetDiscriminator(nn.Module):
         return logits
 
     def _judge_pose(self, image: Tensor, keypoints: Tensor) -> Tensor:
-        """The logits of the image beside its key-point maps, never made: the first layer is linear."""
+        """The logits of the image beside its keypoint maps, never made: the first layer is linear."""
         stem = self.network[0]
         assert isinstance(stem, ConvNormAct)
         layer = stem[0]
@@ -124,11 +124,11 @@ class DiscriminatorPair(nn.Module):
 
 
 def build_discriminator(shape: bool = False, pose: bool = False, **args: Any) -> nn.Module:
-    """One discriminator (SAN), or two: the second sees what the target shall look like.
+    """One discriminator (SAN), or two: the second sees what the target should look like.
 
     Args:
         shape: the second one sees the target's mask and label map.
-        pose: the second one sees the target's key-point maps (PATN).
+        pose: the second one sees the target's keypoint maps (PATN).
         args: keywords of :class:`ResnetDiscriminator`.
 
     Raises:

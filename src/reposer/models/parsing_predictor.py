@@ -1,7 +1,7 @@
 """A predictor of the target's maps: what the source wears, in the target's pose.
 
-Source image, source parsing and the key-points of both in; the target's LIP-20 map and person mask out. It
-never sees anything of the donor but key-points, so the garments can only be the source's. SAN's authors name
+Source image, source parsing and the keypoints of both in; the target's LIP-20 map and person mask out. It
+never sees anything of the donor but keypoints, so the garments can only be the source's. SAN's authors name
 this as future work; SPGNet (Lv et al., CVPR 2021) and PISE predict the map in a first stage too. The form is
 ours: a U-Net (Ronneberger et al., MICCAI 2015). What somebody wears does not depend on where it is, so the
 share of the person that each label takes stands beside the narrowest map, and which labels there are at all
@@ -87,7 +87,7 @@ class ParsingPredictor(nn.Module):
         nn.init.eye_(self.habit.weight)  # what is worn is likelier from the first step on
 
     def forward(self, batch: PairBatch) -> PredictedMaps:
-        """Scores of the targets; a person without key-points or without a map gives finite ones too."""
+        """Scores of the targets; a person without keypoints or without a map gives finite ones too."""
         height, width = batch.source_image.shape[-2:]
         planes = [
             gaussian_maps(points, height, width, self.sigma)

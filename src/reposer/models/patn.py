@@ -58,7 +58,7 @@ class PoseAttentionBlock(nn.Module):
 
 
 class PATN(nn.Module):
-    """The generator of PATN. Reads the source image and the key-points of both; no parsing map, no mask."""
+    """The generator of PATN. Reads the source image and the keypoints of both; no parsing map, no mask."""
 
     needs = ("source_image", "source_keypoints", "target_keypoints")
 

@@ -1,4 +1,4 @@
-"""Pose maps: one Gaussian per joint, made on the batch's device from key-points (never stored on disk).
+"""Pose maps: one Gaussian per joint, made on the batch's device from keypoints (never stored on disk).
 
 PATN and its descendants store exp(-d^2 / 2 sigma^2) with sigma = 6 pixels at full size, a missing joint as an
 all-zero channel. PATN's DeepFashion script writes them as uint8, which leaves one lit pixel per joint; these

@@ -1,9 +1,10 @@
 """Regional pose-guided semantic fusion: module 1 of RSA-GAN (reconstruction from the abstract).
 
-Region by region (models.rsa_fusion) the source's key-point maps and the parsing labels of that region are
+Region by region (models.rsa_fusion) the source's keypoint maps and the parsing labels of that region are
 encoded by convolutions of their own, and a gate decides place by place which of the two to believe: labels
 that do not fit the joints of their region are turned down there and nowhere else. Liu, Weng, Zhu, CAAI Trans.
-Intell. Technol. 2023, doi 10.1049/cit2.12255, say what it is for; its form is ours (docs/method.md).
+Intell. Technol. 2023, doi 10.1049/cit2.12255, say what it is for; its form is ours
+(docs/explanation/rsa-gan.md).
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class RegionConv(nn.Conv2d):
 
 
 class JointConv(RegionConv):
-    """:class:`RegionConv` of key-point maps: PoseMaps of (B, 18, H, W) -> (B, R c, H/2, W/2)."""
+    """:class:`RegionConv` of keypoint maps: PoseMaps of (B, 18, H, W) -> (B, R c, H/2, W/2)."""
 
     def forward(self, maps: PoseMaps) -> Tensor:  # type: ignore[override]
         return convolve(maps, self.weight * self.own, 2, 1, self.padding_mode)
@@ -217,7 +218,7 @@ class RegionEncoder(nn.Sequential):
 
 
 class RegionalFusion(nn.Module):
-    """Key-point maps and parsing of the source -> semantics of the source that both agree on."""
+    """Keypoint maps and parsing of the source -> semantics of the source that both agree on."""
 
     joints: Tensor  # (R, 18) bool, buffers
     members: Tensor  # (R, L) bool
@@ -247,9 +248,8 @@ class RegionalFusion(nn.Module):
         self.encode_labels = RegionEncoder(
             LabelConv(parts, members, region_channels, padding), halvings, *layer
         )
-        self.unseen = nn.Parameter(
-            torch.zeros(self.regions, region_channels)
-        )  # pose of a region without joints
+        # pose of a region without joints
+        self.unseen = nn.Parameter(torch.zeros(self.regions, region_channels))
         outputs = region_channels * (2 if fusion == "film" else 1)
         self.mix = nn.Conv2d(
             2 * region_channels * self.regions, outputs * self.regions, 1, groups=self.regions
@@ -263,7 +263,7 @@ class RegionalFusion(nn.Module):
         """The fused semantics.
 
         Args:
-            pose: of (B, 18, H, W), key-point maps of the source, all zero for a missing joint.
+            pose: of (B, 18, H, W), keypoint maps of the source, all zero for a missing joint.
             parsing: (B, L, H, W) one-hot label map of the source.
             prior: (B, R, H, W) in [0, 1], how near a pixel is to the region's limbs; or 1.
 

@@ -3,7 +3,7 @@
 Liu, Weng, Zhu: "Precise region semantics-assisted GAN for pose-guided person image generation", CAAI Trans.
 Intell. Technol. 2023, doi 10.1049/cit2.12255. Only its abstract is public: the three modules, their order and
 purpose are the authors', their form follows relatives (CoCosNet, PISE, CASD, Restormer) and ourselves;
-docs/method.md says which is which. The target's parsing map and mask are never read.
+docs/explanation/rsa-gan.md says which is which. The target's parsing map and mask are never read.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class RSAGAN(nn.Module):
     def forward(self, batch: PairBatch, parts: bool = False) -> Any:
         """The generated images (B, 3, H, W) in [-1, 1]; with ``parts`` also :class:`RsaParts`.
 
-        Reads source image, source parsing and the key-points of both. Any height and width. A person without
-        a key-point, or without a parsing map, gives all-zero maps and still a finite picture.
+        Reads source image, source parsing and the keypoints of both. Any height and width. A person without
+        a keypoint, or without a parsing map, gives all-zero maps and still a finite picture.
         """
         height, width = batch.source_image.shape[-2:]
         inputs = self._inputs(batch)

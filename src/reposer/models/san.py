@@ -2,7 +2,7 @@
 
 Liu, Wang, Ji, Ge: "Person Image Generation with Semantic Attention Network for Person Re-identification",
 arXiv 2008.07884. The authors published no code; every gap is an option here whose default is our reading, and
-docs/method.md gives the reasons.
+docs/explanation/san.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class SAN(nn.Module):
     def network_inputs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """X_a (B, 3 + K, H, W): source image and pose; X_t (B, K, H, W): target pose.
 
-        K planes tell a pose: mask and one-hot parsing (1 + L), or 18 key-point maps, or both.
+        K planes tell a pose: mask and one-hot parsing (1 + L), or 18 keypoint maps, or both.
         """
         image = to_float(batch.source_image)
         if self.mask_mode != "concat":

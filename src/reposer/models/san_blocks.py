@@ -1,6 +1,7 @@
 """The parts of SAN: the network's inputs, the encoder, the Semantic Attention Block, the U-Net-like decoder.
 
-Source: Liu et al., arXiv 2008.07884, section 3.1; where it is silent, PATN's public code. See docs/method.md.
+Source: Liu et al., arXiv 2008.07884, section 3.1; where it is silent, PATN's public code
+(docs/explanation/san.md).
 """
 
 from __future__ import annotations

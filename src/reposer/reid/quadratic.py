@@ -25,7 +25,7 @@ from reposer.errors import UserError
 from reposer.reid.distances import PairwiseForm, check_features, euclidean, mahalanobis
 from reposer.reid.pair_statistics import PairStatistics, condition_number, pair_statistics
 
-RELATIVE_RIDGE = 0.1  # of the mean eigenvalue of S; compared with other values in docs/reid.md
+RELATIVE_RIDGE = 0.1  # of the mean eigenvalue of S; compared with other values in docs/results
 
 
 class QuadraticMetric(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
@@ -163,9 +163,8 @@ class Solution:
     pairs: tuple[int, int]  # similar, dissimilar
 
 
-Fitted = tuple[
-    Solution, NDArray[np.float64] | None
-]  # in coordinates of (D, K) columns; None: of the features
+# in coordinates of (D, K) columns; None: of the features
+Fitted = tuple[Solution, NDArray[np.float64] | None]
 
 
 def solve(statistics: PairStatistics, relative_ridge: float, size: int) -> Solution:

@@ -56,7 +56,7 @@ def with_cameras(*sets: FeatureSet) -> tuple[tuple[FeatureSet, ...], str]:
 
     Unknown is a number below 0 and, where all images of all sets have one and the same number, every number:
     two cameras are the least that tell which match is an easy one. An image that is in two sets (its name and
-    its features are the same) stays one image of one camera, so that nobody is found by his own query image.
+    its features are the same) stays one image of one camera, so that no query finds its own image.
 
     Args:
         sets: :func:`checked` ones that are compared with each other.

@@ -351,9 +351,8 @@ def expose(camera: Camera, picture: Picture, rng: np.random.Generator) -> NDArra
     shown -= np.float32(0.5)
     shown *= np.float32(255.0 * camera.contrast)
     shown += np.float32(127.5)
-    grain = rng.integers(0, 256, (2, *picture.shape), dtype=np.uint8).astype(
-        np.float32
-    )  # two uniforms: a triangle
+    # two uniforms: a triangle
+    grain = rng.integers(0, 256, (2, *picture.shape), dtype=np.uint8).astype(np.float32)
     shown += (grain[0] - grain[1]) * np.float32(camera.noise / 104.5)  # the difference has deviation 104.5
     return np.clip(np.rint(shown), 0, 255).astype(np.uint8)
 

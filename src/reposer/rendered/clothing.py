@@ -95,12 +95,13 @@ def add_leg(builder: Builder, side: str, under_skirt: bool) -> None:
 # ---- What covers hips, legs and feet: trousers, skirts (also of dresses and coats), shoes, socks.
 
 HIP_WIDTH, FEMALE_HIPS = 0.158, 0.010  # half width in meters at a height of 1.72 m, and what women add
+# below the hip
 SKIRT_LENGTHS = {
     "skirt": 0.34,
     "long skirt": 0.62,
     "dress": 0.40,
     "long-sleeved dress": 0.46,
-}  # below the hip
+}
 # ease around the leg, least radius at the knee, least radius at the hem
 TROUSER_CUTS = {
     "trousers": (0.008, 0.062, 0.056),

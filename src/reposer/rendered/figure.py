@@ -16,11 +16,12 @@ from reposer.rendered.body import BONE, head_center, joint_rest_positions, rest_
 from reposer.rendered.wardrobe import FABRIC, Color, Fabric, Identity
 
 HAT, HAIR_LABEL, GLOVE, GLASSES, UPPER, DRESS, COAT, SOCKS, PANTS, JUMPSUIT, SCARF, SKIRT, FACE = range(1, 14)
+# LIP-20, the person's left and right
 ARM, LEG, SHOE = (
     {"l": 14, "r": 15},
     {"l": 16, "r": 17},
     {"l": 18, "r": 19},
-)  # LIP-20, the person's left and right
+)
 
 Point = Sequence[float] | NDArray[np.float64]
 Profile = Sequence[tuple[float, float]]  # (fraction of the bone, radius)

@@ -111,7 +111,7 @@ def render_people(
 def _photograph(
     identity: Identity, pose: Pose, camera: Camera, seed: Sequence[int], size: tuple[int, int], samples: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Single]:
-    """One image, its parsing and key-points."""
+    """One image, its parsing and keypoints."""
     rng = np.random.default_rng([*seed, 1])
     figure, surfaces = figure_of(identity)
     posed = pose_figure(figure, pose, camera.pitch + rng.normal(0.0, 1.5), rng.normal(0.0, 1.2))

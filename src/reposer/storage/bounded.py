@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from reposer.storage.paths import RefusedFileError, printable
 
-MAX_JSON_VALUES = 50_000_000  # about 5 GB of Python objects; COCO's key-points of a large set have fewer
+MAX_JSON_VALUES = 50_000_000  # about 5 GB of Python objects; COCO's keypoints of a large set have fewer
 MAX_ARRAY_BYTES = 8_000_000_000  # decoded, of one file
 _MAX_ENTRIES = 1000  # of an archive
 _SOURCE = str(Path(__file__).parents[2])

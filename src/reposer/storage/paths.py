@@ -36,7 +36,7 @@ class RefusedFileError(UserError):
 
     Args:
         file: the file, as the user knows it.
-        rule: short id of the rule that refuses it (the tables of docs/data.md).
+        rule: short id of the rule that refuses it (the tables of docs/reference/rules.md).
         problem: what is wrong with it.
         advice: what to do about it.
     """

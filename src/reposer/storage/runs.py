@@ -76,13 +76,14 @@ class RunFolder:
         folder = Path(folder)
         if RunFolder.exists(folder):
             raise UserError(f"{folder}: holds a run already", "resume it or choose another folder")
+        # a start that was killed leaves these
         known = {
             _ENVIRONMENT,
             _METRICS,
             _LOCK,
             "samples",
             "checkpoints",
-        }  # a start that was killed leaves these
+        }
         foreign = (
             sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
             if folder.is_dir()

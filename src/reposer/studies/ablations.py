@@ -148,9 +148,8 @@ class AblationConfig(Config):
     seeds: tuple[int, ...] = (0,)
     pairs: int | None = Field(default=1000, ge=1)  # validation pairs that are scored; None: all
     metrics: tuple[str, ...] = DEFAULT_METRICS
-    threads: int | None = Field(
-        default=1, ge=1, le=MOST_SIDE_BY_SIDE
-    )  # CPU threads of each worker; results depend on it
+    # CPU threads of each worker; results depend on it
+    threads: int | None = Field(default=1, ge=1, le=MOST_SIDE_BY_SIDE)
     device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
 
     @model_validator(mode="after")
@@ -320,7 +319,8 @@ def _notes(config: AblationConfig, trials: Sequence[Trial]) -> list[str]:
     seeds = ", ".join(map(str, config.seeds))
     return [
         f"Every row: {config.preset}, {config.steps} optimizer steps, seeds {seeds}; equal validation pairs.",
-        f"Differences to {config.arms[0].name}: paired bootstrap over the pairs' people (docs/reid.md).",
+        f"Differences to {config.arms[0].name}: paired bootstrap over the pairs' people"
+        " (docs/explanation/reid.md).",
         "A short training says what a part brings early, not what it brings in the end.",
     ]
 

@@ -1,4 +1,4 @@
-"""What an augmentation study can be told: arms, recipes, methods, budgets, seeds; frozen, typed.
+"""Settings of an augmentation study: arms, recipes, methods, budgets, seeds; frozen, typed.
 
 Every training of a study does the same number of optimizer steps with the same batch size, whatever its arm:
 an arm differs from another only in the images that these steps see.
@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from reposer.annotation.parser import SegmentationParser, open_parser
 from reposer.config import Config, apply_overrides, config_bytes, differences, load_config
@@ -58,7 +58,7 @@ class GeneratorChoice:
 
         Raises:
             UserError: as :meth:`open`; or it is of another size than the prepared folder ``data``, or was
-                trained on people whom that holds out.
+                trained on people held out there.
         """
         return dict(_describe(self, data))
 
@@ -68,7 +68,7 @@ class ParserChoice:
     """The parser that the poses of pictures are judged by."""
 
     name: str  # as open_parser knows it: an .onnx file of `reposer export-parser`, a folder, or a known name
-    accept_licence: bool = False  # of its weights
+    accept_license: bool = False  # of its weights
 
     def open(self) -> SegmentationParser:
         """Ready to parse.
@@ -76,7 +76,7 @@ class ParserChoice:
         Raises:
             UserError: as ``open_parser``.
         """
-        return open_parser(self.name, accept_licence=self.accept_licence)
+        return open_parser(self.name, accept_license=self.accept_license)
 
     def describe(self) -> dict[str, Any]:
         """Its weights by their hash, and how they are used.
@@ -90,7 +90,9 @@ class ParserChoice:
 @cache
 def _describe_parser(choice: ParserChoice) -> dict[str, Any]:
     parser = choice.open()
-    return {"sha256": parser.info.sha256, **parser.description.model_dump(mode="json")}
+    described = parser.description.model_dump(mode="json")
+    described["licence"] = described.pop("license")  # as ever: the names of finished stages depend on it
+    return {"sha256": parser.info.sha256, **described}
 
 
 @cache
@@ -130,9 +132,8 @@ class Arm(Config):
     """One way to make the training set; the words of the table come from ``name``."""
 
     name: Annotated[str, AfterValidator(check_name)]
-    factor: int = Field(
-        default=1, ge=1, le=1000
-    )  # images after augmentation per real one; 1: real images only
+    # images after augmentation per real one; 1: real images only
+    factor: int = Field(default=1, ge=1, le=1000)
     repeated: bool = False  # the added images are the sources themselves: what more images alone bring
     policy: str = "any"  # of donors, a key of generation.donors.POLICIES
     background: str = "generated"  # generated | donor | source
@@ -191,7 +192,10 @@ class StudyConfig(Config):
     generator: str = "shipped"  # run folder, exported folder, hub id, or "shipped"
     predictor: str = ""  # run folder, exported folder or hub id; for arms with the predictor "study"
     parser: str = ""  # .onnx file of `reposer export-parser`, folder or name; for filters of the pose
-    accept_licence: bool = False  # of the parser's weights
+    # the terms of the parser's weights are accepted
+    accept_license: bool = Field(
+        default=False, validation_alias=AliasChoices("accept_license", "accept_licence")
+    )
     arms: tuple[Arm, ...]
     recipes: tuple[StudyRecipe, ...]
     budgets: tuple[Budget, ...] = (Budget(),)
@@ -201,12 +205,10 @@ class StudyConfig(Config):
     settings: tuple[str, ...] = ()  # overrides of every recipe, before an arm's own
     rerank: bool = False  # every method once more, re-ranked
     controls: tuple[str, ...] = ("real_repeated", "real")  # arms that the others are compared with
-    batch_size: int = Field(
-        default=32, ge=1, le=MOST_AT_ONCE
-    )  # pictures of one forward pass of the generator
-    threads: int | None = Field(
-        default=1, ge=1, le=MOST_SIDE_BY_SIDE
-    )  # CPU threads of each worker; results depend on it
+    # pictures of one forward pass of the generator
+    batch_size: int = Field(default=32, ge=1, le=MOST_AT_ONCE)
+    # CPU threads of each worker; results depend on it
+    threads: int | None = Field(default=1, ge=1, le=MOST_SIDE_BY_SIDE)
     device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
 
     @model_validator(mode="after")
@@ -224,7 +226,7 @@ class StudyConfig(Config):
         if missing:
             raise ValueError(f"controls: there is no arm {missing[0]}; arms: {', '.join(names)}")
         if any(arm.filter and arm.filter.identity for arm in self.arms) and self.real_arm is None:
-            raise ValueError("a filter needs an arm with factor 1: its network judges whom a picture shows")
+            raise ValueError("a filter needs an arm with factor 1: its network judges who a picture shows")
         return self
 
     @property
@@ -240,7 +242,7 @@ class StudyConfig(Config):
         """
         predictor = self.predictor if arm.predictor == STUDYS else arm.predictor
         if arm.predictor and not predictor:
-            raise UserError(f"arm {arm.name}: needs a predictor of target maps", "name one: --predictor RUN")
+            raise UserError(f"arm {arm.name}: needs a predictor of label maps", "name one: --predictor RUN")
         return GeneratorChoice(arm.generator or budget.generator or self.generator, predictor)
 
     def parser_of(self, arm: Arm) -> ParserChoice | None:
@@ -254,7 +256,7 @@ class StudyConfig(Config):
         if not self.parser:
             problem = f"arm {arm.name}: needs a parser to judge poses by"
             raise UserError(problem, "name one: --parser FILE.onnx, written by `reposer export-parser`")
-        return ParserChoice(self.parser, self.accept_licence)
+        return ParserChoice(self.parser, self.accept_license)
 
     def only(self, names: tuple[str, ...]) -> Self:
         """The same study with these arms only, and those of its controls that are among them.

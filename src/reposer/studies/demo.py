@@ -200,7 +200,7 @@ def _story(test_people: int, pairs: int, scratch: TrainingSummary) -> list[Secti
     pairs_text = (
         "Source and target show the same rendered person. SAN sees the source image with its mask and label"
         " map, and of the target only mask and label map. “Pose only”: the same SAN with maps that the"
-        " shipped predictor made from the target's key-points. “RSA-GAN” (reconstruction from the abstract)"
+        " shipped predictor made from the target's keypoints. “RSA-GAN” (reconstruction from the abstract)"
         " gets no target map either. “Scratch” is the SAN that was trained on this machine a moment ago, for"
         f" {scratch.step} steps in {scratch.minutes:.1f} minutes; “stitched” the shipped SAN's person over"
         " the target image's own background."

@@ -97,7 +97,7 @@ def judged(
 
     Args:
         features: (N, D) of length 1.
-        pids: (N,) whom they should show.
+        pids: (N,) the person they should show.
         sources: (N,) names of real images, each left out for its picture.
         real: features of length 1.
 

@@ -138,8 +138,8 @@ def study_notes(plan: StudyPlan) -> list[str]:
         f" {', '.join(map(str, study.seeds))}. Numbers are percent, mean ± standard deviation over seeds.",
         f"Trained on {len(trained):,} real images of {len(np.unique(trained)):,} people (100 %); learned"
         " distances are fitted on real images only.",
-        "Differences: paired bootstrap over test people, seeds pooled (docs/reid.md): 95 % interval, p;"
-        " Holm: adjusted for the arms of a table; seeds: trainings drawn too.",
+        "Differences: paired bootstrap over test people, seeds pooled (docs/explanation/reid.md): 95 %"
+        " interval, p; Holm: adjusted for the arms of a table; seeds: trainings drawn too.",
     ]
     if any(arm.repeated for arm in study.arms) and study.real_arm:
         notes.append(

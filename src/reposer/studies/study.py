@@ -178,7 +178,7 @@ def configure(
     *,
     predictor: str = "",
     parser: str = "",
-    accept_licence: bool = False,
+    accept_license: bool = False,
     variants: Sequence[str] = (),
 ) -> StudyConfig:
     """A study of STUDIES on a prepared folder.
@@ -188,7 +188,7 @@ def configure(
         overrides: "a.b=c", on top of the preset.
         predictor: of target maps, for arms that take the study's.
         parser: for arms that judge poses.
-        accept_licence: of the parser's weights.
+        accept_license: of the parser's weights.
         variants: further arms, each "NAME=ARM FIELD=VALUE ...": an arm above (or a variant before it) under
             another name with some fields changed, as "x2_other=x2_any generator=RUN".
 
@@ -197,7 +197,7 @@ def configure(
             predictor or a parser where none is named, or one is named that no arm needs.
     """
     study = find_study(name).changed(data=data, generator=generator)
-    study = study.changed(predictor=predictor, parser=parser, accept_licence=accept_licence)
+    study = study.changed(predictor=predictor, parser=parser, accept_license=accept_license)
     known = {arm.name: arm for arm in (*EXTRA_ARMS, *study.arms)}
     chosen = list(arms or (arm.name for arm in study.arms))
     for text in variants:

@@ -95,7 +95,7 @@ def pose_coverage(
         orientations: mean over people of how many of the 8 orientations they show;
         all_orientations: share of people who show all 8;
         pose_gap: mean over people and references of the distance to the person's nearest pose, in torso
-            lengths as in ``pose_space``; people without any known pose are left out. NaN without references;
+        lengths as in ``pose_space``; people without any known pose are left out. NaN without references;
         worst_pose_gap: the same with the mean over people of their farthest reference.
     """
     rows = np.unique(np.asarray(rows, np.int64))
@@ -226,7 +226,7 @@ def extract_stage(
     embedding, people = network.to(place.runtime().device), place.people
     query, gallery = tested_rows(people)
     rows = {"query": query, "gallery": gallery, "train": budget_rows(people, share, choice)}
-    training_note(info, people, rows)  # refuses people whom the network has seen
+    training_note(info, people, rows)  # refuses people the network has seen
     sets = {split: extract_features(embedding, people, chosen) for split, chosen in rows.items()}
     write_features(folder / FEATURES, sets)
     return [FEATURES]

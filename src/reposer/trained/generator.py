@@ -203,7 +203,7 @@ def load_shipped(name: str) -> tuple[nn.Module, GeneratorConfig]:
 
 
 def load_shipped_predictor() -> tuple[nn.Module, GeneratorConfig]:
-    """The predictor of target maps, with its configuration.
+    """The predictor of label maps, with its configuration.
 
     Raises:
         UserError: this installation has none.

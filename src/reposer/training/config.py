@@ -26,9 +26,8 @@ class TrainingConfig(Config):
     # images (or pairs) of one optimizer step, over all processes
     batch_size: int = Field(default=32, ge=2, le=MOST_AT_ONCE)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int | None = Field(
-        default=None, ge=1, le=MOST_SIDE_BY_SIDE
-    )  # of the CPU; None: PyTorch's choice
+    # of the CPU; None: PyTorch's choice
+    threads: int | None = Field(default=None, ge=1, le=MOST_SIDE_BY_SIDE)
     seed: int = 0
     output: OutputConfig = OutputConfig()
 

@@ -1,6 +1,6 @@
 """The one loop of every training: fetch, step; now and then log, validate, show, save.
 
-What is trained for is a task (GAN, Re-ID network, parser, predictor of target maps), picked by the class of
+What is trained for is a task (GAN, Re-ID network, parser, predictor of label maps), picked by the class of
 the configuration; what changes lives in the task's state. A run that is stopped and started again gives the
 same bits as one that was not (on a CPU; one torch version, thread count and number of processes).
 """

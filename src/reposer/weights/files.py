@@ -45,14 +45,14 @@ class WeightFile:
     url: str
     sha256: str  # the whole hash, or a prefix of it
     mebibytes: float
-    licence: str
+    license: str
     other_names: tuple[str, ...] = ()  # under which other programs store the same bytes
     redirect_hosts: tuple[str, ...] = ()
-    non_commercial: bool = False  # whether the licence forbids commercial use
+    non_commercial: bool = False  # whether the license forbids commercial use
 
 
-def _torchvision(file: str, sha256: str, mebibytes: float, licence: str = _IMAGENET) -> WeightFile:
-    return WeightFile(file, _TORCHVISION + file, sha256, mebibytes, licence)
+def _torchvision(file: str, sha256: str, mebibytes: float, license: str = _IMAGENET) -> WeightFile:
+    return WeightFile(file, _TORCHVISION + file, sha256, mebibytes, license)
 
 
 def _schp(file: str, sha256: str) -> WeightFile:

@@ -26,7 +26,7 @@ def augment_prepared(
     images: Path | None,
     predictor: str | None,
     parser: str | None,
-    accept_licence: bool,
+    accept_license: bool,
     processes: int,
     threads: int | None,
     device: str,
@@ -38,7 +38,7 @@ def augment_prepared(
         images: the data set, for real images beside the generated ones.
         predictor: of target maps, as ``MapPredictor.open`` knows it; None: the donors' maps are used.
         parser: as ``open_parser`` knows it, for the filter of poses.
-        accept_licence: of the parser's weights.
+        accept_license: of the parser's weights.
     """
     runtime = setup(device, threads=threads)
     check_data(PackedPeople.open(prepared / PACKED), model, predictor)
@@ -60,6 +60,6 @@ def augment_prepared(
             options,
             images=images,
             processes=processes,
-            parser=open_parser(parser, accept_licence=accept_licence) if parser else None,
+            parser=open_parser(parser, accept_license=accept_license) if parser else None,
             on_progress=show,
         )

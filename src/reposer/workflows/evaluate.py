@@ -54,10 +54,10 @@ def open_model(name: str, runtime: Runtime | None = None) -> PoseTransfer:
     return PoseTransfer.from_pretrained(name, runtime)
 
 
-def open_detector(text: str, accept_licence: bool) -> KeypointDetector:
+def open_detector(text: str, accept_license: bool) -> KeypointDetector:
     """ "keypointrcnn", or "keypointrcnn=FILE" and "vitpose=FOLDER" with weights of one's own."""
     name, _, place = text.partition("=")
-    return open_keypoint_detector(name, place or None, accept_licence=accept_licence)
+    return open_keypoint_detector(name, place or None, accept_license=accept_license)
 
 
 def evaluate_model(
@@ -85,7 +85,7 @@ def evaluate_model(
         backgrounds: of ``generation.stitching.BACKGROUNDS``.
         limit: the first so many pairs only.
         predictor: adds the model with predicted target maps as a row, if it reads any.
-        detector: of key-points, for pckh.
+        detector: of keypoints, for pckh.
 
     Raises:
         UserError: no pairs, unknown names, another image size, or an unknown metric; pckh without a detector,
@@ -125,7 +125,7 @@ def _check_detector(metrics: Sequence[str], detector: KeypointDetector | None) -
     readers = [name for name in metrics if "generated_keypoints" in getattr(find_metric(name), "needs", ())]
     if readers and detector is None:
         raise UserError(
-            f"{readers[0]}: needs a detector of the key-points of the generated images",
+            f"{readers[0]}: needs a detector of the keypoints of the generated images",
             "add --keypoint-detector keypointrcnn, or vitpose=FOLDER",
         )
     if detector is not None and not readers:
@@ -164,7 +164,7 @@ def _method(model: PoseTransfer, background: str) -> Method:
     return method  # type: ignore[return-value]
 
 
-# ---- Measure a predictor of target maps on pairs of a prepared folder: the table and the maps of 64 pairs.
+# ---- Measure a predictor of label maps on pairs of a prepared folder: the table and the maps of 64 pairs.
 
 MAP_GRID_TITLES = ("source", "its map", "predicted", "true map", "true target")
 
@@ -332,11 +332,11 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
 
 
 def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The test images that can lend a pose: those with a key-point, where maps are predicted from them."""
+    """The test images that can lend a pose: those with a keypoint, where maps are predicted from them."""
     if getattr(model, "maps", "given") == "predicted":
         test = test[np.isfinite(people.keypoints[test].sum(axis=2)).any(axis=1)]  # NaN: a missing joint
     if not len(test):
-        raise UserError("no test image has key-points to predict maps from", "leave out --predictor")
+        raise UserError("no test image has keypoints to predict label maps from", "leave out --predictor")
     return test
 
 

@@ -52,7 +52,7 @@ def generate_one(
     for person, field in ((who, "source_keypoints"), (pose, "target_keypoints")):
         if field in model.needs() and np.isnan(person.keypoints).all():
             advice = f"put a row for it into {KEYPOINTS} beside it"
-            raise UserError(f"{person.name}: has no key-points, which {model.config.generator} reads", advice)
+            raise UserError(f"{person.name}: has no keypoints, which {model.config.generator} reads", advice)
     picture = model.transfer(who, pose, background, original_size=True)
     write_picture(out, picture)
     return _told(model, background, f"{out}: {who.name} in the pose of {pose.name}")
@@ -83,7 +83,7 @@ def generate_poses(
     lines = []
     read = (*model.needs(), *(ParsingPredictor.needs if model.predictor else ()))
     if "source_keypoints" in read and np.isnan(who.keypoints).all():
-        lines.append(f"{who.name}: has no key-points; its own pose is unknown to the networks")
+        lines.append(f"{who.name}: has no keypoints; its own pose is unknown to the networks")
     single = len(targets) == 1 and out.suffix.lower() in (".png", ".jpg", ".jpeg")
     files = output_names([(who.name, one.name) for one in targets], options.file_format)
     for one, file in zip(targets, files, strict=True):

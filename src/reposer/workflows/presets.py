@@ -78,7 +78,7 @@ def san_market_small() -> GanConfig:
 
 
 def san_keypoints_market_small() -> GanConfig:
-    """The small SAN told the poses by key-point maps, not masks and parsing (the paper's claim 2)."""
+    """The small SAN with poses given by keypoint maps, not masks and parsing (the paper's claim 2)."""
     small = san_market_small()
     return small.changed(generator_args={**small.generator_args, "pose": "keypoints"})
 
@@ -386,7 +386,7 @@ def parser_small() -> ParsingConfig:
 
 
 def predictor_small() -> PredictorConfig:
-    """The predictor of target maps for CPUs: 9 epochs of 4,000 pairs, mirrored half of the time."""
+    """The predictor of label maps for CPUs: 9 epochs of 4,000 pairs, mirrored half of the time."""
     return PredictorConfig(
         data=DataConfig(folder=Path("prepared/market1501"), flip=True),
         optimizer=MapOptimizerConfig(epochs=9),

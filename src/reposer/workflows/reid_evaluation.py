@@ -96,7 +96,7 @@ def evaluate_network(
         device, threads: as in ``runtime.setup``.
 
     Raises:
-        UserError: nobody to test on, test people whom the network was trained on, unknown names and methods,
+        UserError: nobody to test on, test people the network was trained on, unknown names and methods,
             and all that compare_methods refuses.
     """
     if (options.multi_query is None) != (crops is None):

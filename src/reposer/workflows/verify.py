@@ -66,7 +66,7 @@ def _verified(folder: Path) -> tuple[str, list[str]]:
 
 
 def _unmarked(folder: Path) -> list[str]:
-    """Generated pictures that do not say so themselves, whatever their hashes; missing ones: told before."""
+    """Generated pictures that do not say so themselves, whatever their hashes; missing ones are known."""
     faults = []
     for part in list_parts(folder):
         try:

@@ -1,4 +1,4 @@
-"""DeepFashion In-shop: names in both spellings, lists, frames of key-points, pairs, overlap, bad input."""
+"""DeepFashion In-shop: names in both spellings, lists, frames of keypoints, pairs, overlap, bad input."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TEST = [*garment(3, 2, "Tees_Tanks"), *garment(4), *garment(1, 1, "Skirts")]
 
 
 def make(root: Path, size: tuple[int, int] = (256, 256), place: str = "original") -> Path:
-    """A small data set: images, both lists, both key-point files."""
+    """A small data set: images, both lists, both keypoint files."""
     root.mkdir(parents=True, exist_ok=True)
     for kind, names in (("train", TRAIN), ("test", TEST)):
         (root / f"{kind}.lst").write_text("\n".join(names) + "\n")

@@ -47,7 +47,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def make_data_set(root: Path, people: int = 4, cameras: int = 3, annotated: bool = True) -> None:
-    """``people`` people, one image in each camera, each with map, mask and key-points."""
+    """``people`` people, one image in each camera, each with map, mask and keypoints."""
     for folder in ("bounding_box_train", "parsing", "mask"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     poses = {}
@@ -121,7 +121,7 @@ def test_without_keypoints_the_summary_says_so(tmp_path: Path):
     shutil.rmtree(tmp_path / "root" / "mask")
     report = prepare_market1501(tmp_path / "root", tmp_path / "out")
     assert report.pairs == {"train": 0, "val": 0}
-    assert "without key-points no pairs can be made" in report.summary()
+    assert "without keypoints no pairs can be made" in report.summary()
     assert "Nothing is wrong." in report.summary()
 
 
@@ -212,9 +212,8 @@ def test_copies_and_leaks_are_found(tmp_path: Path):
     shutil.copy(train / "0002_c1s1_000000_01.jpg", train / "0002_c4s1_000090_01.jpg")  # same person
     shutil.copy(train / "0002_c1s1_000000_01.jpg", train / "0003_c4s1_000091_01.jpg")  # another
     shutil.copy(train / "0003_c1s1_000003_01.jpg", root / "query" / "0003_c1s1_000092_00.jpg")  # a leak
-    shutil.copy(
-        train / "0004_c1s1_000006_01.jpg", root / "bounding_box_test" / "0099_c1s1_000093_00.jpg"
-    )  # both
+    # both
+    shutil.copy(train / "0004_c1s1_000006_01.jpg", root / "bounding_box_test" / "0099_c1s1_000093_00.jpg")
     (root / "bounding_box_test" / "-1_c1s1_000094_00.jpg").write_bytes(encode_jpeg(pixels(94)))
     report = prepare_market1501(root, tmp_path / "out")
     assert {rule: n for rule, n in report.problems.items() if not rule.startswith("missing-")} == {

@@ -269,7 +269,7 @@ def test_gray_in_rgb_is_gray_and_colors_are_none(mode, tmp_path):
         read_parsing(tmp_path / "c.png", SIZE)
 
 
-# ---- key-points
+# ---- keypoints
 
 
 def row(name: str, x: int) -> str:

@@ -588,9 +588,8 @@ def test_both_layouts_score_queries_that_stand_in_the_gallery_alike(tmp_path: Pa
         np.testing.assert_array_equal(market.camids, folder.camids)
     scores = {name: evaluate_reid(*sets) for name, sets in found.items()}
     assert scores["market"].values == scores["folder"].values
-    query, gallery = found[
-        "market"
-    ]  # by hand: of one person and camera nothing counts, the query's copy neither
+    # by hand: of one person and camera nothing counts, the query's copy neither
+    query, gallery = found["market"]
     q, g = (x.features / np.linalg.norm(x.features, axis=1, keepdims=True) for x in (query, gallery))
     first = []
     for i, feature in enumerate(q):

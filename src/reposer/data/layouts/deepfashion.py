@@ -3,7 +3,7 @@
     ROOT/img/WOMEN/Dresses/id_00000002/02_1_front.jpg          the download (or img_highres/)
     ROOT/train/fashionWOMENDressesid0000000202_1front.jpg      the same as PATN, GFLA and others rename it
     ROOT/train.lst, test.lst                                   48,674 and 4,038 names, one a line
-    ROOT/fasion-resize-annotation-{train,test}.csv             key-points (inshop.py)
+    ROOT/fasion-resize-annotation-{train,test}.csv             keypoints (inshop.py)
     ROOT/fasion-resize-pairs-{train,test}.csv                  pairs; made by the official rule where absent
 
 Both spellings may stand in every file, mixed. The identity is the garment (item and variant), which the split
@@ -60,7 +60,7 @@ Pairs = list[tuple[str, str]]
 class InshopPeople:
     """What was read."""
 
-    records: list[PersonRecord]  # in the order of the key-point files, from which the official pairs follow
+    records: list[PersonRecord]  # in the order of the keypoint files, from which the official pairs follow
     problems: Problems
     overlap: SplitOverlap  # of the two lists, whichever images are here
     pairs: dict[str, Pairs] = field(default_factory=dict)  # "train", "val" -> names of source and target
@@ -90,14 +90,14 @@ def read_deepfashion(
         keypoints: CSV; None: the published ones beside the lists, else root/keypoints.csv.
         images: folder of the images below ``root``; None: the first of IMAGE_FOLDERS, else ``root`` itself.
         lists: folder of the lists, anywhere; None: the first of LIST_FOLDERS below ``root`` that has one.
-        frame: of the key-points, see ``inshop.frame_of``.
+        frame: of the keypoints, see ``inshop.frame_of``.
         rules: what maps and masks mean.
         look_only: a dry run: nothing is decoded, records have no size and no hash, and joints
             stay in their frame.
         on_progress: called after each image.
 
     Raises:
-        UserError: no such folder, no list, no usable image, or a key-point or pair file that cannot be
+        UserError: no such folder, no list, no usable image, or a keypoint or pair file that cannot be
             used as a whole.
     """
     root = Path(root)

@@ -35,12 +35,13 @@ SPLIT_NAMES = {
     "gallery": ("gallery", "bounding_box_test", "image_test", "gallery_images"),
 }
 _TEST = ("test", "testing")
+# what annotations are in, see data/preparing/annotation_lookup.py
 _BESIDE = (
     "parsing",
     "mask",
     "lists",
     "annotation",
-)  # what annotations are in, see data/preparing/annotation_lookup.py
+)
 # Top-level folders that no person is called like: they are listed, not taken for people.
 _LIKELY_ANNOTATIONS = {
     *("masks", "maps", "parsings", "parsing_maps", "schp", "segmentation", "segmentations", "seg", "labels"),
@@ -198,7 +199,7 @@ def _labeled_by_table(root: Path, table: Path, images: _Images, problems: Proble
 def list_images(root: Path, problems: Problems, below: str = "", skip: Collection[str] = ()) -> list[str]:
     """Sorted paths, relative to ``root``, of every image file below ``root / below``.
 
-    Told by the suffix, else by the first bytes. Hidden files and annotation folders of ``root`` are passed
+    Known by the suffix, else by the first bytes. Hidden files and annotation folders of ``root`` are passed
     over; a link to a folder inside ``root`` is followed. Listed as problems: a link to elsewhere, a picture
     of a format that is not read, a name that not every system can hold.
 

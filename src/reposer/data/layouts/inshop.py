@@ -122,7 +122,7 @@ def split_overlap(train: Iterable[InshopName], test: Iterable[InshopName]) -> Sp
     )
 
 
-# ---- DeepFashion's published key-points: which file, which frame, and where the joints lie in the image at
+# ---- DeepFashion's published keypoints: which file, which frame, and where the joints lie in the image at
 # hand.
 #
 # The published CSVs count pixels of one of two frames, not of the image: fasion-annotation-*.csv of 256x256
@@ -130,11 +130,12 @@ def split_overlap(train: Iterable[InshopName], test: Iterable[InshopName]) -> Sp
 # img/ is square with white borders; img_highres/ is narrow like the second frame. ("fasion": the official
 # spelling.)
 
+# (H, W) of the frames; columns that NARROW lacks each side
 SQUARE, NARROW, BORDER = (
     (256, 256),
     (256, 176),
     40,
-)  # (H, W) of the frames; columns that NARROW lacks each side
+)
 _ALMOST_SQUARE = 0.84  # width / height above which an image has borders: halfway between the frames
 _SIZE = re.compile("([1-9][0-9]{1,4})x([1-9][0-9]{1,4})", re.ASCII)
 FILES = tuple(
@@ -147,7 +148,7 @@ Frame = tuple[int, int] | None  # (H, W) that the joints are counted in; None: t
 
 
 def frame_of(path: Path, frame: str) -> Frame:
-    """The frame of a key-point file: "image", "HEIGHTxWIDTH", or "auto": by the published file names.
+    """The frame of a keypoint file: "image", "HEIGHTxWIDTH", or "auto": by the published file names.
 
     Raises:
         UserError: another text.
@@ -177,7 +178,7 @@ def to_image(pose: Pose, frame: tuple[int, int], size: tuple[int, int]) -> Pose:
 def add_keypoints(
     records: Sequence[PersonRecord], files: Iterable[tuple[Path, Frame]], problems: list[AnnotationProblem]
 ) -> tuple[list[PersonRecord], list[str]]:
-    """The records with their key-points, and the names of all rows in file order.
+    """The records with their keypoints, and the names of all rows in file order.
 
     Rows may name an image in either spelling. A joint outside the picture is missing then, and listed; of
     records without a size (a dry run) joints stay as they are.

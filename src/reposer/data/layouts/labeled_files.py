@@ -88,14 +88,14 @@ def read_labeled(
     """Decode every file once, in the given order; good ones become records, the rest is listed.
 
     Parsing maps and masks are found by the stem, so two files of one stem cannot both stand in a folder;
-    key-points are found by the name. A file of a name that another folder has too (queries that are kept in
+    keypoints are found by the name. A file of a name that another folder has too (queries that are kept in
     the gallery) gets a name that holds its folder, and shares annotations where it is a copy.
 
     Args:
         root: the data set's folder.
         files: what the layout lists.
         problems: gets a line for each file that cannot be used, or only by a rule.
-        annotations: where maps, masks and key-points are.
+        annotations: where maps, masks and keypoints are.
         on_progress: called after each image.
         stem: the part of a name that annotations are called by.
 

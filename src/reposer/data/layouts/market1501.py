@@ -64,7 +64,7 @@ def read_market1501(
         look_only: a dry run: nothing is decoded, records have no size and no hash.
 
     Raises:
-        UserError: no such folder, no usable image, an unusable key-point file, a holdout of everybody.
+        UserError: no such folder, no usable image, an unusable keypoint file, a holdout of everybody.
     """
     root = Path(root)
     annotations = Annotations.find(root, parsing, mask, keypoints, rules=rules, look_only=look_only)

@@ -87,7 +87,7 @@ def list_msmt17(root: Path) -> Listing:
 
 
 def _msmt17_boxes(root: Path) -> Listing:
-    """Market's folders; people counted from 0 in training and test each are told apart as by the lists."""
+    """Market's folders; people counted from 0 in training and test are numbered apart as by the lists."""
     files, problems = _list_boxes(root, _MSMT17_BOX, "0000_c1_0030.jpg")
     people = {
         training: {file.pid for file in files if (file.split == "train") == training}

@@ -1,8 +1,8 @@
-"""Finds the annotations of a data set's images and checks them: parsing maps, masks, key-points.
+"""Finds the annotations of a data set's images and checks them: parsing maps, masks, keypoints.
 
 An image a/b.jpg that the data set calls NAME.jpg is annotated by parsing/NAME.png, parsing/a/b.png or
-parsing/a_b.png (and so for masks), and by a key-point row NAME.jpg, a/b.jpg or a_b.jpg: annotations may be
-made before anybody knows who is in the picture, from the paths alone. Key-points are those of keypoints.csv,
+parsing/a_b.png (and so for masks), and by a keypoint row NAME.jpg, a/b.jpg or a_b.jpg: annotations may be
+made before anybody knows who is in the picture, from the paths alone. Keypoints are those of keypoints.csv,
 or PATN's market-annotation-train.csv and market-annotation-test.csv, in the data set's folder or its lists/.
 
 What a file cannot say is told by its set (data/map_meanings.py).
@@ -25,11 +25,12 @@ from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.storage.paths import RefusedFileError, contained, printable
 from reposer.structures import PersonRecord
 
+# the first of which a file is there
 _KEYPOINT_FILES = (
     *(("keypoints.csv",), ("lists/keypoints.csv",)),
     ("market-annotation-train.csv", "market-annotation-test.csv"),
     ("lists/market-annotation-train.csv", "lists/market-annotation-test.csv"),
-)  # the first of which a file is there
+)
 
 Places: TypeAlias = str | Path | Sequence[str | Path] | None
 
@@ -96,7 +97,7 @@ class Annotations:
         problems: list[AnnotationProblem],
         twins: Mapping[str, str] | None = None,
     ) -> list[PersonRecord]:
-        """The records with their key-points; a dry run does not know whether a joint lies outside its image.
+        """The records with their keypoints; a dry run does not know whether a joint lies outside its image.
 
         Args:
             twins: name of an image -> name of another one; of the same bytes they share a row.
@@ -233,7 +234,7 @@ def _candidates(kind: str, record: PersonRecord, stem: str) -> list[str]:
 
 
 def _by_alias(records: Sequence[PersonRecord]) -> dict[str, str]:
-    """What a key-point row may call an image, in NFC -> its name; a name wins over a path."""
+    """What a keypoint row may call an image, in NFC -> its name; a name wins over a path."""
     known = {nfc(record.name): record.name for record in records}
     for record in records:
         known.setdefault(nfc(record.path), record.name)

@@ -58,7 +58,7 @@ def read_layout(
     Args:
         options: keywords of the layout's reader.
         pairs: which images make pairs.
-        places: of parsing maps, masks and key-points.
+        places: of parsing maps, masks and keypoints.
         root, holdout, rules, on_progress, look_only: see the readers.
 
     Raises:

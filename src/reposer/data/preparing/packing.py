@@ -43,7 +43,7 @@ from reposer.storage.files import (
 from reposer.storage.paths import RefusedFileError, contained
 from reposer.structures import MISSING_LABEL, NUM_JOINTS, PersonRecord
 
-# ---- Brings pictures of any size to one size: squeeze, pad or crop; maps, masks and key-points go along.
+# ---- Brings pictures of any size to one size: squeeze, pad or crop; maps, masks and keypoints go along.
 #
 # resize   the whole picture is squeezed into the size; shapes change (GFLA's way, and SAN's at 256x256)
 # pad      scaled to fit, the shape kept, white around it (PISE's way)
@@ -177,10 +177,11 @@ _ROWS_SCHEMA = pa.schema(
         ("camid", pa.int64()),
         ("split", pa.string()),
         ("sha256", pa.string()),  # of the original image file
+        # x, y of each joint, pixels of the packed size, NaN missing
         (
             "keypoints",
             pa.list_(pa.float32(), NUM_JOINTS * 2),
-        ),  # x, y of each joint, pixels of the packed size, NaN missing
+        ),
         ("has_parsing", pa.bool_()),
         ("mask_source", pa.string()),  # "mask", "parsing" (its labels other than background), "union", "ones"
     ]
@@ -194,9 +195,8 @@ class PackReport:
     count: int  # people packed
     missing_parsing: int  # of them, without a usable parsing map: filled with MISSING_LABEL
     mask_sources: dict[str, int]  # people by "mask", "parsing", "union", "ones"
-    problems: list[
-        AnnotationProblem
-    ]  # unreadable images (left out), unusable maps and masks (treated as missing)
+    # unreadable images (left out), unusable maps and masks (treated as missing)
+    problems: list[AnnotationProblem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +235,8 @@ def pack(
     """Write the packed folder ``out`` in the order of ``records``; ``PackedPeople.open`` reads it.
 
     Images of another size are fitted (bilinear with antialiasing), maps and masks by nearest neighbor,
-    key-points by the same mapping. A person without a mask gets the parsing's labels other than background,
-    else all ones (docs/method.md, 33).
+    keypoints by the same mapping. A person without a mask gets the parsing's labels other than background,
+    else all ones (docs/explanation/san.md).
 
     Args:
         root: folder that the records' paths are relative to; it is only read.

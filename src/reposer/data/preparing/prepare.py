@@ -48,7 +48,7 @@ Progress = Callable[[str, int, int], None]  # ("checking" or "packing", images d
 
 
 class PrepareArguments(TypedDict, total=False):
-    """What every layout can be told; the defaults are in DEFAULTS."""
+    """Options of every layout; the defaults are in DEFAULTS."""
 
     holdout: int  # people of the training split to hold out for validation, those with the highest pids
     size: tuple[int, int]  # (H, W) of the packed images
@@ -151,7 +151,7 @@ def look_at_people(
     options: dict[str, Any] | None = None,
     **arguments: Unpack[PrepareArguments],
 ) -> PrepareReport:
-    """What :func:`prepare_people` would take from a folder, told by names alone; nothing is written.
+    """What :func:`prepare_people` would take from a folder, judged by names alone; nothing is written.
 
     No image, map or mask is decoded: damaged files and copies are found by preparing only. No pairs are made.
 

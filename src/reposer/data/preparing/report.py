@@ -143,7 +143,7 @@ _ADVICE = {
     "Left out": "mend or replace these files and prepare again; the rest is ready for use",
     "Annotations not used": "mend them and prepare again; the images are used without them",
     "Not read": "nothing, unless a line names images or annotations that you want; then rename or name them",
-    "Used by a rule": "nothing, unless a rule does not suit you (docs/data.md)",
+    "Used by a rule": "nothing, unless a rule does not suit you (docs/reference/rules.md)",
     "Warnings": "take the option that a line names, or remove the files that are wrong; prepare again",
 }
 
@@ -180,7 +180,7 @@ class PrepareReport:
         if "layout" not in self.config:  # Market-1501's
             lines += [f"  {'official':<12}{self._official()}"]
         images = sum(counts["images"] for counts in self.splits.values())
-        for kind, title in (("parsing", "parsing maps"), ("mask", "masks"), ("keypoints", "key-points")):
+        for kind, title in (("parsing", "parsing maps"), ("mask", "masks"), ("keypoints", "keypoints")):
             posed = "" if dry else f", {self.annotations['posed']:,} with a joint"
             posed = posed if kind == "keypoints" else ""
             lines.append(f"  {title:<14}{self.annotations[kind]:,} of {images:,} images{posed}")
@@ -192,7 +192,7 @@ class PrepareReport:
         lines += [f"  {note}" for note in self.notes]
         if not self.pairs["train"] and not self.annotations["posed"] and self.config.get("pairs") is None:
             lines.append(
-                "  without key-points no pairs can be made: add keypoints.csv, or take --pairs parsing where"
+                "  without keypoints no pairs can be made: add keypoints.csv, or take --pairs parsing where"
                 " there are parsing maps, and prepare again"
             )
         return "\n".join([*lines, *self._problem_lines()])

@@ -89,7 +89,7 @@ class MixedDataset:
         generated: pictures of the same people.
         weight: of a generated image in the losses.
         extra_class: whether generated images are labeled K, a class of their own, instead of their source's.
-        known: whether that label says whom they show.
+        known: whether that label says who they are.
         use_dropped: take the pictures that a filter dropped too.
 
     Raises:
@@ -178,7 +178,7 @@ _GENERATED, _PEOPLE, _MEMBERS, _PAIRS = 15, 12, 16, 17  # streams; people come a
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Real and generated images by the class of the person whom they show."""
+    """Real and generated images by the class of the person they show."""
 
     real: ClassGroups  # of N images, every class occurs
     generated: ClassGroups  # of M images, numbered from 0 here; a class may have none

@@ -1,6 +1,6 @@
 """The settings of a GAN training: frozen, typed, saved into the run folder; the defaults are SAN's.
 
-Numbers in brackets of the comments are the ambiguities of the paper that an option answers (docs/method.md).
+Where the paper can be read in more than one way, an option has each reading (docs/explanation/san.md).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class DataConfig(Config):
     validation_pairs: str = (
         "pairs_val.csv"  # inside the folder; empty: no validation, samples from training pairs
     )
-    max_pairs: int | None = Field(default=None, ge=1)  # use the first N pairs only (37)
-    pairs_per_epoch: int = Field(default=4000, ge=1)  # draws that are called an epoch (38)
-    flip: bool = False  # mirror half of the pairs, labels and joints swapped (40)
+    max_pairs: int | None = Field(default=None, ge=1)  # use the first N pairs only
+    pairs_per_epoch: int = Field(default=4000, ge=1)  # draws that are called an epoch
+    flip: bool = False  # mirror half of the pairs, labels and joints swapped
 
 
 class OptimizerConfig(Config):
@@ -37,7 +37,7 @@ class OptimizerConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """Constant learning rate, then a straight line to zero (39)."""
+    """Constant learning rate, then a straight line to zero."""
 
     epochs_const: float = Field(default=300, ge=0)
     epochs_decay: float = Field(default=200, ge=0)
@@ -81,8 +81,8 @@ class PerceptualConfig(Config):
     """
 
     network: str = "vgg19"
-    layers: tuple[str, ...] = ("relu1_2",)  # (28)
-    norm: Literal["l1", "l2"] = "l2"  # squared error as in eq. 6, or the absolute one of the prose (27)
+    layers: tuple[str, ...] = ("relu1_2",)
+    norm: Literal["l1", "l2"] = "l2"  # squared error as in eq. 6, or the absolute one of the prose
     style_layers: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
     contextual_layers: tuple[str, ...] = ("relu3_2", "relu4_2")
     path: Path | None = None  # weight file; default: where torchvision keeps it
@@ -91,10 +91,10 @@ class PerceptualConfig(Config):
 class AdversarialConfig(Config):
     """The game between the two networks (eq. 4)."""
 
-    mode: Literal["bce", "lsgan"] = "bce"  # (23)
-    real_label: float = Field(default=1.0, gt=0, le=1)  # 0.9 is the "soft label" reading (23)
+    mode: Literal["bce", "lsgan"] = "bce"
+    real_label: float = Field(default=1.0, gt=0, le=1)  # 0.9 is the "soft label" reading
     pool: int = Field(default=50, ge=0)  # earlier fakes shown again to the discriminator
-    loss_scale: float = Field(default=0.5, gt=0)  # of the discriminator's loss (25)
+    loss_scale: float = Field(default=0.5, gt=0)  # of the discriminator's loss
 
 
 class GanOutputConfig(OutputConfig):
@@ -124,7 +124,7 @@ class GanConfig(EpochsConfig):
     # parts in which a process works a batch off, one after the other
     accumulate: int = Field(default=1, ge=1)
     channels_last: bool = True
-    compile: bool = False  # torch.compile of both networks; minutes of start-up, see docs/results.md
+    compile: bool = False  # torch.compile of both networks; minutes of start-up, see docs/results
     # of the averaged generator, which is the one that is used
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
 

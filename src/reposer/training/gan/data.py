@@ -99,7 +99,7 @@ def _training_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]
     path = data.folder / data.pairs
     pairs = load_pairs(path, people.name_index())
     if not len(pairs):
-        raise UserError(f"{path}: holds no pairs", "check the key-points and prepare the folder again")
+        raise UserError(f"{path}: holds no pairs", "check the keypoints and prepare the folder again")
     outside = np.flatnonzero(people.splits[pairs.ravel()] != "train")
     if len(outside):
         row, column = divmod(int(outside[0]), 2)

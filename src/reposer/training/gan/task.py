@@ -157,7 +157,7 @@ class GanTask:
     def _on_device(self, batch: PairBatch) -> PairBatch:
         """The batch on the device, its target as model float: what the losses compare with."""
         batch = batch.to(self._runtime.device, non_blocking=True)
-        # of generators that shall make another image than I_t
+        # of generators that are to make another image than I_t
         own_target = getattr(self.state.generator, "training_target", None)
         return replace(batch, target_image=own_target(batch) if own_target else to_float(batch.target_image))
 

@@ -105,7 +105,7 @@ class ParsingConfig(MapTrainingConfig):
         return self
 
 
-# ---- A predictor of target maps.
+# ---- A predictor of label maps.
 
 
 class PredictorLossConfig(Config):

@@ -22,9 +22,8 @@ class ReidDataConfig(Config):
     images_per_person: int = Field(default=4, ge=2)  # K of P x K
     negatives: float = Field(default=1.0, gt=0)  # negative pairs per positive one at the start
     negatives_end: float = Field(default=4.0, gt=0)  # and at most
-    negatives_growth: float = Field(
-        default=1.01, ge=1
-    )  # of the pairs per positive one (itself included), an epoch
+    # of the pairs per positive one (itself included), an epoch
+    negatives_growth: float = Field(default=1.01, ge=1)
     images_per_epoch: int = Field(default=12_936, ge=1)  # draws that are called an epoch (a pair counts two)
     budget: float = Field(default=1.0, gt=0, le=1)  # share of each person's images, see data/samplers.py
     budget_seed: int = 0
@@ -89,9 +88,8 @@ class HeadConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)  # before the classifier and the verification head
     bias: bool = True  # of the classifier; Bag of Tricks has none
     verification: Literal["square", "product", "abs"] = "square"  # what that head looks at
-    verifier_std: float | None = Field(
-        default=None, gt=0
-    )  # of its first weights, biases 0; None: torch's own
+    # of its first weights, biases 0; None: torch's own
+    verifier_std: float | None = Field(default=None, gt=0)
 
 
 class ReidOptimizerConfig(Config):

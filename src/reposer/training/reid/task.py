@@ -282,7 +282,7 @@ def build_optimizer(network: ReidNetwork, config: ReidOptimizerConfig) -> torch.
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
 
 
-# ---- A finished Re-ID training as the teacher of another: its opinion on whom a generated image shows.
+# ---- A finished Re-ID training as the teacher of another: its opinion on who a generated image shows.
 
 
 class Teacher:
