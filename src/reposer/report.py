@@ -24,6 +24,7 @@ from reposer.storage.runs import read_metrics
 
 REPORT_FILE = "report.html"
 _MAX_TEXT, _MAX_PICTURE, _MAX_PAGE = 4 * 2**20, 64 * 2**20, 2**30  # bytes that are read of one file
+_MOST_SECTIONS, _MOST_PICTURES, _MOST_CELLS = 1_000, 2_000, 1_000_000
 _MARKS = (b'content="reposer"', b"--mark: #0b6e4f")  # of pages now, and of those before they were marked
 _MARKED = 20_000  # bytes at whose start a page bears its mark
 CURVES_PER_FIGURE = 6
@@ -46,6 +47,7 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
             " sections.json",
             "give the folder that `reposer train`, `evaluate` or `reid evaluate` wrote",
         )
+    _refuse_too_much(sections, run_dir)
     sections = [_embed_pictures(section, run_dir) for section in sections]
     page = _template().render(
         title=title or f"Reposer: {run_dir.name}",
@@ -56,6 +58,24 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
     _refuse_other_page(path)
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
     return path
+
+
+def _refuse_too_much(sections: list[Section], run_dir: Path) -> None:
+    """What no browser could show is refused before it is read."""
+    pictures = [picture for section in sections for picture in section.pictures]
+    cells = sum(len(row) for section in sections for table in section.tables for row in table.rows)
+    files = [contained(run_dir, picture.file) for picture in pictures if not picture.data]
+    size = sum(len(picture.data) for picture in pictures)
+    size += sum(os.path.getsize(file) for file in files if os.path.isfile(file))
+    for number, most, what in (
+        (len(sections), _MOST_SECTIONS, "sections"),
+        (len(pictures), _MOST_PICTURES, "pictures"),
+        (cells, _MOST_CELLS, "cells of tables"),
+        (size, _MAX_PAGE // 2, "bytes of pictures"),
+    ):
+        if number > most:
+            problem = f"{printable(run_dir)}: a report of {number:,} {what}, at most {most:,} are shown"
+            raise UserError(problem, "give the folder of one run or evaluation")
 
 
 def _refuse_other_page(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -18,14 +19,28 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from reposer.annotation.faults import annotation_faults
+from reposer.annotation.makers import CROP_COLUMNS as ANNOTATED
 from reposer.annotation.overview import draw_sheet
+from reposer.config import apply_overrides, canonical_json, load_config
+from reposer.data.keypoint_imports import import_keypoints
+from reposer.data.layouts.deepfashion import _list_folder, _read_lists
+from reposer.data.layouts.identity_folders import _labeled_by_table
+from reposer.data.layouts.reid_layouts import list_cuhk03, list_msmt17
+from reposer.data.layouts.tables import list_table
+from reposer.data.pairs import load_pairs
+from reposer.data.preparing.annotation_lookup import Annotations
 from reposer.data.problems import AnnotationProblem, problems_csv
+from reposer.data.records import _SCHEMA, read_manifest
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, KIND, REAL, REAL_COLUMNS, REAL_ROWS
 from reposer.generation.forgetting import forget
@@ -34,10 +49,15 @@ from reposer.generation.outputs import write_picture
 from reposer.generation.set_exports import export_set
 from reposer.images import encode_jpeg
 from reposer.jobs.journal import BOOK, PLAN, ShardFiles, Task, place_fault, read_shards
+from reposer.jobs.stages import Stage, StageCache, study_faults
 from reposer.report import write_report
 from reposer.sections import SECTIONS_FILE
 from reposer.storage.manifest import IMAGES, JOB, MANIFEST, part_path, write_part
 from reposer.storage.paths import RefusedFileError, check_relative, contained, delete, made_folder, unlinked
+from reposer.storage.seals import seal_faults
+from reposer.structures import PersonRecord
+from reposer.training.gan.config import DataConfig
+from reposer.training.gan.data import _training_pairs, _validation_pairs
 
 SECRET = b"canary: nobody may read or touch this"
 SOURCE = Path(__file__).parents[2] / "src" / "reposer"
@@ -370,7 +390,180 @@ def _staged(folder: Path, value: Any) -> None:
     files.commit([])
 
 
+def _listed(problems: list[AnnotationProblem], paths: Iterable[str]) -> None:
+    """What a list said is a line of the problems, and no path of it goes on."""
+    for path in paths:  # what is taken is a plain path by then
+        check_relative(path)
+    if not problems:
+        raise AssertionError("neither listed nor refused")
+    raise UserError("listed")
+
+
+def _pair_list(folder: Path, value: Any) -> None:
+    (folder / "pairs.csv").write_text(f"from,to\na.jpg,{value}\n", errors="surrogatepass")
+    load_pairs(folder / "pairs.csv", {"a.jpg": 0})
+
+
+def _run_pairs(folder: Path, value: Any, field: str) -> None:
+    """A training's configuration names its lists, as the file and as ``--set``."""
+    given = {"folder": str(folder), field: value}
+    (folder / "config.json").write_text(json.dumps(given))
+    data = load_config(DataConfig, folder / "config.json")
+    lists = _training_pairs if field == "pairs" else _validation_pairs
+    if value:  # no list of pairs for validation: a setting
+        lists(data, None)  # type: ignore[arg-type]
+    raise UserError("nothing is read")
+
+
+def _run_setting(folder: Path, value: Any) -> None:
+    config = apply_overrides(DataConfig(folder=folder), [f"pairs={json.dumps(value)}"])
+    _training_pairs(config, None)  # type: ignore[arg-type]
+
+
+def _name_list(folder: Path, value: Any) -> None:
+    for kind in ("train", "test"):
+        (folder / f"{kind}.lst").write_text(f"{value}\n", errors="surrogatepass")
+    problems: list[AnnotationProblem] = []
+    found = _read_lists(folder, problems)
+    _listed(problems, (name.flat for names in found.values() for name in names))
+
+
+def _msmt_list(folder: Path, value: Any) -> None:
+    for kind in ("train", "val", "query", "gallery"):
+        (folder / f"list_{kind}.txt").write_text(f"{value} 0\n", errors="surrogatepass")
+    files, problems = list_msmt17(folder)
+    _listed(problems, (file.path for file in files))
+
+
+def _label_table(folder: Path, value: Any, suffix: str) -> None:
+    table = folder / f"labels{suffix}"
+    row = {"path": value, "pid": "1", "camid": "1", "split": "train"}
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([row]), table)
+    else:
+        with open(table, "w", newline="", errors="surrogatepass") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerow(row)
+    problems: list[AnnotationProblem] = []
+    people = _labeled_by_table(folder, table, [("a.jpg", "train", "a.jpg")], problems)
+    files, more = list_table(folder, table)
+    _listed([*problems, *more], [*(path for path, *_ in people), *(file.path for file in files)])
+
+
+def _label_csv(folder: Path, value: Any) -> None:
+    _label_table(folder, value, ".csv")
+
+
+def _label_parquet(folder: Path, value: Any) -> None:
+    _label_table(folder, value, ".parquet")
+
+
+def _pose_table(folder: Path, value: Any) -> None:
+    line = f"{value}:{list(range(1, 19))}:{list(range(1, 19))}\n"
+    (folder / "keypoints.csv").write_text(f"name:keypoints_y:keypoints_x\n{line}", errors="surrogatepass")
+    image = PersonRecord("a.jpg", "a.jpg", 1, 1, "train", 64, 128, "0" * 64)
+    problems: list[AnnotationProblem] = []
+    records = Annotations.find(folder).add_keypoints([image], problems)
+    assert records[0].keypoints is None
+    _listed(problems, ())
+
+
+def _pose_files(folder: Path, value: Any) -> None:
+    for kind in ("openpose", "pidm"):
+        poses, problems = import_keypoints(folder, kind, [value])
+        assert not poses
+        assert len(problems) == 1
+    raise UserError("listed")
+
+
+def _stage_record(folder: Path, value: Any, in_record: bool) -> None:
+    stage = folder / "stages" / "a-0"
+    stage.mkdir(parents=True)
+    needs = [] if in_record else [value]
+    (stage / "inputs.json").write_text(json.dumps({"kind": "a", "inputs": {}, "needs": needs}))
+    files = {value: hashlib.sha256(SECRET).hexdigest()} if in_record else {}
+    (stage / "done.json").write_text(json.dumps({"seconds": 1, "files": files}))
+    faults = study_faults(folder)
+    assert any("is of another stage" not in fault for fault in faults)  # the value itself is one
+    raise UserError("faults are found")
+
+
+def _stage_files(folder: Path, value: Any) -> None:
+    _stage_record(folder, value, True)
+
+
+def _stage_needs(folder: Path, value: Any) -> None:
+    _stage_record(folder, value, False)
+
+
+def _seal(folder: Path, value: Any) -> None:
+    digest = hashlib.sha256(SECRET).hexdigest()
+    whole: dict[str, Any] = {"files": {value: digest}, "starts": {value: {"size": 1, "sha256": digest}}}
+    (folder / "seal.json").write_text(
+        json.dumps(whole | {"sha256": hashlib.sha256(canonical_json(whole)).hexdigest()})
+    )
+    assert seal_faults(folder, None)
+    raise UserError("faults are found")
+
+
+def annotated_folder(folder: Path, row: dict[str, Any]) -> Path:
+    """A finished journal of one image, a.jpg, by hand; ``row`` changes what its manifest says."""
+    book = folder / BOOK
+    (book / MANIFEST).mkdir(parents=True)
+    settings = {"kind": "annotation", "images": ".", "parsing": {"name": "x"}, "mask": {"name": "x"}}
+    (book / JOB).write_text(json.dumps({"settings": settings}))
+    (book / PLAN).write_text(json.dumps({"shards": [["a.jpg"]]}))
+    (book / "report.json").write_text("{}")
+    empty: dict[str, Any] = dict.fromkeys(name for name, _ in ANNOTATED)
+    values = {"file": "a.jpg", "sha256": "0" * 64, "flags": [], "problems": [], "left_out": ""}
+    values |= {"width": 8, "height": 8, "label_pixels": [64, *[0] * 19]}
+    write_part(part_path(book, 0), [empty | values | row], ANNOTATED)
+    return folder
+
+
+def _annotated(folder: Path, value: Any, field: str) -> None:
+    row = {field: value, "sha256": hashlib.sha256(SECRET).hexdigest()}
+    if field != "file":
+        row[f"{field}_sha256"] = row["sha256"]
+    faults = annotation_faults(annotated_folder(folder, row))
+    assert any(field in fault for fault in faults)
+    raise UserError("faults are found")
+
+
+def _annotated_left_out(folder: Path, value: Any) -> None:
+    faults = annotation_faults(annotated_folder(folder, {"file": value, "left_out": "damaged"}))
+    assert any("is damaged: row 1, file: " in fault for fault in faults)
+    raise UserError("faults are found")
+
+
+def _people(folder: Path, value: Any, field: str) -> None:
+    row: dict[str, Any] = {"name": "a.jpg", "path": "a.jpg", "pid": 1, "camid": 1, "split": "train"}
+    row |= {"width": 8, "height": 8, "sha256": "0" * 64, field: value}
+    pq.write_table(pa.Table.from_pylist([row], schema=_SCHEMA), folder / "manifest.parquet")
+    read_manifest(folder / "manifest.parquet")
+
+
 READERS: dict[str, Callable[[Path, Any], None]] = {
+    "prepare, pair list": _pair_list,
+    "prepare, name list": _name_list,
+    "prepare, list of MSMT17": _msmt_list,
+    "prepare, label table.csv": _label_csv,
+    "prepare, label table.parquet": _label_parquet,
+    "prepare, key-point table": _pose_table,
+    "prepare, key-point files": _pose_files,
+    "train, run config, pairs": partial(_run_pairs, field="pairs"),
+    "train, run config, validation": partial(_run_pairs, field="validation_pairs"),
+    "train, --set": _run_setting,
+    "study, stage's files": _stage_files,
+    "study, stage's needs": _stage_needs,
+    "verify, seal": _seal,
+    "annotation, manifest, file": partial(_annotated, field="file"),
+    "annotation, manifest, parsing": partial(_annotated, field="parsing"),
+    "annotation, manifest, left out": _annotated_left_out,
+    "people, manifest, name": partial(_people, field="name"),
+    "people, manifest, path": partial(_people, field="path"),
+    "people, manifest, mask": partial(_people, field="mask"),
     "forget, manifest": _forget,
     "forget, real list": _forget_real,
     "export-set, manifest": _export,
@@ -387,9 +580,38 @@ READERS: dict[str, Callable[[Path, Any], None]] = {
 }
 
 
+def _stays_hostile(value: str) -> bool:
+    """Whether a path of a table is hostile once other systems' ways of writing it are put right."""
+    value = value.replace("\\", "/")
+    while value.startswith("./"):
+        value = value[2:].lstrip("/")
+    try:
+        check_relative(value)
+    except ValueError:
+        return True
+    return False
+
+
 def _fits(reader: str, value: Any) -> bool:
     """Whether the file format can hold the value at all."""
     text = isinstance(value, str)
+    surrogate = text and any("\ud800" <= c <= "\udfff" for c in value)
+    if reader.startswith("prepare, ") and ".parquet" not in reader:  # lines of text; a path of its own
+        separators = set("\n\r") if "table.csv" in reader else set("\n\r,:")
+        plain = text and value.strip() and not set(value) & separators and not surrogate
+        return plain and (".csv" not in reader or _stays_hostile(value))
+    if ".parquet" in reader:
+        return text and not surrogate and _stays_hostile(value)
+    if "stage's files" in reader:
+        return text
+    if "seal" in reader or "left out" in reader:  # the field may not be empty
+        return text and not surrogate
+    if reader in ("people, manifest, mask", "annotation, manifest, parsing") and value in (None, ""):
+        return value == "" and "people" in reader  # no mask, no map
+    if reader == "people, manifest, name" or reader == "people, manifest, path":
+        return text and not surrogate
+    if reader.endswith("--set"):
+        return text and not surrogate
     if any(word in reader for word in ("manifest", "real list")):  # a Parquet column of text
         return value is None or (text and not any("\ud800" <= c <= "\udfff" for c in value))
     if "sheet" in reader or "made" in reader or "staged" in reader or "re-id" in reader:
@@ -411,13 +633,17 @@ def test_no_reader_follows_a_hostile_value(
         ]
         corpus = plain[:: 1 if reader in ("forget, manifest", "export-set, manifest") else 5]
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a thousand small files: not the matter here
-    for number, value in enumerate(corpus):
-        folder = tmp_path / "work" / str(number)
-        folder.mkdir(parents=True)
-        with canaries_unharmed(outside, monkeypatch), pytest.raises((UserError, RefusedFileError)):
-            READERS[reader](folder, value)
-        shutil.rmtree(folder)
-    assert not any((tmp_path / "work").iterdir())  # nothing beside the folders that were named
+    with canaries_unharmed(outside, monkeypatch):
+        for number, value in enumerate(corpus):
+            folder = tmp_path / "work" / str(number)
+            folder.mkdir(parents=True)
+            with pytest.raises((UserError, RefusedFileError)):
+                READERS[reader](folder, value)
+    work = tmp_path / "work"
+    assert {place.name for place in work.iterdir()} == {
+        str(n) for n in range(len(corpus))
+    }  # no more than named
+    shutil.rmtree(work)
 
 
 @pytest.mark.parametrize("linked", [IMAGES, REAL, MANIFEST])
@@ -438,6 +664,90 @@ def test_a_set_with_a_linked_folder_is_refused(
     }
     with canaries_unharmed(outside, monkeypatch), pytest.raises(UserError, match=r"link|outside"):
         verbs[verb]()
+
+
+def _linked_lists(folder: Path, outside: Path) -> None:
+    for name in ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt"):
+        (folder / name).symlink_to(outside / "canary.txt")
+    for name in ("train", "test"):
+        (folder / name).mkdir()
+    list_msmt17(folder)
+
+
+def _linked_list_folder(folder: Path, outside: Path) -> None:
+    (folder / "lists").symlink_to(outside)
+    _list_folder(folder, None)
+
+
+def _linked_names(folder: Path, outside: Path) -> None:
+    (folder / "train.lst").symlink_to(outside / "canary.txt")
+    _read_lists(folder, [])
+
+
+def _linked_splits(folder: Path, outside: Path) -> None:
+    (folder / "splits_classic_labeled.json").symlink_to(outside / "canary.txt")
+    list_cuhk03(folder, kind="labeled", protocol="classic")
+
+
+def _linked_pairs(folder: Path, outside: Path) -> None:
+    (folder / "pairs_train.csv").symlink_to(outside / "canary.txt")
+    _training_pairs(DataConfig(folder=folder), None)  # type: ignore[arg-type]
+
+
+def _linked_stage(folder: Path, outside: Path) -> None:
+    (folder / "stages").mkdir()
+    (folder / "stages" / "a-0").symlink_to(outside)
+    raise UserError("\n".join(study_faults(folder)))
+
+
+def _linked_stages(folder: Path, outside: Path) -> None:
+    (folder / "stages").symlink_to(outside)
+    study_faults(folder)
+
+
+def _linked_stage_file(folder: Path, outside: Path) -> None:
+    stage = Stage("a", "", {}, lambda place: ())
+    (folder / "stages").mkdir()
+    (folder / "stages" / stage.name).symlink_to(outside)
+    StageCache(folder).file(stage, "canary.txt")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        _linked_lists,
+        _linked_list_folder,
+        _linked_names,
+        _linked_splits,
+        _linked_pairs,
+        _linked_stage,
+        _linked_stages,
+        _linked_stage_file,
+    ],
+)
+def test_a_list_or_stage_that_is_a_link_out_is_refused(
+    read: Callable[[Path, Path], None], outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(SECRET).hexdigest()
+    (outside / "done.json").write_text(json.dumps({"files": {"canary.txt": digest}}))
+    (outside / "train.lst").write_text("x")
+    (tmp_path / "set").mkdir()
+    with canaries_unharmed(outside, monkeypatch), pytest.raises(UserError, match="outside"):
+        read(tmp_path / "set", outside)
+
+
+def test_stages_that_need_each_other_are_read_once(tmp_path: Path) -> None:
+    """Of a chain in which each needs the next twice, each record is read once: not 2^60 times."""
+    names = [f"a-{number:020x}" for number in range(60)]
+    for name, below in zip(names, [*names[1:], None], strict=True):
+        (tmp_path / "stages" / name).mkdir(parents=True)
+        said = {"kind": "a", "inputs": {}, "needs": [below, below] if below else []}
+        (tmp_path / "stages" / name / "inputs.json").write_text(json.dumps(said))
+        (tmp_path / "stages" / name / "done.json").write_text('{"seconds": 1, "files": {}}')
+    assert sum("is of another stage" in fault for fault in study_faults(tmp_path)) == 60
+    said = {"kind": "a", "inputs": {}, "needs": [names[0]]}
+    (tmp_path / "stages" / names[-1] / "inputs.json").write_text(json.dumps(said))
+    assert any("is not what was written" in fault for fault in study_faults(tmp_path))  # a circle
 
 
 def test_a_report_embeds_nothing_from_outside(
@@ -530,17 +840,22 @@ def test_a_picture_replaces_generated_pictures_only(tmp_path: Path) -> None:
 # the right sides that were looked at, and why they are no value of a file, or checked already.
 LISTED = "names that this disk lists, or that are constants of this file"
 OWN = "made by this program from constants, counters and hashes"
+NAMED = "a place that the user named on the command line, or its environment"
 REVIEWED: dict[str, tuple[str, set[str]]] = {
     "annotation/annotate.py": (LISTED, {"name"}),
     "annotation/annotators.py": (LISTED, {"os.path.realpath(images)", "os.path.realpath(place)"}),
-    "annotation/faults.py": (LISTED, {"folder", "name"}),
+    "annotation/faults.py": (LISTED, {"scratch", "folder", "name"}),  # a temporary folder
+    "annotation/onnx_session.py": (OWN, {"__file__"}),
     "annotation/overview.py": (OWN, {"name"}),
     "annotation/person_mask.py": (LISTED, {"f'{stem}{suffix}'", "name"}),
     "data/keypoint_imports.py": (LISTED, {"f'{stem}{suffix}'"}),
-    "data/layouts/deepfashion.py": (LISTED, {"f", "file", "file.format(kind)", "path", "place"}),
+    "data/layouts/deepfashion.py": (
+        LISTED,
+        {"f", "file", "file.format(kind)", "f'{kind}.lst'", "lists", "path", "place"},
+    ),
     "data/layouts/folder_scan.py": (LISTED, {"inside", "path"}),
-    "data/layouts/identity_folders.py": (LISTED, {"name", "below", "split", "path", "place"}),
-    "data/layouts/labeled_files.py": (LISTED, {"table"}),
+    "data/layouts/identity_folders.py": (LISTED, {"name", "below", "labels", "split", "path", "place"}),
+    "data/layouts/labeled_files.py": (OWN, {"table", "file"}),
     "data/layouts/market1501.py": (LISTED, {"folder"}),
     "data/layouts/reid_layouts.py": (
         LISTED,
@@ -555,21 +870,29 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     ),
     "data/layouts/tables.py": (LISTED, {"spelling"}),
     "data/packed.py": (OWN, {"f'{name}.npy'", "name"}),
-    "data/preparing/annotation_lookup.py": (LISTED, {"s", "file", "kind", "name", "self.folders[kind]"}),
+    "data/preparing/annotation_lookup.py": (
+        LISTED,
+        {"s", "file", "given", "kind", "name", "place", "self.folders[kind]"},
+    ),
     "data/preparing/packing.py": (OWN, {"f'{name}.npy'", "name"}),
     "data/preparing/prepare.py": (OWN, {"name", "os.path.abspath(out)"}),
     "evaluation/plots.py": (OWN, {"f'ranklist_{kind}.png'"}),
     "generation/forgetting.py": (LISTED, {"inside"}),
+    "generation/lineage.py": (LISTED, {"extra"}),
     "generation/map_prediction.py": (OWN, {"settings['data']['folder']"}),
     "generation/pair_sources.py": (OWN, {"record.name"}),
     "generation/pose_transfer.py": (OWN, {"settings['data']['folder']"}),
     "generation/set_exports.py": (OWN, {"image.name"}),
+    "generation/targets.py": (OWN, {"text"}),
     "jobs/shards.py": (OWN, {"name", "str(number)"}),
     "jobs/stages.py": (OWN, {"name", "stage.name", "f'{number}.log'"}),
+    "losses/perceptual.py": (OWN, {"weights"}),
     "metrics/lpips.py": (OWN, {"f'v{version}'", "f'{net}.pth'", "lpips.__file__"}),
     "models/pretrained.py": (OWN, {"name"}),
     "rendered/dataset.py": (OWN, {"f'{shot.stem}.png'", "name", "part"}),
+    "rendered/renderer.py": (OWN, {"__file__"}),
     "report.py": (LISTED, {"name"}),
+    "storage/bounded.py": (OWN, {"__file__"}),
     "storage/checkpoint.py": (OWN, {"name", "f'{name}.safetensors'"}),
     "storage/files.py": (
         LISTED,
@@ -578,11 +901,11 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "storage/lock.py": (OWN, {"name"}),
     "storage/manifest.py": (LISTED, {"f'_{path.stem}.sha256'"}),
     "storage/outputs.py": (LISTED, {"name"}),
-    "storage/runs.py": (OWN, {"f'{name}.png'"}),
+    "storage/runs.py": (OWN, {"__file__", "f'{name}.png'"}),
     "storage/seals.py": (OWN, {"name", "place"}),  # of a seal that is read: contained()
     "studies/ablations.py": (OWN, {"getattr(recipe.data, name)"}),
     "trained/embedding.py": (OWN, {"settings['data']['folder']"}),
-    "training/gan/data.py": (OWN, {"data.pairs", "data.validation_pairs", "path"}),
+    "trained/onnx.py": (OWN, {"folder"}),  # a temporary folder
     "weights/downloads.py": (
         OWN,
         {
@@ -590,13 +913,16 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
             "snapshot_download(repository, revision=revision, allow_patterns=list(files))",
         },
     ),
-    "weights/files.py": (LISTED, {"n"}),
-    "workflows/evaluate.py": (OWN, {"PAIRS['val']"}),
+    "weights/files.py": (OWN, {"known.file", "n", "own", "torch_home"}),
+    "workflows/evaluate.py": (OWN, {"name"}),
     "workflows/generate.py": (OWN, {"f'{image.stem}.png'", "file", "kind"}),
     "workflows/reid_evaluation.py": (OWN, {"name", "f'ranklist_{kind}.png'"}),
 }
-_MAKERS = {"contained", "unlinked", "made_folder", "Path"}
+_MAKERS = {"contained", "unlinked", "made_folder", "Path", "Path.cwd", "Path.home"}
 _CHECKS = {"check_relative", "check_name", "_checked"}
+_LISTING = (".iterdir", ".glob", ".rglob")
+_OF_A_NAME = {"suffix", "suffixes", "stem", "name", "parts"}  # Path(text).suffix is a text, not a path
+_TEXT = {"os.path.basename", "os.path.splitext", "os.path.dirname"}
 
 
 def _annotated_as_path(annotation: ast.expr | None) -> bool:
@@ -612,7 +938,15 @@ def _is_path(node: ast.expr, names: set[str], fields: set[str]) -> bool:
     if isinstance(node, ast.Call):
         called = ast.unparse(node.func)
         return called in _MAKERS or called.endswith((".with_name", ".with_suffix", ".absolute", ".resolve"))
+    if isinstance(node, ast.IfExp):
+        return _is_path(node.body, names, fields) or _is_path(node.orelse, names, fields)
     return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and _is_path(node.left, names, fields)
+
+
+def _is_text(node: ast.expr) -> bool:
+    """A text: what is left of a "/" before it can only be a path."""
+    constant = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return constant or isinstance(node, ast.JoinedStr)
 
 
 def _is_plain(node: ast.expr) -> bool:
@@ -623,7 +957,11 @@ def _is_plain(node: ast.expr) -> bool:
         return (node.id if isinstance(node, ast.Name) else node.attr).lstrip("_").isupper()
     if isinstance(node, ast.JoinedStr):
         values = [value for value in node.values if isinstance(value, ast.FormattedValue)]
-        return all(v.format_spec is not None or ast.unparse(v.value).endswith(".hexdigest()") for v in values)
+        hashes = (".hexdigest()", ".key")
+        return all(
+            v.format_spec is not None or ast.unparse(v.value).endswith(hashes) or _is_plain(v.value)
+            for v in values
+        )
     return isinstance(node, ast.Call) and ast.unparse(node.func) in _CHECKS
 
 
@@ -638,35 +976,68 @@ def _fields(trees: Iterable[ast.Module]) -> set[str]:
     return found
 
 
-def unchecked_joins(tree: ast.Module, fields: set[str]) -> set[str]:
-    """The right sides of joins to a path that nobody has looked at."""
+def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr, bool]]:
+    """(name, value, whether it stands for each item of the value) of assignments, loops and ``with``."""
+    if isinstance(node, ast.Assign):
+        for target in node.targets:
+            both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+            pairs = zip(target.elts, node.value.elts, strict=False) if both else [(target, node.value)]
+            yield from ((a, b, False) for a, b in pairs)
+    elif isinstance(node, ast.NamedExpr):
+        yield node.target, node.value, False
+    elif isinstance(node, ast.For | ast.comprehension):
+        yield node.target, node.iter, True
+    elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+        yield node.optional_vars, node.context_expr, False
+
+
+def _are_paths(node: ast.expr, names: set[str], fields: set[str]) -> bool:
+    """Whether it is a listing of a folder, sorted or not, or a tuple of paths."""
+    if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        if called in ("sorted", "list", "reversed") and node.args:
+            return _are_paths(node.args[0], names, fields)
+        return called.endswith(_LISTING)
+    if isinstance(node, ast.GeneratorExp | ast.ListComp):
+        return _is_path(node.elt, names, fields)
+    return isinstance(node, ast.Tuple) and any(_is_path(part, names, fields) for part in node.elts)
+
+
+def _path_names(nodes: list[ast.AST], fields: set[str]) -> set[str]:
+    """Names that stand for a path somewhere in a file."""
     names: set[str] = set()
-    nodes = list(ast.walk(tree))
     for node in nodes:
         if isinstance(node, ast.arg | ast.AnnAssign) and _annotated_as_path(node.annotation):
             names.add(node.arg if isinstance(node, ast.arg) else ast.unparse(node.target))
     for _ in range(3):  # a path may be made of a path that is made of a path
         for node in nodes:
-            for target in node.targets if isinstance(node, ast.Assign) else ():
-                both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
-                pairs = zip(target.elts, node.value.elts, strict=False) if both else [(target, node.value)]
-                names |= {a.id for a, b in pairs if isinstance(a, ast.Name) and _is_path(b, names, fields)}
-    found = set()
+            for target, value, each in _bindings(node):
+                made = isinstance(value, ast.Call) and ast.unparse(value.func) == "atomic_folder"
+                path = _are_paths(value, names, fields) if each else made or _is_path(value, names, fields)
+                if isinstance(target, ast.Name) and path:
+                    names.add(target.id)
+    return names
+
+
+def unchecked_joins(tree: ast.Module, fields: set[str]) -> set[str]:
+    """The texts that become paths, or ends of paths, and that nobody has looked at."""
+    nodes = list(ast.walk(tree))
+    names = _path_names(nodes, fields)
+    texts = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr in _OF_A_NAME}
+    found: list[ast.expr] = []
     for node in nodes:
-        if (
-            isinstance(node, ast.BinOp)
-            and isinstance(node.op, ast.Div)
-            and _is_path(node.left, names, fields)
-        ):
-            found |= set() if _is_plain(node.right) else {ast.unparse(node.right)}
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            if _is_path(node.left, names, fields) or _is_text(node.right):
+                found.append(node.right)
         elif isinstance(node, ast.Call):
             called, values = ast.unparse(node.func), node.args
-            if called == "os.path.join" or called.endswith((".joinpath", ".with_name")):
-                values = values[1:] if called == "os.path.join" else values
-                found |= {ast.unparse(value) for value in values if not _is_plain(value)}
-            elif called == "Path" and values and not isinstance(values[0], ast.Name | ast.Constant):
-                found.add(ast.unparse(values[0]))
-    return found
+            if called in ("os.path.join", "path.join", "join"):
+                found += values[1:]
+            elif called.endswith((".joinpath", ".with_name")):
+                found += values
+            elif called in ("Path", "pathlib.Path") and id(node) not in texts:
+                found += [value for value in values if not _is_path(value, names, fields)]
+    return {ast.unparse(value) for value in found if not _is_plain(value)}
 
 
 def test_every_value_becomes_a_path_in_one_place() -> None:
@@ -693,6 +1064,13 @@ def test_every_value_becomes_a_path_in_one_place() -> None:
         "root.joinpath(name)",
         'Path(settings["folder"])',
         "(root / IMAGES) / table[row].as_py()",
+        "Path(name)",
+        "pathlib.Path(name).read_bytes()",
+        "Path(root, name)",
+        'row.place / f"{name}.png"',
+        'os.path.join(row, f"{name}.png")',
+        "[place / name for place in sorted(root.iterdir())]",
+        "next(place for place in (root, root.parent)) / f'{name}'",
     ],
 )
 def test_the_search_finds(line: str) -> None:
@@ -700,7 +1078,8 @@ def test_the_search_finds(line: str) -> None:
 
 
 def test_the_search_lets_pass_what_is_checked() -> None:
-    good = 'a = root / "x"; b = root / IMAGES; c = contained(root, row["file"]); d = root / f"step_{n:08d}"'
+    good = """a = root / "x"; b = root / IMAGES; c = contained(root, row["file"]); d = root / f"step_{n:08d}"
+    e = Path(root); f = Path(row["file"]).suffix; g = len(row) / n; h = row.place / f"{IMAGES}/x" """
     assert not unchecked_joins(ast.parse(f"def f(root: Path, row, n):\n    {good}"), set())
 
 
@@ -745,3 +1124,19 @@ CHANGES_REVIEWED: dict[str, set[str]] = {
     "workflows/reid_evaluation.py": {"mkdir"},
     "workflows/reid_features.py": {"mkdir"},
 }
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ([{}] * 1001, "1,001 sections, at most 1,000"),
+        ([{"pictures": [{"caption": "", "data": "data:image/png;base64,AAAA"}] * 2001}], "2,001 pictures"),
+        ([{"tables": [{"columns": ["a"], "rows": [["1"] * 1001] * 1000}]}], "1,001,000 cells"),
+    ],
+)
+def test_a_report_has_an_end(sections: list[dict[str, Any]], told: str, tmp_path: Path) -> None:
+    empty: dict[str, Any] = {"title": "x", "text": [], "pictures": [], "tables": [], "folds": []}
+    (tmp_path / SECTIONS_FILE).write_text(json.dumps([empty | section for section in sections]))
+    with pytest.raises(UserError, match=told):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()

@@ -198,8 +198,11 @@ def annotation_faults(root: str | Path) -> list[str]:
     if main.settings.get("kind") != "annotation":
         return [*faults, f"{BOOK}/{JOB}: kind is not that of an annotation; {_restart()}"]
     for where, row in main.rows():
-        faults += (f"{where}, {fault}; {_AGAIN}" for fault in row_faults(row, main.settings))
-        faults += _file_faults(root, where, row, apart=main.settings.get("images") != ".")
+        try:
+            faults += (f"{where}, {fault}; {_AGAIN}" for fault in row_faults(row, main.settings))
+            faults += _file_faults(root, where, row, apart=main.settings.get("images") != ".")
+        except (TypeError, ValueError, AttributeError) as error:  # a cell that is never empty is
+            faults.append(f"{where}: holds a value of the wrong kind ({error}); {_AGAIN}")
     faults += main.missing_rows()
     if (book / PHOTOS).is_dir():
         faults += _photo_faults(root, main)
@@ -304,8 +307,16 @@ def _file_faults(root: Path, where: str, row: Mapping[str, Any], *, apart: bool)
         if fault:
             what = "the copy" if apart else "the image"
             yield f"{image}: {what} {fault} ({where}, sha256); {_AGAIN}"
-    elif not apart and source_hash(root / check_relative(image), root) != row["sha256"]:
+    elif not apart and _source_hash(root, image) != row["sha256"]:
         yield f"{image}: the image differs from its sha256 ({where}, sha256); {_AGAIN}"
+
+
+def _source_hash(root: Path, image: str) -> str | None:
+    """:func:`journal.source_hash`; None for what is no path of an image."""
+    try:
+        return source_hash(root / check_relative(image), root)
+    except ValueError:
+        return None
 
 
 def _photo_faults(root: Path, main: _Book) -> list[str]:

@@ -18,8 +18,8 @@ The colon CSV is this project's own format (keypoints.py). Coordinates below 0 c
 from __future__ import annotations
 
 import csv
-import json
 import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from reposer.data.keypoints import (
 )
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
+from reposer.storage.bounded import parse_json
 from reposer.storage.paths import RefusedFileError, printable, read_regular
 from reposer.structures import NUM_JOINTS
 
@@ -128,7 +129,7 @@ def refuse_other_kind(path: Path, kind: str) -> None:
 def _json_kind(path: Path) -> str:
     """Whose JSON a file is: "alphapose", "coco", "openpose", or "" for another."""
     try:
-        data = json.loads(read_regular(path, max_bytes=_MAX_ALL))
+        data = parse_json(read_regular(path, max_bytes=_MAX_ALL))
     except (ValueError, RecursionError, RefusedFileError):
         return ""
     if isinstance(data, list) and data and isinstance(data[0], dict):
@@ -152,7 +153,7 @@ def _from_folder(
     problems: Problems = []
     for name in names:
         places = keypoint_places(folder, kind, name)
-        place = next((p for p in places if p.exists()), None)
+        place = next((p for p in places if _plain(p, folder) and os.path.exists(p)), None)
         if place is None:
             message = f"no {places[0].name} for {printable(name)}"
             problems.append(AnnotationProblem(printable(folder), 0, "name", message, "missing-keypoints"))
@@ -166,9 +167,14 @@ def _from_folder(
     return poses, problems
 
 
+def _plain(path: Path, folder: Path) -> bool:
+    """Whether it lies below ``folder`` by its text: of what does not, nobody asks whether it is there."""
+    return path.is_relative_to(folder) and ".." not in path.parts[len(folder.parts) :]
+
+
 def _read_openpose(path: Path, root: Path) -> Pose:
     try:
-        data = json.loads(read_regular(path, max_bytes=_MAX_JSON, root=root))
+        data = parse_json(read_regular(path, max_bytes=_MAX_JSON, root=root))
     except (ValueError, RecursionError) as error:
         raise _BadError("file", f"is no JSON ({str(error)[:80]})") from error
     people = data.get("people") if isinstance(data, dict) else None
@@ -225,7 +231,7 @@ def _read_comma(path: Path) -> tuple[Poses, Problems]:
 
 def _read_alphapose(path: Path) -> tuple[Poses, Problems]:
     try:
-        data = json.loads(read_regular(path, max_bytes=_MAX_ALL))
+        data = parse_json(read_regular(path, max_bytes=_MAX_ALL))
     except (ValueError, RecursionError) as error:
         raise AnnotationError(path, "file", f"is no JSON ({str(error)[:80]})", "get it again") from error
     if not isinstance(data, list):
@@ -321,7 +327,7 @@ def read_pose_json(path: str | Path) -> tuple[Pose, tuple[int, int] | None]:
     path = Path(path)
     advice = "give OpenPose's JSON, or keypoints: 18 of [x, y] or null"
     try:
-        data = json.loads(read_regular(path, max_bytes=_MAX_JSON))
+        data = parse_json(read_regular(path, max_bytes=_MAX_JSON))
         if isinstance(data, dict) and "keypoints" in data:
             return _own_layout(data)
         return _without_negative(_read_openpose(path, path.parent)), None

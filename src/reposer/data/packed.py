@@ -9,6 +9,8 @@ hashes). All of them are ordinary files that NumPy and Arrow read without this c
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +31,8 @@ SCHEMA_VERSION = 1
 ARRAYS = ("images", "parsing", "mask")  # <name>.npy each
 ROWS, HEADER = "rows.parquet", "packed.json"
 _AGAIN = "prepare the data set again"
+_TOLD_FROM = 1.0  # seconds that a check of the arrays takes
+_log = logging.getLogger(__name__)
 
 
 class PackedPeople:
@@ -135,9 +139,13 @@ class PackedPeople:
         Raises:
             AnnotationError: a file differs.
         """
+        started, read = time.monotonic(), 0
         for name in (*(f"{array}.npy" for array in ARRAYS), ROWS):
+            read += (self.folder / name).stat().st_size
             if sha256_file(self.folder / name) != self.header["sha256"][name]:
                 raise AnnotationError(self.folder / name, "sha256", f"differs from {HEADER}", _AGAIN)
+        if (seconds := time.monotonic() - started) > _TOLD_FROM:
+            _log.info("%s: checked %.1f GB against their sha256, %.0f s", self.folder, read / 1e9, seconds)
 
     def _read_rows(self) -> pa.Table:
         path = self.folder / ROWS

@@ -48,15 +48,18 @@ class AnnotationError(UserError):
         super().__init__(str(self.listed), advice)
 
 
-def text_lines(path: Path) -> list[bytes]:
+def text_lines(path: Path, root: Path | None = None) -> list[bytes]:
     """Lines of a UTF-8 file without line ends; a byte-order mark and Windows line ends are dropped.
 
     Split at line feeds only, unlike ``str.splitlines``, so that row numbers agree with every editor.
 
+    Args:
+        root: where given, a link that leads outside it is refused.
+
     Raises:
-        RefusedFileError: the file is missing, no regular file, or may not be read.
+        RefusedFileError: the file is missing, no regular file, may not be read, or lies outside ``root``.
     """
-    data = read_regular(path, max_bytes=_MAX_FILE_BYTES).removeprefix(b"\xef\xbb\xbf")
+    data = read_regular(path, max_bytes=_MAX_FILE_BYTES, root=root).removeprefix(b"\xef\xbb\xbf")
     return [line.removesuffix(b"\r") for line in data.split(b"\n")]
 
 

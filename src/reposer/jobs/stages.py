@@ -33,7 +33,7 @@ from reposer.errors import UserError
 from reposer.jobs.workers import blind_to_the_present_folder
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.outputs import OUTPUTS
-from reposer.storage.paths import check_relative, contained, made_folder
+from reposer.storage.paths import check_name, contained, made_folder, require_inside
 from reposer.storage.seals import MARK, SEAL, seal_faults, write_seal
 
 STAGES, DONE, _INPUTS, _LOCK = "stages", "done.json", "inputs.json", ".lock"
@@ -98,13 +98,17 @@ class StageCache:
             self._done.add(stage.key)
         return stage.key in self._done
 
+    def _own_folder(self, stage: Stage) -> Path:
+        """As :meth:`folder`, refused where it is a link out of the study."""
+        return contained(self.root.parent, f"{STAGES}/{stage.name}")
+
     def file(self, stage: Stage, name: str) -> Path:
         """A sealed file of a complete stage.
 
         Raises:
             UserError: the stage is not complete, or the file is not as it was written.
         """
-        folder = self.folder(stage)
+        folder = self._own_folder(stage)
         done = read_json(folder / DONE)
         files = done.get("files")
         sealed = (
@@ -117,7 +121,7 @@ class StageCache:
 
     def seconds(self, stage: Stage) -> float:
         """What the last attempt at a complete stage took."""
-        return float(read_json(self.folder(stage) / DONE)["seconds"])
+        return float(read_json(self._own_folder(stage) / DONE)["seconds"])
 
     def make(self, stage: Stage, on_start: Callable[[Stage], None] = lambda stage: None) -> bool:
         """Make a stage whose needs are complete; False where another process is at it or has done it."""
@@ -157,13 +161,15 @@ def study_faults(root: Path) -> list[str]:
     """
     faults: list[str] = []
     newer = False
-    for folder in sorted((root / STAGES).iterdir()):
-        if not (folder / DONE).is_file():
-            continue
+    keys: dict[str, str] = {}
+    for folder in sorted(contained(root, STAGES).iterdir()):
         try:
+            require_inside(folder, root)
+            if not (folder / DONE).is_file():
+                continue
             done = read_json(folder / DONE)
             newer = newer or "stage" in done
-            faults += _stage_faults(root, folder, done)
+            faults += _stage_faults(root, folder, done, keys)
         except UserError as error:
             faults.append(str(error))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
@@ -172,8 +178,8 @@ def study_faults(root: Path) -> list[str]:
     return faults + seal_faults(root, {MARK: SEAL} if finished else None)
 
 
-def _stage_faults(root: Path, folder: Path, done: dict[str, Any]) -> Iterator[str]:
-    key = _key_of(root, folder.name)
+def _stage_faults(root: Path, folder: Path, done: dict[str, Any], keys: dict[str, str]) -> Iterator[str]:
+    key = _key_of(root, folder.name, keys)
     if folder.name.rpartition("-")[2] != key[:20]:
         yield f"{folder / _INPUTS}: is of another stage"
     if "stage" in done:
@@ -190,11 +196,21 @@ def _stage_faults(root: Path, folder: Path, done: dict[str, Any]) -> Iterator[st
             yield f"{path}: differs from its sha256 in {DONE}"
 
 
-def _key_of(root: Path, name: str) -> str:
-    """The key of a stage by what its folder says of its inputs, and those of the stages it needs."""
-    said = read_json(root / STAGES / check_relative(name) / _INPUTS)
-    needs = [_key_of(root, need) for need in said["needs"]]
-    return sha256_bytes(canonical_json({"kind": said["kind"], "inputs": said["inputs"], "needs": needs}))
+def _key_of(root: Path, name: str, keys: dict[str, str]) -> str:
+    """The key of a stage by what its folder says of its inputs, and those of the stages it needs.
+
+    Args:
+        keys: those found so far, by name: each record is read once, however often others need it.
+    """
+    if check_name(name) not in keys:
+        keys[name] = ""  # begun: who needs it now needs itself
+        said = read_json(contained(root, f"{STAGES}/{name}/{_INPUTS}"), root=root)
+        needs = [_key_of(root, need, keys) for need in said["needs"]]
+        whole = {"kind": said["kind"], "inputs": said["inputs"], "needs": needs}
+        keys[name] = sha256_bytes(canonical_json(whole))
+    if not keys[name]:
+        raise ValueError("stages that need each other, or rest on a damaged one")
+    return keys[name]
 
 
 def work(

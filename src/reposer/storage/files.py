@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reposer.errors import UserError
-from reposer.storage.paths import printable
+from reposer.storage.paths import foreign_names, printable
 
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{8}$")
 _CHUNK = 1 << 20  # bytes for one read or write call
@@ -159,17 +159,9 @@ def refuse_foreign(folder: Path, own: Callable[[str], bool], what: str) -> None:
     Raises:
         UserError: names the first foreign files.
     """
-    foreign = []
-    for place, folders, names in os.walk(folder):
-        below = os.path.relpath(place, folder)
-        for name in sorted(names + folders):
-            inside = name if below == "." else f"{below.replace(os.sep, '/')}/{name}"
-            if not own(inside) or os.path.islink(os.path.join(place, name)):
-                foreign.append(inside)
-                folders[:] = [one for one in folders if one != name]
-    if foreign:
+    if foreign := foreign_names(folder, own):
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        shown = ", ".join(printable(name) for name in sorted(foreign)[:3])
+        shown = ", ".join(printable(name) for name in foreign[:3])
         raise UserError(
             f"{printable(folder)}: holds what is not of {what}: {shown}{more}",
             "move that away, or give another folder",

@@ -16,7 +16,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -252,6 +252,23 @@ def require_inside(path: Path, root: Path | None) -> None:
                 raise RefusedFileError(path, "link-outside", f"leads outside {printable(root)}", advice)
     except (OSError, ValueError) as error:
         raise _refusal(path, error) from error
+
+
+def foreign_names(folder: Path, own: Callable[[str], bool]) -> list[str]:
+    """Relative paths of what is not a folder's own, sorted; a foreign folder's name stands for all in it.
+
+    Args:
+        own: whether a relative path, '/' between its parts, belongs there. A link never does.
+    """
+    foreign = []
+    for place, folders, names in os.walk(folder):
+        below = os.path.relpath(place, folder)
+        for name in sorted(names + folders):
+            inside = name if below == "." else f"{below.replace(os.sep, '/')}/{name}"
+            if not own(inside) or os.path.islink(os.path.join(place, name)):
+                foreign.append(inside)
+                folders[:] = [one for one in folders if one != name]
+    return sorted(foreign)
 
 
 def _base(root: Path) -> str:

@@ -32,6 +32,7 @@ from reposer.models.pretrained import EmbeddingInfo
 from reposer.reid.features import embed_images, extract_features
 from reposer.runtime import Runtime
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
+from reposer.storage.paths import contained
 from reposer.structures import FeatureSet, PairBatch
 from reposer.trained.embedding import embedding_from_run
 from reposer.trained.generator import GENERATORS, PREDICTOR
@@ -99,7 +100,7 @@ def evaluate_model(
             f"{prepared}: images are {people.size}, the model works at {model.size}",
             "prepare at the model's size",
         )
-    pairs = read_named_pairs(pairs_csv or prepared / PAIRS["val"], people)[:limit]
+    pairs = read_named_pairs(pairs_csv or contained(prepared, PAIRS["val"]), people)[:limit]
     methods: dict[str, Method] = {}
     for background in backgrounds:
         label = "model" if background == "generated" else f"model, {background}'s background"
@@ -205,7 +206,7 @@ def evaluate_predictor(
             f"{prepared}: images are {people.size}, the predictor works at {predictor.config.size}",
             "prepare at its size",
         )
-    pairs = read_named_pairs(pairs_csv or prepared / PAIRS["val"], people)[:limit]
+    pairs = read_named_pairs(pairs_csv or contained(prepared, PAIRS["val"]), people)[:limit]
 
     def predict(batch: PairBatch) -> Maps:
         parsing, mask = predictor(batch)

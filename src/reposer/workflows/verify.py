@@ -18,7 +18,7 @@ from reposer.generation.outputs import is_marked
 from reposer.images import MAX_FILE_BYTES
 from reposer.jobs.stages import DONE, STAGES, study_faults
 from reposer.storage.manifest import IMAGES, JOB, find_faults, job_settings, list_parts, read_part
-from reposer.storage.paths import RefusedFileError, contained, printable, read_regular
+from reposer.storage.paths import RefusedFileError, contained, printable, read_regular, require_inside
 from reposer.storage.seals import seal_faults, sealed_names
 
 ANNOTATION = "annotation"  # journal.BOOK
@@ -100,7 +100,8 @@ def _inner_faults(study: Path) -> list[str]:
     faults = []
     for place in inner:
         if (place.parent / DONE).is_file():
-            faults += _faults(partial(verify_folder, place)) or verify_folder(place)[1]
+            outside = _faults(partial(require_inside, place, study))
+            faults += outside or _faults(partial(verify_folder, place)) or verify_folder(place)[1]
     return faults
 
 

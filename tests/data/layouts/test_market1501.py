@@ -256,5 +256,7 @@ def test_nothing_usable_is_an_error_with_advice(tmp_path: Path, case: str):
 @pytest.mark.parametrize("holdout", [-1, 3, 100])
 def test_holding_out_everybody_is_refused(tmp_path: Path, holdout: int):
     make_data_set(tmp_path)
-    with pytest.raises(UserError, match="3 people"):
+    with pytest.raises(UserError, match="3 people") as error:
         read_market1501(tmp_path, holdout=holdout)
+    assert error.value.problem.startswith(f"{tmp_path}: ")
+    assert error.value.advice == "hold out 0 to 2"

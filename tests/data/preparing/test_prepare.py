@@ -22,7 +22,7 @@ from bad_inputs import CORPUS, encoded, exif, file_name, jpeg, picture, pixels
 from reposer.data.keypoints import HEADER, write_keypoints_csv
 from reposer.data.layouts.market1501 import read_market1501
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501, prepared_faults
 from reposer.data.preparing.report import find_leaks
 from reposer.data.records import read_manifest
 from reposer.errors import UserError
@@ -413,3 +413,17 @@ def test_a_copy_of_a_query_in_the_gallery_says_what_scores_make_of_it(tmp_path: 
     assert words in problem.message
     twice = [records[0], replace(records[0], path="query/again.jpg")]
     assert "one of them is enough" in find_leaks(twice)[0].message
+
+
+def test_verify_names_what_was_added_to_a_prepared_folder(tmp_path: Path):
+    root, out = tmp_path / "root", tmp_path / "out"
+    make_data_set(root)
+    prepare_market1501(root, out)
+    assert prepared_faults(out) == []
+    (out / "notes.txt").write_text("mine")
+    (out / "packed" / "more.npy").write_bytes(b"x")
+    (out / "runs" / "san").mkdir(parents=True)
+    ending = "does not belong to the prepared folder"
+    assert prepared_faults(out) == [
+        f"{out / name}: {ending}" for name in ("notes.txt", "packed/more.npy", "runs")
+    ]

@@ -126,3 +126,22 @@ def test_the_stored_hash_is_that_of_the_configuration(tmp_path, prepared):
     (tmp_path / "config.json").write_text('{"lr": NaN}')
     with pytest.raises(UserError, match=r"config\.json"):
         stored_hash(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("kind", ["generator", "embedding"])
+@pytest.mark.parametrize("name", ["images.npy", "parsing.npy", "mask.npy"])
+def test_arrays_changed_by_hand_are_not_trained_on(kind: str, name: str, tmp_path: Path) -> None:
+    """One bit of an array, under the recorded hashes, which a run pins."""
+    folder = write_prepared(tmp_path / "prepared")
+    array = folder / "packed" / name
+    content = bytearray(array.read_bytes())
+    content[-1] ^= 1
+    array.write_bytes(content)
+    run = tmp_path / "run"
+    start = {
+        "generator": lambda: train(tiny_config(folder), run),
+        "embedding": lambda: train_reid(tiny(folder), run),
+    }
+    with pytest.raises(UserError, match=f"{name}.*sha256"):
+        start[kind]()
+    assert not (run / "checkpoints").exists()

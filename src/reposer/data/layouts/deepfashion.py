@@ -43,7 +43,7 @@ from reposer.data.pairs import official_train_pairs, read_pairs_csv
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.problems import AnnotationProblem, text_lines
 from reposer.errors import UserError
-from reposer.storage.paths import RefusedFileError, printable
+from reposer.storage.paths import RefusedFileError, printable, require_inside
 from reposer.structures import NUM_JOINTS, PersonRecord
 
 SPLITS = {"test": "val", "train": "train"}  # list -> split; test first: an image of both lists is tested on
@@ -147,6 +147,8 @@ def inshop_pairs(names: Sequence[str], keypoints: Pose, split: str) -> Pairs:
 def _list_folder(root: Path, lists: str | None) -> Path:
     places = [root / place for place in LIST_FOLDERS] if lists is None else [Path(lists)]
     for place in places:
+        if lists is None:
+            require_inside(place, root)
         if any((place / f"{kind}.lst").exists() for kind in SPLITS):
             return place
     advice = (
@@ -165,7 +167,7 @@ def _read_lists(folder: Path, problems: Problems) -> dict[str, list[InshopName]]
         if not (folder / file).exists():
             problems.append(AnnotationProblem(file, 0, "file", "no such list", "missing-list"))
             continue
-        for row, line in enumerate(text_lines(folder / file), start=1):
+        for row, line in enumerate(text_lines(folder / file, folder), start=1):
             text = line.decode("utf-8", "backslashreplace").strip()
             if not text:
                 continue
@@ -215,8 +217,9 @@ def _image(root: Path, images: str | None, name: InshopName, kind: str) -> str:
 
 def _first(folder: Path, files: Sequence[str], kind: str) -> Path | None:
     """The first of the published spellings of a file that is there."""
-    paths = [folder / file.format(kind) for file in files]
-    return next((path for path in paths if path.exists()), None)
+    found = next((path for path in (folder / file.format(kind) for file in files) if path.exists()), None)
+    require_inside(found or folder, folder)
+    return found
 
 
 def _pairs(folder: Path, kind: str, records: Sequence[PersonRecord], problems: Problems) -> Pairs:

@@ -140,15 +140,19 @@ def unread_problems(
     return unread(root, used, problems, known | _LISTS | {f for f in os.listdir(root) if _LIST.fullmatch(f)})
 
 
-def hold_out(records: Sequence[PersonRecord], holdout: int) -> list[PersonRecord]:
+def hold_out(root: Path, records: Sequence[PersonRecord], holdout: int) -> list[PersonRecord]:
     """The records with the training people of the ``holdout`` highest pids marked "val".
+
+    Args:
+        root: the data set's folder, for messages.
 
     Raises:
         UserError: a holdout of everybody, or a negative one.
     """
     people = sorted({record.pid for record in records if record.split == "train"})
     if holdout < 0 or (holdout and holdout >= len(people)):
-        raise UserError(f"holdout {holdout}: {len(people)} people to train on", "hold out fewer")
+        problem = f"{printable(root)}: has {len(people):,} people to train on, {holdout:,} cannot be held out"
+        raise UserError(problem, f"hold out 0 to {max(0, len(people) - 1):,}")
     held = set(people[len(people) - holdout :])
     return [
         replace(record, split="val") if record.split == "train" and record.pid in held else record

@@ -70,7 +70,7 @@ def read_market1501(
     annotations = Annotations.find(root, parsing, mask, keypoints, rules=rules, look_only=look_only)
     files, problems = _list_images(root)
     problems += zero_problems(files, "rename the files to begin with 0001")
-    records = hold_out(read_labeled(root, files, problems, annotations, on_progress, stem), holdout)
+    records = hold_out(root, read_labeled(root, files, problems, annotations, on_progress, stem), holdout)
     records = _without_generated_tests(records, problems)
     return records, problems + unread_problems(root, records, problems, annotations)
 

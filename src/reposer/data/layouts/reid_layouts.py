@@ -72,7 +72,7 @@ def list_msmt17(root: Path) -> Listing:
         folder, shift = folders["test"], MSMT17_TRAINING_PEOPLE + 1
         if split == "train":
             folder, shift = folders["train"], 1
-        for row, line in enumerate(text_lines(path), start=1):
+        for row, line in enumerate(text_lines(path, root), start=1):
             text = line.decode("utf-8", "backslashreplace").strip()
             if not text:
                 continue
@@ -261,7 +261,7 @@ def list_cuhk03(root: Path, kind: str = "detected", protocol: str = "new", split
 
 def _new_protocol(path: Path) -> dict[str, str]:
     """File name -> split of the published configuration (MATLAB 5; indices from 1)."""
-    data = read_regular(path, max_bytes=_MAX_FILE_BYTES)
+    data = read_regular(path, max_bytes=_MAX_FILE_BYTES, root=path.parent)
     try:
         content = read_mat(path, data, _VARIABLES)
         names = [str(cell) for cell in content["filelist"].ravel()]
@@ -279,7 +279,7 @@ def _new_protocol(path: Path) -> dict[str, str]:
 
 def _classic_test_names(path: Path, split: int) -> set[str]:
     """Names of all images of the test people of one classic split."""
-    data = read_regular(path, max_bytes=_MAX_FILE_BYTES)
+    data = read_regular(path, max_bytes=_MAX_FILE_BYTES, root=path.parent)
     try:
         splits = parse_json(data)
         if not 0 <= split < len(splits):

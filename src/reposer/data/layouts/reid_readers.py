@@ -111,7 +111,7 @@ def read_people(
         for file in files
         if file.split in ("train", "val") and file.pid < 1
     ]
-    records = hold_out(read_labeled(root, usable, problems, annotations, on_progress), holdout)
+    records = hold_out(root, read_labeled(root, usable, problems, annotations, on_progress), holdout)
     problems += check_counts(_official_name(layout, options or {}), records, str(root))
     tables = [str(value) for key, value in (options or {}).items() if key in ("labels", "table") and value]
     return records, problems + unread_problems(root, records, problems, annotations, *tables)

@@ -38,7 +38,7 @@ from reposer.storage.files import (
     sha256_file,
     write_new,
 )
-from reposer.storage.paths import printable
+from reposer.storage.paths import foreign_names, printable
 from reposer.storage.seals import MARK, SEAL, seal_faults, write_seal
 
 REPORT, MANIFEST, PROBLEMS, PACKED = "report.json", "manifest.parquet", "problems.csv", "packed"
@@ -244,7 +244,11 @@ def prepared_faults(folder: Path) -> list[str]:
         counts = report.get("pairs")
         for split, name in PAIRS.items():
             faults += _counted(folder / name, counts.get(split) if isinstance(counts, dict) else None)
-    return faults + _packed_faults(folder)
+    faults += _packed_faults(folder)
+    strange = foreign_names(folder, _is_own)
+    return faults + [
+        f"{printable(folder / name)}: does not belong to the prepared folder" for name in strange
+    ]
 
 
 def _counted(path: Path, wanted: object) -> list[str]:

@@ -15,6 +15,7 @@ from reposer.data.samplers import draw_flips, draw_pairs, rank_slice
 from reposer.data.transforms import flip_pairs
 from reposer.errors import UserError
 from reposer.storage.files import sha256_file
+from reposer.storage.paths import contained
 from reposer.structures import PairBatch
 from reposer.training.gan.config import DataConfig
 
@@ -55,6 +56,8 @@ class GanData:
 
     def __init__(self, config: PairsConfig, rank: int = 0, world_size: int = 1) -> None:
         self.people = PackedPeople.open(config.data.folder / "packed")
+        if rank == 0:  # the run pins these hashes: they must be those of the bytes
+            self.people.verify()
         self.pairs = _training_pairs(config.data, self.people)  # (P, 2) indices of source and target
         self.validation_pairs = _validation_pairs(config.data, self.people)  # (V, 2), may be empty
         if config.batch_size % (config.accumulate * world_size):
@@ -69,7 +72,7 @@ class GanData:
         """sha256 of what a run must find unchanged: the prepared people, and the lists of pairs."""
         data = self._config.data
         lists = {"pairs": data.pairs, "validation pairs": data.validation_pairs}
-        hashes = {name: sha256_file(data.folder / path) for name, path in lists.items() if path}
+        hashes = {name: sha256_file(contained(data.folder, path)) for name, path in lists.items() if path}
         return {"prepared": self.people.content_hash, **hashes}
 
     def parts(self, step: int) -> Iterator[Part]:
@@ -96,7 +99,7 @@ class GanData:
 
 
 def _training_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]:
-    path = data.folder / data.pairs
+    path = contained(data.folder, data.pairs)
     pairs = load_pairs(path, people.name_index())
     if not len(pairs):
         raise UserError(f"{path}: holds no pairs", "check the keypoints and prepare the folder again")
@@ -121,4 +124,4 @@ def _training_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]
 def _validation_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]:
     if not data.validation_pairs:
         return np.empty((0, 2), np.int64)
-    return load_pairs(data.folder / data.validation_pairs, people.name_index())
+    return load_pairs(contained(data.folder, data.validation_pairs), people.name_index())
