@@ -140,7 +140,7 @@ def test_arrays_changed_by_hand_are_not_trained_on(kind: str, name: str, tmp_pat
     run = tmp_path / "run"
     start = {
         "generator": lambda: train(tiny_config(folder), run),
-        "embedding": lambda: train_reid(tiny(folder), run),
+        "embedding": lambda: train(tiny(folder), run),
     }
     with pytest.raises(UserError, match=f"{name}.*sha256"):
         start[kind]()
