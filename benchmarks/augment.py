@@ -61,7 +61,7 @@ def overhead(folder: Path, people: int, repeats: int, threads: int) -> dict[str,
     """The bare forward pass and the whole command in turn."""
     write_rendered_dataset(folder / "raw", identities=people, images_per_identity=16, test_identities=0)
     prepare_market1501(folder / "raw", folder / "prepared")
-    pose_transfer = PoseTransfer.shipped(setup(threads=threads))
+    pose_transfer = PoseTransfer.from_pretrained("shipped", setup(threads=threads))
     packed = PackedPeople.open(folder / "prepared" / PACKED)
     options = AugmentOptions(factor=3, batch_size=BATCH, shard_items=SHARD)
     rng = np.random.default_rng(0)

@@ -28,7 +28,7 @@ from reposer.models.generators import build_generator
 from reposer.models.san import san_size
 from reposer.runtime import setup
 from reposer.structures import PairBatch, PersonRecord
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 SIZE, PEOPLE, BATCH = (128, 64), 64, 32
 ARMS = (("generated", "png"), ("donor", "png"), ("generated", "jpg"))

@@ -9,7 +9,7 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.models.generators import build_generator
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 SIZE = (64, 32)
 SAN = {"ngf": 4, "enc_strides": [2, 2, 1], "blocks": 1, "n_convs": 1, "deep_channels": [8]}

@@ -14,7 +14,7 @@ from reposer.evaluation.reidentification import evaluate_reid
 from reposer.images import encode_png
 from reposer.reid.features import extract_features
 from reposer.rendered.dataset import write_rendered_dataset
-from reposer.trained.embedding import embedding_from_run
+from reposer.trained.networks import EMBEDDING, of_run
 
 COMMANDS = ("market1501", "dukemtmc", "cuhk03", "msmt17", "viper", "folder", "table", "deepfashion")
 RNG = np.random.default_rng(0)
@@ -137,7 +137,7 @@ def test_from_a_folder_of_people_without_cameras_to_reid(done, rendered: Path, t
     short = ("--set", "data.images_per_epoch=16", "--set", "schedule.epochs=1", "--set", "batch_size=8")
     done("train", "reid_demo", "--data", data, "--out", reid, "--threads", 1, *short)
     people = PackedPeople.open(data / "packed")
-    embedding, _ = embedding_from_run(reid)
+    embedding = of_run(EMBEDDING, reid).network
     held_out = np.flatnonzero(people.splits == "val")
     others = np.flatnonzero(people.splits == "train")[:4]
     query = extract_features(embedding, people, held_out[:1])

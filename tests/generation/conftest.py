@@ -16,7 +16,7 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_png, to_float
 from reposer.runtime import setup
 from reposer.structures import PairBatch, PersonRecord
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 SIZE = (64, 32)
 

@@ -17,7 +17,7 @@ from reposer.models.parsing_predictor import ParsingPredictor
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
 from reposer.storage.files import sha256_file
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 OPTIONS = AugmentOptions(policy="other_camera", real="none", batch_size=2, shard_items=2)
 
@@ -40,7 +40,7 @@ def prepared(tmp_path_factory) -> Path:
 def model() -> PoseTransfer:
     """The shipped generator, its maps predicted by random weights."""
     runtime = setup("cpu", threads=1, seed=4)
-    shipped = PoseTransfer.shipped(runtime)
+    shipped = PoseTransfer.from_pretrained("shipped", runtime)
     config = GeneratorConfig(generator="parsing_predictor", generator_args={"width": 8}, size=shipped.size)
     network = ParsingPredictor(width=8)
     for module in network.modules():  # running statistics that differ from those of any batch

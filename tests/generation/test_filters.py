@@ -20,7 +20,7 @@ from reposer.errors import UserError
 from reposer.generation.filters import FilterOptions, PictureFilter, pose_agreement, sharpness
 from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL
-from reposer.trained.embedding import embedding_from_run
+from reposer.trained.networks import EMBEDDING, of_run
 from reposer.training.loop import train
 from reposer.training.reid.config import (
     AugmentConfig,
@@ -61,7 +61,7 @@ def run(packed: PackedPeople, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _slow_identity(packed: PackedPeople, run: Path, picture: torch.Tensor, source: int) -> float:
     """Nearest real image of the source's person, one at a time."""
-    embedding, _ = embedding_from_run(run)
+    embedding = of_run(EMBEDDING, run).network
     with torch.no_grad():
         mine = embedding(picture[None])
         others = [i for i in TRAINING if packed.pids[i] == packed.pids[source] and i != source]
@@ -96,7 +96,7 @@ def test_the_filter_sees_its_rows_only(packed, run):
     source = np.array([0])
     picture = packed.pair_batch(source, source).source_image
     found = judge.score(picture, packed.pair_batch(source, source), source)["identity_distance"]
-    embedding, _ = embedding_from_run(run)
+    embedding = of_run(EMBEDDING, run).network
     with torch.no_grad():
         a, b = embedding(packed.pair_batch([0, 1], [0, 1]).source_image)
     assert found[0] == pytest.approx(float((a - b).norm()), abs=1e-4)  # images 2 and 3 would be others

@@ -20,7 +20,7 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import read_picture
 from reposer.models.parsing_predictor import PredictedMaps
 from reposer.runtime import setup
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 PEOPLE = [
     Planted(1, 1, lower="skirt", facing="front"),

@@ -20,7 +20,7 @@ from reposer.images import to_uint8
 from reposer.models.generators import build_generator
 from reposer.runtime import setup
 from reposer.storage import checkpoint
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 TINY_SAN = {
     "ngf": 4,
@@ -137,14 +137,15 @@ def test_a_run_gives_its_averaged_generator(tmp_path, tiny_san, people):
     settings = {"generator": "san", "generator_args": TINY_SAN, "data": {"folder": "/data/market"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     meta = {"config_hash": stored_hash(tmp_path / "config.json"), "size": [64, 32], "identity_hash": "abc"}
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="has no checkpoint yet"):
-        PoseTransfer.from_run(tmp_path)
+        PoseTransfer.from_pretrained(tmp_path)
     trained = {
         "ema": tiny_san.generator.state_dict(),
         "generator": build_generator("san", **TINY_SAN).state_dict(),
     }
     checkpoint.save(tmp_path / "checkpoints", 7, trained, meta)
-    found = PoseTransfer.from_run(tmp_path)
+    found = PoseTransfer.from_pretrained(tmp_path)
     batch = people.pair_batch(np.arange(3), np.arange(3, 6))
     assert torch.equal(found(batch), tiny_san(batch))
     assert found.weights_hash == tiny_san.weights_hash

@@ -33,7 +33,7 @@ from reposer.models.parsing_predictor import decide_maps
 from reposer.runtime import setup
 from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 SIZE = (64, 32)
 TINY = {
@@ -264,16 +264,16 @@ def test_a_predictor_comes_from_a_run_or_an_export(tmp_path):
     (run / "config.json").write_text(json.dumps(settings))
     (run / "checkpoints").mkdir()
     with pytest.raises(UserError, match="has no checkpoint yet"):
-        MapPredictor.open(run)
+        MapPredictor.from_pretrained(run)
     meta = {"config_hash": stored_hash(run / "config.json"), "size": list(SIZE), "identity_hash": "abc"}
     checkpoint.save(run / "checkpoints", 7, {"network": maps.network.state_dict()}, meta)
-    found = MapPredictor.open(run)
+    found = MapPredictor.from_pretrained(run)
     assert found.weights_hash == maps.weights_hash
     assert (found.config.step, found.config.identity_hash) == (7, "abc")
     found.save_pretrained(tmp_path / "export")
-    assert MapPredictor.open(tmp_path / "export").weights_hash == maps.weights_hash
+    assert MapPredictor.from_pretrained(tmp_path / "export").weights_hash == maps.weights_hash
     with pytest.raises(UserError, match="is a predictor of label maps, not a generator"):
         PoseTransfer.from_pretrained(tmp_path / "export")
     transfer("patn").save_pretrained(tmp_path / "patn")
     with pytest.raises(UserError, match="is a generator, not a predictor"):
-        MapPredictor.open(tmp_path / "patn")
+        MapPredictor.from_pretrained(tmp_path / "patn")

@@ -29,7 +29,7 @@ from reposer.generation.forgetting import forget
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_jpeg, encode_png
 from reposer.runtime import setup
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 SIZE = (32, 16)
 

@@ -26,7 +26,7 @@ from reposer.generation.batch import GenerateOptions, generate
 from reposer.generation.inputs import Person, people_batch
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.runtime import setup
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 SIZE, PAIRS, FEW = (32, 16), 96, 8
 NAMES = tuple((f"{i:04d}_c1s1_000000_00.jpg", f"{i + 1:04d}_c2s1_000000_00.jpg") for i in range(PAIRS))

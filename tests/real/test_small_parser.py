@@ -10,7 +10,7 @@ import torch
 
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.metrics.pose_and_parsing import label_confusion
-from reposer.models.parsing_network import parsing_network_from_run
+from reposer.trained.networks import PARSER, of_run
 from reposer.training.loop import train
 from reposer.training.parsing.task import ParsingData
 from reposer.workflows.presets import parser_small
@@ -40,7 +40,7 @@ def test_people_are_found_after_sixty_steps(tmp_path):
         < data.people.pids[data.people.splits == "val"].min()
     )
     train(config, tmp_path / "run", device="cpu")
-    network, _ = parsing_network_from_run(tmp_path / "run")
+    network = of_run(PARSER, tmp_path / "run").network
     rows = np.flatnonzero(data.people.splits == "val")[::20]
     images, maps = data.read(rows)
     with torch.inference_mode():

@@ -27,7 +27,7 @@ from reposer.storage import bounded
 from reposer.storage.bounded import parse_json, read_in_child, read_mat, read_npy, read_npz
 from reposer.storage.paths import RefusedFileError
 from reposer.storage.tables import check_decoded, read_table
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 PATH = Path("x.mat")
 

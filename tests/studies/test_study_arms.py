@@ -25,7 +25,7 @@ from reposer.studies.config import ArmFilter, Budget, GeneratorChoice, _describe
 from reposer.studies.plan import StudyPlan
 from reposer.studies.study import configure, run_study
 from reposer.studies.study_stages import SET
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_settings_that_nobody_asked_for_are_in_no_key(prepared, tmp_path):
 def others(prepared, tmp_path_factory) -> dict[str, str]:
     """Another generator and a predictor of maps, of random weights."""
     folder, runtime = tmp_path_factory.mktemp("others"), setup("cpu", seed=3)
-    shipped = PoseTransfer.shipped(runtime)
+    shipped = PoseTransfer.from_pretrained("shipped", runtime)
     for parameter in shipped.generator.parameters():
         parameter.data.mul_(0.9)
     shipped.save_pretrained(folder / "generator")
@@ -93,10 +93,10 @@ def test_their_pictures_are_theirs(prepared, tmp_path, others):
         tiny(prepared, arms=(ARMS[0], *arms), predictor=others["predictor"], controls=()), tmp_path
     )
     people, runtime = PackedPeople.open(prepared / PACKED), setup("cpu", threads=1)
-    completed = MapPredictor.open(others["predictor"], runtime)
+    completed = MapPredictor.from_pretrained(others["predictor"], runtime)
     expected = {
         "other": PoseTransfer.from_pretrained(others["generator"], runtime),
-        "predicted": PoseTransfer.shipped(runtime).with_predictor(completed, "predicted"),
+        "predicted": PoseTransfer.from_pretrained("shipped", runtime).with_predictor(completed, "predicted"),
     }
     seen = []
     for cell in plan.cells[1:3]:
@@ -196,7 +196,7 @@ def test_arms_that_cannot_be_made_are_one_clear_line(prepared, arms, options, wo
 
 def test_a_generator_that_does_not_fit_is_refused_before_any_work(prepared, tmp_path, others):
     people = PackedPeople.open(prepared / PACKED)
-    model = PoseTransfer.shipped(setup("cpu"))
+    model = PoseTransfer.from_pretrained("shipped", setup("cpu"))
     seen = model.config.changed(identity_hash=people.identity_hash("train", "query"))
     PoseTransfer(model.generator, seen).save_pretrained(tmp_path / "leaks")
     study = tiny(prepared, arms=(*ARMS[:3], ARMS[2].changed(name="x", generator=str(tmp_path / "leaks"))))

@@ -20,8 +20,7 @@ from reposer.evaluation.plots import draw_map, map_points
 from reposer.evaluation.reid_comparison import compare_methods
 from reposer.evaluation.reidentification import Expansion, Rerank
 from reposer.images import decode
-from reposer.models.embedding import Embedding
-from reposer.models.pretrained import EmbeddingInfo
+from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.reid.features import embed_images, extract_features, write_features
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.structures import FeatureSet

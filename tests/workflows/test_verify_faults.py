@@ -33,7 +33,7 @@ from reposer.storage.checkpoint import CHECKPOINTS
 from reposer.storage.files import sha256_bytes, write_atomic
 from reposer.storage.manifest import seal_job, write_part
 from reposer.storage.seals import SEAL, write_seal
-from reposer.trained.embedding import embedding_from_run
+from reposer.trained.networks import EMBEDDING, of_run
 from reposer.workflows.reid_features import check_data
 from reposer.workflows.verify import verify_folder
 
@@ -301,7 +301,7 @@ def test_a_value_of_another_kind_is_told_in_words(folders, tmp_path, kind, share
                 path.write_text(json.dumps(changed(document, place, hostile)))
                 uses: list[Callable[[], Any]] = [lambda: verify_folder(folder)]
                 if kind == "run":
-                    uses += [lambda: embedding_from_run(folder), lambda: check_data(people, folder)]
+                    uses += [lambda: of_run(EMBEDDING, folder), lambda: check_data(people, folder)]
                 if kind == "exported":
                     uses += [lambda: Embedding.from_pretrained(folder)]
                 if kind == "prepared":

@@ -21,9 +21,9 @@ from reposer.config import Config, config_bytes
 from reposer.data.parsing import LABEL_SETS, LIP_LABELS, convert
 from reposer.errors import UserError
 from reposer.images import IMAGENET_MEAN, IMAGENET_STD
-from reposer.models.parsing_network import parsing_network_from_run
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.structures import NUM_LABELS
+from reposer.trained.networks import PARSER, of_run
 from reposer.trained.onnx import export_module
 
 # ---- How an image is fitted into a segmentation model's input, and its scores are carried back: two
@@ -283,14 +283,14 @@ def export_parser(run_dir: str | Path, path: str | Path) -> Path:
     if path.suffix != ".onnx":
         raise UserError(f"{path}: not an .onnx file", "give a name that ends with .onnx")
     claim_outputs(path.parent, [path.name, path.with_suffix(".json").name], older=_is_older(path))
-    network, facts = parsing_network_from_run(run_dir)
-    height, width = facts["size"]
+    trained = of_run(PARSER, run_dir)
+    height, width = trained.info.size
     half = (0.5, 0.5, 0.5)  # model float: [-1, 1]
     # it mixes up legs (docs/results), so keypoints decide where there are any
     description = SegmentationModel(
         size=(height, width), labels="lip20", mean=half, std=half, sides="keypoints"
     )
-    export_module(network, torch.zeros(2, 3, height, width), path, (PARSER_INPUT, PARSER_OUTPUT))
+    export_module(trained.network, torch.zeros(2, 3, height, width), path, (PARSER_INPUT, PARSER_OUTPUT))
     write_output(path.with_suffix(".json"), config_bytes(description))
     return path
 

@@ -83,12 +83,12 @@ def evaluate(
     from reposer.data.preparing.prepare import PACKED
     from reposer.evaluation.image_quality import DEFAULT_METRICS
     from reposer.generation.map_prediction import MapPredictor
+    from reposer.generation.pose_transfer import PoseTransfer
     from reposer.workflows.evaluate import (
         evaluate_model,
         evaluate_predictor,
         is_predictor,
         open_detector,
-        open_model,
     )
     from reposer.workflows.reid_features import check_data
 
@@ -97,7 +97,7 @@ def evaluate(
     if is_predictor(model):
         print(
             evaluate_predictor(
-                MapPredictor.open(model), data, out, pairs_csv=pairs, limit=limit
+                MapPredictor.from_pretrained(model), data, out, pairs_csv=pairs, limit=limit
             ).to_markdown()
         )
         print(f"{out}: map_quality.json, .md, .parquet (per pair), maps.png")
@@ -106,7 +106,7 @@ def evaluate(
         from reposer.workflows.evaluate import claim_identity
 
         claim_identity(out)
-    generator = open_model(model)
+    generator = PoseTransfer.from_pretrained(model)
     report = evaluate_model(
         generator,
         data,
@@ -116,7 +116,7 @@ def evaluate(
         weights=weights,
         backgrounds=parse_names(backgrounds),
         limit=limit,
-        predictor=MapPredictor.open(predictor) if predictor else None,
+        predictor=MapPredictor.from_pretrained(predictor) if predictor else None,
         detector=open_detector(keypoint_detector, accept_license) if keypoint_detector else None,
     )
     print(report.to_markdown())
@@ -160,7 +160,7 @@ def generate(
     from reposer.data.preparing.prepare import PACKED
     from reposer.generation.batch import GenerateOptions
     from reposer.generation.map_prediction import MapPredictor
-    from reposer.workflows.evaluate import open_model
+    from reposer.generation.pose_transfer import PoseTransfer
     from reposer.workflows.generate import (
         generate_from_folder,
         generate_one,
@@ -178,7 +178,9 @@ def generate(
         raise UserError("nothing to generate", advice)
     if data:
         check_data(PackedPeople.open(data / PACKED), model, predictor)
-    generator = open_model(model).with_predictor(MapPredictor.open(predictor) if predictor else None, maps)
+    generator = PoseTransfer.from_pretrained(model).with_predictor(
+        MapPredictor.from_pretrained(predictor) if predictor else None, maps
+    )
     if data and pairs:
         print(generate_pair_list(generator, data, pairs, out, options))
     elif source and target:

@@ -48,7 +48,7 @@ from reposer.jobs.shards import Job, Progress, ShardWriter, WorkUnit, WriteRepor
 from reposer.runtime import setup
 from reposer.storage.files import sha256_bytes
 from reposer.structures import PairBatch
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import GeneratorConfig
 
 # ---- The pictures of a donor plan as a job: options, settings, batches, filters, rows of the manifest.
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from reposer.config import Config, foreign_values, read_json
 from reposer.data.packed import PackedPeople
@@ -30,7 +30,7 @@ from reposer.errors import UserError
 from reposer.reid.features import embed_images, extract_features
 from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL, PairBatch
-from reposer.trained.embedding import embedding_from_run
+from reposer.trained.networks import EMBEDDING, of_run
 
 # ---- Scores of generated pictures that need no true picture: sharpness, and agreement with the donor's pose.
 
@@ -239,11 +239,11 @@ class _Identity:
         self, people: PackedPeople, rows: NDArray[np.int64], run: Path, device: str | torch.device
     ) -> None:
         self.description = _check_training(run, people)
-        embedding, info = embedding_from_run(run)
-        self.description["step"] = info.step
-        self._embedding: nn.Module = embedding.to(device)
+        trained = of_run(EMBEDDING, run)
+        self.description["step"] = trained.info.step
+        self._embedding = trained.network.to(device)
         self._people, self._rows = people, rows
-        self._features = extract_features(embedding, people, rows, _CHUNK).features  # (N, D)
+        self._features = extract_features(self._embedding, people, rows, _CHUNK).features  # (N, D)
         order = np.argsort(people.pids[rows], kind="stable")
         pids, starts = np.unique(people.pids[rows][order], return_index=True)
         self._own = dict(zip(pids.tolist(), np.split(order, starts[1:]), strict=True))

@@ -11,24 +11,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
-from reposer.models.generators import PREDICTORS
 from reposer.models.parsing_predictor import decide_maps
 from reposer.runtime import Runtime, setup
-from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL, PairBatch
-from reposer.trained.generator import (
-    FILES,
-    PREDICTOR,
-    GeneratorConfig,
-    build_with_weights,
-    load_generator,
-    load_shipped_predictor,
-    save_generator,
-    weights_hash,
-)
-from reposer.weights.downloads import fetch_folder
+from reposer.trained.networks import PREDICTOR, GeneratorConfig, open_network, save_generator
+from reposer.weights.network_folder import weights_hash
 
 
 class MapPredictor:
@@ -47,39 +35,14 @@ class MapPredictor:
         self.network.to(memory_format=torch.channels_last)
 
     @classmethod
-    def open(cls, name: str | Path, runtime: Runtime | None = None) -> Self:
+    def from_pretrained(cls, name: str | Path, runtime: Runtime | None = None) -> Self:
         """By a run folder of ``reposer train predictor_small``, an export, a hub id, or "shipped-predictor".
 
         Raises:
             UserError: no such folder, nothing trained in it yet, a damaged file, or no predictor.
         """
-        if name == PREDICTOR:
-            return cls(*load_shipped_predictor(), runtime)
-        if not (Path(name) / "config.json").is_file() or not (Path(name) / "checkpoints").is_dir():
-            network, config = load_generator(fetch_folder(name, FILES))
-            if config.generator not in PREDICTORS:
-                raise UserError(f"{name}: is a generator, not a predictor of label maps", "name a predictor")
-            return cls(network, config, runtime)
-        run = Path(name)
-        settings, found = read_json(run / "config.json"), checkpoint.of_run(run)
-        if found is None:
-            raise UserError(f"{run}: has no checkpoint yet", "train longer, or choose another run")
-        if "predictor" not in settings or "network" not in found.groups:
-            raise UserError(
-                f"{run}: is no run of a predictor of label maps", "choose the folder of such a training"
-            )
-        with foreign_values(run / "config.json"):
-            kind, args = settings["predictor"], settings["predictor_args"]
-            config = GeneratorConfig(
-                generator=kind,
-                generator_args=args,
-                size=found.meta["size"],
-                trained_on=Path(settings["data"]["folder"]).name,
-                identity_hash=found.meta["identity_hash"],
-                images_hash=found.meta.get("images_hash", ""),
-                step=found.step,
-            )
-        return cls(build_with_weights(kind, args, found.groups["network"], str(found.path)), config, runtime)
+        found = open_network(PREDICTOR, name)
+        return cls(found.network, found.info, runtime)
 
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, trained_on: str = "", card: str = ""

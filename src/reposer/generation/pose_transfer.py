@@ -12,26 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
 from reposer.generation.inputs import Person, people_batch, resize_array
 from reposer.generation.map_prediction import MapPredictor, complete_targets, lacks_maps
 from reposer.generation.stitching import stitch
 from reposer.images import to_uint8
-from reposer.models.generators import PREDICTORS
 from reposer.runtime import Runtime, setup
-from reposer.storage import checkpoint
 from reposer.structures import PairBatch
-from reposer.trained.generator import (
-    FILES,
-    GeneratorConfig,
-    build_with_weights,
-    load_generator,
-    load_shipped,
-    save_generator,
-    weights_hash,
-)
-from reposer.weights.downloads import fetch_folder
+from reposer.trained.networks import GENERATOR, GeneratorConfig, open_network, save_generator
+from reposer.weights.network_folder import weights_hash
 
 MAPS = ("given", "predicted")
 _EVERYTHING = tuple(field.name for field in fields(PairBatch))
@@ -79,59 +68,22 @@ class PoseTransfer:
         self.generator.to(memory_format=torch.channels_last)  # in place; half the time of NCHW on CPUs
 
     @classmethod
-    def from_run(cls, run_dir: str | Path, runtime: Runtime | None = None) -> Self:
-        """The averaged generator of the newest good checkpoint of a training run.
-
-        Raises:
-            UserError: no run, no checkpoint, or every checkpoint is damaged.
-        """
-        run_dir = Path(run_dir)
-        settings = read_json(run_dir / "config.json")
-        found = checkpoint.of_run(run_dir)
-        if found is None:
-            raise UserError(f"{run_dir}: has no checkpoint yet", "train longer, or choose another run")
-        if "generator" not in settings or "ema" not in found.groups:
-            raise UserError(f"{run_dir}: is no run of a generator", "choose the folder of a GAN training")
-        with foreign_values(run_dir / "config.json"):
-            name, args = settings["generator"], settings["generator_args"]
-            config = GeneratorConfig(
-                generator=name,
-                generator_args=args,
-                size=found.meta["size"],
-                labels=args.get("schema", "lip20"),
-                trained_on=Path(settings["data"]["folder"]).name,
-                identity_hash=found.meta["identity_hash"],
-                images_hash=found.meta.get("images_hash", ""),
-                step=found.step,
-            )
-        return cls(build_with_weights(name, args, found.groups["ema"], str(found.path)), config, runtime)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, runtime: Runtime | None = None) -> Self:
-        """The generator of a folder written by :meth:`save_pretrained`, or of a hub id (owner/name).
-
-        Raises:
-            UserError: no such folder, the hub cannot be reached, or the folder is damaged.
-        """
-        generator, config = load_generator(fetch_folder(name, FILES))
-        if config.generator in PREDICTORS:
-            raise UserError(
-                f"{name}: is a predictor of label maps, not a generator", "give it as --predictor"
-            )
-        return cls(generator, config, runtime)
-
-    @classmethod
-    def shipped(cls, runtime: Runtime | None = None, name: str = "shipped") -> Self:
-        """A generator in the package, trained on the built-in rendered people.
+    def from_pretrained(cls, name: str | Path = "shipped", runtime: Runtime | None = None) -> Self:
+        """By what a user calls it.
 
         Args:
+            name: a run folder of ``reposer train`` (the averaged generator of its newest good checkpoint), a
+                folder written by :meth:`save_pretrained`, ``hub:owner/name``, or a generator of the package,
+                trained on the built-in rendered people: "shipped", SAN, or "shipped-rsa", RSA-GAN
+                (reconstruction from the abstract).
             runtime: device and precision; None: ``runtime.setup()``.
-            name: "shipped", SAN, or "shipped-rsa", RSA-GAN (reconstruction from the abstract).
 
         Raises:
-            UserError: this installation has none.
+            UserError: there is none of that name, nothing is trained in it yet, the hub cannot be reached, or
+                a file is damaged.
         """
-        return cls(*load_shipped(name), runtime)
+        found = open_network(GENERATOR, name)
+        return cls(found.network, found.info, runtime)
 
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, trained_on: str = "", card: str = ""

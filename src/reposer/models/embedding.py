@@ -12,18 +12,21 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from reposer.config import Config
 from reposer.errors import UserError
 from reposer.images import resize, to_float
 from reposer.models.backbones import MobileNetV2, ResNet, Small
 from reposer.models.layers import check_arguments, check_choice
-from reposer.models.pretrained import EmbeddingInfo, Pretrained
+from reposer.weights.downloads import fetch_folder
 from reposer.weights.files import find_weights, load_state_dict_file
+from reposer.weights.network_folder import FILES, WEIGHTS, build_with_weights, read_network, save_network
 
 EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
     "small": Small,
@@ -42,7 +45,19 @@ class Features(NamedTuple):
     feature: Tensor  # (B, D) after it: what the classifier and the user see
 
 
-class Embedding(Pretrained):
+class EmbeddingInfo(Config):
+    """What an embedding is and where it comes from."""
+
+    embedding: dict[str, Any] = Field(default_factory=dict)  # keywords of Embedding
+    trained_on: str = ""  # the training data in words
+    identity_hash: str = ""  # PackedPeople.identity_hash of the training people; empty: not recorded
+    images_hash: str = ""  # PackedPeople.images_hash of the same; empty: not recorded
+    splits: tuple[str, ...] = ("train",)  # of the prepared folder, that it was trained on
+    step: int = 0  # optimizer steps
+    weights_sha256: str = ""  # of model.safetensors; empty only while nothing is saved
+
+
+class Embedding(nn.Module):
     """An embedding; ``forward`` is its use, ``features`` its training.
 
     ``save_pretrained`` and ``from_pretrained`` keep it in a folder of the hub's layout.
@@ -131,6 +146,33 @@ class Embedding(Pretrained):
                     module.eval()
         return self
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors, config.json, README.md and a seal.
+
+        Raises:
+            UserError: a weight is not finite, the folder holds something else, or the disk refuses.
+        """
+        save_network(folder, self, self.info, lambda info: _model_card(info, self.size, self.dimension))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """From a folder written by :meth:`save_pretrained`, or a hub id (hub:owner/name); in eval mode.
+
+        Raises:
+            UserError: a file is missing or damaged, the weights do not belong to the configuration, or the
+                hub cannot be reached.
+        """
+        folder = fetch_folder(name, FILES)
+        info, tensors = read_network(EmbeddingInfo, folder)
+        return build_with_weights(lambda: cls.from_info(info), tensors, str(folder / WEIGHTS), "embedding")
+
+    @classmethod
+    def from_info(cls, info: EmbeddingInfo) -> Self:
+        """What ``info`` describes, with new weights."""
+        embedding = cls(**info.embedding)
+        embedding.info = info
+        return embedding
+
     def _described(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) model float -> (B, D) float32 of length 1."""
         if not self.window:
@@ -142,6 +184,31 @@ class Embedding(Pretrained):
         if self.stripes == 1:
             return maps.mean((2, 3))
         return F.adaptive_avg_pool2d(maps, (self.stripes, 1)).flatten(1)  # (B, C, S, 1) -> (B, C S)
+
+
+def _model_card(info: EmbeddingInfo, size: tuple[int, int], dimension: int) -> str:
+    height, width = size
+    return f"""\
+---
+library_name: reposer
+license: apache-2.0
+pipeline_tag: image-feature-extraction
+tags: [person-re-identification]
+---
+
+# {info.embedding.get("backbone", "small")}: person images to {dimension} numbers
+
+{info.step:,} optimizer steps; input {height}x{width} RGB. Trained on: {info.trained_on or "not recorded"}.
+Training people (hash of their ids): `{info.identity_hash or "not recorded"}`.
+
+    from reposer.models.embedding import Embedding
+    from reposer.reid.features import embed_images
+    embedding = Embedding.from_pretrained("this folder")
+    features = embed_images(embedding, images)  # (N, H, W, 3) uint8 -> (N, {dimension}), of length 1
+
+Meant for research on person re-identification, and for checking whether a generated picture keeps a person's
+looks. Not meant for surveillance or for decisions about people.
+"""
 
 
 def build_backbone(name: str, **args: Any) -> nn.Module:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.backbones import MobileNetV2
 from reposer.models.layers import check_arguments
-from reposer.storage import checkpoint
 from reposer.structures import NUM_LABELS
 from reposer.weights.files import find_weights, load_state_dict_file
 
@@ -91,34 +88,6 @@ def load_imagenet(network: ParsingNetwork, path: str | Path | None = None) -> Pa
         raise UserError(f"{file}: not the weights of MobileNetV2 ({reason})", "give another file") from error
     network.encoder.features.load_state_dict(whole.features[: _STAGES[-1]].state_dict(), strict=True)
     return file
-
-
-def parsing_network_from_run(run_dir: str | Path) -> tuple[ParsingNetwork, dict[str, Any]]:
-    """The network of the newest good checkpoint of a run of ``reposer train parser_small``, in eval mode.
-
-    Returns also the facts that the checkpoint holds beside it ("step", "identity_hash", "size").
-
-    Raises:
-        UserError: no run, no checkpoint, or a run of something else.
-    """
-    run_dir = Path(run_dir)
-    settings = read_json(run_dir / "config.json")
-    advice = "choose the folder of a parser's training"
-    if "parser" not in settings:
-        raise UserError(f"{run_dir}: is no run of a parser", advice)
-    found = checkpoint.of_run(run_dir)
-    if found is None:
-        raise UserError(f"{run_dir}: has no checkpoint yet", "train longer, or choose another run")
-    if "network" not in found.groups:
-        raise UserError(f"{run_dir}: is no run of a parser", advice)
-    with foreign_values(run_dir / "config.json"):
-        network = ParsingNetwork(**settings["parser"])
-    try:
-        network.load_state_dict(found.groups["network"], strict=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{run_dir}: the checkpoint is of another network ({reason})") from error
-    return network.eval(), {"step": found.step, **found.meta}
 
 
 def _conv_norm_act(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -266,7 +266,9 @@ def _train(recipe: GanConfig, device: str, folder: Path) -> Sequence[str]:
 
 
 def _evaluate(cache: StageCache, training: Stage, config: AblationConfig, folder: Path) -> Sequence[str]:
-    model = PoseTransfer.from_run(cache.folder(training) / RUN, setup(config.device, threads=config.threads))
+    model = PoseTransfer.from_pretrained(
+        cache.folder(training) / RUN, setup(config.device, threads=config.threads)
+    )
     evaluate_model(model, config.data, folder, metrics=config.metrics, limit=config.pairs)
     return [QUALITY, PER_IMAGE, GRID]
 

@@ -28,7 +28,6 @@ from reposer.runtime import Runtime
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.paths import check_name
 from reposer.training.reid.config import ReidConfig
-from reposer.workflows.evaluate import open_model
 from reposer.workflows.presets import REID_PRESETS
 from reposer.workflows.reid_features import check_data
 
@@ -39,8 +38,8 @@ from reposer.workflows.reid_features import check_data
 class GeneratorChoice:
     """By the names that a user gives."""
 
-    generator: str  # as open_model knows it
-    predictor: str = ""  # as MapPredictor.open knows it; empty: the donor's maps are used
+    generator: str  # as PoseTransfer.from_pretrained knows it
+    predictor: str = ""  # as MapPredictor.from_pretrained knows it; empty: the donor's maps are used
 
     def open(self, runtime: Runtime | None = None) -> PoseTransfer:
         """Ready to generate.
@@ -48,10 +47,10 @@ class GeneratorChoice:
         Raises:
             UserError: a folder that is none, or two that do not fit.
         """
-        model = open_model(self.generator, runtime)
+        model = PoseTransfer.from_pretrained(self.generator, runtime)
         if not self.predictor:
             return model
-        return model.with_predictor(MapPredictor.open(self.predictor, model.runtime), "predicted")
+        return model.with_predictor(MapPredictor.from_pretrained(self.predictor, model.runtime), "predicted")
 
     def describe(self, data: Path) -> dict[str, str]:
         """Hashes of the weights, whatever their names; "predictor" only where there is one.

@@ -84,11 +84,11 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
     say(f"[2/5] training a small SAN from scratch for {scale.minutes:.1f} minutes")
     trained = _train_from_scratch(out, scale, threads)
     runtime = setup(threads=threads)
-    shipped, rsa = PoseTransfer.shipped(runtime), PoseTransfer.shipped(runtime, "shipped-rsa")
-    predicting = PoseTransfer.shipped(runtime).with_predictor(
-        MapPredictor.open("shipped-predictor", runtime), "predicted"
+    shipped, rsa = (PoseTransfer.from_pretrained(name, runtime) for name in ("shipped", "shipped-rsa"))
+    predicting = PoseTransfer.from_pretrained("shipped", runtime).with_predictor(
+        MapPredictor.from_pretrained("shipped-predictor", runtime), "predicted"
     )
-    fresh = PoseTransfer.from_run(out / "training", runtime)
+    fresh = PoseTransfer.from_pretrained(out / "training", runtime)
 
     say("[3/5] re-posing people that no generator has seen")
     _write_pictures(out, people, pairs, [shipped, predicting, rsa, fresh])

@@ -28,7 +28,7 @@ from reposer.storage.files import write_atomic
 from reposer.storage.manifest import IMAGES, read_rows
 from reposer.structures import FeatureSet
 from reposer.studies.study_stages import FEATURES, RUN, SET, StageContext
-from reposer.trained.embedding import embedding_from_run
+from reposer.trained.networks import EMBEDDING, of_run
 
 MISTAKES = "mistakes.parquet"
 MISTAKEN_PICTURES = 2000  # of a set, evenly spread, to spare time; the intervals say what that leaves open
@@ -75,7 +75,7 @@ def mistakes_stage(
         sources, donors = (np.array([people.index(n) for n in table[s].to_pylist()], np.int64) for s in sides)
         columns = _of_sources(people, sources) | _of_donors(people, sources, donors)
         columns["filter"] = np.where(table["kept"].to_numpy(), "kept", "dropped")
-        embedding = embedding_from_run(cache.folder(judge) / RUN)[0].to(place.runtime().device)
+        embedding = of_run(EMBEDDING, cache.folder(judge) / RUN).network.to(place.runtime().device)
         images = np.stack([decode(root / IMAGES / name) for name in table["file"].to_pylist()])
         mine = embed_images(embedding, images)
     mistaken, distance = judged(mine, people.pids[sources], [people.names[row] for row in sources], real)

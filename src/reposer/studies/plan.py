@@ -44,8 +44,7 @@ from reposer.studies.study_stages import (
     score_stage,
     train_stage,
 )
-from reposer.trained.embedding import embedding_from_run
-from reposer.trained.generator import weights_hash
+from reposer.trained.networks import EMBEDDING, of_run
 from reposer.training.reid.config import ReidConfig
 
 REAL_IMAGES = "real images"
@@ -271,7 +270,7 @@ def _described(config: ReidConfig) -> dict[str, Any]:
     if config.initial_path is not None:
         settings["initial_path"] = sha256_file(config.initial_path)
     if config.generated.teacher is not None:
-        settings["generated"]["teacher"] = weights_hash(embedding_from_run(config.generated.teacher)[0])
+        settings["generated"]["teacher"] = of_run(EMBEDDING, config.generated.teacher).weights_hash
     return settings
 
 

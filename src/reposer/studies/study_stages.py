@@ -34,8 +34,7 @@ from reposer.storage.files import write_atomic
 from reposer.storage.manifest import read_rows
 from reposer.structures import PairBatch
 from reposer.studies.config import Arm, GeneratorChoice, ParserChoice
-from reposer.trained.embedding import embedding_from_run
-from reposer.trained.generator import GeneratorConfig
+from reposer.trained.networks import EMBEDDING, GeneratorConfig, of_run
 from reposer.training.loop import train
 from reposer.training.reid.config import ReidConfig
 from reposer.workflows.evaluate import measure_identity
@@ -222,11 +221,11 @@ def extract_stage(
     cache: StageCache, training: Stage, place: StageContext, share: float, choice: int, folder: Path
 ) -> Sequence[str]:
     """Features of query, gallery and the real training images of the budget."""
-    network, info = embedding_from_run(cache.folder(training) / RUN)
-    embedding, people = network.to(place.runtime().device), place.people
+    trained = of_run(EMBEDDING, cache.folder(training) / RUN)
+    embedding, people = trained.network.to(place.runtime().device), place.people
     query, gallery = tested_rows(people)
     rows = {"query": query, "gallery": gallery, "train": budget_rows(people, share, choice)}
-    training_note(info, people, rows)  # refuses people the network has seen
+    training_note(trained.info, people, rows)  # refuses people the network has seen
     sets = {split: extract_features(embedding, people, chosen) for split, chosen in rows.items()}
     write_features(folder / FEATURES, sets)
     return [FEATURES]

@@ -10,10 +10,10 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.map_prediction import MapPredictor
+from reposer.generation.pose_transfer import PoseTransfer
 from reposer.jobs.shards import WriteReport
 from reposer.progress import Meter, progress
 from reposer.runtime import setup
-from reposer.workflows.evaluate import open_model
 from reposer.workflows.reid_features import check_data
 
 
@@ -34,17 +34,17 @@ def augment_prepared(
     """The augmented set of a prepared folder.
 
     Args:
-        model: as ``open_model`` knows it.
+        model: as ``PoseTransfer.from_pretrained`` knows it.
         images: the data set, for real images beside the generated ones.
-        predictor: of target maps, as ``MapPredictor.open`` knows it; None: the donors' maps are used.
+        predictor: of target maps, as ``MapPredictor.from_pretrained`` knows it; None: the donors' maps.
         parser: as ``open_parser`` knows it, for the filter of poses.
         accept_license: of the parser's weights.
     """
     runtime = setup(device, threads=threads)
     check_data(PackedPeople.open(prepared / PACKED), model, predictor)
-    generator = open_model(model, runtime)
+    generator = PoseTransfer.from_pretrained(model, runtime)
     if predictor:
-        generator = generator.with_predictor(MapPredictor.open(predictor, runtime), "predicted")
+        generator = generator.with_predictor(MapPredictor.from_pretrained(predictor, runtime), "predicted")
     meters: list[Meter] = []
     with ExitStack() as stack:
 

@@ -27,15 +27,13 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.grids import draw_grid
 from reposer.images import encode_png
 from reposer.metrics.protocols import find_metric, weights_in
+from reposer.models.embedding import EmbeddingInfo
 from reposer.models.generators import PREDICTORS
-from reposer.models.pretrained import EmbeddingInfo
 from reposer.reid.features import embed_images, extract_features
-from reposer.runtime import Runtime
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.paths import contained
 from reposer.structures import FeatureSet, PairBatch
-from reposer.trained.embedding import embedding_from_run
-from reposer.trained.generator import GENERATORS, PREDICTOR
+from reposer.trained.networks import EMBEDDING, PREDICTOR, of_run
 from reposer.workflows.reid_features import GALLERY, QUERY, check_data, tested_rows, training_note
 
 # ---- Measure a trained generator on pairs of a prepared folder: the rows, the table and the pictures.
@@ -44,15 +42,6 @@ PREDICTED = "model, predicted maps"
 PICTURE = "people.png"
 GRID_PEOPLE = 64  # pairs in the picture, evenly spread over the list
 GRID_TITLES = ("source", "target map", "generated", "true target")
-
-
-def open_model(name: str, runtime: Runtime | None = None) -> PoseTransfer:
-    """A generator by what a user calls it: "shipped", "shipped-rsa", a run, an export, or a hub id."""
-    if name in GENERATORS:
-        return PoseTransfer.shipped(runtime, name)
-    if (Path(name) / "checkpoints").is_dir():
-        return PoseTransfer.from_run(name, runtime)
-    return PoseTransfer.from_pretrained(name, runtime)
 
 
 def open_detector(text: str, accept_license: bool) -> KeypointDetector:
@@ -172,7 +161,7 @@ MAP_GRID_TITLES = ("source", "its map", "predicted", "true map", "true target")
 
 def is_predictor(name: str) -> bool:
     """Whether this is a predictor of maps: the shipped one, a run folder, or an exported folder."""
-    if name == PREDICTOR:
+    if name in PREDICTOR.shipped:
         return True
     path = Path(name) / "config.json"
     if not path.is_file():
@@ -292,13 +281,13 @@ def measure_identity(
             folder was prepared anew since.
     """
     claim_identity(out)
-    embedding, info = embedding_from_run(reid_run)
+    judge = of_run(EMBEDDING, reid_run)
     people = PackedPeople.open(prepared / PACKED)
     check_data(people, reid_run)
     query, gallery = tested_rows(people)
-    training_note(info, people, {QUERY: query, GALLERY: gallery})  # refuses test people that it has learned
-    results = identity_kept(model, embedding, people, background=background)
-    return write_identity(out, results, info)
+    training_note(judge.info, people, {QUERY: query, GALLERY: gallery})  # refuses people that it has learned
+    results = identity_kept(model, judge.network, people, background=background)
+    return write_identity(out, results, judge.info)
 
 
 def claim_identity(out: Path) -> None:

@@ -37,6 +37,7 @@ from reposer.runtime import setup
 from reposer.storage.lock import locked
 from reposer.storage.outputs import remove_output, write_output
 from reposer.structures import FeatureSet
+from reposer.trained.networks import EMBEDDING, open_network
 from reposer.workflows.reid_features import (
     CROPS,
     GALLERY,
@@ -46,7 +47,6 @@ from reposer.workflows.reid_features import (
     chosen_rows,
     crop_features,
     kept_features,
-    open_embedding,
     training_note,
 )
 
@@ -113,7 +113,7 @@ def evaluate_network(
     options = resolved(options, TRAIN in rows)
     if not set(options.methods) & LEARNERS.keys():
         rows.pop(TRAIN, None)
-    embedding = open_embedding(model)
+    embedding = open_network(EMBEDDING, model).network
     notes = [training_note(embedding.info, people, rows)]
     embedding.to(runtime.device)
     lists = [path.name for path in (query_list, gallery_list) if path is not None]

@@ -21,8 +21,7 @@ from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.generation.inputs import resize_array
 from reposer.images import decode
-from reposer.models.embedding import Embedding
-from reposer.models.pretrained import CONFIG, FILES, EmbeddingInfo
+from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.progress import progress
 from reposer.reid.features import embed_images, extract_features, read_features, write_features
 from reposer.storage.checkpoint import refuse_other_data
@@ -31,8 +30,9 @@ from reposer.storage.outputs import claim_outputs, holds_keys, is_older
 from reposer.storage.paths import printable
 from reposer.storage.seals import write_seal
 from reposer.structures import FeatureSet
-from reposer.trained.embedding import embedding_from_run, export_onnx
-from reposer.trained.generator import weights_hash
+from reposer.trained.networks import EMBEDDING, open_network
+from reposer.trained.onnx import export_onnx
+from reposer.weights.network_folder import CONFIG, FILES, weights_hash
 
 # ---- Which images of a prepared folder are queries, gallery and training images of a Re-ID evaluation.
 
@@ -162,18 +162,6 @@ SCHEMA_VERSION = 1
 FEATURES, ORIGIN = "features.npz", "features.json"
 
 
-def open_embedding(name: str | Path) -> Embedding:
-    """An embedding by what a user calls it: a run folder, an exported folder, or a hub id; in eval mode.
-
-    Raises:
-        UserError: it is none of them, or damaged.
-    """
-    if (Path(name) / "checkpoints").is_dir():
-        embedding, _ = embedding_from_run(name)
-        return embedding
-    return Embedding.from_pretrained(name)
-
-
 def kept_features(
     embedding: Embedding, people: PackedPeople, rows: dict[str, Rows], folder: Path
 ) -> dict[str, FeatureSet]:
@@ -292,7 +280,7 @@ def export_embedding(model: str, out: Path, *, onnx: bool = False) -> str:
     if onnx:
         older = is_older(out / CONFIG, holds_keys("embedding", "weights_sha256"))
         claim_outputs(out, [ONNX], older=older and b"pytorch" in _head(out / ONNX))
-    embedding = open_embedding(model)
+    embedding = open_network(EMBEDDING, model).network
     embedding.save_pretrained(out)
     written = f"{out}: {', '.join(FILES)}"
     if not onnx:

@@ -57,8 +57,8 @@ def _verified(folder: Path) -> tuple[str, list[str]]:
     if (folder / "model.safetensors").is_file():
         if "embedding" in read_json(folder / "config.json"):
             kind = "exported Re-ID network, hash, names and shapes"
-            return kind, _export_faults(folder, _load_embedding)
-        return "exported generator, hash, names and shapes", _export_faults(folder, _load_generator)
+            return kind, _export_faults(folder)
+        return "exported generator, hash, names and shapes", _export_faults(folder)
     raise UserError(
         f"{folder}: is no run, no prepared, annotated or generated folder and no exported network",
         "give a folder that reposer wrote",
@@ -105,9 +105,11 @@ def _inner_faults(study: Path) -> list[str]:
     return faults
 
 
-def _export_faults(folder: Path, load: Callable[[Path], None]) -> list[str]:
+def _export_faults(folder: Path) -> list[str]:
     """What loading finds, and the seal: the card, and an ONNX file, are held against it."""
-    faults = _faults(partial(load, folder))
+    from reposer.trained.networks import load_exported
+
+    faults = _faults(partial(load_exported, folder))
     weights = f"{printable(folder / 'model.safetensors')}: "
     told = any(fault.startswith(weights) for fault in faults)  # once is enough
     faults += [one for one in seal_faults(folder, None) if not (told and one.startswith(weights))]
@@ -132,18 +134,6 @@ def _checkpoint_faults(run: Path) -> list[str]:
 
 def _told(path: Path, fault: str) -> list[str]:
     return [f"{path}: {fault}"] * bool(fault)
-
-
-def _load_generator(folder: Path) -> None:
-    from reposer.trained.generator import load_generator
-
-    load_generator(folder)
-
-
-def _load_embedding(folder: Path) -> None:
-    from reposer.models.embedding import Embedding
-
-    Embedding.from_pretrained(folder)
 
 
 def _faults(check: Callable[[], object]) -> list[str]:

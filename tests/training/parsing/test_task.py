@@ -19,9 +19,10 @@ from reposer.annotation.segmentation_model import export_parser
 from reposer.config import save_config
 from reposer.errors import UserError
 from reposer.models.backbones import MobileNetV2
-from reposer.models.parsing_network import ParsingNetwork, load_imagenet, parsing_network_from_run
+from reposer.models.parsing_network import ParsingNetwork, load_imagenet
 from reposer.storage import checkpoint
 from reposer.storage.runs import read_metrics
+from reposer.trained.networks import PARSER, of_run
 from reposer.training.loop import train
 from reposer.training.parsing import task as parsing
 from reposer.training.parsing.config import ParsingConfig
@@ -144,12 +145,12 @@ def test_the_exported_parser_says_what_the_network_says(whole, tmp_path):
     pytest.importorskip("onnxscript")
     path = export_parser(whole, tmp_path / "my.onnx")
     parser = open_parser(path)
-    network, facts = parsing_network_from_run(whole)
+    trained = of_run(PARSER, whole)
     images = torch.randint(0, 256, (5, 3, 32, 16), dtype=torch.uint8)
     with torch.inference_mode():
-        expected = network(images).argmax(1).to(torch.uint8)
+        expected = trained.network(images).argmax(1).to(torch.uint8)
     assert (parser(images) == expected).float().mean() > 0.999
-    assert facts["step"] == 12
+    assert trained.info.step == 12
     assert parser(images[:, :, :20]).shape == (5, 20, 16)  # another size is fitted
     with pytest.raises(UserError, match=r"\.onnx"):
         export_parser(whole, tmp_path / "my.pt")
@@ -157,14 +158,14 @@ def test_the_exported_parser_says_what_the_network_says(whole, tmp_path):
 
 def test_what_is_no_run_of_a_parser(whole, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint|cannot be read"):
-        parsing_network_from_run(tmp_path)
+        of_run(PARSER, tmp_path)
     (tmp_path / "run").mkdir()
     settings = json.loads((whole / "config.json").read_text())
     del settings["parser"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
     shutil.copytree(whole / "checkpoints", tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match="no run of a parser"):
-        parsing_network_from_run(tmp_path / "run")
+        of_run(PARSER, tmp_path / "run")
 
 
 @pytest.mark.slow

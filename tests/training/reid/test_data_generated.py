@@ -20,7 +20,7 @@ from reposer.models.embedding import ReidOutput
 from reposer.runtime import setup
 from reposer.storage import checkpoint
 from reposer.structures import ReidBatch
-from reposer.trained.embedding import embedding_from_run
+from reposer.trained.networks import EMBEDDING, of_run
 from reposer.training.loop import train
 from reposer.training.reid import task as reid
 from reposer.training.reid.config import (
@@ -261,7 +261,7 @@ def test_a_teacher_says_what_its_classifier_says_in_use(prepared, made, teacher)
     assert (logits[~batch.generated] == 0).all()
     again = Teacher(teacher, data.pids, runtime).logits(batch)
     assert torch.equal(logits, again)  # no dropout
-    feature = embedding_from_run(teacher)[0].features(batch.image[batch.generated]).feature
+    feature = of_run(EMBEDDING, teacher).network.features(batch.image[batch.generated]).feature
     expected = feature @ values["classifier.weight"].T + values["classifier.bias"]
     torch.testing.assert_close(logits[batch.generated], expected)
 

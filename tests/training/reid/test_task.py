@@ -17,7 +17,7 @@ from reposer.config import save_config
 from reposer.errors import UserError
 from reposer.storage import checkpoint
 from reposer.storage.runs import read_metrics
-from reposer.trained.embedding import embedding_from_run
+from reposer.trained.networks import EMBEDDING, of_run
 from reposer.training.loop import train
 from reposer.training.reid import task as reid
 from reposer.training.reid.config import (
@@ -157,7 +157,8 @@ def test_a_budget_of_minutes_stops_after_a_saved_step(prepared, tmp_path):
 
 def test_the_embedding_of_a_run_is_the_trained_one(whole):
     _, run = whole
-    embedding, info = embedding_from_run(run)
+    trained = of_run(EMBEDDING, run)
+    embedding, info = trained.network, trained.info
     assert (info.step, len(info.identity_hash)) == (16, 64)
     saved = checkpoint.latest(run / "checkpoints").groups["network"]
     for name, value in embedding.state_dict().items():

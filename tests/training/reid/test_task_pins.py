@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_everybody(tmp_path, prepared)
     shutil.copytree(other / "checkpoints", one / "checkpoints")
     for use in (
         lambda: train(tiny_config(prepared), one, device="cpu"),
-        lambda: PoseTransfer.from_run(one),
+        lambda: PoseTransfer.from_pretrained(one),
         lambda: train(tiny_config(prepared, start_from=one), tmp_path / "third", device="cpu"),
     ):
         with pytest.raises(UserError, match="is of another run or configuration"):

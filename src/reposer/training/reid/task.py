@@ -29,10 +29,10 @@ from reposer.losses.identity import (
 )
 from reposer.models.embedding import Embedding, ReidNetwork, ReidOutput, load_pretrained
 from reposer.runtime import Runtime
-from reposer.storage import checkpoint
 from reposer.storage.files import sha256_file
 from reposer.storage.state import load_into
 from reposer.structures import ReidBatch
+from reposer.trained.networks import newest_checkpoint
 from reposer.training.reid.config import GeneratedConfig, ReidConfig, ReidLossConfig, ReidOptimizerConfig
 from reposer.training.reid.data import ReidData
 from reposer.training.state import TrainingState, place, wrap
@@ -299,9 +299,7 @@ class Teacher:
 
     def __init__(self, run_dir: Path, pids: NDArray[np.int64], runtime: Runtime) -> None:
         config = load_config(ReidConfig, run_dir / "config.json")
-        found = checkpoint.of_run(run_dir)
-        if found is None:
-            raise UserError(f"{run_dir}: has no checkpoint yet", "train longer, or choose another teacher")
+        found = newest_checkpoint(run_dir, "teacher")
         if found.meta.get("pids") != pids.tolist():
             theirs = len(found.meta.get("pids", []))
             raise UserError(

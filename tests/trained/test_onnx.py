@@ -11,7 +11,7 @@ import torch
 from reposer.errors import UserError
 from reposer.models.embedding import Embedding
 from reposer.trained import onnx as onnx_export
-from reposer.trained.embedding import export_onnx
+from reposer.trained.onnx import export_onnx
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
-from reposer.trained.generator import GENERATORS, PREDICTOR
+from reposer.trained.networks import GENERATOR, PREDICTOR
 
 MOST_BYTES = 12_000_000  # of a weight file in the package
-FOLDERS = (*GENERATORS.values(), "predictor_rendered")
+FOLDERS = (*GENERATOR.shipped.values(), *PREDICTOR.shipped.values())
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,16 @@ def masks(people: PackedPeople, pairs: np.ndarray) -> np.ndarray:
     return people.pair_batch(pairs[:, 0], pairs[:, 1]).target_mask.numpy()
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", GENERATOR.shipped)
 def test_a_shipped_generator_is_nearer_to_the_target_than_the_source_is(name, people, pairs):
-    model = PoseTransfer.shipped(setup("cpu", threads=1), name)
+    model = PoseTransfer.from_pretrained(name, setup("cpu", threads=1))
     generated = model(people.pair_batch(pairs[:, 0], pairs[:, 1])).permute(0, 2, 3, 1).numpy()
     copied = error_inside(people.images[pairs[:, 0]], people, pairs)
     assert error_inside(generated, people, pairs) < 0.85 * copied
 
 
 def test_the_shipped_predictor_knows_more_of_the_target_than_the_sources_map_does(people, pairs):
-    predictor = MapPredictor.open(PREDICTOR, setup("cpu", threads=1))
+    predictor = MapPredictor.from_pretrained("shipped-predictor", setup("cpu", threads=1))
     parsing, mask = (x.numpy() for x in predictor(people.pair_batch(pairs[:, 0], pairs[:, 1])))
     truth, source = people.parsing[pairs[:, 1]], people.parsing[pairs[:, 0]]
     someone = (truth > 0) | (source > 0) | (parsing > 0)

@@ -10,7 +10,7 @@ import torch
 
 from reposer.errors import UserError
 from reposer.models.embedding import Embedding
-from reposer.models.pretrained import CONFIG, WEIGHTS
+from reposer.weights.network_folder import CONFIG, WEIGHTS
 
 ARGUMENTS = {"backbone": "small", "backbone_args": {"widths": [8, 12, 16]}, "size": [32, 16], "stripes": 2}
 

@@ -1,0 +1,163 @@
+"""A trained network as a folder to share: model.safetensors, config.json, a model card and a seal.
+
+The layout is that of the Hugging Face hub (and of its PyTorchModelHubMixin), so such a folder can be
+uploaded as it is; safetensors and JSON are read by any program. Loading is strict: the file's sha256, every
+key, shape and value are checked before a weight is used, and no code ever comes out of a folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from reposer.config import Config, canonical_json, load_config, save_config
+from reposer.errors import UserError
+from reposer.storage.files import sha256_bytes, write_atomic
+from reposer.storage.paths import RefusedFileError, made_folder, printable, read_regular
+from reposer.storage.seals import write_seal
+
+WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
+MAX_WEIGHTS_BYTES = 4_000_000_000
+_CARD_START = b"---\nlibrary_name: reposer\n"  # every card of an export starts with it
+
+C = TypeVar("C", bound=Config)  # what a network is; has the field ``weights_sha256``
+N = TypeVar("N", bound=nn.Module)
+
+
+def save_network(
+    folder: str | Path, network: nn.Module, config: C, card: Callable[[C], str], *, half: bool = False
+) -> None:
+    """Write the folder; config.json last, since it holds the hash of the weights.
+
+    Args:
+        folder: made if missing.
+        network: its state dict is stored.
+        config: what it is; ``weights_sha256`` is filled in here.
+        card: the whole README.md, written from the completed configuration.
+        half: store weights as float16: half the size, rounded to 11 bits.
+
+    Raises:
+        UserError: a weight is not finite, or too large for float16; the folder holds something else; or the
+            disk refuses.
+    """
+    folder = Path(folder)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    if half:
+        tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+    _refuse_non_finite(tensors, f"{folder / WEIGHTS}" + (" as float16" if half else ""))
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    config = config.changed(weights_sha256=sha256_bytes(data))
+    made_folder(folder)
+    _refuse_other_export(type(config), folder)
+    write_atomic(folder / WEIGHTS, data)
+    write_atomic(folder / CARD, card(config).encode())
+    save_config(config, folder / CONFIG)
+    write_seal(folder, FILES)
+
+
+def read_network(kind: type[C], folder: str | Path) -> tuple[C, dict[str, Tensor]]:
+    """Configuration and weights of a folder written by :func:`save_network`.
+
+    Raises:
+        UserError: a file is missing or damaged, or a weight is not finite.
+    """
+    folder = Path(folder)
+    config = load_config(kind, folder / CONFIG)
+    path = folder / WEIGHTS
+    try:
+        data = read_regular(path, max_bytes=MAX_WEIGHTS_BYTES, root=path.parent)
+    except RefusedFileError as error:
+        raise UserError(f"{path}: cannot be read: {error.reason}", "get the folder again") from error
+    if sha256_bytes(data) != _sha256_of(config):
+        raise UserError(f"{path}: differs from the sha256 in {CONFIG}", "get the folder again")
+    try:
+        tensors = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise UserError(f"{path}: is no safetensors file: {error}", "get the folder again") from error
+    _refuse_non_finite(tensors, str(path))
+    return config, tensors
+
+
+def build_with_weights(
+    build: Callable[[], N], tensors: Mapping[str, Tensor], origin: str, kind: str = "network", name: str = ""
+) -> N:
+    """A network with these weights, in eval mode; nothing is allocated before all shapes agree.
+
+    Args:
+        build: makes the network; it is called on the meta device first.
+        tensors: its state dict.
+        origin: the file that they come from.
+        kind: for messages.
+        name: for messages: which network of that kind.
+
+    Raises:
+        UserError: nothing can be built, or a tensor is missing, unexpected or of another shape.
+    """
+    try:
+        with torch.device("meta"):  # sizes from a foreign config.json cost no memory here
+            expected = {k: tuple(t.shape) for k, t in build().state_dict().items()}
+    except (TypeError, ValueError, RuntimeError) as error:  # an unknown keyword; sizes that overflow
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{origin}: no such {kind} can be built: {reason}", "get the folder again") from error
+    found = {k: tuple(t.shape) for k, t in tensors.items()}
+    wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+    if wrong:
+        have, want = found.get(wrong[0], "missing"), expected.get(wrong[0], "unknown")
+        owner = f"{kind} {name}" if name else "it"
+        raise UserError(
+            f"{origin}: {len(wrong)} tensors do not belong to {owner}: {wrong[0]} is {have}, not {want}",
+            "use the configuration that the weights were trained with",
+        )
+    network = build()
+    network.load_state_dict(dict(tensors), strict=True)
+    network.eval()
+    return network
+
+
+def weights_hash(network: nn.Module) -> str:
+    """sha256 over the names, types and bytes of the state dict: the same weights, the same hash, whatever
+    file they came from.
+    """
+    parts = []
+    for name, tensor in sorted(network.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        parts.append([name, str(tensor.dtype), sha256_bytes(flat.view(torch.uint8).numpy().data)])
+    return sha256_bytes(canonical_json(parts))
+
+
+def _refuse_other_export(kind: type[Config], folder: Path) -> None:
+    """Refuse a folder whose config.json, README.md or weights an export did not write: a run, a repository.
+
+    Raises:
+        UserError: names the file that would be lost.
+    """
+    there = [name for name in FILES if os.path.lexists(folder / name)]
+    if not there:
+        return
+    problem = f"{printable(folder)}: {there[0]} is there already, and was not written by this command"
+    try:
+        own = bool(_sha256_of(load_config(kind, folder / CONFIG)))
+        card = folder / CARD
+        if os.path.lexists(card):
+            own &= read_regular(card, max_bytes=2**20, root=folder).startswith(_CARD_START)
+    except UserError as error:
+        raise UserError(problem, "choose another folder") from error
+    if not own:
+        raise UserError(problem, "choose another folder")
+
+
+def _sha256_of(config: Config) -> str:
+    return str(getattr(config, "weights_sha256", ""))
+
+
+def _refuse_non_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{origin}: {name} holds NaN or infinity", "use weights of a sound training")
