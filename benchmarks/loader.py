@@ -1,4 +1,4 @@
-"""Pairs per second: packed, memory-mapped people against opening six files per pair, side by side.
+"""Pairs per second: a training's own batches of packed people against opening six files per pair.
 
 Both loaders give the same bytes (checked). The data set is drawn here, at Market-1501's image size, or read
 from a folder in its layout (``--root``). Usage: python benchmarks/loader.py [--quick] [--root FOLDER]
@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +21,40 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from reposer.data.datasets import PairDataset, TrainingSteps
 from reposer.data.packed import PackedPeople
+from reposer.data.pairs import ordered_pairs
 from reposer.data.parsing import write_parsing
 from reposer.data.preparing.packing import pack
 from reposer.data.samplers import draw_pairs
 from reposer.images import encode_jpeg, encode_png
 from reposer.structures import PairBatch, PersonRecord
+from reposer.training.gan.config import DataConfig
+from reposer.training.gan.data import GanData
 
 SIZE = (128, 64)  # H, W
 BATCH = 32
 SEED = 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a training's batches follow from (``training.gan.data.PairsConfig``)."""
+
+    data: DataConfig
+    batch_size: int = BATCH
+    accumulate: int = 1
+    seed: int = SEED
+
+
+def training_step(folder: Path, *, flip: bool) -> Callable[[int], PairBatch]:
+    """The batch of any step, as a training of a generator reads it."""
+    data = GanData(Pairs(DataConfig(folder=folder, pairs="pairs.csv", validation_pairs="", flip=flip)))
+
+    def load(step: int) -> PairBatch:
+        (part,) = data.parts(step)
+        return part.batch
+
+    return load
 
 
 class FilePerFile(Dataset[list[torch.Tensor]]):
@@ -137,9 +160,9 @@ def measure(folder: Path, root: Path | None, quick: bool) -> dict[str, object]:
     pack(records, root, folder / "packed", SIZE)
     packing = len(records) / (time.perf_counter() - start)
     people = PackedPeople.open(folder / "packed")
-    rng = np.random.default_rng(SEED)
-    pairs = rng.integers(len(records), size=(20_000, 2))
-    packed = PairDataset(people, pairs)
+    pairs = ordered_pairs([np.flatnonzero(people.pids == pid) for pid in np.unique(people.pids)])
+    names = people.names[pairs]
+    (folder / "pairs.csv").write_text("\n".join(["from,to", *(f"{a},{b}" for a, b in names)]) + "\n")
     files = FilePerFile(records, root, pairs)
 
     def naive_batch(step: int) -> PairBatch:
@@ -154,13 +177,12 @@ def measure(folder: Path, root: Path | None, quick: bool) -> dict[str, object]:
         rest = sum(1 for _ in loader)
         return rest * BATCH / (time.perf_counter() - begin)
 
-    plain = TrainingSteps(packed, BATCH, SEED)
-    flipping = TrainingSteps(packed, BATCH, SEED, flip=0.5)
-    identical = all(same(plain[step], naive_batch(step)) for step in range(5))
+    plain, flipping = (training_step(folder, flip=flip) for flip in (False, True))
+    identical = all(same(plain(step), naive_batch(step)) for step in range(5))
     few, many = (3, 30) if quick else (8, 200)
     arms: dict[str, Callable[[], float]] = {
-        "packed": lambda: pairs_per_second(plain.__getitem__, many),
-        "packed_flip": lambda: pairs_per_second(flipping.__getitem__, many),
+        "packed": lambda: pairs_per_second(plain, many),
+        "packed_flip": lambda: pairs_per_second(flipping, many),
         "files": lambda: pairs_per_second(naive_batch, few),
         "files_2_workers": lambda: naive_workers(few * 3),
     }

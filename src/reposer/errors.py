@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
 # a number beyond these is wrong wherever a user or a file gives it
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # of a count or a weight; of a seed
 MOST_SIDE_BY_SIDE = 1024  # threads or processes
@@ -28,3 +32,26 @@ class NonFiniteError(UserError):
 
 class MissingWeightsError(UserError):
     """Weights of a named network are not on this machine; nothing is ever put in their place."""
+
+
+T = TypeVar("T")
+
+
+def find(kind: str, name: str, table: Mapping[str, T], *others: str) -> T:
+    """The entry of that name in a registry, a plain dict.
+
+    Args:
+        kind: what the names are of, for the message.
+        name: what the user wrote.
+        table: name -> the thing itself.
+        others: names that mean something beside the table's; they are listed too.
+
+    Raises:
+        UserError: there is none; names the nearest and lists all.
+    """
+    if name in table:
+        return table[name]
+    known = [*table, *others]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    nearest = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"{kind} {name or repr(name)}: unknown", f"{nearest}known: {', '.join(known)}")

@@ -260,7 +260,7 @@ def test_what_is_missing_is_named(exported, described, tmp_path, monkeypatch, we
     path.with_suffix(".json").unlink()
     with pytest.raises(UserError, match=r"my\.json: missing"):
         open_parser(path)
-    with pytest.raises(UserError, match=r"parser scpp: unknown: use one of schp_lip"):
+    with pytest.raises(UserError, match=r"parser scpp: unknown: did you mean schp_\w+\? known: schp_lip"):
         open_parser("scpp")
     with pytest.raises(UserError, match="no such file"):
         open_parser(tmp_path / "none.onnx")

@@ -46,8 +46,8 @@ def test_help_names_every_verb_and_loads_no_torch():
         (["generate", "shipped", "--out", "x"], "--source and one of --donor and --target"),
         (["study", "augmentatio", "--data", "/nowhere", "--out", "x"], "did you mean augmentation"),
         (["study", "augmentation", "--data", "/nowhere", "--out", "x"], "/nowhere"),
-        (["study", "augmentation", "--data", "/nowhere", "--out", "x", "--arms", "x9"], "there is no arm x9"),
-        (["study", "ablations", "--data", "/nowhere", "--out", "x", "--arms", "x9"], "there is no row x9"),
+        (["study", "augmentation", "--data", "/nowhere", "--out", "x", "--arms", "x9"], "arm x9: unknown"),
+        (["study", "ablations", "--data", "/nowhere", "--out", "x", "--arms", "x9"], "row x9: unknown"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_exit_code_1(run, arguments, words):

@@ -15,7 +15,6 @@ from reposer.data.keypoints import (
     FLIP_JOINTS,
     HEADER,
     JOINTS,
-    flip_keypoints,
     has_torso,
     normalize_pose,
     pose_distance,
@@ -224,19 +223,6 @@ def test_flip_swaps_sides_by_name() -> None:
         side, _, part = name.partition("-")
         expected = f"{other[side]}-{part}" if side in other else name
         assert JOINTS[FLIP_JOINTS[joint]] == expected
-
-
-def test_flip_mirrors_pixel_centers() -> None:
-    flipped = flip_keypoints(standing(), 64)
-    right_shoulder = flipped[JOINTS.index("right-shoulder")]
-    assert right_shoulder.tolist() == [63 - 44, 22]  # it was the left shoulder
-
-
-@settings(derandomize=True)
-@given(st.lists(coordinates, min_size=18, max_size=18), st.integers(1, 4000))
-def test_flip_twice_is_the_identity(points: list[tuple[float, float] | None], width: int) -> None:
-    pose = np.array([point or (math.nan, math.nan) for point in points], np.float32).round()
-    np.testing.assert_array_equal(flip_keypoints(flip_keypoints(pose, width), width), pose)
 
 
 def test_scaled_points_keep_to_the_pixel_centers_of_a_resized_image() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from reposer.data.keypoints import JOINTS, flip_keypoints
+from reposer.data.keypoints import FLIP_JOINTS, JOINTS
 from reposer.data.orientation import (
     ORIENTATIONS,
     UNKNOWN,
@@ -58,7 +58,7 @@ def test_a_front_shows_the_right_shoulder_on_the_left() -> None:
 
 def test_a_mirrored_image_mirrors_the_orientation() -> None:
     poses = np.stack([turned(degrees) for degrees in DEGREES])
-    names = [ORIENTATIONS[i] for i in orientation(flip_keypoints(poses, 64))]
+    names = [ORIENTATIONS[i] for i in orientation([63, 0] + [-1, 1] * poses[:, FLIP_JOINTS])]
     swapped = {"left": "right", "right": "left"}
     expected = ["-".join(swapped.get(word, word) for word in name.split("-")) for name in ORIENTATIONS]
     assert names == expected

@@ -247,7 +247,7 @@ def test_arrays_give_the_same_as_pairs(people: PackedPeople, tiny: dict[str, Pat
 
 def test_user_errors_are_named(people: PackedPeople) -> None:
     pairs = _pairs(people)
-    with pytest.raises(UserError, match="unknown metric 'lpip'"):
+    with pytest.raises(UserError, match="metric lpip: unknown"):
         evaluate_pairs({}, people, pairs, ["lpip"])
     with pytest.raises(UserError, match="nothing to evaluate"):
         evaluate_pairs({}, people, pairs[:0], ["l1"])

@@ -165,7 +165,7 @@ def test_images_without_maps_or_poses(tmp_path):
 
 
 def test_refusals(crowd, tmp_path):
-    with pytest.raises(UserError, match="policy nearest: unknown: choose one of any, "):
+    with pytest.raises(UserError, match=r"policy nearest: unknown: did you mean .* known: any, "):
         choose_donors(crowd, "nearest", 2)
     with pytest.raises(UserError, match="factor 1: gives no generated image"):
         choose_donors(crowd, "any", 1)

@@ -12,7 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reposer.errors import MissingWeightsError, UserError
-from reposer.losses.perceptual import PerceptualNetwork, perceptual_loss
+from reposer.losses.perceptual import PerceptualNetwork, layer_differences
+
+
+def perceptual_loss(
+    network: PerceptualNetwork, generated: Tensor, target: Tensor, norm: str = "l2"
+) -> Tensor:
+    """As training sums it: the target's maps receive no gradient."""
+    with torch.no_grad():
+        wanted = network(target)
+    return torch.stack(layer_differences(network(generated), wanted, norm)).sum()
 
 
 @cache

@@ -82,7 +82,7 @@ def test_impossible_arguments_are_named(args: dict[str, Any], word: str) -> None
 def test_generators_by_name() -> None:
     with torch.device("meta"):
         assert isinstance(build_generator("san", **TINY), GENERATORS["san"])  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="use one of san"):
+    with pytest.raises(UserError, match="generator sann: unknown: did you mean san"):
         build_generator("sann")
     with pytest.raises(UserError, match="paper, lean, small"):
         san_size("tiny")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reposer.errors import UserError
 from reposer.images import imagenet_normalize
-from reposer.losses.perceptual import PerceptualNetwork, perceptual_loss
+from reposer.losses.perceptual import PerceptualNetwork, layer_differences
 
 SHARED = Path(__file__).parents[3] / "shared"
 VGG16 = SHARED / "weights" / "vgg16_features_to_relu3_3_imagenet.safetensors"
@@ -27,6 +27,15 @@ pytestmark = [
         not (VGG16.is_file() and PHOTOS.is_dir()), reason="no real data beside the repository"
     ),
 ]
+
+
+def perceptual_loss(
+    network: PerceptualNetwork, generated: Tensor, target: Tensor, norm: str = "l2"
+) -> Tensor:
+    """As training sums it: the target's maps receive no gradient."""
+    with torch.no_grad():
+        wanted = network(target)
+    return torch.stack(layer_differences(network(generated), wanted, norm)).sum()
 
 
 @pytest.fixture(scope="module")

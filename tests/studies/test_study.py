@@ -136,7 +136,7 @@ def test_refuses_a_study_that_says_nothing(prepared, changes, words):
 
 
 def test_refuses_arms_by_name(prepared):
-    with pytest.raises(UserError, match="there is no arm x3"):
+    with pytest.raises(UserError, match="--arms: arm x3: unknown"):
         configure("augmentation", prepared, "shipped", ["real", "x3"])
     with pytest.raises(UserError, match="a filter judges by the network"):
         configure("augmentation", prepared, "shipped", ["x2_filtered"])

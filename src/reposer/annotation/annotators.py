@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.annotation.interfaces import (
-    DETECTORS,
     AnnotatorInfo,
     KeypointDetector,
     Parser,
@@ -22,7 +21,7 @@ from reposer.annotation.interfaces import (
 )
 from reposer.annotation.keypoints import KeypointFiles, joint_scores, open_keypoint_detector
 from reposer.annotation.parser import SegmentationParser, open_parser
-from reposer.annotation.person_mask import FolderMasks, ParsingMasker, open_detector_masker
+from reposer.annotation.person_mask import MASKERS, FolderMasks, ParsingMasker, open_masker
 from reposer.annotation.segmentation_model import Sides
 from reposer.data.keypoint_imports import FORMATS
 from reposer.data.keypoints import Pose
@@ -77,18 +76,18 @@ class AnnotatorChoice:
         name, weights = _named(self.detect)
         return load_detector(name, weights, **self._how())
 
-    def _parser(self) -> SegmentationParser | None:
+    def _parser(self) -> Parser | None:
         if self.parser == NONE:
             return None
         name, weights = _named(self.parser)
         return open_parser(name, weights, sides=self.sides, **self._how())
 
     def _masks(self) -> PersonMasker | FolderMasks | None:
-        if self.mask in (NONE, "parsing"):
-            return None if self.mask == NONE else ParsingMasker()
+        if self.mask == NONE:
+            return None
         name, weights = _named(self.mask)
-        if name in DETECTORS:
-            return open_detector_masker(name, weights, **self._how())
+        if name in MASKERS:
+            return open_masker(name, weights, **self._how())
         return FolderMasks(self.mask)
 
     def _keypoints(self) -> KeypointDetector | KeypointFiles | None:

@@ -16,7 +16,7 @@ import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.storage.files import sha256_file
 from reposer.weights.files import KNOWN, load_state_dict_file
 from reposer.weights.licenses import licensed_weights
@@ -122,14 +122,12 @@ def load_detector(
         MissingWeightsError: they are not here; says what to put where.
         UserError: unknown name, a damaged file, or weights of another network.
     """
-    if name not in _BUILDERS:
-        raise UserError(f"detector {name!r}: unknown", f"use one of {', '.join(DETECTORS)}")
+    builder = getattr(torchvision.models.detection, find("detector", name, _BUILDERS))
     info = AnnotatorInfo(f"{name} (own weights)")
     if weights is None:
         weights = licensed_weights(name, accept_license=accept_license, may_download=may_download)
         info = AnnotatorInfo(name, license=KNOWN[name].license, non_commercial=KNOWN[name].non_commercial)
     tensors = load_state_dict_file(weights)
-    builder = getattr(torchvision.models.detection, _BUILDERS[name])
     network: nn.Module = builder(weights=None, weights_backbone=None)
     try:
         network.load_state_dict(tensors, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.annotation.interfaces import AnnotatorInfo, Poses, detect, load_detector, main_person
+from reposer.annotation.interfaces import (
+    AnnotatorInfo,
+    KeypointDetector,
+    Poses,
+    detect,
+    load_detector,
+    main_person,
+)
 from reposer.annotation.networks import load_transformers
 from reposer.data.keypoint_imports import (
     FORMATS,
@@ -24,7 +31,7 @@ from reposer.data.keypoint_imports import (
 )
 from reposer.data.keypoints import COCO_JOINTS, Pose, coco_to_openpose
 from reposer.data.problems import AnnotationProblem
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import printable
 
@@ -223,12 +230,12 @@ def open_keypoint_detector(
     accept_license: bool = False,
     may_download: bool = False,
     device: str = "cpu",
-) -> RcnnKeypoints | VitPose:
+) -> KeypointDetector:
     """A detector by name.
 
     Args:
-        name: "keypointrcnn" or "vitpose".
-        weights: a state dict for Keypoint R-CNN (None: the official one); for ViTPose a folder with
+        name: a key of KEYPOINT_DETECTORS.
+        weights: for Keypoint R-CNN a state dict (None: the official one); for ViTPose a folder with
             config.json and model.safetensors.
         accept_license: the user has accepted the terms of official weights.
         may_download: get official weights where they are not on this machine.
@@ -237,21 +244,31 @@ def open_keypoint_detector(
     Raises:
         UserError: as ``interfaces.load_detector`` and ``networks.load_transformers``; unknown name.
     """
-    if name == "vitpose":
-        if weights is None:
-            raise UserError(
-                "vitpose: has no pinned file to download",
-                "save usyd-community/vitpose-base-simple (Apache-2.0) with transformers and give its folder",
-            )
-        network = load_transformers(weights, _VITPOSE).to(device)
-        sha256 = sha256_file(Path(weights) / "model.safetensors")
-        return VitPose(network, AnnotatorInfo("vitpose", sha256, "Apache-2.0"))
-    if name != "keypointrcnn":
-        raise UserError(f"keypoint detector {name!r}: unknown", "use keypointrcnn or vitpose")
-    network, info = load_detector(
-        name, weights, accept_license=accept_license, may_download=may_download, device=device
-    )
-    return RcnnKeypoints(network, info)
+    made = find("keypoint detector", name, KEYPOINT_DETECTORS)
+    return made(weights, accept_license=accept_license, may_download=may_download, device=device)
+
+
+def _open_rcnn(weights: str | Path | None, **how: Any) -> RcnnKeypoints:
+    return RcnnKeypoints(*load_detector("keypointrcnn", weights, **how))
+
+
+def _open_vitpose(weights: str | Path | None, *, device: str, **how: Any) -> VitPose:
+    del how  # there is no official file whose terms could be accepted
+    if weights is None:
+        raise UserError(
+            "vitpose: has no pinned file to download",
+            "save usyd-community/vitpose-base-simple (Apache-2.0) with transformers and give its folder",
+        )
+    network = load_transformers(weights, _VITPOSE).to(device)
+    sha256 = sha256_file(Path(weights) / "model.safetensors")
+    return VitPose(network, AnnotatorInfo("vitpose", sha256, "Apache-2.0"))
+
+
+# Each is called with the user's weights (or None), accept_license, may_download and device.
+KEYPOINT_DETECTORS: dict[str, Callable[..., KeypointDetector]] = {
+    "keypointrcnn": _open_rcnn,
+    "vitpose": _open_vitpose,
+}
 
 
 def _poses(

@@ -6,6 +6,8 @@ scores are carried back to the image's size, and only then does each pixel take 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reposer.annotation.interfaces import AnnotatorInfo
+from reposer.annotation.interfaces import Parser as HumanParser
 from reposer.annotation.networks import Network, OnnxNetwork, TransformersNetwork
 from reposer.annotation.segmentation_model import (
     MODELS,
@@ -28,7 +31,7 @@ from reposer.annotation.segmentation_model import (
 )
 from reposer.config import load_config
 from reposer.data.parsing import LIP_LABELS
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import RefusedFileError
 from reposer.structures import NUM_JOINTS
@@ -215,11 +218,11 @@ def open_parser(
     may_download: bool = False,
     device: str = "cpu",
     sides: Sides | None = None,
-) -> SegmentationParser:
+) -> HumanParser:
     """A parser by name, or from a file or folder of the user's.
 
     Args:
-        model: a key of MODELS; or ``x.onnx`` with its description ``x.json`` beside it; or a folder of
+        model: a key of PARSERS; or ``x.onnx`` with its description ``x.json`` beside it; or a folder of
             transformers with the description ``parser.json`` in it.
         weights: for a name: the file (.onnx) or folder (transformers) to use instead of the official one.
         accept_license: the user has accepted the terms of the weights.
@@ -234,17 +237,16 @@ def open_parser(
         UserError: unknown name, missing package or description.
     """
     name = str(model)
-    if name in MODELS:
-        description = _with_sides(MODELS[name], name, sides)
-        return _open_known(name, description, weights, accept_license, may_download, device)
+    if name in PARSERS:
+        made = PARSERS[name]
+        return made(weights, sides, accept_license=accept_license, may_download=may_download, device=device)
     path = Path(model)
     if path.is_dir():
         place = path / DESCRIPTION
     elif path.suffix.lower() == ".onnx":
         place = path.with_suffix(".json")
     else:
-        known = ", ".join(MODELS)
-        raise UserError(f"parser {name}: unknown", f"use one of {known}, an .onnx file, or a folder")
+        find("parser", name, PARSERS, "FILE.onnx", "FOLDER")
     if path.exists() and not place.exists():
         raise UserError(
             f"{place}: missing, it must describe {path.name}",
@@ -265,12 +267,14 @@ def _with_sides(description: SegmentationModel, name: str, sides: Sides | None) 
 
 def _open_known(
     name: str,
-    description: SegmentationModel,
     weights: str | Path | None,
+    sides: Sides | None,
+    *,
     accept_license: bool,
     may_download: bool,
     device: str,
 ) -> SegmentationParser:
+    description = _with_sides(MODELS[name], name, sides)
     if name in KNOWN:
         known = KNOWN[name]
         description = description.changed(license=known.license, non_commercial=known.non_commercial)
@@ -303,3 +307,7 @@ def _build(
         network, file = OnnxNetwork(path, description, device), path
     info = AnnotatorInfo(name, sha256_file(file), description.license, description.non_commercial)
     return SegmentationParser(network, description, info)
+
+
+# Each is called with the user's weights and sides (or None), accept_license, may_download and device.
+PARSERS: dict[str, Callable[..., HumanParser]] = {name: partial(_open_known, name) for name in MODELS}

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.annotation.interfaces import AnnotatorInfo, Masks, MaskSource, detect, load_detector, main_person
+from reposer.annotation.interfaces import (
+    AnnotatorInfo,
+    Masks,
+    MaskSource,
+    PersonMasker,
+    detect,
+    load_detector,
+    main_person,
+)
 from reposer.data.label_files import map_names, read_mask
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.structures import MISSING_LABEL
 
 MASK_THRESHOLD = 0.5
@@ -105,25 +116,33 @@ def _spellings(name: str) -> tuple[str, str]:
     return name, f"{base}{dot}{suffix.upper()}"
 
 
-def open_detector_masker(
+def open_masker(
     name: str = "maskrcnn_v2",
     weights: str | Path | None = None,
     *,
     accept_license: bool = False,
     may_download: bool = False,
     device: str = "cpu",
-) -> DetectorMasker:
-    """A masker around "maskrcnn_v2" or "maskrcnn".
+) -> PersonMasker:
+    """The masker of that name, a key of MASKERS.
 
     Raises:
-        UserError: as ``interfaces.load_detector``, or a detector without masks.
+        UserError: as ``interfaces.load_detector``; unknown name.
     """
-    if not name.startswith("maskrcnn"):
-        raise UserError(f"detector {name!r}: makes no masks", "use maskrcnn_v2 or maskrcnn")
-    network, info = load_detector(
-        name, weights, accept_license=accept_license, may_download=may_download, device=device
-    )
-    return DetectorMasker(network, info)
+    made = find("masker", name, MASKERS)
+    return made(weights, accept_license=accept_license, may_download=may_download, device=device)
+
+
+def _open_detector(name: str, weights: str | Path | None, **how: Any) -> PersonMasker:
+    return DetectorMasker(*load_detector(name, weights, **how))
+
+
+# Each is called with the user's weights (or None), accept_license, may_download and device.
+MASKERS: dict[str, Callable[..., PersonMasker]] = {
+    "parsing": lambda weights, **how: ParsingMasker(),
+    "maskrcnn_v2": partial(_open_detector, "maskrcnn_v2"),
+    "maskrcnn": partial(_open_detector, "maskrcnn"),
+}
 
 
 def _main_mask(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray[np.bool_] | None:

@@ -1,4 +1,5 @@
-"""``reposer prepare LAYOUT``: index, check and pack a data set. A layout is one function below."""
+"""``reposer prepare LAYOUT``: index, check and pack a data set. A layout with options of its own
+names and forms is one function below; any other key of LAYOUTS is found by its name."""
 
 from __future__ import annotations
 
@@ -8,10 +9,38 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from reposer.cli.options import LARGEST, parse_size
 
+
+class _Layouts(TyperGroup):
+    """The commands below, and one for any other key of LAYOUTS."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """As of any group; the options of a layout without a function below are its own keywords."""
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            return found
+        from reposer.data.layouts.reid_readers import LAYOUTS
+
+        if cmd_name not in LAYOUTS:
+            return None
+        parameters = list(inspect.signature(LAYOUTS[cmd_name], eval_str=True).parameters.values())[1:]
+        parameters = [p for p in parameters if p.annotation in (str, int, float, bool, Path)]
+
+        def own(**options: Any) -> Chosen:
+            return cmd_name, options
+
+        own.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        own.__doc__ = inspect.getdoc(LAYOUTS[cmd_name])
+        alone = typer.Typer(rich_markup_mode=None, add_completion=False)
+        _command(cmd_name, group=alone)(own)
+        return typer.main.get_command(alone)
+
+
 app = typer.Typer(
+    cls=_Layouts,
     help="Index, check and pack a data set; the originals are never touched.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -83,7 +112,7 @@ def _pictures(
 
 
 def _command(
-    name: str, *, people: bool = True, size: str = "128x64"
+    name: str, *, people: bool = True, size: str = "128x64", group: typer.Typer | None = None
 ) -> Callable[[Callable[..., Chosen]], None]:
     """Make a command of a function that turns a layout's own parameters into what ``prepare_people`` takes.
 
@@ -91,6 +120,7 @@ def _command(
         name: of the command.
         people: whether ``--holdout`` and ``--pairs`` are offered.
         size: default of ``--size``.
+        group: that gets it; default: ``app``.
     """
 
     def register(own: Callable[..., Chosen]) -> None:
@@ -107,7 +137,7 @@ def _command(
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(name, help=inspect.getdoc(own))(command)
+        (group or app).command(name, help=inspect.getdoc(own))(command)
 
     return register
 

@@ -127,13 +127,6 @@ def write_keypoints_csv(path: str | Path, poses: Mapping[str, Pose]) -> None:
     write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
-def flip_keypoints(pose: Pose, width: int) -> Pose:
-    """Mirror (..., J, 2) in an image of ``width`` pixels: x -> width - 1 - x; left and right joints swap."""
-    flipped = np.asarray(pose, np.float32)[..., FLIP_JOINTS, :].copy()
-    flipped[..., 0] = width - 1 - flipped[..., 0]
-    return flipped
-
-
 def scale_keypoints(pose: Pose, source_size: tuple[int, int], target_size: tuple[int, int]) -> Pose:
     """Carry (..., J, 2) over from sizes (H, W) to (H, W), pixel centers as image resizing maps them."""
     ratio = np.array([target_size[1] / source_size[1], target_size[0] / source_size[0]], np.float32)

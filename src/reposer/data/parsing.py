@@ -178,11 +178,6 @@ def colorize(parsing: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return table[parsing]
 
 
-def flip_parsing(parsing: NDArray[np.uint8], labels: str = "lip20") -> NDArray[np.uint8]:
-    """Mirror (..., H, W): columns are reversed, and left and right labels swap."""
-    return FLIP_LABELS[labels][parsing[..., ::-1]]
-
-
 def convert(parsing: NDArray[np.uint8], source: str, target: str) -> NDArray[np.uint8]:
     """Map one (H, W) map between label sets; MISSING_LABEL stays. Tables and their losses are in this file.
 

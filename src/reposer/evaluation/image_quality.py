@@ -8,6 +8,7 @@ rounding).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +117,7 @@ def evaluate_pairs(
                 images = _checked(name, method(batch), batch.target_image)
                 found = torch.from_numpy(detector(images).keypoints) if measured_poses and detector else None
                 truth = (batch.target_image, batch.target_mask, batch.target_parsing, batch.target_keypoints)
-                yield ImageBatch(images, *truth, found)
+                yield ImageBatch(images, *truth, found, batch)
 
         return MeasuredRow(rows, batches)
 
@@ -139,9 +140,10 @@ def evaluate_pairs(
     names = np.array(people.names)
     columns = {"source": names[source], "target": names[target], "pid": people.pids[target]}
     options = MeasurementOptions(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
-    fields = {"mask", "parsing", "keypoints"} | ({"generated_keypoints"} if detector else set())
+    known = {"mask", "parsing", "keypoints", *(field.name for field in dataclasses.fields(PairBatch))}
+    known |= {"generated_keypoints"} if detector else set()
     chosen = reference or ("targets" if training is None else "training")
-    report = evaluate(runs, metrics, columns, people.pids[target], sets, chosen, fields, options)
+    report = evaluate(runs, metrics, columns, people.pids[target], sets, chosen, known, options)
     if detector is not None and measured_poses:
         report.settings["keypoint_detector"] = f"{detector.info.name} {detector.info.sha256[:12]}".strip()
     return report
@@ -199,7 +201,9 @@ def evaluate_images(
             for start in range(0, len(target), batch_size):
                 part = slice(start, start + batch_size)
                 truth = _tensor(target[part])
-                fields = {field: torch.from_numpy(np.array(array[part])) for field, array in given.items()}
+                fields: dict[str, Any] = {
+                    field: torch.from_numpy(np.array(array[part])) for field, array in given.items()
+                }
                 yield ImageBatch(_checked(name, _tensor(images[name][part]), truth), truth, **fields)
 
         return MeasuredRow(every, batches)

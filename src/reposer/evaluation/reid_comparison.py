@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.evaluation.reid_protocols import MARKET, ReidProtocol
 from reposer.evaluation.reidentification import (
     Expansion,
@@ -146,12 +146,8 @@ def compare_methods(
         UserError: an unknown method, a learned one without ``train``, training and test sets that share a
             person, and all that evaluate_reid refuses.
     """
-    unknown = [name for name in methods if name not in DISTANCES and name not in LEARNERS]
-    if unknown or not methods:
-        known = ", ".join([*DISTANCES, *LEARNERS])
-        raise UserError(
-            f"unknown Re-ID method {', '.join(unknown) or '(none given)'}", f"choose among {known}"
-        )
+    for name in methods or ("",):
+        find("Re-ID method", name, {**DISTANCES, **LEARNERS})
     query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
     query, gallery, told = _cameras(query, gallery, protocol, exclude_same_camera)
     learned = {name: LEARNERS[name](seed) for name in methods if name in LEARNERS}

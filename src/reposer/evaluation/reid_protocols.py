@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.metrics.retrieval import DISTRACTOR, JUNK, Clothes
 from reposer.structures import FeatureSet
 
@@ -96,9 +96,7 @@ def find_protocol(name: str, shots: int | None = None, trials: int | None = None
     Raises:
         UserError: there is none of that name, or a number that makes no sense for it.
     """
-    if name not in PROTOCOLS:
-        raise UserError(f"unknown protocol {name!r}", f"choose one of {', '.join(PROTOCOLS)}")
-    protocol = PROTOCOLS[name]
+    protocol = find("protocol", name, PROTOCOLS)
     if shots is None and trials is None:
         return protocol
     if not protocol.shots:

@@ -35,7 +35,6 @@ from reposer.reid.search import (
     checked,
     expand_queries,
     flagged,
-    known_distance,
     nearest_columns,
     pairwise_form,
     with_cameras,
@@ -353,4 +352,4 @@ def _euclidean_space(features: NDArray[np.floating], distance: str | QuadraticMe
     """Features whose Euclidean distance ranks like ``distance``; re-ranking starts from it."""
     if isinstance(distance, QuadraticMetric):
         return distance.transform(features)
-    return normalize(features) if known_distance(distance) == "cosine" else features
+    return normalize(features) if distance == "cosine" else features

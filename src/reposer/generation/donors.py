@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import ROWS, PackedPeople
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.generation.poses import Outfits, PoseSpace, cover, outfits
 from reposer.storage.tables import read_table
 
@@ -157,14 +157,13 @@ def choose_donors(
     Raises:
         UserError: no such policy, factor below 2, a row outside the training split, or nothing to choose.
     """
-    if policy not in POLICIES:
-        raise UserError(f"policy {policy}: unknown", f"choose one of {', '.join(POLICIES)}")
+    choose = find("policy", policy, POLICIES)
     if factor < 2:
         reason = "gives no generated image" if factor == 1 else "is impossible"
         raise UserError(f"factor {factor}: {reason}", "factor 2 adds one generated image to each real one")
     pool = _pool(people, rows, seed)
     copies = factor - 1
-    chosen = POLICIES[policy](pool, copies)
+    chosen = choose(pool, copies)
     found = chosen >= 0
     if not found.any():
         reason = pool.notes[0] if pool.notes else "no image has a fitting donor"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reposer.data.layouts.market_names import collisions, parse_name
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS
 from reposer.generation.forgetting import FORGETTING
 from reposer.images import MAX_FILE_BYTES, without_metadata
@@ -69,8 +69,7 @@ def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, c
         DiskError: the disk refuses.
     """
     folder, out = Path(folder), Path(out)
-    if layout not in LAYOUTS:
-        raise UserError(f"layout {layout}: unknown", f"choose from {', '.join(LAYOUTS)}")
+    find("layout", layout, LAYOUTS)
     if out.exists():
         raise UserError(f"{out}: exists", "choose a new folder")
     images = list(_images(folder))

@@ -19,7 +19,7 @@ from reposer.data.keypoint_imports import read_pose_json
 from reposer.data.keypoints import JOINTS, NECK, Pose, middle_hip, read_keypoints_csv, scale_keypoints
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import PackedPeople
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.generation.inputs import Person
 from reposer.images import read_picture
 from reposer.storage.files import sha256_bytes
@@ -62,11 +62,7 @@ def canonical_pose(name: str) -> Pose:
     Raises:
         UserError: no such orientation; names the nearest.
     """
-    if name not in ORIENTATIONS:
-        near = difflib.get_close_matches(name, ORIENTATIONS, n=1, cutoff=0.0)
-        known = ", ".join((*ORIENTATIONS, ALL))
-        raise UserError(f"canonical pose {name!r}: unknown", f"did you mean {near[0]}? known: {known}")
-    degrees = _TURNS[ORIENTATIONS.index(name)]
+    degrees = find("canonical pose", name, dict(zip(ORIENTATIONS, _TURNS, strict=True)), ALL)
     turn = np.deg2rad(degrees)
     pose = np.full((len(JOINTS), 2), np.nan, np.float32)
     for number, joint in enumerate(JOINTS):

@@ -173,22 +173,6 @@ def _read_weights(net: str, weights: str | Path | Mapping[str, Tensor] | None) -
     return load_state_dict_file(find_weights(_OFFICIAL.get(net, net)) if weights is None else weights)
 
 
-def perceptual_loss(
-    network: PerceptualNetwork, generated: Tensor, target: Tensor, norm: str = "l2"
-) -> Tensor:
-    """Mean difference of the feature maps, summed over the layers; a scalar.
-
-    Args:
-        network: the frozen network.
-        generated: (B, 3, H, W) model float; receives the gradient.
-        target: (B, 3, H, W) model float.
-        norm: l2, the mean square (eq. 6), or l1, the mean absolute difference (PATN's default).
-    """
-    with torch.no_grad():
-        wanted = network(target)
-    return torch.stack(layer_differences(network(generated), wanted, norm)).sum()
-
-
 def layer_differences(maps: Sequence[Tensor], wanted: Sequence[Tensor], norm: str = "l2") -> list[Tensor]:
     """Mean square (l2) or mean absolute (l1) difference of each pair of maps, in float32; scalars."""
     if norm not in NORMS:

@@ -7,7 +7,6 @@ MissingWeightsError when loaded; no other network ever takes its place.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.errors import MissingWeightsError, UserError
+from reposer.errors import MissingWeightsError, UserError, find
 from reposer.metrics import similarity
 from reposer.metrics.feature_networks import GflaInception, KerasMobileNetV2, PtInception, PtInceptionLogits
 from reposer.metrics.lpips import Lpips, Net, packaged_heads
 from reposer.metrics.pose_and_parsing import pckh, pose_mask
 from reposer.storage.files import sha256_file
-from reposer.structures import MISSING_LABEL
+from reposer.structures import MISSING_LABEL, PairBatch
 from reposer.weights.files import KNOWN, find_weights
 
 
@@ -38,6 +37,7 @@ class ImageBatch:
     parsing: Tensor | None = None  # (B, H, W) uint8 LIP-20 labels of the target
     keypoints: Tensor | None = None  # (B, J, 2) x, y of the target in pixels, NaN where missing
     generated_keypoints: Tensor | None = None  # (B, J, 2) found in the generated images by a detector
+    pair: PairBatch | None = None  # what the images were generated from; ``needs`` may name its fields
 
 
 Measure = Callable[[ImageBatch], NDArray[np.float64]]  # (B,) one value an image, NaN where undefined
@@ -51,7 +51,7 @@ class ImageMetric:
     better: Literal["lower", "higher"]
     protocol: str  # what the name pins, in words
     load: Callable[[WeightFiles, torch.device], Measure]
-    needs: tuple[str, ...] = ()  # fields of ImageBatch besides generated and target
+    needs: tuple[str, ...] = ()  # fields of ImageBatch besides generated and target, or of its ``pair``
     weights: tuple[str, ...] = ()  # names of the weights files
 
 
@@ -131,10 +131,7 @@ def find_metric(name: str) -> ImageMetric | SetMetric:
     Raises:
         UserError: there is none, with the nearest name.
     """
-    if name not in METRICS:
-        near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)
-        raise UserError(f"unknown metric {name!r}", f"did you mean {near[0]}? known: {', '.join(METRICS)}")
-    return METRICS[name]
+    return find("metric", name, METRICS)
 
 
 def _pixels(

@@ -21,9 +21,9 @@ from reposer.models.layers import (
     check_choice,
     conv,
     init_weights,
+    join_planes,
 )
 from reposer.models.pose_maps import convolve, pose_maps
-from reposer.models.san_blocks import join_planes
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
 PAIRINGS = ("source", "as_printed", "shape", "pose", "none")

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reposer.config import Config
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.images import resize, to_float
 from reposer.models.backbones import MobileNetV2, ResNet, Small
 from reposer.models.layers import check_arguments, check_choice
@@ -217,8 +217,7 @@ def build_backbone(name: str, **args: Any) -> nn.Module:
     Raises:
         UserError: no such backbone, no such argument (the nearest is named), or an impossible value.
     """
-    check_choice("backbone", name, EMBEDDINGS)
-    made = EMBEDDINGS[name]
+    made = find("backbone", name, EMBEDDINGS)
     known = list(inspect.signature(made).parameters)
     for arg in args:
         if arg not in known:

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from reposer.errors import UserError
-from reposer.models.layers import check_arguments, check_choice
+from reposer.errors import UserError, find
+from reposer.models.layers import check_arguments
 from reposer.models.parsing_predictor import ParsingPredictor
 from reposer.models.patn import PATN
 from reposer.models.rsa_gan import RSAGAN
@@ -61,12 +61,12 @@ def option_is_on(name: str, option: str, args: Mapping[str, Any]) -> bool:
 def _build(
     kind: str, known: dict[str, Callable[..., nn.Module]], name: str, args: dict[str, Any]
 ) -> nn.Module:
-    check_choice(kind, name, known)
-    options = list(inspect.signature(known[name]).parameters)
+    made = find(kind, name, known)
+    options = list(inspect.signature(made).parameters)
     for arg in args:
         if arg not in options:
             near = difflib.get_close_matches(arg, options, n=1)
             advice = f"did you mean {near[0]}" if near else f"use one of {', '.join(options)}"
             raise UserError(f"the {kind} {name} has no argument {arg}", advice)
     check_arguments(args)
-    return known[name](**args)
+    return made(**args)

@@ -6,7 +6,7 @@ norm (its backward pass reads its own input, not its output) and saves a tensor 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -267,3 +267,32 @@ def crop_to(x: Tensor, height: int, width: int) -> Tensor:
     """Undo ``pad_to_multiple``: the middle (B, C, height, width) of ``x``."""
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
     return x[..., top : top + height, left : left + width]
+
+
+# ---- The inputs of networks: a parsing map as planes, beside other planes.
+
+
+def onehot_parsing(parsing: Tensor, labels: int) -> Tensor:
+    """(B, H, W) label indices -> (B, labels, H, W) bool, channels last in memory.
+
+    A label outside the schema (MISSING_LABEL above all) is zero in every channel.
+    """
+    index = torch.arange(labels, dtype=parsing.dtype, device=parsing.device)
+    return (parsing.unsqueeze(-1) == index).permute(0, 3, 1, 2)
+
+
+def join_planes(planes: Sequence[Tensor], parsing: Tensor, labels: int) -> Tensor:
+    """Planes (B, C, H, W) and the one-hot parsing -> (B, sum of C + labels, H, W) float32, channels last.
+
+    Everything is written once, into its place: one-hot, conversion and concatenation in one pass over memory.
+    """
+    batch, height, width = parsing.shape
+    channels = sum(plane.shape[1] for plane in planes)
+    size = (batch, channels + labels, height, width)
+    joined = torch.empty(size, device=parsing.device, memory_format=torch.channels_last)
+    start = 0
+    for plane in planes:
+        joined[:, start : start + plane.shape[1]] = plane
+        start += plane.shape[1]
+    joined[:, start:] = onehot_parsing(parsing, labels)
+    return joined

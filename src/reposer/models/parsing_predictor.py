@@ -24,10 +24,10 @@ from reposer.models.layers import (
     UpNormAct,
     crop_to,
     init_weights,
+    join_planes,
     pad_to_multiple,
 )
 from reposer.models.pose_maps import gaussian_maps
-from reposer.models.san_blocks import join_planes
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
 PRESENT = 0.005  # of the person's pixels: a smaller label is no sign of what is worn

@@ -27,12 +27,12 @@ from reposer.models.layers import (
     crop_to,
     init_weights,
     make_norm,
+    onehot_parsing,
     pad_to_multiple,
 )
 from reposer.models.pose_maps import PoseConv2d, PoseMaps, pose_maps
 from reposer.models.rsa_attention import GatedCrossAttention, StyleInjection
 from reposer.models.rsa_fusion import LABEL_COUNTS, MERGE_TABLE, RegionalFusion, limb_prior
-from reposer.models.san_blocks import onehot_parsing
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
 

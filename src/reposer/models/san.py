@@ -16,9 +16,17 @@ from torch import Tensor, nn
 
 from reposer.errors import UserError
 from reposer.images import to_float
-from reposer.models.layers import Padding, check_choice, conv, crop_to, init_weights, pad_to_multiple
+from reposer.models.layers import (
+    Padding,
+    check_choice,
+    conv,
+    crop_to,
+    init_weights,
+    join_planes,
+    pad_to_multiple,
+)
 from reposer.models.pose_maps import gaussian_maps
-from reposer.models.san_blocks import Decoder, DeepEncoder, Encoder, SemanticAttentionBlock, join_planes
+from reposer.models.san_blocks import Decoder, DeepEncoder, Encoder, SemanticAttentionBlock
 from reposer.structures import NUM_JOINTS, PairBatch
 
 SCHEMA_LABELS = {"lip20": 20, "atr18": 18, "cihp20": 20, "pascal7": 7, "merged8": 8}

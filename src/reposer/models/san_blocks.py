@@ -1,4 +1,4 @@
-"""The parts of SAN: the network's inputs, the encoder, the Semantic Attention Block, the U-Net-like decoder.
+"""The parts of SAN: the encoder, the Semantic Attention Block, the U-Net-like decoder.
 
 Source: Liu et al., arXiv 2008.07884, section 3.1; where it is silent, PATN's public code
 (docs/explanation/san.md).
@@ -16,32 +16,6 @@ from reposer.errors import UserError
 from reposer.models.layers import ConvNormAct, Padding, UpNormAct, check_choice, conv
 
 GATE_SOURCES = ("semantic", "appearance", "appearance_conv")
-
-
-def onehot_parsing(parsing: Tensor, labels: int) -> Tensor:
-    """(B, H, W) label indices -> (B, labels, H, W) bool, channels last in memory.
-
-    A label outside the schema (MISSING_LABEL above all) is zero in every channel.
-    """
-    index = torch.arange(labels, dtype=parsing.dtype, device=parsing.device)
-    return (parsing.unsqueeze(-1) == index).permute(0, 3, 1, 2)
-
-
-def join_planes(planes: Sequence[Tensor], parsing: Tensor, labels: int) -> Tensor:
-    """Planes (B, C, H, W) and the one-hot parsing -> (B, sum of C + labels, H, W) float32, channels last.
-
-    Everything is written once, into its place: one-hot, conversion and concatenation in one pass over memory.
-    """
-    batch, height, width = parsing.shape
-    channels = sum(plane.shape[1] for plane in planes)
-    size = (batch, channels + labels, height, width)
-    joined = torch.empty(size, device=parsing.device, memory_format=torch.channels_last)
-    start = 0
-    for plane in planes:
-        joined[:, start : start + plane.shape[1]] = plane
-        start += plane.shape[1]
-    joined[:, start:] = onehot_parsing(parsing, labels)
-    return joined
 
 
 class ConvStack(nn.Sequential):

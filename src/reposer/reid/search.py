@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.arrays import float_array, whole_labels
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.reid.distances import DISTANCES, PairwiseForm, check_features, normalize
 from reposer.reid.quadratic import QuadraticMetric
 from reposer.structures import FeatureSet, Ranking
@@ -126,18 +126,7 @@ def pairwise_form(
     """The distances of (Q, D) and (G, D) features under a named or a learned distance."""
     if isinstance(distance, QuadraticMetric):
         return distance.form(query, gallery)
-    return DISTANCES[known_distance(distance)](query, gallery)
-
-
-def known_distance(name: str) -> str:
-    """The name itself.
-
-    Raises:
-        UserError: it is no key of DISTANCES.
-    """
-    if name not in DISTANCES:
-        raise UserError(f"unknown distance {name!r}", f"choose one of {', '.join(DISTANCES)}")
-    return name
+    return find("distance", distance, DISTANCES)(query, gallery)
 
 
 def nearest(form: PairwiseForm, top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field, model_validator
 from reposer.config import Config, apply_overrides, load_config, read_json
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
-from reposer.errors import MOST_SIDE_BY_SIDE, UserError
+from reposer.errors import MOST_SIDE_BY_SIDE, find
 from reposer.evaluation.image_quality import DEFAULT_METRICS
 from reposer.evaluation.significance import Difference, paired_bootstrap
 from reposer.generation.pose_transfer import PoseTransfer
@@ -182,11 +182,8 @@ def ablations(data: Path, arms: Sequence[str] = (), overrides: Sequence[str] = (
     """
     config = AblationConfig(data=data)
     known = {arm.name: arm for arm in config.arms}
-    unknown = [name for name in arms if name not in known]
-    if unknown:
-        raise UserError(f"--arms: there is no row {unknown[0]}", f"choose among {', '.join(known)}")
     if arms:
-        config = config.changed(arms=tuple(known[name] for name in arms))
+        config = config.changed(arms=tuple(find("--arms: row", name, known) for name in arms))
     return apply_overrides(config, overrides)
 
 

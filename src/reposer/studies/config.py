@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
+from reposer.annotation.interfaces import Parser
 from reposer.annotation.parser import SegmentationParser, open_parser
 from reposer.config import Config, apply_overrides, config_bytes, differences, load_config
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
-from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError, find
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.generation.augmentation import check_generator
 from reposer.generation.map_prediction import MapPredictor
@@ -69,7 +70,7 @@ class ParserChoice:
     name: str  # as open_parser knows it: an .onnx file of `reposer export-parser`, a folder, or a known name
     accept_license: bool = False  # of its weights
 
-    def open(self) -> SegmentationParser:
+    def open(self) -> Parser:
         """Ready to parse.
 
         Raises:
@@ -89,9 +90,11 @@ class ParserChoice:
 @cache
 def _describe_parser(choice: ParserChoice) -> dict[str, Any]:
     parser = choice.open()
-    described = parser.description.model_dump(mode="json")
-    described["licence"] = described.pop("license")  # as ever: the names of finished stages depend on it
-    return {"sha256": parser.info.sha256, **described}
+    described: dict[str, Any] = {"sha256": parser.info.sha256}
+    if isinstance(parser, SegmentationParser):
+        described |= parser.description.model_dump(mode="json")
+        described["licence"] = described.pop("license")  # as ever: the names of finished stages depend on it
+    return described
 
 
 @cache
@@ -264,10 +267,7 @@ class StudyConfig(Config):
             UserError: an unknown name.
         """
         known = {arm.name: arm for arm in self.arms}
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise UserError(f"--arms: there is no arm {unknown[0]}", f"choose among {', '.join(known)}")
-        arms = tuple(known[name] for name in dict.fromkeys(names))
+        arms = tuple(find("--arms: arm", name, known) for name in dict.fromkeys(names))
         if any(arm.filter and arm.filter.identity for arm in arms) and all(arm.factor > 1 for arm in arms):
             real = self.real_arm.name if self.real_arm else "one with factor 1"
             problem = "--arms: a filter judges by the network of an arm on real images alone"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from reposer.config import apply_overrides
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.jobs.stages import make_all, seal_study
 from reposer.sections import SECTIONS_FILE
 from reposer.studies.config import (
@@ -124,7 +123,10 @@ STUDIES: dict[str, Callable[[], StudyConfig]] = {
     "market_dev": market_dev,
     "san_table": san_table,
 }
-EXTRA_ARMS = (*CLASSICAL, *GENERATED, *POLICIES, *LABELS, *LEVERS, *PREDICTED)  # of any study, by name
+# of any study, by name
+EXTRA_ARMS: dict[str, Arm] = {
+    arm.name: arm for arm in (*CLASSICAL, *GENERATED, *POLICIES, *LABELS, *LEVERS, *PREDICTED)
+}
 
 
 def find_study(name: str) -> StudyConfig:
@@ -133,11 +135,7 @@ def find_study(name: str) -> StudyConfig:
     Raises:
         UserError: there is none; names the nearest.
     """
-    if name not in STUDIES:
-        near = difflib.get_close_matches(name, [*STUDIES, "ablations"], n=1, cutoff=0.0)
-        known = ", ".join([*STUDIES, "ablations"])
-        raise UserError(f"there is no study {name}", f"did you mean {near[0]}? known: {known}")
-    return STUDIES[name]()
+    return find("study", name, STUDIES, "ablations")()
 
 
 # ---- ``reposer study``: make every stage of an augmentation study, then its table, plots and sections.
@@ -198,7 +196,7 @@ def configure(
     """
     study = find_study(name).changed(data=data, generator=generator)
     study = study.changed(predictor=predictor, parser=parser, accept_license=accept_license)
-    known = {arm.name: arm for arm in (*EXTRA_ARMS, *study.arms)}
+    known = EXTRA_ARMS | {arm.name: arm for arm in study.arms}
     chosen = list(arms or (arm.name for arm in study.arms))
     for text in variants:
         variant = _variant(text, known)
@@ -215,11 +213,11 @@ def _check_helpers(study: StudyConfig) -> None:
         study.painter_of(arm, study.budgets[0])
         study.parser_of(arm)
     if study.predictor and all(arm.predictor != STUDYS for arm in study.arms):
-        takers = ", ".join(arm.name for arm in EXTRA_ARMS if arm.predictor == STUDYS)
+        takers = ", ".join(arm.name for arm in EXTRA_ARMS.values() if arm.predictor == STUDYS)
         advice = f"take {takers}, or add one: --arm 'NAME=ARM predictor={STUDYS}'"
         raise UserError(f"--predictor {study.predictor}: no arm of the study uses it", advice)
     if study.parser and not any(map(study.parser_of, study.arms)):
-        takers = ", ".join(arm.name for arm in EXTRA_ARMS if arm.filter and arm.filter.pose)
+        takers = ", ".join(arm.name for arm in EXTRA_ARMS.values() if arm.filter and arm.filter.pose)
         advice = f"take {takers}, or add one: --arm 'NAME=ARM filter.pose=mask'"
         raise UserError(f"--parser {study.parser}: no arm of the study uses it", advice)
 
@@ -234,12 +232,11 @@ def _variant(text: str, known: Mapping[str, Arm]) -> Arm:
     form = "write NAME=ARM FIELD=VALUE, as 'x2_other=x2_any generator=RUN'"
     if not (name and base and fields):
         raise UserError(f"--arm {text}: is no arm with another name and other fields", form)
-    if base not in known:
-        raise UserError(f"--arm {text}: there is no arm {base}", f"choose among {', '.join(known)}")
+    arm = find(f"--arm {text}: arm", base, known)
     if name in known or any(field.partition("=")[0] == "name" for field in fields):
         raise UserError(f"--arm {text}: there is an arm {name} already, or two names", "give one new name")
     try:
-        return apply_overrides(known[base], [f"name={name}", *fields])
+        return apply_overrides(arm, [f"name={name}", *fields])
     except UserError as error:
         told = str(error).removeprefix("--set").lstrip(": ")
         raise UserError(f"--arm {text}: {told}") from error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from reposer.errors import UserError
+from reposer.errors import find
 from reposer.models.san import san_size
 from reposer.training.gan.config import (
     AdversarialConfig,
@@ -201,10 +200,7 @@ def find_preset(name: str) -> GanConfig:
     Raises:
         UserError: there is none; names the nearest.
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)
-        raise UserError(f"there is no preset {name}", f"did you mean {near[0]}? known: {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    return find("preset", name, PRESETS)()
 
 
 # ---- Re-ID recipes by name: functions that return a full configuration and derive from each other.
@@ -367,11 +363,7 @@ def find_reid_preset(name: str) -> ReidConfig:
     Raises:
         UserError: there is none; names the nearest.
     """
-    if name not in REID_PRESETS:
-        near = difflib.get_close_matches(name, REID_PRESETS, n=1, cutoff=0.0)
-        known = ", ".join(REID_PRESETS)
-        raise UserError(f"there is no Re-ID preset {name}", f"did you mean {near[0]}? known: {known}")
-    return REID_PRESETS[name]()
+    return find("Re-ID preset", name, REID_PRESETS)()
 
 
 # ---- Presets of parsers and predictors of maps: functions that return a full configuration.

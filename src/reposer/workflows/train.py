@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reposer.config import apply_overrides
+from reposer.errors import find
 from reposer.training.loop import train
 from reposer.training.run_writer import TrainingSummary
-from reposer.workflows.presets import PARSING_PRESETS, REID_PRESETS, find_preset
+from reposer.workflows.presets import PARSING_PRESETS, PRESETS, REID_PRESETS
 
 
 def train_preset(
@@ -35,7 +36,6 @@ def train_preset(
     Raises:
         UserError: as the trainings, and for an unknown preset or setting, with the nearest name.
     """
-    others = {**REID_PRESETS, **PARSING_PRESETS}
-    config = others[name]() if name in others else find_preset(name)
+    config = find("preset", name, {**PRESETS, **REID_PRESETS, **PARSING_PRESETS})()
     config = config.changed(data=config.data.changed(folder=data), threads=threads)
     return train(apply_overrides(config, overrides), out, device=device, max_minutes=max_minutes)

@@ -30,10 +30,12 @@ from reposer.data.layouts.reid_layouts import (
 from reposer.data.layouts.tables import list_table
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.problems import AnnotationProblem
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.storage.paths import printable
 from reposer.structures import PersonRecord
 
+# What lists a data set's files: a folder and keywords to files with labels, and problems. The keywords with
+# a default are options of `reposer prepare NAME`. Market-1501 and DeepFashion are in preparing.by_layout.
 LAYOUTS: dict[str, Callable[..., Listing]] = {
     "dukemtmc": list_dukemtmc,
     "cuhk03": list_cuhk03,
@@ -92,15 +94,14 @@ def read_people(
     Raises:
         UserError: unknown layout or option, no such folder, no usable image, a holdout of everybody.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"layout {layout!r}: unknown", f"use market1501 or one of {', '.join(LAYOUTS)}")
+    list_files = find("layout", layout, LAYOUTS)
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)}: no such folder", "check the path")
     annotations = Annotations.find(root, parsing, mask, keypoints, rules=rules, look_only=look_only)
     places = {"skip": tuple(annotations.folders.values())} if layout == "folders" else {}
     try:
-        files, problems = LAYOUTS[layout](root, **(options or {}), **places)
+        files, problems = list_files(root, **(options or {}), **places)
     except TypeError as error:
         raise UserError(f"layout {layout}: {error}", "correct the options") from error
     problems += zero_problems(files, "add 1 to every number (--zero-based does)")

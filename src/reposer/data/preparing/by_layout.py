@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,8 @@ from reposer.data.layouts.reid_readers import LAYOUTS, read_people
 from reposer.data.pairs import development_pairs, official_train_pairs
 from reposer.data.preparing.annotation_lookup import Places
 from reposer.data.preparing.report import TRAINING
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.structures import NUM_JOINTS, PersonRecord
-
-MARKET1501, DEEPFASHION = "market1501", "deepfashion"
 
 # torso: images that show both shoulders and hips, the official rule; parsing: images with a parsing map
 PairRule = Literal["torso", "parsing"]
@@ -39,6 +38,24 @@ class Found:
     pairs: dict[str, list[tuple[str, str]]]  # "train", "val" -> names of source and target
     notes: list[str] = field(default_factory=list)  # for the summary
     training: tuple[str, ...] = TRAINING  # splits whose people may be trained on or chosen by
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What any layout is read with; see the readers."""
+
+    pairs: PairRule
+    holdout: int
+    parsing: Place
+    mask: Place
+    keypoints: Places
+    rules: MapRules
+    on_progress: Progress | None
+    look_only: bool
+
+    def of_readers(self) -> dict[str, Any]:
+        """All but the pairs, as keywords."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "pairs"}
 
 
 def read_layout(
@@ -66,54 +83,51 @@ def read_layout(
     """
     if pairs not in PAIR_RULES:
         raise UserError(f"pairs {pairs}: unknown rule", f"use one of {', '.join(PAIR_RULES)}")
-    if layout == DEEPFASHION:
-        return _deepfashion(root, options, pairs, holdout, places, rules, on_progress, look_only)
-    if layout == MARKET1501:
-        records, problems = read_market1501(
-            root, *places, holdout, on_progress, rules=rules, look_only=look_only
-        )
-    else:
-        if layout not in LAYOUTS:
-            known = ", ".join((MARKET1501, DEEPFASHION, *LAYOUTS))
-            raise UserError(f"layout {layout!r}: unknown", f"use one of {known}")
-        parsing, mask, keypoints = places
-        records, problems = read_people(
-            layout,
-            root,
-            options=options,
-            parsing=parsing,
-            mask=mask,
-            keypoints=keypoints,
-            rules=rules,
-            look_only=look_only,
-            holdout=holdout,
-            on_progress=on_progress,
-        )
-    found = {split: [] if look_only else _pairs(records, split, pairs) for split in ("train", "val")}
-    return Found(records, problems, found, _notes(records, bool(options.get("anonymous"))))
+    find("layout", layout, {**READERS, **LAYOUTS})
+    asked = Asked(pairs, holdout, *places, rules, on_progress, look_only)
+    read = READERS.get(layout) or partial(_listed, layout)
+    return read(root, options, asked)
 
 
-def _deepfashion(
-    root: Path,
-    options: dict[str, Any],
-    pairs: PairRule,
-    holdout: int,
-    places: tuple[Place, Place, Places],
-    rules: MapRules,
-    on_progress: Progress | None,
-    look_only: bool,
+def _market1501(root: Path, options: dict[str, Any], asked: Asked) -> Found:
+    del options  # it has none
+    return _with_pairs(read_market1501(root, **asked.of_readers()), asked)
+
+
+def _listed(layout: str, root: Path, options: dict[str, Any], asked: Asked) -> Found:
+    people = read_people(layout, root, options=options, **asked.of_readers())
+    return _with_pairs(people, asked, anonymous=bool(options.get("anonymous")))
+
+
+def _with_pairs(
+    people: tuple[list[PersonRecord], Problems], asked: Asked, *, anonymous: bool = False
 ) -> Found:
-    if holdout or pairs != "torso":
+    records, problems = people
+    pairs = {
+        split: [] if asked.look_only else _pairs(records, split, asked.pairs) for split in ("train", "val")
+    }
+    return Found(records, problems, pairs, _notes(records, anonymous))
+
+
+def _deepfashion(root: Path, options: dict[str, Any], asked: Asked) -> Found:
+    if asked.holdout or asked.pairs != "torso":
         problem = "deepfashion has its own test images and pair rule"
         raise UserError(f"{problem}: holdout and pairs cannot be chosen", "leave them out")
     unknown = options.keys() - {"images", "lists", "frame"}
     if unknown:
         raise UserError(f"layout deepfashion: unknown option {min(unknown)}", "use images, lists or frame")
-    people = read_deepfashion(
-        root, *places, **options, rules=rules, look_only=look_only, on_progress=on_progress
-    )
+    shared = asked.of_readers()
+    del shared["holdout"]
+    people = read_deepfashion(root, **options, **shared)
     notes = [f"identities    overlap of the official split: {people.overlap}"]
     return Found(people.records, people.problems, people.pairs, notes, training=("train",))
+
+
+# Data sets that need more than a list of files (LAYOUTS); both are looked up by one name.
+READERS: dict[str, Callable[[Path, dict[str, Any], Asked], Found]] = {
+    "market1501": _market1501,
+    "deepfashion": _deepfashion,
+}
 
 
 def _pairs(records: Sequence[PersonRecord], split: str, rule: PairRule) -> list[tuple[str, str]]:

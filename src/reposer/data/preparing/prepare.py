@@ -17,7 +17,7 @@ from reposer.data.packed import ARRAYS, HEADER, ROWS, PackedPeople
 from reposer.data.pairs import read_pairs_csv, write_pairs_csv
 from reposer.data.parsing import known_labels
 from reposer.data.preparing.annotation_lookup import Places, each_place
-from reposer.data.preparing.by_layout import MARKET1501, Found, PairRule, read_layout
+from reposer.data.preparing.by_layout import Found, PairRule, read_layout
 from reposer.data.preparing.packing import MASK_SOURCES, Fit, MaskSource, Packing, known_fit, pack
 from reposer.data.preparing.report import (
     PrepareReport,
@@ -41,6 +41,7 @@ from reposer.storage.files import (
 from reposer.storage.paths import foreign_names, printable
 from reposer.storage.seals import MARK, SEAL, seal_faults, write_seal
 
+MARKET1501 = "market1501"  # the layout that older prepared folders do not name
 REPORT, MANIFEST, PROBLEMS, PACKED = "report.json", "manifest.parquet", "problems.csv", "packed"
 PAIRS = {"train": "pairs_train.csv", "val": "pairs_val.csv"}
 

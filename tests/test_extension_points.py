@@ -1,0 +1,275 @@
+"""A new part is one file and one line in one plain dict: a toy of each, in use by what its command calls."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from reposer.annotation import keypoints, parser, person_mask
+from reposer.annotation.annotate import annotate
+from reposer.annotation.annotators import AnnotatorChoice
+from reposer.cli.main import app
+from reposer.data.layouts import reid_readers
+from reposer.data.packed import PackedPeople
+from reposer.data.preparing.prepare import prepare_market1501
+from reposer.evaluation import reid_comparison
+from reposer.evaluation.reid_comparison import compare_methods
+from reposer.generation import donors
+from reposer.generation.augmentation import AugmentOptions
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.metrics import protocols
+from reposer.models import embedding, generators
+from reposer.rendered.dataset import write_rendered_dataset
+from reposer.runtime import setup
+from reposer.structures import FeatureSet
+from reposer.studies import study
+from reposer.trained.networks import EMBEDDING, GeneratorConfig, open_network
+from reposer.workflows.augment import augment_prepared
+from reposer.workflows.evaluate import evaluate_model
+from reposer.workflows.reid_features import export_embedding
+from reposer.workflows.train import train_preset
+
+SIZE = (64, 32)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A few rendered people, one of them held out."""
+    root = tmp_path_factory.mktemp("people")
+    counts = {"identities": 5, "test_identities": 1, "images_per_identity": 3}
+    write_rendered_dataset(root / "raw", **counts, size=SIZE, samples=1, workers=1)
+    prepare_market1501(root / "raw", root / "prepared", size=SIZE, holdout=1)
+    return root / "prepared"
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A module of one file, as somebody else would write it."""
+
+    def write(text: str):
+        path = tmp_path / "toy.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location("toy", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return write
+
+
+def invoke(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def write_crops(folder: Path) -> Path:
+    """Four people of two pictures each, called PERSON-NUMBER.png."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for person in range(1, 5):
+        for number in range(2):
+            picture = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / f"{person}-{number}.png")
+    return folder
+
+
+LAYOUT = """
+from pathlib import Path
+from reposer.data.layouts.labeled_files import labeled
+
+def list_toy(root: Path, first: int = 1):
+    '''Pictures PERSON-NUMBER.png in one folder.'''
+    names = sorted(path.name for path in root.glob("*.png"))
+    return [labeled(name, int(name[0]) + first - 1, 1 + int(name[2]), "train") for name in names], []
+"""
+
+
+def test_a_data_set_layout(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(reid_readers.LAYOUTS, "toy", toy(LAYOUT).list_toy)
+    crops, out = write_crops(tmp_path / "crops"), tmp_path / "prepared"
+    invoke("prepare", "toy", crops, "--out", out, "--size", "64x32", "--pairs", "parsing", "--first", 7)
+    people = PackedPeople.open(out / "packed")
+    assert sorted(set(people.pids.tolist())) == [7, 8, 9, 10]
+    assert "PERSON-NUMBER" in invoke("prepare", "toy", "--help")
+
+
+GENERATOR = """
+from torch import nn
+from reposer.images import to_float
+
+class Copy(nn.Module):
+    needs = ("source_image",)
+
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.scale = nn.Parameter(__import__("torch").tensor(scale))
+
+    def forward(self, batch):
+        return to_float(batch.source_image) * self.scale
+"""
+
+
+@pytest.fixture
+def copier(toy, tmp_path, monkeypatch) -> Path:
+    """A generator that shows the source again, exported."""
+    monkeypatch.setitem(generators.GENERATORS, "toy", toy(GENERATOR).Copy)
+    config = GeneratorConfig(generator="toy", size=SIZE)
+    model = PoseTransfer(generators.build_generator("toy"), config, setup("cpu", threads=1))
+    model.save_pretrained(tmp_path / "toy_export")
+    return tmp_path / "toy_export"
+
+
+def test_a_generator_and_a_donor_policy(copier, prepared, tmp_path, monkeypatch, toy):
+    policy = toy(
+        "import numpy as np\ndef next_one(pool, copies):\n    return np.stack([np.roll("
+        "np.arange(len(pool.rows)), -c - 1) for c in range(copies)], 1)\n"
+    )
+    monkeypatch.setitem(donors.POLICIES, "toy", policy.next_one)
+    report = augment_prepared(
+        str(copier),
+        prepared,
+        tmp_path / "set",
+        AugmentOptions(policy="toy", real="none"),
+        images=None,
+        predictor=None,
+        parser=None,
+        accept_licence=False,
+        processes=1,
+        threads=1,
+        device="cpu",
+    )
+    assert report.written == report.items > 0
+
+
+METRIC = """
+from reposer.metrics.protocols import ImageMetric
+
+def load(files, device):
+    def measure(batch):
+        change = batch.generated.double() - batch.pair.source_image.double()
+        return change.abs().flatten(1).mean(1).numpy()
+    return measure
+
+CHANGE = ImageMetric("higher", "mean change of the source", load, ("source_image",))
+"""
+
+
+def test_an_image_metric_with_an_input_of_its_own(copier, prepared, tmp_path, monkeypatch, toy):
+    monkeypatch.setitem(protocols.METRICS, "change", toy(METRIC).CHANGE)
+    model = PoseTransfer.from_pretrained(copier, setup("cpu", threads=1))
+    report = evaluate_model(model, prepared, tmp_path / "quality", metrics=("change", "l1"), limit=4)
+    text = report.to_markdown()
+    assert "change" in text
+    assert "not measured" not in text
+
+
+BACKBONE = """
+from torch import nn
+
+class Flat(nn.Module):
+    channels = 4
+
+    def __init__(self, stride: int = 4):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, stride, stride)
+
+    def forward(self, image):
+        return self.layer(image)
+
+    def parts(self):
+        return [self.layer]
+"""
+
+
+def test_a_reid_backbone(toy, prepared, tmp_path, monkeypatch):
+    monkeypatch.setitem(embedding.EMBEDDINGS, "flat", toy(BACKBONE).Flat)
+    network = 'embedding={"backbone": "flat", "size": [64, 32]}'
+    settings = [network, "augment.crop=[64,32]", "batch_size=8"]
+    train_preset("reid_demo", prepared, tmp_path / "run", settings, device="cpu", max_minutes=0)
+    assert "model.safetensors" in export_embedding(str(tmp_path / "run"), tmp_path / "export")
+    network = open_network(EMBEDDING, tmp_path / "export").network
+    assert network(torch.zeros(2, 3, *SIZE, dtype=torch.uint8)).shape == (2, 4)
+
+
+LEARNER = """
+import numpy as np
+from reposer.reid.quadratic import QuadraticMetric
+from reposer.reid.kissme import KISSME
+
+class Toy(KISSME):
+    pass
+"""
+
+
+def test_a_metric_learner(toy, monkeypatch):
+    module = toy(LEARNER)
+    monkeypatch.setitem(reid_comparison.LEARNERS, "toy", lambda seed: module.Toy())
+    rng = np.random.default_rng(0)
+
+    def features(first: int) -> FeatureSet:
+        pids = np.repeat(np.arange(first, first + 12), 4)
+        values = pids[:, None] * np.linspace(1, 2, 6) + rng.normal(0, 0.3, (len(pids), 6))
+        names = tuple(f"{number}.jpg" for number in range(len(pids)))
+        return FeatureSet(values.astype(np.float32), pids, np.tile(np.arange(1, 5), 12), names)
+
+    test = features(100)
+    report = compare_methods(test, test, features(1), methods=("toy",))
+    assert list(report.results) == ["toy"]
+
+
+ANNOTATORS = """
+import numpy as np
+import torch
+from reposer.annotation.interfaces import AnnotatorInfo, Masks, Poses
+
+class Middle:
+    info = AnnotatorInfo("toy")
+    needs_keypoints = False
+
+    def __call__(self, images, keypoints=None):
+        maps = torch.zeros(len(images), *images.shape[2:], dtype=torch.uint8)
+        maps[:, 8:24, 4:12] = 5
+        return maps
+
+class All:
+    info = AnnotatorInfo("toy")
+
+    def __call__(self, images, parsing=None):
+        count, _, height, width = images.shape
+        return Masks(np.ones((count, height, width), bool), ("detector",) * count, np.ones(count, np.int64))
+
+class Line:
+    info = AnnotatorInfo("toy")
+
+    def __call__(self, images):
+        points = np.stack([np.stack([np.arange(18) % 7 + 4, np.arange(18) + 5], 1)] * len(images))
+        count = len(images)
+        return Poses(points.astype(np.float32), np.ones((count, 18), np.float32), np.ones(count, np.int64))
+"""
+
+
+def test_a_parser_a_masker_and_a_keypoint_detector(toy, tmp_path, monkeypatch):
+    module = toy(ANNOTATORS)
+    monkeypatch.setitem(parser.PARSERS, "toy", lambda weights, sides, **how: module.Middle())
+    monkeypatch.setitem(person_mask.MASKERS, "toy", lambda weights, **how: module.All())
+    monkeypatch.setitem(keypoints.KEYPOINT_DETECTORS, "toy", lambda weights, **how: module.Line())
+    crops = write_crops(tmp_path / "crops")
+    report = annotate(crops, tmp_path / "out", AnnotatorChoice("toy", "toy", "toy").open)
+    assert report.annotated == 8
+    assert len(list((tmp_path / "out" / "parsing").glob("*.png"))) == 8
+    assert len(list((tmp_path / "out" / "mask").glob("*.png"))) == 8
+    assert (tmp_path / "out" / "keypoints.csv").read_text().count("\n") == 9
+
+
+def test_a_study_arm(toy, prepared, monkeypatch):
+    arm = toy("from reposer.studies.config import Arm\nARM = Arm(name='x3_toy', factor=3)\n").ARM
+    monkeypatch.setitem(study.EXTRA_ARMS, "x3_toy", arm)
+    chosen = study.configure("augmentation", prepared, "shipped", ["real", "x3_toy"])
+    assert [one.name for one in chosen.arms] == ["real", "x3_toy"]
