@@ -27,7 +27,7 @@ from reposer.annotation.interfaces import (
 )
 from reposer.annotation.keypoints import RcnnKeypoints, open_keypoint_detector
 from reposer.annotation.networks import TransformersNetwork
-from reposer.annotation.person_mask import DetectorMasker, FolderMasks, ParsingMasker, open_detector_masker
+from reposer.annotation.person_mask import DetectorMasker, FolderMasks, ParsingMasker, open_masker
 from reposer.data.problems import AnnotationError
 from reposer.errors import UserError
 from reposer.structures import MISSING_LABEL
@@ -305,11 +305,11 @@ def test_vitpose_folders_are_checked(vitpose, tmp_path):
 
 def test_detectors_ask_for_their_license_and_check_weights(tmp_path, monkeypatch):
     with pytest.raises(LicenseError, match="COCO"):
-        open_detector_masker()
+        open_masker()
     with pytest.raises(UserError, match=r"maskrcnn_resnet50_fpn_v2_coco-73cbd019\.pth.*put it into"):
-        open_detector_masker(accept_license=True)
+        open_masker(accept_license=True)
     with pytest.raises(UserError, match="masker keypointrcnn: unknown"):
-        open_detector_masker("keypointrcnn")
+        open_masker("keypointrcnn")
     with pytest.raises(UserError, match="detector yolo: unknown"):
         load_detector("yolo")
     # the whole way with own weights, on a small network in the place of the large one
@@ -318,7 +318,7 @@ def test_detectors_ask_for_their_license_and_check_weights(tmp_path, monkeypatch
     builders = detectors.torchvision.models.detection
     again = partial(MaskRCNN, mask_head=nn.Conv2d(8, 8, 1), mask_predictor=nn.Conv2d(8, 2, 1))
     monkeypatch.setattr(builders, "maskrcnn_resnet50_fpn", lambda weights, weights_backbone: tiny(again))
-    masker = open_detector_masker("maskrcnn", tmp_path / "own.pth")
+    masker = open_masker("maskrcnn", tmp_path / "own.pth")
     assert masker.info.name == "maskrcnn (own weights)"
     assert len(masker.info.sha256) == 64
     images = torch.randint(0, 256, (1, 3, 64, 32), dtype=torch.uint8)
