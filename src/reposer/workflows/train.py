@@ -36,6 +36,7 @@ def train_preset(
     Raises:
         UserError: as the trainings, and for an unknown preset or setting, with the nearest name.
     """
-    config = find("preset", name, {**PRESETS, **REID_PRESETS, **PARSING_PRESETS})()
+    others = {**REID_PRESETS, **PARSING_PRESETS}
+    config = others[name]() if name in others else find("preset", name, PRESETS, *others)()
     config = config.changed(data=config.data.changed(folder=data), threads=threads)
     return train(apply_overrides(config, overrides), out, device=device, max_minutes=max_minutes)
