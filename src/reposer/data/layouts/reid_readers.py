@@ -94,7 +94,7 @@ def read_people(
     Raises:
         UserError: unknown layout or option, no such folder, no usable image, a holdout of everybody.
     """
-    list_files = find("layout", layout, LAYOUTS)
+    list_files = find("layout", layout, LAYOUTS, "market1501")
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)}: no such folder", "check the path")
