@@ -325,13 +325,10 @@ def plain(app: Sphinx, what: str, name: str, of: object, options: object, lines:
         elif indented and not section and not block and not (found and _ITEM.match(found[-1])):
             block = True
             found += ["", "::", ""]
-        if not block:
+        if not block and line.count("``") % 2 == 0:
             parts = _LITERAL.split(line)
-            parts[::2] = [
-                re.sub(r"(?<=\w)_(?=\W|$)|[|*`](?!\s|$)|(?<=\S)[|*`]", r"\\\g<0>", part)
-                for part in parts[::2]
-            ]
-            if re.match(r"\s*[*-] ", line):  # a list stays one
+            parts[::2] = [re.sub(r"(?<=\w)_(?!\w)|[|*]", r"\\\g<0>", part) for part in parts[::2]]
+            if re.match(r"\s*\* ", line):  # a list stays one
                 parts[0] = parts[0].replace("\\*", "*", 1)
             line = "".join(parts)
         found.append(line)
