@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reposer.annotation.journal import read_shards
 from reposer.config import Config, load_config
 from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.label_files import read_labels
@@ -29,7 +30,6 @@ from reposer.data.records import read_manifest
 from reposer.errors import UserError
 from reposer.generation.forgetting import forget, removed_counts
 from reposer.generation.set_exports import export_set
-from reposer.jobs.journal import read_shards
 from reposer.reid.features import read_features
 from reposer.report import REID_COLUMNS, write_report
 from reposer.storage.manifest import job_settings, list_parts

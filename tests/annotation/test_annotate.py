@@ -22,6 +22,7 @@ from bad_inputs import CORPUS, file_name
 from PIL import Image
 from typer.testing import CliRunner
 
+from reposer.annotation import journal
 from reposer.annotation.annotate import AnnotateOptions, annotate
 from reposer.annotation.annotators import AnnotatorChoice, Annotators
 from reposer.annotation.parser import open_parser
@@ -29,7 +30,6 @@ from reposer.cli.main import app
 from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
-from reposer.jobs import journal
 from reposer.storage.files import DiskError
 from reposer.storage.outputs import OUTPUTS
 
@@ -86,7 +86,7 @@ def test_processes_give_the_same_bytes_and_a_second_call_makes_nothing(folder, t
     annotate(other, None, stubs, how=AnnotateOptions(batch_size=2, processes=2))
     assert tree(folder) == tree(other)
     again = annotate(folder, None, stubs, how=AnnotateOptions(batch_size=2))
-    assert (first.work.made, again.work.made, again.work.kept, again.work.notes) == (12, 0, 12, [])
+    assert (first.work.written, again.work.written, again.work.kept, again.work.notes) == (12, 0, 12, [])
     assert tree(folder) == tree(other)
     assert [path.name for path in folder.rglob(".*")] == [OUTPUTS]
 
@@ -101,7 +101,9 @@ def test_what_changed_is_annotated_again(folder):
     Image.fromarray(np.full((40, 24, 3), 120, np.uint8)).save(folder / "0002/0009_c2.png")
     report = annotate(folder, None, stubs)
     assert report.images == 14
-    assert report.work.made == 5 + 5 + 2 or report.work.made == 5 + 2 + 2  # two shards and the new images
+    assert (
+        report.work.written == 5 + 5 + 2 or report.work.written == 5 + 2 + 2
+    )  # two shards and the new images
     assert parsing.read_bytes() == whole
     assert set(np.unique(np.array(Image.open(folder / "parsing/0002/0009_c2.png")))) == {120 * 3 * 20 // 766}
     notes = " ".join(report.work.notes)
@@ -142,7 +144,7 @@ def test_another_folder_gets_copies(folder, tmp_path):
     assert tree(folder) == before
     assert {k: v for k, v in tree(out).items() if k in before} == before
     (out / "0001/0000_c1.png").unlink()
-    assert annotate(folder, out, stubs).work.made > 0
+    assert annotate(folder, out, stubs).work.written > 0
     assert (out / "0001/0000_c1.png").is_file()
     prepare_people("folders", out, tmp_path / "prepared", pairs="parsing")
 
@@ -228,7 +230,7 @@ def test_every_bad_image_has_its_rule_and_the_others_are_done(tmp_path):
     assert (report.left_out, report.annotated) == (refused, len(cases) - refused)
     assert sum(report.rules.values()) == refused
     again = annotate(root, None, stubs, how=AnnotateOptions(batch_size=4))
-    assert again.work.made == 0
+    assert again.work.written == 0
     apart = annotate(root, tmp_path / "apart", stubs, how=AnnotateOptions(batch_size=4))
     assert apart.annotated == report.annotated, "whatever is read can be copied without metadata"
 
@@ -255,10 +257,10 @@ def test_copies_apart_bear_no_metadata(tmp_path):
     assert rows["x.jpg"]["sha256"] == hashlib.sha256(data).hexdigest()
     assert (rows["x.jpg"]["height"], rows["x.jpg"]["width"]) == (40, 24)
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
-    assert annotate(root, out, stubs).work.made == 0
+    assert annotate(root, out, stubs).work.written == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")} == made
     Image.fromarray(255 - pixels).save(root / "x.jpg", exif=told.tobytes())
-    assert annotate(root, out, stubs).work.made > 0
+    assert annotate(root, out, stubs).work.written > 0
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -12,6 +12,7 @@ import pytest
 from annotate_runner import StubParser, draw_folder, tree
 from PIL import Image
 
+from reposer.annotation import journal
 from reposer.annotation.annotate import AnnotateOptions, annotate
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.faults import annotation_faults
@@ -20,7 +21,6 @@ from reposer.annotation.person_mask import FolderMasks
 from reposer.data.keypoints import read_keypoints_csv, write_keypoints_csv
 from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
-from reposer.jobs import journal
 
 SIZE = (40, 24)
 
@@ -74,11 +74,11 @@ def test_a_mask_that_changes_comes_goes_or_breaks(people, tmp_path):
     for number in range(5):  # the sixth image has none
         put_mask(masks, number, 30)
     assert run(people, masks).rules == {"missing-mask": 1}
-    assert run(people, masks).work.made == 0
+    assert run(people, masks).work.written == 0
 
     put_mask(masks, 0, 20)
     report = run(people, masks)
-    assert report.work.made == 2  # its shard
+    assert report.work.written == 2  # its shard
     assert report.work.notes == [
         "0001/0000_c1.png and 1 more are annotated again: your own mask or keypoint file of "
         "0001/0000_c1.png has changed"
@@ -87,17 +87,17 @@ def test_a_mask_that_changes_comes_goes_or_breaks(people, tmp_path):
 
     put_mask(masks, 5, 10)  # comes
     report = run(people, masks)
-    assert (report.work.made, report.rules) == (2, {})
+    assert (report.work.written, report.rules) == (2, {})
     assert np.array(Image.open(people / f"mask/{stem(5)}.png")).sum() == 10 * 16
 
     (masks / f"{stem(2)}.png").unlink()  # goes
     report = run(people, masks)
-    assert (report.work.made, report.rules) == (2, {"missing-mask": 1})
+    assert (report.work.written, report.rules) == (2, {"missing-mask": 1})
 
     (masks / f"{stem(4)}.png").write_bytes(b"broken")
     report = run(people, masks)
-    assert (report.work.made, report.rules) == (2, {"bad-mask": 1, "missing-mask": 1})
-    assert run(people, masks).work.made == 0
+    assert (report.work.written, report.rules) == (2, {"bad-mask": 1, "missing-mask": 1})
+    assert run(people, masks).work.written == 0
 
 
 def test_a_touched_or_copied_folder_is_the_same(people, tmp_path):
@@ -108,7 +108,7 @@ def test_a_touched_or_copied_folder_is_the_same(people, tmp_path):
     before = tree(people)
     os.utime(masks / f"{stem(0)}.png", (1, 1))
     (masks / "0001/stray.png").write_bytes(b"of no image")
-    assert run(people, masks).work.made == 0
+    assert run(people, masks).work.written == 0
     assert tree(people) == before
 
 
@@ -120,7 +120,7 @@ def test_a_file_that_shadows_another_is_noticed(people, tmp_path):
         shutil.move(masks / f"{stem(number)}.png", masks / f"{stem(number).replace('/', '_')}.png")
     assert run(people, masks).rules == {}
     put_mask(masks, 3, 15)
-    assert run(people, masks).work.made == 2
+    assert run(people, masks).work.written == 2
     assert np.array(Image.open(people / f"mask/{stem(3)}.png")).sum() == 15 * 16
 
 
@@ -130,11 +130,11 @@ def test_keypoint_files_that_change(people, tmp_path, kind):
     for number in range(5):
         put_pose(folder, number, 7.0, kind)
     assert run(people, None, (kind, folder)).rules == {"missing-keypoints": 1}
-    assert run(people, None, (kind, folder)).work.made == 0
+    assert run(people, None, (kind, folder)).work.written == 0
     put_pose(folder, 2, 9.0, kind)
     put_pose(folder, 5, 11.0, kind)
     report = run(people, None, (kind, folder))
-    assert (report.work.made, report.rules) == (4, {})
+    assert (report.work.written, report.rules) == (4, {})
     poses, _ = read_keypoints_csv(people / "keypoints.csv", {})
     assert [poses[f"{stem(n)}.png"][0, 0] for n in range(6)] == [7, 7, 9, 7, 7, 11]
 
@@ -160,7 +160,7 @@ def test_a_journal_of_another_version_is_made_again(people, tmp_path, monkeypatc
         patch.setattr(module, "CROP_COLUMNS", tuple(c for c in module.CROP_COLUMNS if c[0] != journal.GIVEN))
         run(people, masks)
     report = run(people, masks)
-    assert report.work.made == 6
+    assert report.work.written == 6
     assert "is of another version" in report.work.notes[0]
 
 
@@ -184,7 +184,7 @@ def test_folders_of_annotations_among_the_images_hold_no_people(people):
     assert "\nschp,,folder," in listed
     assert "\ntrain/Masks,,folder," in listed
     assert annotation_faults(people) == []
-    assert run(people, *given).work.made == 0
+    assert run(people, *given).work.written == 0
 
     put_mask(people / "silhouette_maps" / "more", 7, 30)
     assert annotation_faults(people) == []

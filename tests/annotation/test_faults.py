@@ -13,13 +13,13 @@ from annotate_runner import cut, draw_folder, edit_rows, flip, stubs, tree
 from PIL import Image
 from typer.testing import CliRunner
 
+from reposer.annotation import journal
 from reposer.annotation.annotate import AnnotateOptions, annotate
 from reposer.annotation.faults import annotation_faults
 from reposer.annotation.makers import CROP_COLUMNS
 from reposer.cli.main import app
 from reposer.errors import UserError
-from reposer.jobs import annotation_shards as shard_writing
-from reposer.jobs import journal
+from reposer.jobs import shards
 from reposer.workflows.verify import verify_folder
 
 PART = "annotation/manifest/part-00001.parquet"  # images 0003 (5), 0003 (9) ... of the drawn folder
@@ -348,7 +348,7 @@ def test_an_unfinished_job_is_refused_as_everywhere(root, tmp_path, monkeypatch)
         verify_folder(root)
     # stopped for real: the second shard cannot be written
     fresh = draw_folder(tmp_path / "fresh", 12)
-    monkeypatch.setattr(shard_writing, "_commit", fail_at(2, shard_writing._commit))
+    monkeypatch.setattr(shards, "_commit", fail_at(2, shards._commit))
     with pytest.raises(RuntimeError, match="stopped"):
         annotate(fresh, None, stubs)
     with pytest.raises(UserError, match=r"[12] of 3 shards are not there"):

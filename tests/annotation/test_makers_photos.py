@@ -175,7 +175,7 @@ def test_photos_become_crops_with_provenance(photos, tmp_path):
     settings = json.loads((out / "annotation/photos/job.json").read_text())["settings"]
     assert settings["detector"]["name"] == "redness"
     again = annotate(folder, out, stubs, redness)
-    assert again.work.made == 0
+    assert again.work.written == 0
     prepared = prepare_people(
         "folders", out, tmp_path / "prepared", options={"anonymous": True}, pairs="parsing"
     )
@@ -237,7 +237,7 @@ def test_a_new_photo_and_processes(photos, tmp_path):
     annotate(folder, out, stubs, redness)
     Image.fromarray(photo((20, 50, 90, 200))).save(folder / "new.png")
     report = annotate(folder, out, stubs, redness)
-    assert (report.images, report.work.made) == (4, 1)
+    assert (report.images, report.work.written) == (4, 1)
     assert (out / "parsing/new_p01.png").is_file()
 
 

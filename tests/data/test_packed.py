@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.packing import claimed, pack
+from reposer.data.preparing.packing import pack
 from reposer.data.problems import AnnotationError
 from reposer.errors import UserError
+from reposer.storage.lock import locked
 from reposer.structures import MISSING_LABEL, PersonRecord
 
 MakePeople = Callable[..., list[PersonRecord]]
@@ -197,7 +198,7 @@ def test_after_a_kill_the_next_run_is_complete(
 def test_the_folder_of_a_living_writer_is_not_removed(tmp_path: Path, make_people: MakePeople) -> None:
     living = tmp_path / ".packed.tmp-00000000"
     living.mkdir()
-    with claimed(living):
+    with locked(living, wait=True):
         with pytest.raises(UserError, match="another process is writing there"):
             pack(make_people(2), tmp_path / "root", tmp_path / "packed", SIZE)
         assert living.is_dir()

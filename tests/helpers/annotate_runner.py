@@ -20,12 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from reposer.annotation import journal
 from reposer.annotation.annotate import AnnotateOptions, annotate
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.interfaces import AnnotatorInfo, Poses
 from reposer.annotation.person_mask import ParsingMasker
 from reposer.errors import UserError
-from reposer.jobs import journal
+from reposer.jobs.shards import STAGING
 from reposer.storage.lock import locked
 from reposer.storage.manifest import write_part
 
@@ -167,7 +168,7 @@ def state(folder: Path) -> tuple[int, bool]:
     """Changes with the first steps of every start, and with every shard."""
     manifest = folder / journal.BOOK / "manifest"
     done = len(list(manifest.iterdir())) if manifest.is_dir() else 0
-    return done, (folder / journal.BOOK / journal.STAGING).exists()
+    return done, (folder / journal.BOOK / STAGING).exists()
 
 
 if __name__ == "__main__":

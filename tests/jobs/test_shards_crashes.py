@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from given_files import GivenFiles, write_given
 
 from reposer.errors import UserError
 from reposer.jobs import shards
-from reposer.jobs.shards import Job, OutputFile, WorkUnit, write_job
 from reposer.storage.manifest import find_faults, read_rows
 
 RUNNER = Path(__file__).parents[1] / "helpers" / "crash_runner.py"
@@ -68,14 +68,14 @@ def test_a_kill_at_every_lasting_change_of_the_disk(tmp_path):
 # ---- the writer alone, with a job that needs no model
 
 
-def small_job(items=10, **changes):
-    def produce(shard):
-        for i in shard:
-            yield WorkUnit(1, lambda i=i: [OutputFile(f"{i:03d}.bin", bytes([i]) * 3000, {"number": i})])
+def small_file(item):
+    return f"{item:03d}.bin", bytes([item]) * 3000, {"number": item}
 
+
+def write_small(out, items=10, on_make=lambda: None, **changes):
     settings = {"model": "abc", "inputs": {"seed": 1}}
     values = {"settings": settings, "environment": {"threads": 1}, "columns": [("number", pa.int64())]}
-    return Job(**({"items": items, "produce": produce, "shard_items": 4} | values | changes))
+    return write_given(out, GivenFiles(small_file, on_make), items, **({"shard_items": 4} | values | changes))
 
 
 FALLIBLE = [
@@ -98,7 +98,7 @@ def failing(function, folder, count, call, fault, failed):
 
 
 def test_a_fault_of_any_call_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch):
-    write_job(tmp_path / "whole", small_job(3, shard_items=2))
+    write_small(tmp_path / "whole", 3, shard_items=2)
     for call in itertools.count():
         fault = (errno.ENOSPC, errno.EDQUOT, errno.EIO)[call % 3]
         out, count, failed = tmp_path / f"out{call}", itertools.count(), []
@@ -107,7 +107,7 @@ def test_a_fault_of_any_call_is_one_clear_line_and_loses_nothing(tmp_path, monke
                 function = failing(getattr(place, name, open), out, count, call, fault, failed)
                 patch.setattr(place, name, function, raising=False)
             try:
-                write_job(out, small_job(3, shard_items=2), threads=1)
+                write_small(out, 3, shard_items=2, encoders=1)
                 message = ""
             except UserError as error:
                 message = str(error)
@@ -121,7 +121,7 @@ def test_a_fault_of_any_call_is_one_clear_line_and_loses_nothing(tmp_path, monke
             assert message.startswith(f"{out}: stopped after ")
             assert f"of 3 pictures: {os.strerror(fault)}: make room" in message
         assert not (out / ".staging").exists()
-        write_job(out, small_job(3, shard_items=2))
+        write_small(out, 3, shard_items=2)
         assert tree(out) == tree(tmp_path / "whole")
     assert call > 30
 
@@ -131,19 +131,23 @@ def test_a_full_disk_says_how_far_it_came_and_goes_on_with_more_room(tmp_path):
     disk.mkdir()
     script = (
         f"mount -t tmpfs -o size=64k none {disk} && {sys.executable} - <<'END'\n"
-        "import sys, subprocess; sys.path.insert(0, {here!r})\n"
+        "import sys, subprocess; sys.path[:0] = [{here!r}, {helpers!r}]\n"
         "from reposer.storage.files import DiskError\n"
         "from test_shards_crashes import *\n"
         "out = Path({disk!r}) / 'out'\n"
-        "job = small_job(items=40)\n"
-        "try: write_job(out, job)\n"
+        "try: write_small(out, 40)\n"
         "except DiskError as error: print(error)\n"
         "subprocess.run(['mount', '-o', 'remount,size=4m', {disk!r}], check=True)\n"
-        "write_job(out, job)\n"
-        "write_job(Path({whole!r}), job)\n"
+        "write_small(out, 40)\n"
+        "write_small(Path({whole!r}), 40)\n"
         "print(tree(out) == tree(Path({whole!r})))\n"
         "END\n"
-    ).format(here=str(Path(__file__).parent), disk=str(disk), whole=str(tmp_path / "whole"))
+    ).format(
+        here=str(Path(__file__).parent),
+        helpers=str(RUNNER.parent),
+        disk=str(disk),
+        whole=str(tmp_path / "whole"),
+    )
     if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no unprivileged mounts here")
     done = subprocess.run(
@@ -158,55 +162,54 @@ def test_a_full_disk_says_how_far_it_came_and_goes_on_with_more_room(tmp_path):
 
 def test_another_job_in_the_folder_is_refused_with_what_differs(tmp_path):
     out = tmp_path / "out"
-    write_job(out, small_job())
+    write_small(out)
     before = tree(out)
-    other = small_job(settings={"model": "xyz", "inputs": {"seed": 1}})
+    other = {"model": "xyz", "inputs": {"seed": 1}}
     with pytest.raises(
         UserError, match=r'these differ: settings\.model: "abc" -> "xyz": choose another'
     ) as error:
-        write_job(out, other)
+        write_small(out, settings=other)
     assert "seed" not in str(error.value)
     with pytest.raises(UserError, match="items: 10 -> 11"):
-        write_job(out, small_job(items=11))
+        write_small(out, items=11)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match=r"is not empty \(holds letter\.txt\)"):
-        write_job(tmp_path / "full", small_job())
+        write_small(tmp_path / "full")
     assert tree(out) == before
 
 
 def test_another_environment_is_reported_and_the_folder_finished(tmp_path):
-    write_job(tmp_path, small_job())
-    report = write_job(tmp_path, small_job(environment={"threads": 4}))
+    write_small(tmp_path)
+    report = write_small(tmp_path, environment={"threads": 4})
     assert (report.kept, report.written) == (10, 0)
     assert "threads: 1 -> 4" in str(report)
 
 
 def test_two_writers_cannot_mix(tmp_path):
-    def meddle(shard):
+    def meddle():
         with pytest.raises(UserError, match="another process is writing there"):
-            write_job(tmp_path, small_job())
-        yield WorkUnit(len(shard), lambda: [OutputFile(f"{i}.bin", b"x", {"number": i}) for i in shard])
+            write_small(tmp_path)
 
-    assert write_job(tmp_path, small_job(produce=meddle)).written == 10
+    assert write_small(tmp_path, on_make=meddle).written == 10
 
 
 def test_a_damaged_shard_is_made_again_and_reported(tmp_path):
-    write_job(tmp_path, small_job())
+    write_small(tmp_path)
     before = tree(tmp_path)
     (tmp_path / "images" / "005.bin").write_bytes(b"other")
     part = tmp_path / "manifest" / "part-00002.parquet"
     data = bytearray(part.read_bytes())
     data[len(data) // 4] ^= 1
     part.write_bytes(data)
-    report = write_job(tmp_path, small_job())
+    report = write_small(tmp_path)
     assert report.written == 6, "the second shard of four and the third of two"
     assert "images/005.bin differs from its sha256" in str(report)
     assert tree(tmp_path) == before
 
 
 def test_verification_finds_every_kind_of_fault(tmp_path):
-    write_job(tmp_path, small_job())
+    write_small(tmp_path)
     assert find_faults(tmp_path) == []
     images = tmp_path / "images"
     (images / "001.bin").unlink()
@@ -230,7 +233,7 @@ def test_verification_finds_every_kind_of_fault(tmp_path):
 
 
 def test_the_manifest_is_plain_parquet_with_plain_checksums(tmp_path):
-    write_job(tmp_path, small_job())
+    write_small(tmp_path)
     table = pq.read_table(tmp_path / "manifest")
     assert table["number"].to_pylist() == list(range(10))
     assert table.equals(read_rows(tmp_path))

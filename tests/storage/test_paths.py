@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reposer.annotation.faults import annotation_faults
+from reposer.annotation.journal import BOOK, PLAN, place_fault, read_shards
 from reposer.annotation.makers import CROP_COLUMNS as ANNOTATED
 from reposer.annotation.overview import draw_sheet
 from reposer.config import apply_overrides, canonical_json, load_config
@@ -48,7 +49,7 @@ from reposer.generation.lineage import set_faults
 from reposer.generation.outputs import write_picture
 from reposer.generation.set_exports import export_set
 from reposer.images import encode_jpeg
-from reposer.jobs.journal import BOOK, PLAN, ShardFiles, Task, place_fault, read_shards
+from reposer.jobs.shards import Folder, ShardFiles
 from reposer.jobs.stages import Stage, StageCache, study_faults
 from reposer.report import write_report
 from reposer.sections import SECTIONS_FILE
@@ -384,8 +385,7 @@ def _sheet(folder: Path, value: Any) -> None:
 
 
 def _staged(folder: Path, value: Any) -> None:
-    task = Task(folder, folder, folder / BOOK, {}, {}, (), ())
-    files = ShardFiles(task, 0)
+    files = ShardFiles(Folder(folder, folder / BOOK, (), synthetic=False), 0)
     files.put(value, b"x")
     files.commit([])
 
@@ -884,7 +884,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "generation/pose_transfer.py": (OWN, {"settings['data']['folder']"}),
     "generation/set_exports.py": (OWN, {"image.name"}),
     "generation/targets.py": (OWN, {"text"}),
-    "jobs/shards.py": (OWN, {"name", "str(number)"}),
+    "jobs/shards.py": (OWN, {"name"}),
     "jobs/stages.py": (OWN, {"name", "stage.name", "f'{number}.log'"}),
     "losses/perceptual.py": (OWN, {"weights"}),
     "metrics/lpips.py": (OWN, {"f'v{version}'", "f'{net}.pth'", "lpips.__file__"}),

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from given_files import File, GivenFiles, write_given
 from PIL import Image
 
 from reposer.data.packed import PackedPeople
@@ -26,7 +27,6 @@ from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
 from reposer.generation.outputs import encode_marked
 from reposer.images import encode_png
-from reposer.jobs.shards import Job, OutputFile, WorkUnit, write_job
 from reposer.jobs.stages import Stage, StageCache, in_order, seal_study, work
 from reposer.models.embedding import Embedding
 from reposer.storage.checkpoint import CHECKPOINTS
@@ -64,13 +64,11 @@ def picture(number: int) -> bytes:
 def generated(folder: Path) -> Path:
     """Nine files of a job in three shards."""
 
-    def produce(items: range) -> Iterator[WorkUnit]:
-        rows = [{"source": str(i), "synthetic": True} for i in items]
-        files = [OutputFile(f"{row['source']}.png", picture(int(row["source"])), row) for row in rows]
-        yield WorkUnit(len(files), lambda: files)
+    def file(item: int) -> File:
+        return f"{item}.png", picture(item), {"source": str(item), "synthetic": True}
 
     settings = {"kind": "test", "checkpoint": "c" * 64}
-    write_job(folder / "generated", Job(settings, {"threads": 1}, 9, COLUMNS, produce, shard_items=3))
+    write_given(folder / "generated", GivenFiles(file), 9, 3, list(COLUMNS), settings, {"threads": 1})
     return folder / "generated"
 
 

@@ -1,8 +1,7 @@
 """`reposer annotate`: parsing maps, masks and keypoints for any folder of people, beside its images.
 
     OUT/parsing/a/b.png   OUT/mask/a/b.png   OUT/keypoints.csv   of the image a/b.jpg, as `prepare` reads them
-    OUT/annotation/       journal (jobs/journal.py), problems.csv, report.json, what the report page is made
-    of
+    OUT/annotation/       journal (annotation/journal.py), problems.csv, report.json, the report page's parts
 
 OUT is the folder of the images itself, which stay as they are, or another one, which gets copies of them; of
 photos it is always another one, which gets the people that were cut out. Stopped at any moment, the same call
@@ -24,6 +23,7 @@ from torch import nn
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.faults import seal_annotations
 from reposer.annotation.interfaces import AnnotatorInfo
+from reposer.annotation.journal import BOOK, PHOTOS, AnnotationJob, read_book
 from reposer.annotation.keypoints import KeypointFiles
 from reposer.annotation.makers import (
     COPIES,
@@ -42,8 +42,8 @@ from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
 from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
-from reposer.jobs.annotation_shards import Progress, Work, make_all
-from reposer.jobs.journal import BOOK, PHOTOS, Task, read_book
+from reposer.jobs.executors import in_processes, in_this_process
+from reposer.jobs.shards import Executor, Folder, Maker, Progress, Work, run_job
 from reposer.storage.files import remove_tree
 from reposer.storage.paths import check_relative, printable, unlinked
 
@@ -73,8 +73,8 @@ def annotate(
     Args:
         folder: the images; never changed.
         out: where to; None: ``folder``.
-        open_annotators: loads them (annotators.AnnotatorChoice.open); pickled where there are several
-        processes. open_detector: the images are photos: cut the people out first, with this detector.
+        open_annotators: loads them (annotators.AnnotatorChoice.open); pickled for other processes.
+        open_detector: the images are photos: cut the people out first, with this detector.
         how: the rest.
 
     Raises:
@@ -106,32 +106,40 @@ def annotate(
             raise UserError(
                 f"{printable(root)}: nobody was found in {len(cut):,} photos", "give photos of people"
             )
-    task = _task(folder, root, annotators, how, apart, beside)
+    settings = {
+        "kind": "annotation",
+        "images": _absolute(folder) if apart else ".",
+        "batch_size": how.batch_size,
+        **annotators.describe(),
+    }
+    job = AnnotationJob(
+        Folder(root, root / BOOK, CROP_COLUMNS, synthetic=False),
+        settings,
+        _environment(),
+        images=folder,
+        listed=images,
+        outputs=(*CROP_OUTPUTS, COPIES) if apart else CROP_OUTPUTS,
+        beside=beside,
+        foreign=_foreign(root, annotators, apart),
+        given=annotators.given,
+    )
+    rest = (folder, how.batch_size, apart, origins)
+    executor = _executor(
+        how,
+        lambda: CropMaker(annotators, *rest),
+        partial(_crop_maker, torch.get_num_threads(), open_annotators, *rest),
+    )
+    work = Work(len(images))
     finished: list[AnnotationReport] = []
 
-    def finish(work: Work) -> None:
+    def finish() -> None:
         listed = problems + _table_problems(annotators)
-        with_keypoints = annotators.keypoints is not None
-        report = write_results(
-            task, work, listed, with_keypoints=with_keypoints, own_mask=annotators.own_mask
-        )
+        with_keypoints, own_mask = annotators.keypoints is not None, annotators.own_mask
+        report = write_results(job, work, listed, with_keypoints=with_keypoints, own_mask=own_mask)
         finished.append(report)
         seal_annotations(root)
 
-    threads = torch.get_num_threads()
-    opener = partial(_crop_maker, open_annotators, folder, how.batch_size, apart, origins, threads)
-    maker = CropMaker(annotators, folder, how.batch_size, apart, origins) if how.processes == 1 else None
-    make_all(
-        task,
-        images,
-        opener,
-        foreign=_foreign(root, annotators, apart),
-        maker=maker,
-        processes=how.processes,
-        given=annotators.given,
-        on_progress=how.on_progress("annotating"),
-        after=finish,
-    )
+    run_job(job, executor, work, on_progress=how.on_progress("annotating"), after=finish)
     return finished[0]
 
 
@@ -180,45 +188,32 @@ def _cut_people(
 ) -> list[AnnotationProblem]:
     """Cut the people out of the photos; returns what was left out."""
     detector, info = open_detector()
-    task = Task(
+    book = root / BOOK / PHOTOS
+    job = AnnotationJob(
+        Folder(root, book, PHOTO_COLUMNS, synthetic=False),
+        {"kind": "people in photos", "photos": _absolute(folder), "detector": _described(info)},
+        _environment(),
         images=folder,
-        root=root,
-        book=root / BOOK / PHOTOS,
-        settings={"kind": "people in photos", "photos": _absolute(folder), "detector": _described(info)},
-        environment=_environment(),
-        columns=PHOTO_COLUMNS,
+        listed=photos,
         outputs=PHOTO_OUTPUTS,
+        foreign=sorted(path for path in root.iterdir() if path.name != BOOK) if root.is_dir() else [],
     )
-    there = sorted(path for path in root.iterdir() if path.name != BOOK) if root.is_dir() else []
-    opener = partial(_photo_maker, open_detector, folder, torch.get_num_threads())
-    maker = PhotoMaker(detector, folder) if how.processes == 1 else None
-    make_all(
-        task,
-        photos,
-        opener,
-        foreign=there,
-        maker=maker,
-        processes=how.processes,
-        on_progress=how.on_progress("cutting"),
+    executor = _executor(
+        how,
+        lambda: PhotoMaker(detector, folder),
+        partial(_photo_maker, torch.get_num_threads(), open_detector, folder),
     )
+    run_job(job, executor, Work(len(photos)), on_progress=how.on_progress("cutting"))
     return [
         AnnotationProblem(cell["file"], 0, cell["field"], cell["message"], cell["rule"])
-        for row in read_book(task.book).to_pylist()
+        for row in read_book(book).to_pylist()
         for cell in row["problems"]
     ]
 
 
-def _task(
-    folder: Path, root: Path, annotators: Annotators, how: AnnotateOptions, apart: bool, beside: Sequence[str]
-) -> Task:
-    settings = {
-        "kind": "annotation",
-        "images": _absolute(folder) if apart else ".",
-        "batch_size": how.batch_size,
-        **annotators.describe(),
-    }
-    outputs = (*CROP_OUTPUTS, COPIES) if apart else CROP_OUTPUTS
-    return Task(folder, root, root / BOOK, settings, _environment(), CROP_COLUMNS, outputs, tuple(beside))
+def _executor(how: AnnotateOptions, here: Callable[[], Maker], there: Callable[[], Maker]) -> Executor:
+    """``here`` makes the Maker of this process, ``there`` that of a new one."""
+    return in_this_process(here) if how.processes == 1 else in_processes(there, how.processes)
 
 
 def _foreign(root: Path, annotators: Annotators, apart: bool) -> list[Path]:
@@ -246,20 +241,13 @@ def _absolute(folder: Path) -> str:
     return printable(os.path.abspath(folder))
 
 
-def _crop_maker(
-    open_annotators: Callable[[], Annotators],
-    folder: Path,
-    batch_size: int,
-    copy: bool,
-    origins: Mapping[str, Mapping[str, Any]],
-    threads: int,
-) -> CropMaker:
+def _crop_maker(threads: int, open_annotators: Callable[[], Annotators], *rest: Any) -> CropMaker:
     """In another process."""
     torch.set_num_threads(threads)
-    return CropMaker(open_annotators(), folder, batch_size, copy, origins)
+    return CropMaker(open_annotators(), *rest)
 
 
-def _photo_maker(open_detector: OpenDetector, folder: Path, threads: int) -> PhotoMaker:
+def _photo_maker(threads: int, open_detector: OpenDetector, folder: Path) -> PhotoMaker:
     """In another process."""
     torch.set_num_threads(threads)
     return PhotoMaker(open_detector()[0], folder)

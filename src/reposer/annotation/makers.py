@@ -16,14 +16,14 @@ from torch import nn
 
 from reposer.annotation.annotators import Annotation, Annotators
 from reposer.annotation.interfaces import detect
+from reposer.annotation.journal import GIVEN, read_book, source_hash
 from reposer.annotation.overview import measure
 from reposer.data.layouts.folder_scan import without_suffix
 from reposer.data.parsing import PALETTE
 from reposer.data.problems import AnnotationProblem
 from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES, Picture, encode_png, read_picture, resize, without_metadata
-from reposer.jobs.annotation_shards import Encode, Put
-from reposer.jobs.journal import GIVEN, Rows, read_book, source_hash
+from reposer.jobs.shards import Encode, Put, Rows
 from reposer.storage.paths import RefusedFileError, check_relative, contained, read_regular
 from reposer.structures import NUM_LABELS
 
@@ -166,10 +166,13 @@ class Crops:
     pictures: list[Picture]
     refusals: list[tuple[str, RefusedFileError]]
 
+    def __len__(self) -> int:
+        return len(self.names) + len(self.refusals)
+
 
 @dataclass(frozen=True)
 class CropMaker:
-    """A Maker (jobs/annotation_shards.py) of maps, masks and keypoints."""
+    """A Maker (jobs/shards.py) of maps, masks and keypoints."""
 
     annotators: Annotators
     images: Path  # folder
@@ -305,10 +308,13 @@ class Photo:
     picture: Picture | None
     refusal: RefusedFileError | None
 
+    def __len__(self) -> int:
+        return 1
+
 
 @dataclass(frozen=True)
 class PhotoMaker:
-    """A Maker (jobs/annotation_shards.py) of crops: x/photo.jpg becomes x/photo_p01.png, x/photo_p02.png,
+    """A Maker (jobs/shards.py) of crops: x/photo.jpg becomes x/photo_p01.png, x/photo_p02.png,
     ..."""
 
     detector: nn.Module  # of torchvision, in eval mode

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from reposer.annotation.journal import BOOK, AnnotationJob, read_book
 from reposer.annotation.overview import FLAGS, write_overview
 from reposer.data.keypoints import Pose, write_keypoints_csv
 from reposer.data.label_files import read_mask
@@ -21,8 +22,7 @@ from reposer.data.map_meanings import SeenMasks
 from reposer.data.parsing import LIP_LABELS
 from reposer.data.problems import AnnotationProblem, problems_csv
 from reposer.image_rules import ACCEPTED
-from reposer.jobs.annotation_shards import Work
-from reposer.jobs.journal import BOOK, Rows, Task, read_book
+from reposer.jobs.shards import Rows, Work
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import contained, printable
 from reposer.structures import NUM_JOINTS
@@ -42,13 +42,12 @@ class AnnotationReport:
     flags: dict[str, int]  # images by flag of quality.FLAGS
     labels: dict[str, int]  # images in which a LIP-20 label occurs
     root: Path = Path()
-    work: Work = field(default_factory=lambda: Work(0))
+    work: Work = field(default_factory=Work)
 
     def __str__(self) -> str:
         work = self.work
-        rate = f" ({work.made / work.seconds:,.1f} a second)" if work.made and work.seconds else ""
         there = f", {work.kept:,} were done before" if work.kept else ""
-        lines = [f"{self.root}: {work.made:,} images annotated{rate}{there}", *work.notes]
+        lines = [f"{self.root}: {work.written:,} images annotated{work.speed()}{there}", *work.notes]
         if self.left_out:
             lines.append(
                 f"{self.left_out:,} of {self.images:,} images left out, see {self.root / BOOK / PROBLEMS}"
@@ -61,7 +60,7 @@ class AnnotationReport:
 
 
 def write_results(
-    task: Task,
+    job: AnnotationJob,
     work: Work,
     problems: Sequence[AnnotationProblem],
     *,
@@ -71,7 +70,7 @@ def write_results(
     """Write everything beside the journal, and the keypoints where there are any.
 
     Args:
-        task: the finished job.
+        job: finished.
         work: what was done.
         problems: those that stand in no row of the journal.
         with_keypoints: whether keypoints were looked for.
@@ -80,20 +79,21 @@ def write_results(
     Raises:
         UserError: the journal is not finished; a full disk.
     """
-    rows = read_book(task.book).to_pylist()
+    root, book = job.folder.root, job.folder.book
+    rows = read_book(book).to_pylist()
     good = [row for row in rows if not row["left_out"]]
-    doubts = _mask_doubts(task, good, own_mask)
+    doubts = _mask_doubts(job, good, own_mask)
     work.notes += (str(doubt) for doubt in doubts if doubt.rule == "mask-inverted")
     listed = [*problems, *doubts, *row_problems(rows)]
     if with_keypoints:
         poses, unfit = listed_poses(good)
         listed += unfit
-        write_keypoints_csv(task.root / KEYPOINTS, poses)
-    write_atomic(task.book / PROBLEMS, problems_csv(listed))
+        write_keypoints_csv(root / KEYPOINTS, poses)
+    write_atomic(book / PROBLEMS, problems_csv(listed))
     counts = count(rows, listed)
-    write_atomic(task.book / REPORT, f"{json.dumps(counts, indent=2)}\n".encode())
-    write_overview(task.book, task.images, task.root, good, counts, task.settings)
-    return AnnotationReport(**counts, root=task.root, work=work)
+    write_atomic(book / REPORT, f"{json.dumps(counts, indent=2)}\n".encode())
+    write_overview(book, job.images, root, good, counts, job.settings)
+    return AnnotationReport(**counts, root=root, work=work)
 
 
 def count(rows: Rows, problems: Sequence[AnnotationProblem]) -> dict[str, Any]:
@@ -122,16 +122,16 @@ def row_problems(rows: Rows) -> list[AnnotationProblem]:
     ]
 
 
-def _mask_doubts(task: Task, rows: Rows, own_mask: Callable[[str], str]) -> list[AnnotationProblem]:
+def _mask_doubts(job: AnnotationJob, rows: Rows, own_mask: Callable[[str], str]) -> list[AnnotationProblem]:
     """Warnings about the user's own masks, all or single ones; the same check as that of ``prepare``."""
     seen = SeenMasks()
     for row in rows:
         if row["mask_source"] == "folder":
-            mask = read_mask(contained(task.root, row["mask"]), root=task.root)
+            mask = read_mask(contained(job.folder.root, row["mask"]), root=job.folder.root)
             seen.add(own_mask(row["file"]), mask)
     found = [AnnotationProblem(file, 0, "mask", odd, "odd-mask") for file, odd in seen.odd()]
     if told := seen.doubt("invert these files, or give --inverted-masks to `reposer prepare` later"):
-        folder = printable(task.settings["mask"]["folder"])
+        folder = printable(job.settings["mask"]["folder"])
         found.insert(0, AnnotationProblem(folder, 0, "mask", told, "mask-inverted"))
     return found
 

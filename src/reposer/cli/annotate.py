@@ -76,7 +76,7 @@ def annotate(
     from reposer.annotation.annotate import AnnotateOptions
     from reposer.annotation.annotate import annotate as annotate_folder
     from reposer.annotation.annotators import NONE, AnnotatorChoice, chosen_sides
-    from reposer.jobs.journal import BOOK
+    from reposer.annotation.journal import BOOK
     from reposer.report import write_report
     from reposer.storage.paths import printable
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,18 @@ from reposer.data.samplers import budget_rows
 from reposer.data.synthetic.checks import RealSet
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, KIND, PLACEMENTS, SCORES, RealImages, write_summary
-from reposer.generation.batch import encode_batch, environment, predictor_settings
+from reposer.generation.batch import (
+    STORAGE,
+    PairsRead,
+    PictureJob,
+    WriteReport,
+    encode_batch,
+    environment,
+    predictor_settings,
+    read_pairs,
+    whole_batches,
+    write_pictures,
+)
 from reposer.generation.donors import DonorPlan, choose_donors
 from reposer.generation.filters import FilterOptions, Parser, PictureFilter
 from reposer.generation.forgetting import refuse_removed
@@ -43,8 +53,8 @@ from reposer.generation.outputs import JPEG_QUALITY, check_format
 from reposer.generation.pair_sources import PackedPairs
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.stitching import check_background
-from reposer.jobs.processes import help_ranks, write_in_processes, write_with_ranks
-from reposer.jobs.shards import Job, Progress, ShardWriter, WorkUnit, WriteReport, write_job
+from reposer.jobs.executors import help_ranks, in_processes, in_this_process, with_ranks
+from reposer.jobs.shards import ENCODERS, Encode, Executor, Folder, Progress
 from reposer.runtime import setup
 from reposer.storage.files import sha256_bytes
 from reposer.structures import PairBatch
@@ -53,8 +63,6 @@ from reposer.trained.networks import GeneratorConfig
 # ---- The pictures of a donor plan as a job: options, settings, batches, filters, rows of the manifest.
 
 SPLIT = "train"  # the only people that are sources or donors
-# of a file, not of the weights, whose hash is "checkpoint"
-_STORAGE = {"weights_dtype", "weights_sha256", "images_hash"}
 _PLAIN = {"factor", "policy", "seed", "background", "batch_size", "real", "budget", "budget_seed"}
 
 
@@ -73,11 +81,11 @@ class AugmentOptions:
     budget: float = 1.0  # share of the real images that may be used, in (0, 1]
     budget_seed: int = 0
     shard_items: int = 512  # pictures made durable at once, rounded down to whole batches
-    encoders: int = 2  # threads; the bytes do not depend on them
+    encoders: int = ENCODERS  # threads; the bytes do not depend on them
 
 
 class AugmentedPictures:
-    """The pictures of a plan, as the items of a job."""
+    """A Maker of the pictures of a plan, which are the items of a job."""
 
     def __init__(
         self,
@@ -98,17 +106,28 @@ class AugmentedPictures:
         ]
         check_names(self._names)
 
-    def job(self) -> Job:
-        """What :mod:`reposer.jobs.shards` writes."""
+    def job(self, out: Path) -> PictureJob:
+        """To be done in a folder."""
         options = self._options
-        return Job(
-            settings=self._settings(),
-            environment=environment(self._model),
+        return PictureJob(
+            Folder(out, out, COLUMNS, synthetic=True),
+            self._settings(),
+            environment(self._model),
             items=len(self._names),
-            columns=COLUMNS,
-            produce=self._produce,
-            shard_items=max(1, options.shard_items // options.batch_size) * options.batch_size,
+            shard_items=whole_batches(options.shard_items, options.batch_size),
         )
+
+    def read(self, items: range) -> Iterator[PairsRead]:
+        """See Maker."""
+        return read_pairs(self._pairs, items, self._options.batch_size)
+
+    def make(self, batch: PairsRead) -> Encode:
+        """See Maker; the filters judge here, too."""
+        people = self._model.completed(batch.pairs, self._options.background)
+        pictures = self._model.paint(people, self._options.background)
+        rows = self._manifest_rows(batch.items, self._judge(pictures, people, batch.items))
+        files = [self._names[i] for i in batch.items]
+        return partial(encode_batch, pictures, files, rows, self._options.file_format)
 
     def _settings(self) -> dict[str, Any]:
         """Everything that the bytes of the job depend on, apart from versions and machine."""
@@ -116,7 +135,7 @@ class AugmentedPictures:
         arrays = (plan.source, plan.donor, plan.copy)
         return {
             "kind": KIND,
-            "generator": model.config.model_dump(mode="json", exclude=_STORAGE),
+            "generator": model.config.model_dump(mode="json", exclude=STORAGE),
             "checkpoint": model.weights_hash,
             "precision": model.runtime.precision,
             "trained_on": model.config.identity_hash,
@@ -128,23 +147,6 @@ class AugmentedPictures:
             **{key: getattr(options, key) for key in _PLAIN},
             **predictor_settings(model),
         }
-
-    def _produce(self, items: range) -> Iterator[WorkUnit]:
-        """The batches of a shard, always cut at the same places; the next is read while the model works."""
-        size = self._options.batch_size
-        batches = [items[i : i + size] for i in range(0, len(items), size)]
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._pairs.read, batches[0])
-            for number, batch in enumerate(batches):
-                people = ahead.result()
-                if number + 1 < len(batches):
-                    ahead = reader.submit(self._pairs.read, batches[number + 1])
-                people = self._model.completed(people, self._options.background)
-                pictures = self._model.paint(people, self._options.background)
-                rows = self._manifest_rows(batch, self._judge(pictures, people, batch))
-                files = [self._names[i] for i in batch]
-                unit = partial(encode_batch, pictures, files, rows, self._options.file_format)
-                yield WorkUnit(len(batch), unit)
 
     def _judge(self, pictures: Tensor, people: PairBatch, items: range) -> list[dict[str, Any]]:
         """The columns kept to sharpness of a batch; a score that cannot be known is null."""
@@ -227,11 +229,13 @@ def augment(
     picture_filter = None
     if options.filters is not None:
         picture_filter = PictureFilter.fit(people, rows, options.filters, parser=parser)
-    job = AugmentedPictures(pose_transfer, people, options, plan, picture_filter).job()
+    maker = AugmentedPictures(pose_transfer, people, options, plan, picture_filter)
+    job = maker.job(out)
     root = None if images is None else Path(images)
     real = RealImages.of(prepared, people, rows.tolist(), root, options.real)
     if runtime.rank:
-        return help_ranks(out, job, runtime, options.encoders)
+        written = help_ranks(runtime, job.folder, job.ranges(), maker, options.encoders)
+        return WriteReport(written, written=written, folder=out)
 
     def before(report: WriteReport) -> None:
         refuse_removed(out)
@@ -241,44 +245,35 @@ def augment(
     def after(report: WriteReport) -> None:
         report.notes.append(_told(write_summary(out)))
 
-    return write_job(
-        out,
-        job,
-        threads=options.encoders,
-        on_progress=on_progress,
-        writer=_writer(pose_transfer, prepared, options, plan, picture_filter, processes),
-        before=before,
-        after=after,
-    )
+    executor = in_this_process(lambda: maker, options.encoders)
+    if runtime.world_size > 1:
+        executor = with_ranks(runtime, maker, options.encoders)
+    elif processes > 1:
+        executor = _in_processes(pose_transfer, prepared, options, plan, picture_filter, processes)
+    return write_pictures(job, executor, on_progress=on_progress, before=before, after=after)
 
 
 # ---- several processes
 
 
-def _writer(
+def _in_processes(
     pose_transfer: PoseTransfer,
     prepared: Path,
     options: AugmentOptions,
     plan: DonorPlan,
     picture_filter: PictureFilter | None,
     processes: int,
-) -> ShardWriter | None:
-    """Who makes the shards; None: this process."""
-    runtime = pose_transfer.runtime
-    if runtime.world_size > 1:
-        return partial(write_with_ranks, runtime)
-    if processes == 1:
-        return None
+) -> Executor:
+    runtime, predictor = pose_transfer.runtime, pose_transfer.predictor
     generator = copy.deepcopy(pose_transfer.generator).cpu()
     where = (runtime.device.type, runtime.precision, runtime.threads, runtime.seed)
-    predictor = pose_transfer.predictor
     completion = (copy.deepcopy(predictor.network).cpu(), predictor.config) if predictor else None
     rest = (completion, pose_transfer.maps, prepared, options, plan, picture_filter)
-    make = partial(_job_in_process, generator, pose_transfer.config, where, *rest)
-    return partial(write_in_processes, make, processes)
+    make = partial(_maker_in_process, generator, pose_transfer.config, where, *rest)
+    return in_processes(make, processes, options.encoders)
 
 
-def _job_in_process(
+def _maker_in_process(
     generator: nn.Module,
     config: GeneratorConfig,
     where: tuple[str, str, int, int],
@@ -288,13 +283,13 @@ def _job_in_process(
     options: AugmentOptions,
     plan: DonorPlan,
     picture_filter: PictureFilter | None,
-) -> Job:
-    """The same job in a new process."""
+) -> AugmentedPictures:
+    """The same Maker in a new process."""
     runtime = setup(*where)
     predictor = MapPredictor(*completion, runtime) if completion else None
     pose_transfer = PoseTransfer(generator, config, runtime, predictor, maps)
     people = PackedPeople.open(prepared / PACKED)
-    return AugmentedPictures(pose_transfer, people, options, plan, picture_filter).job()
+    return AugmentedPictures(pose_transfer, people, options, plan, picture_filter)
 
 
 # ---- refusals

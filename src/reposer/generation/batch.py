@@ -2,13 +2,12 @@
 
 Resumable and deterministic by the rules of :mod:`reposer.jobs.shards`. While the model computes a
 batch, one thread reads the next and others encode, hash and write the last, so that the model does not wait
-for files.
+for files. The result is a plain folder: job.json, manifest/ with a row for each picture, images/<file>.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,28 @@ from reposer.generation.outputs import JPEG_QUALITY, check_format, encode_marked
 from reposer.generation.pair_sources import PairSource
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.stitching import check_background
-from reposer.jobs.shards import Job, OutputFile, WorkUnit, WriteReport, write_job
+from reposer.jobs.executors import in_this_process
+from reposer.jobs.shards import (
+    ENCODERS,
+    Encode,
+    Executor,
+    Folder,
+    Job,
+    Progress,
+    Put,
+    Rows,
+    Shard,
+    Work,
+    run_job,
+)
 from reposer.storage.files import write_atomic
+from reposer.storage.manifest import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, file_faults, read_part, seal_job
+from reposer.storage.paths import made_folder
+from reposer.structures import PairBatch
 
 PROBLEMS = "problems.csv"  # beside job.json: what was left out, and why
-# of a file, not of the weights, whose hash is "checkpoint"
-_STORAGE = {"weights_dtype", "weights_sha256", "images_hash"}
+# of a generator's file, not of its weights, whose hash is "checkpoint"
+STORAGE = {"weights_dtype", "weights_sha256", "images_hash"}
 COLUMNS = (
     ("source", pa.string()),
     ("source_sha256", pa.string()),  # of the original image file
@@ -52,7 +67,7 @@ class GenerateOptions:
     file_format: str = "png"  # one of outputs.FORMATS
     batch_size: int = 32  # pairs in one forward pass; part of the job, since it may change low bits
     shard_items: int = 512  # pictures made durable at once, rounded down to whole batches
-    encoders: int = 2  # threads; the bytes do not depend on them
+    encoders: int = ENCODERS  # threads; the bytes do not depend on them
 
 
 def generate(
@@ -89,21 +104,21 @@ def generate(
         raise UserError(
             f"the people are of size {pairs.size}, the model {pose_transfer.size}", f"prepare at {wanted}"
         )
-    with ThreadPoolExecutor(1) as reader:
-        job = Job(
-            settings=_settings(pose_transfer, pairs, options),
-            environment=environment(pose_transfer),
-            items=len(names),
-            columns=COLUMNS,
-            produce=partial(_produce, pose_transfer, pairs, options, names, reader),
-            shard_items=max(1, options.shard_items // options.batch_size) * options.batch_size,
-        )
+    job = PictureJob(
+        Folder(out, out, COLUMNS, synthetic=True),
+        _settings(pose_transfer, pairs, options),
+        environment(pose_transfer),
+        items=len(names),
+        shard_items=whole_batches(options.shard_items, options.batch_size),
+    )
 
-        def after(report: WriteReport) -> None:
-            if pairs.problems:
-                write_atomic(out / PROBLEMS, problems_csv(pairs.problems))
+    def after(report: WriteReport) -> None:
+        if pairs.problems:
+            write_atomic(out / PROBLEMS, problems_csv(pairs.problems))
 
-        report = write_job(out, job, threads=options.encoders, on_progress=on_progress, after=after)
+    maker = _PairMaker(pose_transfer, pairs, options, names)
+    executor = in_this_process(lambda: maker, options.encoders)
+    report = write_pictures(job, executor, on_progress=on_progress, after=after)
     if told := pose_transfer.told(options.background):
         report.notes.append(told)
     if pairs.problems:
@@ -114,7 +129,7 @@ def generate(
 def _settings(pose_transfer: PoseTransfer, pairs: PairSource, options: GenerateOptions) -> dict[str, Any]:
     """Everything that the bytes of the job depend on, apart from versions and machine."""
     return {
-        "generator": pose_transfer.config.model_dump(mode="json", exclude=_STORAGE),
+        "generator": pose_transfer.config.model_dump(mode="json", exclude=STORAGE),
         "checkpoint": pose_transfer.weights_hash,
         "precision": pose_transfer.runtime.precision,
         "background": check_background(options.background),
@@ -138,32 +153,140 @@ def environment(pose_transfer: PoseTransfer) -> dict[str, Any]:
     return {key: found[key] for key in ("torch", "device", "gpu", "threads")}
 
 
-def _produce(
-    pose_transfer: PoseTransfer,
-    pairs: PairSource,
-    options: GenerateOptions,
-    names: list[str],
-    reader: ThreadPoolExecutor,
-    items: range,
-) -> Iterator[WorkUnit]:
-    """The batches of a shard, always cut at the same places; the next one is read while the model works."""
-    same = {"checkpoint": pose_transfer.weights_hash, "background": options.background, "synthetic": True}
-    batches = [items[i : i + options.batch_size] for i in range(0, len(items), options.batch_size)]
-    ahead = reader.submit(pairs.read, batches[0])
-    for number, batch in enumerate(batches):
-        people = ahead.result()
-        if number + 1 < len(batches):
-            ahead = reader.submit(pairs.read, batches[number + 1])
-        pictures = pose_transfer(people, options.background)
-        rows = [row | same for row in pairs.rows(batch)]
-        files = [names[i] for i in batch]
-        yield WorkUnit(len(batch), partial(encode_batch, pictures, files, rows, options.file_format))
+@dataclass(frozen=True, slots=True)
+class PairsRead:
+    """Some items of a job, and their pairs."""
+
+    items: range
+    pairs: PairBatch
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
-def encode_batch(
-    pictures: Tensor, names: list[str], rows: list[dict[str, Any]], file_format: str
-) -> list[OutputFile]:
-    """pictures (B, 3, H, W) uint8 -> their files."""
+def read_pairs(pairs: PairSource, items: range, batch_size: int) -> Iterator[PairsRead]:
+    """The batches of a shard, always cut at the same places."""
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        yield PairsRead(batch, pairs.read(batch))
+
+
+@dataclass(frozen=True, slots=True)
+class _PairMaker:
+    """A Maker of the pictures of pairs."""
+
+    pose_transfer: PoseTransfer
+    pairs: PairSource
+    options: GenerateOptions
+    names: list[str]  # of the files
+
+    def read(self, items: range) -> Iterator[PairsRead]:
+        return read_pairs(self.pairs, items, self.options.batch_size)
+
+    def make(self, batch: PairsRead) -> Encode:
+        background = self.options.background
+        pictures = self.pose_transfer(batch.pairs, background)
+        checkpoint = self.pose_transfer.weights_hash
+        same = {"checkpoint": checkpoint, "background": background, "synthetic": True}
+        rows = [row | same for row in self.pairs.rows(batch.items)]
+        files = [self.names[i] for i in batch.items]
+        return partial(encode_batch, pictures, files, rows, self.options.file_format)
+
+
+def encode_batch(pictures: Tensor, names: list[str], rows: Rows, file_format: str, put: Put) -> Rows:
+    """pictures (B, 3, H, W) uint8 -> their files and whole rows; ``rows``: the columns after FILE_COLUMNS."""
     pixels = pictures.permute(0, 2, 3, 1).contiguous().numpy()
-    encoded = (encode_marked(picture, file_format) for picture in pixels)
-    return [OutputFile(*file) for file in zip(names, encoded, rows, strict=True)]
+    return [
+        {"file": name, "sha256": put(f"{IMAGES}/{name}", encode_marked(picture, file_format)), **row}
+        for name, picture, row in zip(names, pixels, rows, strict=True)
+    ]
+
+
+# ---- the format of a job that makes pictures
+
+
+@dataclass(frozen=True)
+class PictureJob(Job):
+    """New pictures in images/, each made of one item; its rows are about the pictures."""
+
+    unit = "pictures"
+    drift = "pictures may differ by 1/255"
+    another = ("holds another job", "choose another folder, or the settings the job was started with")
+
+    items: int
+    shard_items: int
+
+    def document(self) -> dict[str, Any]:
+        """See Job."""
+        sizes = {"items": self.items, "shard_items": self.shard_items}
+        return {"schema_version": SCHEMA_VERSION, **sizes, "settings": dict(self.settings)}
+
+    def refuse_foreign(self) -> None:
+        """See Job: what a killed start left may be there."""
+        names = (entry.name for entry in self.folder.root.iterdir())
+        foreign = sorted(name for name in names if not name.startswith(f".{JOB}.tmp-"))
+        if foreign:
+            raise UserError(f"{self.folder.root}: is not empty (holds {foreign[0]})", "choose a new folder")
+
+    def ranges(self) -> list[Shard]:
+        """The fixed ranges of items."""
+        starts = range(0, self.items, self.shard_items)
+        ends = (min(start + self.shard_items, self.items) for start in starts)
+        return [Shard(n, range(*ends)) for n, ends in enumerate(zip(starts, ends, strict=True))]
+
+    def shards(self, notes: list[str]) -> list[Shard]:
+        """See Job."""
+        made_folder(self.folder.root, IMAGES)
+        return self.ranges()
+
+    def fault(self, part: Path, shard: Shard) -> str:
+        """See Job."""
+        try:
+            rows = read_part(part)
+        except UserError as error:
+            return str(error)
+        if rows.num_rows != len(shard.items):
+            return f"{part.name} has {rows.num_rows} rows, not {len(shard.items)}"
+        faults = file_faults(self.folder.root, rows)
+        return next((f"{IMAGES}/{name} {reason}" for name, reason in faults), "")
+
+    def again(self, shard: Shard, fault: str) -> str:
+        """See Job."""
+        return f"shard {shard.number} is made again: {fault}"
+
+
+@dataclass(slots=True)
+class WriteReport(Work):
+    """What a call of ``write_pictures`` did."""
+
+    folder: Path = Path()
+
+    def __str__(self) -> str:
+        there = f", {self.kept:,} were there already" if self.kept else ""
+        lines = [f"{self.folder}: {self.written:,} pictures written{self.speed()}{there}", *self.notes]
+        lines.append(f"pictures in {IMAGES}/, a row for each in {MANIFEST}/*.parquet, settings in {JOB}")
+        return "\n".join(lines)
+
+
+def write_pictures(
+    job: PictureJob,
+    executor: Executor,
+    *,
+    on_progress: Progress = None,
+    before: Callable[[WriteReport], None] = lambda report: None,
+    after: Callable[[WriteReport], None] = lambda report: None,
+) -> WriteReport:
+    """Do the job, or what is left of it, and seal its folder; see :func:`~reposer.jobs.shards.run_job`."""
+    report = WriteReport(job.items, folder=job.folder.root)
+
+    def end() -> None:
+        after(report)
+        seal_job(job.folder.root)
+
+    run_job(job, executor, report, on_progress=on_progress, before=lambda: before(report), after=end)
+    return report
+
+
+def whole_batches(shard_items: int, batch_size: int) -> int:
+    """Items of a shard, rounded down to whole batches."""
+    return max(1, shard_items // batch_size) * batch_size

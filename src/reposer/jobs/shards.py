@@ -1,30 +1,32 @@
-"""Many files and their manifest, written so that a kill -9 at any moment loses, doubles and changes nothing.
+"""Long work that writes many files, so that a kill -9 at any moment loses, doubles and changes nothing.
 
-A job is a fixed list of items in shards of fixed ranges. A shard's files are written in ``.staging``,
-fsynced and renamed into ``images/``; then its rows appear in ``manifest/``, and their seal, by renames.
-A shard is done when its seal is there and every hash is right; every other shard is made again, so a job must
-make the same bytes for the same item. The result is a plain folder:
+A job is a fixed list of items in fixed shards. A shard's files are written in ``.staging``, fsynced and
+renamed to their places; then its rows appear in ``manifest/``, and their seal, by renames. A shard is done
+when its seal is there and the job finds no fault in what it names; every other shard is made again, so a
+Maker must make the same bytes for the same item. The journal of a job:
 
     job.json                      what is made, from what, by what; another job is refused in this folder
-    images/<file>
-    manifest/part-00000.parquet   a row for each file; ``pyarrow.parquet.read_table`` reads them all
+    manifest/part-00000.parquet   the rows of a shard; ``pyarrow.parquet.read_table`` reads them all
     manifest/_part-00000.sha256   the seal: the sha256 of the part, readable by ``sha256sum --check``
 
-Imports no torch.
+A kind of job brings a :class:`Job` (its format, and what is checked when a finished shard is read again) and
+a :class:`Maker` (what is made of an item); ``executors.py`` says in which processes. Imports no torch.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from reposer.config import differences, read_json
 from reposer.errors import UserError
@@ -33,287 +35,343 @@ from reposer.storage.files import (
     remove_temporaries,
     remove_tree,
     sha256_bytes,
+    sync_file,
     sync_folder,
     write_atomic,
 )
 from reposer.storage.lock import locked, share
-from reposer.storage.manifest import (
-    IMAGES,
-    JOB,
-    MANIFEST,
-    SCHEMA_VERSION,
-    Columns,
-    file_faults,
-    is_sealed,
-    part_path,
-    read_part,
-    seal_job,
-    write_part,
-)
-from reposer.storage.paths import made_folder, unlinked
+from reposer.storage.manifest import JOB, MANIFEST, Columns, is_sealed, part_path, write_part
+from reposer.storage.paths import RefusedFileError, made_folder, printable, unlinked
 from reposer.storage.seals import MARK, SEAL
 
-# ---- The folder of a job: is it the same job, which of its shards are done. Imports no torch.
-
-STAGING = ".staging"
-
-
-def open_job(folder: Path, document: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
-    """Start the job or recognize it, and clear away what a killed writer left; for who holds the lock alone.
-
-    Args:
-        document: what job.json says of the job.
-        environment: versions, threads, device; a change is reported, not refused.
-
-    Returns:
-        Notes for the user.
-
-    Raises:
-        UserError: the folder holds another job, or something else.
-    """
-    path = folder / JOB
-    if not path.exists():
-        names = (entry.name for entry in folder.iterdir())
-        foreign = sorted(name for name in names if not name.startswith(f".{JOB}.tmp-"))  # a killed start
-        if foreign:
-            raise UserError(f"{folder}: is not empty (holds {foreign[0]})", "choose a new folder")
-        said = {**document, MARK: SEAL, "environment": dict(environment)}
-        whole = json.dumps(said, indent=2, sort_keys=True)
-        write_atomic(path, (whole + "\n").encode())
-    earlier = read_json(path)
-    before = earlier.pop("environment", {})
-    earlier.pop(MARK, None)
-    changed = differences(earlier, document)
-    if changed:
-        raise UserError(
-            f"{folder}: holds another job, these differ: {'; '.join(changed)}",
-            "choose another folder, or the settings the job was started with",
-        )
-    remove_temporaries(folder)
-    for name in (IMAGES, MANIFEST):
-        made_folder(folder, name)
-    remove_temporaries(folder / MANIFEST)
-    remove_tree(unlinked(folder, STAGING))  # of a killed writer
-    other = differences(before, environment)
-    return [f"started in another environment, pictures may differ by 1/255: {'; '.join(other)}"] * bool(other)
-
-
-def unfinished(folder: Path, shards: Sequence[range], notes: list[str]) -> list[tuple[int, range]]:
-    """Number and range of the shards that are not done; adds a note for each that has to be made again."""
-    todo = []
-    for number, shard in enumerate(shards):
-        path = part_path(folder, number)
-        if is_sealed(path):
-            fault = _shard_fault(folder, path, len(shard))
-            if not fault:
-                continue
-            notes.append(f"shard {number} is made again: {fault}")
-        todo.append((number, shard))
-    return todo
-
-
-def _shard_fault(folder: Path, path: Path, items: int) -> str:
-    """What is wrong with a shard whose part is there; empty when it is done."""
-    try:
-        rows = read_part(path)
-    except UserError as error:
-        return str(error)
-    if rows.num_rows != items:
-        return f"{path.name} has {rows.num_rows} rows, not {items}"
-    return next((f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)), "")
-
-
+STAGING, _ENVIRONMENT = ".staging", "environment"
+ENCODERS = 2  # threads; the bytes do not depend on them
+_READ_AHEAD = 2  # batches
 _FSYNC_THREADS = 8  # waiting for a disk takes no processor time
 
-
-class OutputFile(NamedTuple):
-    """One file of a shard."""
-
-    name: str  # in images/
-    data: bytes
-    row: dict[str, Any]  # the manifest's columns after FILE_COLUMNS
+Rows = list[dict[str, Any]]
+Put = Callable[[str, bytes], str]  # (place relative to the root, content) -> sha256
+Encode = Callable[[Put], Rows]  # puts the files of a batch and returns their rows
+Progress = Callable[[int, int], None] | None  # (items done, items in all)
+Waiting = TypeVar("Waiting")
 
 
-class WorkUnit(NamedTuple):
-    """A part of a shard: ``encode`` makes its files, and is called in another thread."""
+class Shard(NamedTuple):
+    """Items that become durable at once."""
 
-    items: int
-    encode: Callable[[], list[OutputFile]]
+    number: int
+    items: Sequence[Any]  # a range, or the names of images
+
+
+class Batch(Protocol):
+    """What a Maker reads at once."""
+
+    def __len__(self) -> int:
+        """How many items."""
+
+
+class Maker(Protocol):
+    """Makes files and rows of items."""
+
+    def read(self, items: Any) -> Iterator[Any]:
+        """Batches of a shard's items, each item in one; called in another thread than ``make``."""
+
+    def make(self, batch: Any) -> Encode:
+        """Compute; what is returned is called in a third thread. Its rows have the first column "file"."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What is written: a fixed list of items, always the same bytes for the same item."""
+class Folder:
+    """Where files and rows go; pickled for other processes."""
 
-    settings: Mapping[str, Any]  # everything the bytes depend on; JSON
-    environment: Mapping[str, Any]  # versions, threads, device: may change low bits, so a change is reported
-    items: int
+    root: Path  # files are made in it
+    book: Path  # the journal, in the root or the root itself
     columns: Columns  # of the manifest, after FILE_COLUMNS
-    produce: Callable[[range], Iterator[WorkUnit]]  # the units of a range of items, in order
-    shard_items: int
+    synthetic: bool  # whether a generator made the files
 
-    def shards(self) -> list[range]:
-        """The fixed ranges of items."""
-        starts = range(0, self.items, self.shard_items)
-        return [range(start, min(start + self.shard_items, self.items)) for start in starts]
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """What is made, and in which format."""
+
+    unit: ClassVar[str]  # what is counted, for people
+    drift: ClassVar[str]  # what another environment may change
+    another: ClassVar[tuple[str, str]]  # what is told of a folder with another job, and the advice
+
+    folder: Folder
+    settings: Mapping[str, Any]  # everything the bytes depend on; JSON
+    environment: Mapping[str, Any]  # may change low bits, so a change is reported, not refused
 
     def document(self) -> dict[str, Any]:
-        """What job.json says of it."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "items": self.items,
-            "shard_items": self.shard_items,
-            "settings": dict(self.settings),
-        }
+        """What job.json says of it, besides the environment."""
+        return {"settings": dict(self.settings)}
+
+    def changed(self, earlier: dict[str, Any]) -> list[str]:
+        """What makes the job of an ``earlier`` document another one; empty when it is this one."""
+        return differences(earlier, self.document())
+
+    @abstractmethod
+    def refuse_foreign(self) -> None:
+        """Called before the first start.
+
+        Raises:
+            UserError: something lies there that the job would write over or mix with.
+        """
+
+    @abstractmethod
+    def shards(self, notes: list[str]) -> list[Shard]:
+        """All shards, planned and recorded; called under the lock, may add notes for the user."""
+
+    @abstractmethod
+    def fault(self, part: Path, shard: Shard) -> str:
+        """Why a sealed shard is not what is wanted now; empty when it is."""
+
+    @abstractmethod
+    def again(self, shard: Shard, fault: str) -> str:
+        """The note for a shard that has to be made again."""
 
 
 @dataclass(slots=True)
-class WriteReport:
-    """What a call of ``write_job`` did."""
+class Work:
+    """What a call of :func:`run_job` did."""
 
-    folder: Path
-    items: int  # of the whole job
-    kept: int = 0  # files that were there already
-    written: int = 0  # files made by this call
-    seconds: float = 0.0
+    items: int = 0  # of the whole job
+    kept: int = 0  # were done before
+    written: int = 0  # by this call
+    seconds: float = 0.0  # for these
     notes: list[str] = field(default_factory=list)  # shards made again, another environment
 
-    def __str__(self) -> str:
-        rate = f" ({self.written / self.seconds:,.1f} a second)" if self.written and self.seconds else ""
-        there = f", {self.kept:,} were there already" if self.kept else ""
-        lines = [f"{self.folder}: {self.written:,} pictures written{rate}{there}", *self.notes]
-        lines.append(f"pictures in {IMAGES}/, a row for each in {MANIFEST}/*.parquet, settings in {JOB}")
-        return "\n".join(lines)
+    def speed(self) -> str:
+        """In brackets after a number of items; empty where nothing was made."""
+        return f" ({self.written / self.seconds:,.1f} a second)" if self.written and self.seconds else ""
 
 
-Progress = Callable[[int, int], None] | None  # (items done, items in all)
-ShardWriter = Callable[[Path, Job, list[tuple[int, range]], int, WriteReport, Progress], None]
+# (where to, the shards to make, called with each number of computed items) -> items of each durable shard
+Executor = Callable[[Folder, Sequence[Shard], Callable[[int], None]], Generator[int, None, None]]
 
 
-def write_job(
-    folder: str | Path,
+def run_job(
     job: Job,
+    executor: Executor,
+    work: Work,
     *,
-    threads: int = 2,
     on_progress: Progress = None,
-    writer: ShardWriter | None = None,
-    before: Callable[[WriteReport], None] | None = None,
-    after: Callable[[WriteReport], None] | None = None,
-) -> WriteReport:
+    before: Callable[[], None] | None = None,
+    after: Callable[[], None] | None = None,
+) -> None:
     """Do the job, or what is left of it.
 
     Args:
-        folder: new, empty, or one where the same job was started.
-        threads: encoding threads; the bytes do not depend on them.
-        on_progress: called in this thread with (items done, items in all).
-        writer: who makes the shards; default: this process (:func:`write_shards`).
-        before: called when the folder is open and locked, before the first shard.
+        job: in a folder that is new, empty, or one where the same job was started.
+        executor: who makes the shards; see ``executors.py``. The bytes do not depend on it.
+        work: filled in.
+        on_progress: called in this thread.
+        before: called when the folder is open and locked, before any shard is looked at.
         after: called when every shard is done, still under the lock.
 
     Raises:
-        UserError: the folder holds something else, or another process is writing there.
-        DiskError: the disk is full or faulty; finished shards stay, and a later call goes on.
+        UserError: the folder holds something else, another process is writing there, or one was killed.
+        DiskError: the disk is full or faulty. Finished shards stay in any case, and a later call goes on.
     """
-    folder = Path(folder)
-    started, report = time.monotonic(), WriteReport(folder, job.items)
-    try:
-        made_folder(folder)
-        with locked(folder) as lock:
-            report.notes += open_job(folder, job.document(), job.environment)
+    folder = job.folder
+    with _named_disk_faults(job, work):
+        inside = folder.book.relative_to(folder.root).as_posix()
+        made_folder(folder.root, "" if inside == "." else inside)
+        with locked(folder.book) as lock:
+            _open(job, work.notes)
             if before is not None:
-                before(report)
-            todo = unfinished(folder, job.shards(), report.notes)
-            share(folder, lock)
-            report.kept = job.items - sum(len(shard) for _, shard in todo)
-            if on_progress is not None:
-                on_progress(report.kept, job.items)
-            made_folder(folder, STAGING)
+                before()
+            shards = job.shards(work.notes)
+            todo = _unfinished(job, shards, work.notes)
+            share(folder.book, lock)
+            work.items = sum(len(shard.items) for shard in shards)
+            computed = work.kept = work.items - sum(len(shard.items) for shard in todo)
+
+            def show(items: int) -> None:
+                nonlocal computed
+                computed = min(computed + items, work.items)
+                if on_progress is not None:
+                    on_progress(computed, work.items)
+
+            show(0)
+            started = time.monotonic()
             try:
-                (writer or write_shards)(folder, job, todo, threads, report, on_progress)
-                (folder / STAGING).rmdir()
+                with closing(executor(folder, todo, show)) as durable:
+                    for items in durable:
+                        work.written += items
+                _clear_staging(folder)
             except BaseException:
-                shutil.rmtree(folder / STAGING, ignore_errors=True)  # the room may be wanted
+                with suppress(OSError, RefusedFileError):
+                    _clear_staging(folder)  # the room may be wanted
                 raise
+            work.seconds = time.monotonic() - started
             if after is not None:
-                after(report)
-            seal_job(folder)
+                after()
+
+
+def write_shards(
+    folder: Folder,
+    maker: Maker,
+    todo: Sequence[Shard],
+    computed: Callable[[int], None] = lambda items: None,
+    encoders: int = ENCODERS,
+) -> Iterator[int]:
+    """Make shards in this process, which holds the folder's lock; yields the items of each durable one.
+
+    One thread reads ahead, this one computes, ``encoders`` encode, one commits.
+    """
+    with ExitStack() as stack:
+        reader, committer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        pool = stack.enter_context(ThreadPoolExecutor(encoders))
+        commits: deque[Future[int]] = deque()
+        encoded: list[Future[Rows]] = []
+        files: ShardFiles | None = None
+        for shard, batch in _ahead(reader, _batches(maker, todo)):
+            if files is None:
+                files, encoded = ShardFiles(folder, shard.number), []
+            if batch is not None:
+                encoded.append(pool.submit(maker.make(batch), files.put))
+                if len(encoded) > 2 * encoders:  # do not run ahead of the encoders; stop at their error
+                    encoded[-2 * encoders - 1].result()
+                computed(len(batch))
+                continue
+            commits.append(committer.submit(_commit, files, shard.items, encoded))
+            files = None
+            if len(commits) > 1:
+                yield commits.popleft().result()
+        while commits:
+            yield commits.popleft().result()
+
+
+class ShardFiles:
+    """The files of one shard on their way: staged by ``put``, then moved to their places by ``commit``."""
+
+    def __init__(self, folder: Folder, number: int) -> None:
+        self._folder, self._number = folder, number
+        self._staging = made_folder(folder.book, f"{STAGING}/{number}")
+        self._places: dict[str, Path] = {}
+
+    def put(self, place: str, data: bytes) -> str:
+        """Stage a file for ``place``, relative to the root; returns its sha256. Callable in any thread.
+
+        Raises:
+            RefusedFileError: the place lies outside the root, through a link.
+        """
+        staged = self._staging / sha256_bytes(place.encode())  # a flat name, one for each place
+        with open(staged, "xb") as file:
+            file.write(data)
+        self._places[place] = staged
+        return sha256_bytes(data)
+
+    def commit(self, rows: Rows) -> None:
+        """Make all of it durable, move it to its place, and only then say so in the manifest."""
+        root = self._folder.root
+        with ThreadPoolExecutor(_FSYNC_THREADS) as pool:
+            deque(pool.map(sync_file, self._places.values()), maxlen=0)
+        folders: dict[str, Path] = {}  # by their relative paths
+        for place, staged in self._places.items():
+            unlinked(root, place)
+            inside, _, name = place.rpartition("/")
+            if inside not in folders:
+                folders[inside] = made_folder(root, inside)
+            os.replace(staged, folders[inside] / name)  # a link of this name is replaced, not followed
+        above = {parent for folder in folders.values() for parent in (folder, *folder.parents)}
+        for folder in sorted((one for one in above if one.is_relative_to(root)), reverse=True):
+            sync_folder(folder)
+        part = part_path(self._folder.book, self._number)
+        write_part(part, rows, self._folder.columns, synthetic=self._folder.synthetic)
+        os.rmdir(self._staging)
+
+
+# ---- the folder of a job: is it the same job, which of its shards are done
+
+
+def _open(job: Job, notes: list[str]) -> None:
+    """Start the job or recognize it, and clear away what a killed writer left; under the lock."""
+    book = job.folder.book
+    path = book / JOB
+    if not path.exists():
+        job.refuse_foreign()
+        document = {**job.document(), MARK: SEAL, _ENVIRONMENT: dict(job.environment)}
+        write_atomic(path, f"{json.dumps(document, indent=2, sort_keys=True)}\n".encode())
+    earlier = read_json(path)
+    environment = earlier.pop(_ENVIRONMENT, {})
+    earlier.pop(MARK, None)
+    if changed := job.changed(earlier):
+        told, advice = job.another
+        raise UserError(f"{printable(book)}: {told}, these differ: {'; '.join(changed)}", advice)
+    remove_temporaries(book)
+    made_folder(book, MANIFEST)
+    remove_temporaries(book / MANIFEST)
+    _clear_staging(job.folder)
+    if other := differences(environment, job.environment):
+        notes.append(f"started in another environment, {job.drift}: {'; '.join(other)}")
+
+
+def _unfinished(job: Job, shards: Sequence[Shard], notes: list[str]) -> list[Shard]:
+    """The shards that are not done; adds a note for each that has to be made again."""
+    todo = []
+    for shard in shards:
+        part = part_path(job.folder.book, shard.number)
+        if is_sealed(part):
+            fault = job.fault(part, shard)
+            if not fault:
+                continue
+            notes.append(job.again(shard, fault))
+        todo.append(shard)
+    return todo
+
+
+def _clear_staging(folder: Folder) -> None:
+    remove_tree(unlinked(folder.book, STAGING))
+
+
+@contextmanager
+def _named_disk_faults(job: Job, work: Work) -> Iterator[None]:
+    """Say how far the job came when the disk, or a process, gave up."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"{job.folder.book}: a process ended early after {_done(job, work)} (killed, or out of memory)",
+            "run it again, it goes on from there; fewer processes need less memory",
+        ) from error
     except (OSError, DiskError) as error:
         cause = error.__cause__ if isinstance(error, DiskError) else error
         reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error)
-        done = f"{report.kept + report.written:,} of {report.items:,} pictures"
         raise DiskError(
-            f"{folder}: stopped after {done}: {reason}",
+            f"{job.folder.book}: stopped after {_done(job, work)}: {reason}",
             "make room or mend the disk, then run it again: it goes on from there",
         ) from error
-    report.seconds = time.monotonic() - started
-    return report
+
+
+def _done(job: Job, work: Work) -> str:
+    return f"{work.kept + work.written:,} of {work.items:,} {job.unit}"
 
 
 # ---- the steps of a shard
 
 
-def write_shards(
-    folder: Path,
-    job: Job,
-    todo: list[tuple[int, range]],
-    threads: int,
-    report: WriteReport,
-    on_progress: Callable[[int, int], None] | None,
-) -> None:
-    """Encode in ``threads`` threads and commit in one more, while this thread produces the next units.
-
-    The default :data:`ShardWriter`; for a process that holds the folder's lock. Counts in ``report``.
-    """
-    done = report.kept
-    commits: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(threads) as encoders, ThreadPoolExecutor(1) as committer:
-        for number, shard in todo:
-            staging = folder / STAGING / str(number)
-            staging.mkdir()
-            staged: list[Future[list[dict[str, Any]]]] = []
-            for unit in job.produce(shard):
-                staged.append(encoders.submit(_stage, staging, unit))
-                if len(staged) > 2 * threads:  # do not run ahead of the encoders; stop at their error
-                    staged[-2 * threads - 1].result()
-                done += unit.items
-                if on_progress is not None:
-                    on_progress(done, job.items)
-            commits.append(committer.submit(_commit, folder, job, number, staging, staged))
-            if len(commits) > 1:
-                report.written += commits.popleft().result()
-        while commits:
-            report.written += commits.popleft().result()
+def _batches(maker: Maker, todo: Sequence[Shard]) -> Iterator[tuple[Shard, Any]]:
+    """Every batch of every shard, and None at the end of a shard."""
+    for shard in todo:
+        for batch in maker.read(shard.items):
+            yield shard, batch
+        yield shard, None
 
 
-def _stage(staging: Path, unit: WorkUnit) -> list[dict[str, Any]]:
-    """Write the files of a unit, unsynced; returns their rows."""
-    rows = []
-    for name, data, row in unit.encode():
-        with open(staging / name, "xb") as file:
-            file.write(data)
-        rows.append({"file": name, "sha256": sha256_bytes(data), **row})
-    return rows
+def _ahead(reader: ThreadPoolExecutor, iterator: Iterator[Waiting]) -> Iterator[Waiting]:
+    """The same items; the reader's thread runs the iterator a little ahead."""
+    end: Any = object()
+    waiting = deque(reader.submit(next, iterator, end) for _ in range(_READ_AHEAD))
+    while (item := waiting.popleft().result()) is not end:
+        waiting.append(reader.submit(next, iterator, end))
+        yield item
 
 
-def _commit(
-    folder: Path, job: Job, number: int, staging: Path, staged: list[Future[list[dict[str, Any]]]]
-) -> int:
-    """Make a staged shard durable, move it to its place, and only then say so in the manifest."""
-    rows = [row for unit in staged for row in unit.result()]
-    names = [row["file"] for row in rows]
-    with ThreadPoolExecutor(_FSYNC_THREADS) as pool:
-        deque(pool.map(lambda name: _sync(staging / name), names), maxlen=0)
-    for name in names:
-        os.replace(staging / name, folder / IMAGES / name)
-    sync_folder(folder / IMAGES)
-    write_part(part_path(folder, number), rows, job.columns)
-    os.rmdir(staging)
-    return len(rows)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _commit(files: ShardFiles, items: Sequence[Any], encoded: Sequence[Future[Rows]]) -> int:
+    """Rows of the items themselves come in the items' order, those of new files in that of the batches."""
+    place = {item: n for n, item in enumerate(items)}
+    rows = [row for rows in encoded for row in rows.result()]
+    files.commit(sorted(rows, key=lambda row: place.get(row["file"], 0)))
+    return len(items)

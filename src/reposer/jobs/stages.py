@@ -11,18 +11,16 @@ there are no stale locks to judge. Other processes take the next stage that is r
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
@@ -30,8 +28,9 @@ from typing import Any
 
 from reposer.config import canonical_json, read_json
 from reposer.errors import UserError
-from reposer.jobs.workers import blind_to_the_present_folder
+from reposer.jobs.executors import blind_to_the_present_folder, end_with_parent
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
+from reposer.storage.lock import held
 from reposer.storage.outputs import OUTPUTS
 from reposer.storage.paths import check_name, contained, made_folder, require_inside
 from reposer.storage.seals import MARK, SEAL, seal_faults, write_seal
@@ -127,7 +126,7 @@ class StageCache:
         """Make a stage whose needs are complete; False where another process is at it or has done it."""
         folder = self.folder(stage)
         made_folder(self.root.parent, f"{STAGES}/{stage.name}")
-        with _lock(folder) as mine:
+        with held(folder / _LOCK) as mine:
             if not mine or (folder / DONE).is_file():
                 return False
             inputs = {"kind": stage.kind, "title": stage.title, "inputs": dict(stage.inputs)}
@@ -245,21 +244,6 @@ def seconds_left(cache: StageCache, stages: Sequence[Stage], workers: int) -> fl
     return sum(sum(values) / len(values) for values in means) / max(1, workers)
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock, or say that another process does."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-    finally:
-        os.close(descriptor)
-
-
 # ---- Several processes at the stages of one folder, each with its own log; a line now and then says how far.
 
 Plan = Callable[[Path], Sequence[Stage]]  # the stages of a study's folder; a function of a module
@@ -349,7 +333,8 @@ def _refuse_failed(root: Path, running: list[SpawnProcess]) -> None:
 
 def _worker(root: Path, plan: Plan, number: int, threads: int | None) -> None:
     """A process of its own: everything it says goes to its log."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # however the parent ends, a training saves and stops; any other stage just stops
+    end_with_parent(partial(os.kill, os.getpid(), signal.SIGTERM))
     log = os.open(root / LOGS / f"{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -363,14 +348,6 @@ def _worker(root: Path, plan: Plan, number: int, threads: int | None) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
         sys.exit(1)
-
-
-def _end_with_parent() -> None:
-    """However the parent ends, a training saves and stops; any other stage just stops."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _use_threads(threads: int | None) -> None:

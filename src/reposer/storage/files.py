@@ -8,7 +8,6 @@ after a power cut, and the rename itself is durable only after an fsync of the f
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -21,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reposer.errors import UserError
+from reposer.storage.lock import try_lock
 from reposer.storage.paths import foreign_names, printable
 
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{8}$")
@@ -130,7 +130,7 @@ def atomic_folder(
         with disk_faults(path):
             for folder, _, names in os.walk(temporary, topdown=False):
                 for name in names:
-                    _sync(Path(folder) / name, os.O_RDONLY)
+                    sync_file(Path(folder) / name)
                 sync_folder(folder)
             _swap_in(temporary, path)
     except BaseException:
@@ -273,9 +273,7 @@ def _is_of_this_moment(handle: int, entry: Path) -> bool:
 def _try_lock(handle: int) -> bool:
     """Whether this process holds the lock now; a disk without locks counts as held."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(handle)
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
             raise
@@ -308,6 +306,11 @@ def require_space(path: str | os.PathLike[str], needed: int) -> None:
 def sync_folder(path: str | os.PathLike[str]) -> None:
     """Make the names in a folder (new, renamed, removed files) survive a power cut."""
     _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Make the content of a file survive a power cut."""
+    _sync(path, os.O_RDONLY)
 
 
 def _sync(path: str | os.PathLike[str], flags: int) -> None:

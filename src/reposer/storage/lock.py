@@ -1,7 +1,7 @@
-"""Who may write in a folder: a lock of the kernel's, which lets go with its process, however that ends.
+"""Who may write: locks of the kernel's, which let go with their process, however that ends.
 
-Exclusive while a job is opened and looked through, then shared by the processes that write its parts, so that
-a second start is refused until the last of them has ended. Imports no torch.
+A folder's lock is exclusive while a job is opened and looked through, then shared by the processes that
+write its parts, so that a second start is refused until the last of them has ended. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from reposer.errors import UserError
 
 
 @contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[int]:
+def locked(folder: Path, *, shared: bool = False, wait: bool = False) -> Iterator[int]:
     """Hold the folder, alone or with other writers of the same job.
+
+    Args:
+        wait: until nobody else holds it.
 
     Yields:
         The descriptor, for :func:`share`.
@@ -27,7 +30,8 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[int]:
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(folder, descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        if not try_lock(descriptor, shared=shared, wait=wait):
+            raise _taken(folder)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -39,7 +43,34 @@ def share(folder: Path, descriptor: int) -> None:
     Raises:
         UserError: another start slipped in between (the kernel's change of a lock has a gap).
     """
-    _lock(folder, descriptor, fcntl.LOCK_SH)
+    if not try_lock(descriptor, shared=True):
+        raise _taken(folder)
+
+
+def try_lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Whether this process holds the lock of an open file or folder now; closing it lets go.
+
+    Args:
+        wait: until nobody else holds it.
+
+    Raises:
+        OSError: the disk keeps no locks.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file, which stays, until the block ends; False where another process does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -60,7 +91,7 @@ def in_turn(folder: Path, name: str) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             with suppress(OSError):  # a disk without locks counts as held
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                try_lock(descriptor, wait=True)
             with suppress(FileNotFoundError):  # the one before took it away: again
                 held = os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
             if held:
@@ -73,8 +104,5 @@ def in_turn(folder: Path, name: str) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _lock(folder: Path, descriptor: int, kind: int) -> None:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{folder}: another process is writing there", "wait for it or stop it") from error
+def _taken(folder: Path) -> UserError:
+    return UserError(f"{folder}: another process is writing there", "wait for it or stop it")

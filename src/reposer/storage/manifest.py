@@ -1,6 +1,7 @@
-"""The manifest of a generated folder: Parquet parts, a row for each file with its sha256, and their check.
+"""The manifest of a job's folder: Parquet parts with their seals, a row for each file with its sha256.
 
-Layout of the folder: see :mod:`reposer.jobs.shards`, which writes it. Imports no torch.
+:mod:`reposer.jobs.shards` writes it. The second half reads and checks whole folders of generated pictures
+(``images/``); annotated folders are checked in :mod:`reposer.annotation.faults`. Imports no torch.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -30,6 +29,7 @@ from reposer.config import Config, differences, read_json, save_config
 from reposer.errors import UserError
 from reposer.storage.bounded import parse_json
 from reposer.storage.files import disk_faults, sync_folder, write_atomic
+from reposer.storage.lock import try_lock
 from reposer.storage.paths import RefusedFileError, made_folder, read_regular, unlinked
 
 if TYPE_CHECKING:
@@ -275,18 +275,14 @@ def _acquire(folder: Path) -> int:
     with disk_faults(folder / _LOCK):
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise UserError(
-            f"{folder}: another process is writing in this run", "wait for it or stop it"
-        ) from error
+        if try_lock(lock):
+            return lock
+        refusal = UserError(f"{folder}: another process is writing in this run", "wait for it or stop it")
     except OSError as error:
-        os.close(lock)
-        raise UserError(
-            f"{folder}: cannot be locked: {error.strerror}", "choose a folder on a local disk"
-        ) from error
-    return lock
+        problem = f"{folder}: cannot be locked: {error.strerror}"
+        refusal = UserError(problem, "choose a folder on a local disk")
+    os.close(lock)
+    raise refusal
 
 
 _held: weakref.WeakSet[RunFolder] = weakref.WeakSet()

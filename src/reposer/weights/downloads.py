@@ -5,8 +5,6 @@ Nothing in this program downloads by itself; a command the user gave calls :func
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import http.client
 import os
 import re
@@ -27,6 +25,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from reposer.errors import UserError
 from reposer.storage.files import require_space, sha256_file, sync_folder
+from reposer.storage.lock import try_lock
 from reposer.storage.paths import printable
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")  # plain http is allowed there, for tests
@@ -113,7 +112,7 @@ def _sole_writer(source: Source, part: Path, seconds: float) -> Iterator[IO[byte
     while True:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         with os.fdopen(descriptor, "r+b") as file:
-            while not _locked(descriptor):
+            while not try_lock(descriptor):
                 if time.monotonic() > end:
                     problem = f"another process has been fetching it for {seconds:g} seconds"
                     raise DownloadError(source.url, "busy", problem, "wait for it or stop it")
@@ -121,16 +120,6 @@ def _sole_writer(source: Source, part: Path, seconds: float) -> Iterator[IO[byte
             if _stands_at(part, descriptor):  # else whoever held the lock moved this file to its place
                 yield file
                 return
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
-        return False
-    return True
 
 
 def _stands_at(path: Path, descriptor: int) -> bool:

@@ -9,9 +9,9 @@ from reposer.annotation.parser import open_parser
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.generation.augmentation import AugmentOptions, augment
+from reposer.generation.batch import WriteReport
 from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pose_transfer import PoseTransfer
-from reposer.jobs.shards import WriteReport
 from reposer.progress import Meter, progress
 from reposer.runtime import setup
 from reposer.workflows.reid_features import check_data

@@ -9,13 +9,12 @@ import numpy as np
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
-from reposer.generation.batch import GenerateOptions, generate
+from reposer.generation.batch import GenerateOptions, WriteReport, generate
 from reposer.generation.inputs import Person, load_person
 from reposer.generation.outputs import output_names, write_picture
 from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
-from reposer.jobs.shards import WriteReport
 from reposer.models.parsing_predictor import ParsingPredictor
 from reposer.progress import progress
 from reposer.workflows.evaluate import read_named_pairs

@@ -7,10 +7,8 @@ the data set.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -391,14 +389,3 @@ def _write_header(folder: Path, how: Packing, report: PackReport) -> None:
         "content_hash": hashlib.sha256("\n".join(hashes.values()).encode()).hexdigest(),
     }
     (folder / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, once nobody else does; the kernel drops it when its holder is killed."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

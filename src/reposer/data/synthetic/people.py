@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from reposer.config import canonical_json
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.packing import claimed
 from reposer.data.synthetic.checks import RealSet, check, complete
 from reposer.errors import UserError
 from reposer.images import read_picture, resize
@@ -29,6 +28,7 @@ from reposer.storage.files import (
     sha256_file,
     write_new,
 )
+from reposer.storage.lock import locked
 from reposer.storage.manifest import IMAGES, job_settings, read_rows
 from reposer.storage.paths import contained, unlinked
 
@@ -70,7 +70,7 @@ def decoded(
         unlinked(cache, name)
     shape = (len(names), *size, 3)
     key = {"files": files_hash(names, digests), "shape": list(shape)}
-    with claimed(folder / IMAGES):  # one process at a time decodes a set
+    with locked(folder / IMAGES, wait=True):  # one process at a time decodes a set
         if not _is_current(cache, key):
             _build(cache, folder / IMAGES, list(zip(names, digests, strict=True)), shape, key)
     array = np.load(cache / _ARRAY, mmap_mode="r", allow_pickle=False)

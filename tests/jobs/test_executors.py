@@ -10,7 +10,7 @@ import pytest
 from worker_tasks import dying, refusing, refusing_to_begin, squares
 
 from reposer.errors import UserError
-from reposer.jobs.workers import run_in_processes
+from reposer.jobs.executors import run_in_processes
 from reposer.storage.lock import locked, share
 
 
