@@ -10,9 +10,12 @@ import typer
 from reposer.cli.options import (
     LARGEST,
     LARGEST_SEED,
+    Background,
     BatchSize,
+    Data,
     Device,
     Model,
+    ParserTerms,
     Predictor,
     Processes,
     Threads,
@@ -25,7 +28,7 @@ app = typer.Typer()
 @app.command()
 def augment(
     model: Model,
-    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the set; an unfinished one of the same job goes on.")],
     factor: Annotated[
         int, typer.Option(min=2, max=1000, help="Images per real one: 1 real, the rest new.")
@@ -37,7 +40,7 @@ def augment(
         ),
     ] = "any",
     predictor: Predictor = None,
-    background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
+    background: Background = "generated",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the choice of donors.")] = 0,
     budget: Annotated[
         float,
@@ -55,9 +58,7 @@ def augment(
     filter_pose: Annotated[
         str | None, typer.Option(help="Drop those in another pose than the donor's, by this parser.")
     ] = None,
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="You accept the terms of the parser's weights.")
-    ] = False,
+    accept_license: ParserTerms = False,
     png: Annotated[bool, typer.Option("--png", help="PNG instead of JPEG.")] = False,
     batch_size: BatchSize = 32,
     processes: Processes = 1,

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli.options import LARGEST_SEED, MOST_SIDE_BY_SIDE, SetOption, Threads, parse_names, parse_size
+from reposer.cli.options import (
+    LARGEST_SEED,
+    MOST_SIDE_BY_SIDE,
+    Data,
+    ParserTerms,
+    SetOption,
+    Threads,
+    parse_names,
+    parse_size,
+)
 from reposer.errors import UserError
 from reposer.storage.paths import printable
 
@@ -66,7 +75,7 @@ def render(
 @app.command()
 def study(
     name: Annotated[str, typer.Argument(help="augmentation, market_dev, san_table or ablations.")],
-    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the study; the same command goes on.")],
     generator: Annotated[
         str, typer.Option(help="Run folder, exported folder, hub id, or `shipped`; not for ablations.")
@@ -82,9 +91,7 @@ def study(
     parser: Annotated[
         str, typer.Option(help="Parser for arms that judge poses: .onnx file of `export-parser`.")
     ] = "",
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="You accept the terms of the parser's weights.")
-    ] = False,
+    accept_license: ParserTerms = False,
     overrides: SetOption = None,
     workers: Annotated[
         int,
@@ -96,7 +103,6 @@ def study(
 
     chosen = parse_names(arms)
     if name == "ablations":
-        from reposer.errors import UserError
         from reposer.studies.ablations import ablations, run_ablations
 
         if variants or predictor or parser:

@@ -1,4 +1,4 @@
-"""``reposer train``, ``evaluate`` and ``generate``: generators, from training to pictures."""
+"""``reposer evaluate`` and ``generate``: what trained generators make, measured and written."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import typer
 
 from reposer.cli.options import (
     LARGEST,
+    Background,
     BatchSize,
-    Device,
-    MaxMinutes,
+    Data,
     Model,
     Predictor,
-    SetOption,
     Threads,
     WeightsFolder,
     parse_names,
@@ -26,32 +25,9 @@ app = typer.Typer()
 
 
 @app.command()
-def train(
-    preset: Annotated[
-        str,
-        typer.Argument(help="san_market_small, rsa_demo, patn_market, predictor_small, reid_demo, bot, ..."),
-    ],
-    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
-    out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
-    overrides: SetOption = None,
-    max_minutes: MaxMinutes = None,
-    threads: Threads = None,
-    device: Device = "auto",
-) -> None:
-    """Train a network of any kind; Ctrl-C saves first. Several GPUs: torchrun -m reposer train."""
-    from reposer.workflows.train import train_preset
-
-    print(
-        train_preset(
-            preset, data, out, overrides or [], threads=threads, device=device, max_minutes=max_minutes
-        )
-    )
-
-
-@app.command()
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="Folder for table, per-image values and grid.")],
     pairs: Annotated[Path | None, typer.Option(help="CSV from,to; default: the validation pairs.")] = None,
     metrics: Annotated[str, typer.Option(help="Names, comma-separated; `list` prints them all.")] = "",
@@ -150,7 +126,7 @@ def generate(
     maps: Annotated[
         str, typer.Option(help="given: the donor's label maps where there are any; predicted: never.")
     ] = "given",
-    background: Annotated[str, typer.Option(help="generated, donor or source.")] = "generated",
+    background: Background = "generated",
     batch_size: BatchSize = 32,
     jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG instead of PNG.")] = False,
     threads: Threads = None,

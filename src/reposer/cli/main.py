@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli import annotate, augment, folders, images, prepare, reid
+from reposer.cli import annotate, augment, folders, images, prepare, reid, train
 from reposer.errors import UserError
 
 OLD_SPELLINGS = {"--accept-licence": "--accept-license"}  # still understood, and shown nowhere
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for part in (folders, annotate, images, augment):
+for part in (folders, annotate, train, images, augment):
     app.add_typer(part.app)
 app.add_typer(prepare.app, name="prepare")
 app.add_typer(reid.app, name="reid")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,6 +55,53 @@ Predictor = Annotated[
 WeightsFolder = Annotated[
     Path | None, typer.Option(help="Folder with .safetensors files of metric networks.")
 ]
+
+
+Data = Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")]
+Background = Annotated[str, typer.Option(help="generated, donor or source.")]
+ParserTerms = Annotated[
+    bool, typer.Option("--accept-license", help="You accept the terms of the parser's weights.")
+]
+
+
+def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Its parameters, by keyword only: one that must be given may then follow one that need not."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+
+
+def command_with(
+    parameters: Sequence[inspect.Parameter], run: Callable[..., None], like: Callable[..., Any]
+) -> Callable[..., None]:
+    """``run`` as a command with these parameters, given by keyword; its name and help are ``like``'s."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__, run.__doc__ = like.__name__, inspect.getdoc(like)
+    return run
+
+
+def with_parameters(
+    shared: Callable[..., Any], place: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command takes the parameters of ``shared`` where its own parameter ``place`` stands.
+
+    It is called with what ``shared`` returns for them as that parameter, so that several commands have the
+    same options, written down once.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        names = inspect.signature(shared).parameters
+
+        def run(**values: Any) -> None:
+            made = shared(**{name: values.pop(name) for name in names})
+            command(**values, **{place: made})
+
+        parameters = []
+        for parameter in parameters_of(command):
+            parameters += parameters_of(shared) if parameter.name == place else [parameter]
+        return command_with(parameters, run, command)
+
+    return decorate
 
 
 def parse_size(text: str) -> tuple[int, int]:

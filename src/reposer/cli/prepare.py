@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reposer.cli.options import LARGEST, parse_size
+from reposer.cli.options import LARGEST, command_with, parameters_of, parse_size
 
 
 class _Layouts(TyperGroup):
@@ -46,6 +46,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+ZeroBased = Annotated[
+    bool, typer.Option("--zero-based", help="People are counted from 0 (a distractor here): add 1.")
+]
 Chosen = tuple[str, dict[str, Any]]  # layout and its keywords, see reposer.data.layouts
 
 
@@ -124,20 +127,21 @@ def _command(
     """
 
     def register(own: Callable[..., Chosen]) -> None:
-        parts: list[Callable[..., Any]] = [_root, own, *([_people] if people else []), _pictures]
-        shared = {n for part in parts if part is not own for n in inspect.signature(part).parameters}
+        shared = [
+            *parameters_of(_root),
+            *(parameters_of(_people) if people else []),
+            *parameters_of(_pictures),
+        ]
+        names = {parameter.name for parameter in shared}
 
-        def command(**values: Any) -> None:
-            layout, options = own(**{n: value for n, value in values.items() if n not in shared})
-            _prepare(layout, options, {n: value for n, value in values.items() if n in shared})
+        def run(**values: Any) -> None:
+            layout, options = own(**{n: value for n, value in values.items() if n not in names})
+            _prepare(layout, options, {n: value for n, value in values.items() if n in names})
 
-        parameters = [p for part in parts for p in inspect.signature(part, eval_str=True).parameters.values()]
+        before = len(parameters_of(_root))
+        parameters = [*shared[:before], *parameters_of(own), *shared[before:]]
         parameters = [p.replace(default=size) if p.name == "size" else p for p in parameters]
-        # by keyword only: a parameter that must be given may then follow one that need not
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        (group or app).command(name, help=inspect.getdoc(own))(command)
+        (group or app).command(name)(command_with(parameters, run, own))
 
     return register
 
@@ -246,9 +250,7 @@ def _folder(
     camera: Annotated[
         str, typer.Option(help="The same for the camera: a number, or a letter (A is 1).")
     ] = "_c([0-9]{1,3})",
-    zero_based: Annotated[
-        bool, typer.Option("--zero-based", help="People are counted from 0 (a distractor here): add 1.")
-    ] = False,
+    zero_based: ZeroBased = False,
 ) -> Chosen:
     """Any folder of crops of people. Who they are: ROOT/PERSON/*.jpg, or --identity, --labels, --anonymous.
 
@@ -266,9 +268,7 @@ def _folder(
 @_command("table")
 def _table(
     table: Annotated[Path, typer.Option(help="CSV (UTF-8, with a header) or Parquet.")],
-    zero_based: Annotated[
-        bool, typer.Option("--zero-based", help="People are counted from 0 (a distractor here): add 1.")
-    ] = False,
+    zero_based: ZeroBased = False,
 ) -> Chosen:
     """A table with the columns path (relative to ROOT), pid, camid and split (train, val, query, gallery).
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from reposer.cli.options import (
     LARGEST,
     LARGEST_SEED,
+    Data,
     Device,
-    MaxMinutes,
-    SetOption,
     Threads,
     finite,
     parse_names,
     set_threads,
+    with_parameters,
 )
+from reposer.cli.train import training
 from reposer.errors import UserError
-
-if TYPE_CHECKING:
-    from reposer.workflows.reid_evaluation import ReidOptions
 
 app = typer.Typer(
     help="Train, evaluate, score and export person re-identification networks.", no_args_is_help=True
 )
+
 
 Methods = Annotated[
     str,
@@ -103,107 +103,7 @@ KeepOwn = Annotated[
 Roc = Annotated[bool, typer.Option("--roc", help="Also score pairs one to one: TPR at FPR, AUC, EER.")]
 
 
-@app.command("train")
-def reid_train(
-    preset: Annotated[str, typer.Argument(help="ide2016, siamese2017, bot, reid_small, reid_demo, ...")],
-    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
-    out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
-    overrides: SetOption = None,
-    max_minutes: MaxMinutes = None,
-    threads: Threads = None,
-    device: Device = "auto",
-) -> None:
-    """Train a Re-ID network; Ctrl-C saves first. The same as `reposer train`, for Re-ID presets only."""
-    from reposer.workflows.presets import find_reid_preset
-    from reposer.workflows.train import train_preset
-
-    find_reid_preset(preset)
-    print(
-        train_preset(
-            preset, data, out, overrides or [], threads=threads, device=device, max_minutes=max_minutes
-        )
-    )
-
-
-@app.command("evaluate")
-def reid_evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder, exported folder or hub id.")],
-    data: Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")],
-    out: Annotated[Path, typer.Option(help="Folder for table, curves, rank lists and kept features.")],
-    query_list: Annotated[Path | None, typer.Option(help="Text file of query names, one a line.")] = None,
-    gallery_list: Annotated[Path | None, typer.Option(help="Text file of gallery names.")] = None,
-    methods: Methods = "",
-    rerank: Reranked = False,
-    k1: K1 = 20,
-    k2: K2 = 6,
-    weight: Lambda = 0.3,
-    multi_query: MultiQuery = "",
-    crops: Annotated[Path | None, typer.Option(help="Folder of multi-query crops, as gt_bbox.")] = None,
-    rank_lists: RankLists = "",
-    feature_map: Map = "",
-    protocol: Protocol = "market1501",
-    shots: Shots = None,
-    trials: Trials = None,
-    variant: Variant = "zhong",
-    expand: Expand = 0,
-    alpha: Alpha = 0.0,
-    raw: Raw = False,
-    no_match: NoMatchOption = "skip",
-    keep_same_camera: KeepOwn = False,
-    roc: Roc = False,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "auto",
-) -> None:
-    """Score a network on held-out people: CMC, both mAPs, mINP, with intervals; learned and re-ranked too.
-
-    Features are extracted once and kept in --out; the next call with other methods starts from them.
-    """
-    from reposer.workflows.reid_evaluation import evaluate_network
-
-    options = _options(
-        *(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed, variant),
-        *(protocol, shots, trials, expand, alpha, raw, no_match, keep_same_camera, roc),
-    )
-    report = evaluate_network(
-        model,
-        data,
-        out,
-        options,
-        query_list=query_list,
-        gallery_list=gallery_list,
-        crops=crops,
-        device=device,
-        threads=threads,
-    )
-    print(report.to_markdown())
-    print(
-        f"{out}: reidentification.json, .md, .parquet (per query), features.npz, {', '.join(report.pictures)}"
-    )
-
-
-@app.command("score")
-def reid_score(
-    features: Annotated[
-        list[Path],
-        typer.Argument(
-            help=".npz, .parquet, .mat, .pt, or .npy and its labels; see docs/how-to/score-features.md."
-        ),
-    ],
-    out: Annotated[Path | None, typer.Option(help="Folder for table, curves and rank lists.")] = None,
-    images: Annotated[
-        list[Path] | None, typer.Option(help="Folder of the named images, for rank lists; repeatable.")
-    ] = None,
-    each: Annotated[
-        bool, typer.Option("--each-file", help="Every file is a split of its own: means over them.")
-    ] = False,
-    folds: Annotated[
-        int | None,
-        typer.Option(min=1, max=LARGEST, help="Random splits of all people in two: means over them."),
-    ] = None,
-    train_people: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST, help="Of each fold; default: half.")
-    ] = None,
+def _scoring(
     methods: Methods = "",
     rerank: Reranked = False,
     k1: K1 = 20,
@@ -223,66 +123,8 @@ def reid_score(
     keep_same_camera: KeepOwn = False,
     roc: Roc = False,
     seed: Seed = 0,
-    threads: Threads = None,
-) -> None:
-    """Score features of any tool: splits query, gallery, train (for learned methods), multi_query (crops)."""
-    from reposer.workflows.reid_evaluation import score_files, score_splits
-
-    set_threads(threads)
-    options = _options(
-        *(methods, rerank, k1, k2, weight, multi_query, rank_lists, feature_map, seed, variant),
-        *(protocol, shots, trials, expand, alpha, raw, no_match, keep_same_camera, roc),
-    )
-    if train_people is not None and folds is None:
-        raise UserError("--train-people is of --folds", "give both, or neither")
-    if folds is None and not each:
-        report = score_files(features, out, options, images=images or ())
-    elif each and folds is not None:
-        raise UserError("--each-file and --folds are two ways to split", "choose one")
-    elif images:
-        raise UserError("rank lists are of one split", "leave --images out")
-    else:
-        report = score_splits(features, out, options, folds=folds, train_people=train_people)
-    print(report.to_markdown())
-    if out is not None:
-        print(f"{out}: reidentification.json, .md, .parquet (per query), {', '.join(report.pictures)}")
-
-
-@app.command("export")
-def reid_export(
-    model: Annotated[str, typer.Argument(help="Run folder, or an exported folder.")],
-    out: Annotated[Path, typer.Option(help="Folder to write: model.safetensors, config.json, README.md.")],
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also embedding.onnx, checked against PyTorch.")
-    ] = False,
-) -> None:
-    """Export a network for others: Embedding.from_pretrained reads the folder, onnxruntime the ONNX file."""
-    from reposer.workflows.reid_features import export_embedding
-
-    print(export_embedding(model, out, onnx=onnx))
-
-
-def _options(
-    methods: str,
-    rerank: bool,
-    k1: int,
-    k2: int,
-    weight: float,
-    multi_query: str,
-    rank_lists: str,
-    feature_map: str,
-    seed: int,
-    variant: str,
-    protocol: str,
-    shots: int | None,
-    trials: int | None,
-    expand: int,
-    alpha: float,
-    raw: bool,
-    no_match: str,
-    keep_same_camera: bool,
-    roc: bool,
-) -> ReidOptions:
+) -> Any:  # ReidOptions
+    """The parameters of every command that scores."""
     from reposer.evaluation.reid_protocols import find_protocol
     from reposer.evaluation.reidentification import Expansion, Rerank
     from reposer.reid.rerank import known_variant
@@ -315,3 +157,113 @@ def _options(
         feature_map=feature_map,
         seed=seed,
     )
+
+
+@app.command("train")
+@with_parameters(training, "how")
+def reid_train(
+    preset: Annotated[str, typer.Argument(help="ide2016, siamese2017, bot, reid_small, reid_demo, ...")],
+    how: Callable[[str], object],
+) -> None:
+    """Train a Re-ID network; Ctrl-C saves first. The same as `reposer train`, for Re-ID presets only."""
+    from reposer.workflows.presets import find_reid_preset
+
+    find_reid_preset(preset)
+    print(how(preset))
+
+
+@app.command("evaluate")
+@with_parameters(_scoring, "options")
+def reid_evaluate(
+    model: Annotated[str, typer.Argument(help="Run folder, exported folder or hub id.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for table, curves, rank lists and kept features.")],
+    query_list: Annotated[Path | None, typer.Option(help="Text file of query names, one a line.")] = None,
+    gallery_list: Annotated[Path | None, typer.Option(help="Text file of gallery names.")] = None,
+    crops: Annotated[Path | None, typer.Option(help="Folder of multi-query crops, as gt_bbox.")] = None,
+    *,
+    options: Any,  # ReidOptions
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Score a network on held-out people: CMC, both mAPs, mINP, with intervals; learned and re-ranked too.
+
+    Features are extracted once and kept in --out; the next call with other methods starts from them.
+    """
+    from reposer.workflows.reid_evaluation import evaluate_network
+
+    report = evaluate_network(
+        model,
+        data,
+        out,
+        options,
+        query_list=query_list,
+        gallery_list=gallery_list,
+        crops=crops,
+        device=device,
+        threads=threads,
+    )
+    print(report.to_markdown())
+    print(
+        f"{out}: reidentification.json, .md, .parquet (per query), features.npz, {', '.join(report.pictures)}"
+    )
+
+
+@app.command("score")
+@with_parameters(_scoring, "options")
+def reid_score(
+    features: Annotated[
+        list[Path],
+        typer.Argument(
+            help=".npz, .parquet, .mat, .pt, or .npy and its labels; see docs/how-to/score-features.md."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for table, curves and rank lists.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Folder of the named images, for rank lists; repeatable.")
+    ] = None,
+    each: Annotated[
+        bool, typer.Option("--each-file", help="Every file is a split of its own: means over them.")
+    ] = False,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=1, max=LARGEST, help="Random splits of all people in two: means over them."),
+    ] = None,
+    train_people: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Of each fold; default: half.")
+    ] = None,
+    *,
+    options: Any,  # ReidOptions
+    threads: Threads = None,
+) -> None:
+    """Score features of any tool: splits query, gallery, train (for learned methods), multi_query (crops)."""
+    from reposer.workflows.reid_evaluation import score_files, score_splits
+
+    set_threads(threads)
+    if train_people is not None and folds is None:
+        raise UserError("--train-people is of --folds", "give both, or neither")
+    if folds is None and not each:
+        report = score_files(features, out, options, images=images or ())
+    elif each and folds is not None:
+        raise UserError("--each-file and --folds are two ways to split", "choose one")
+    elif images:
+        raise UserError("rank lists are of one split", "leave --images out")
+    else:
+        report = score_splits(features, out, options, folds=folds, train_people=train_people)
+    print(report.to_markdown())
+    if out is not None:
+        print(f"{out}: reidentification.json, .md, .parquet (per query), {', '.join(report.pictures)}")
+
+
+@app.command("export")
+def reid_export(
+    model: Annotated[str, typer.Argument(help="Run folder, or an exported folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: model.safetensors, config.json, README.md.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also embedding.onnx, checked against PyTorch.")
+    ] = False,
+) -> None:
+    """Export a network for others: Embedding.from_pretrained reads the folder, onnxruntime the ONNX file."""
+    from reposer.workflows.reid_features import export_embedding
+
+    print(export_embedding(model, out, onnx=onnx))

@@ -41,10 +41,10 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What any layout is read with; see the readers."""
+class Reading:
+    """How a data set is read, whatever its layout; see the readers."""
 
-    pairs: PairRule
+    pairs: PairRule  # which images make pairs
     holdout: int
     parsing: Place
     mask: Place
@@ -58,65 +58,51 @@ class Asked:
         return {name: getattr(self, name) for name in self.__slots__ if name != "pairs"}
 
 
-def read_layout(
-    layout: str,
-    root: Path,
-    options: dict[str, Any],
-    *,
-    pairs: PairRule,
-    holdout: int,
-    places: tuple[Place, Place, Places],
-    rules: MapRules,
-    on_progress: Progress | None,
-    look_only: bool = False,
-) -> Found:
+def read_layout(layout: str, root: Path, options: dict[str, Any], reading: Reading) -> Found:
     """Read a data set of any layout.
 
     Args:
         options: keywords of the layout's reader.
-        pairs: which images make pairs.
-        places: of parsing maps, masks and keypoints.
-        root, holdout, rules, on_progress, look_only: see the readers.
+        reading: how, whatever the layout.
 
     Raises:
         UserError: an unknown layout, option or pair rule, and all that the readers raise.
     """
-    if pairs not in PAIR_RULES:
-        raise UserError(f"pairs {pairs}: unknown rule", f"use one of {', '.join(PAIR_RULES)}")
+    if reading.pairs not in PAIR_RULES:
+        raise UserError(f"pairs {reading.pairs}: unknown rule", f"use one of {', '.join(PAIR_RULES)}")
     find("layout", layout, {**READERS, **LAYOUTS})
-    asked = Asked(pairs, holdout, *places, rules, on_progress, look_only)
     read = READERS.get(layout) or partial(_listed, layout)
-    return read(root, options, asked)
+    return read(root, options, reading)
 
 
-def _market1501(root: Path, options: dict[str, Any], asked: Asked) -> Found:
+def _market1501(root: Path, options: dict[str, Any], reading: Reading) -> Found:
     del options  # it has none
-    return _with_pairs(read_market1501(root, **asked.of_readers()), asked)
+    return _with_pairs(read_market1501(root, **reading.of_readers()), reading)
 
 
-def _listed(layout: str, root: Path, options: dict[str, Any], asked: Asked) -> Found:
-    people = read_people(layout, root, options=options, **asked.of_readers())
-    return _with_pairs(people, asked, anonymous=bool(options.get("anonymous")))
+def _listed(layout: str, root: Path, options: dict[str, Any], reading: Reading) -> Found:
+    people = read_people(layout, root, options=options, **reading.of_readers())
+    return _with_pairs(people, reading, anonymous=bool(options.get("anonymous")))
 
 
 def _with_pairs(
-    people: tuple[list[PersonRecord], Problems], asked: Asked, *, anonymous: bool = False
+    people: tuple[list[PersonRecord], Problems], reading: Reading, *, anonymous: bool = False
 ) -> Found:
     records, problems = people
     pairs = {
-        split: [] if asked.look_only else _pairs(records, split, asked.pairs) for split in ("train", "val")
+        split: [] if reading.look_only else _pairs(records, split, reading.pairs) for split in ("train", "val")
     }
     return Found(records, problems, pairs, _notes(records, anonymous))
 
 
-def _deepfashion(root: Path, options: dict[str, Any], asked: Asked) -> Found:
-    if asked.holdout or asked.pairs != "torso":
+def _deepfashion(root: Path, options: dict[str, Any], reading: Reading) -> Found:
+    if reading.holdout or reading.pairs != "torso":
         problem = "deepfashion has its own test images and pair rule"
         raise UserError(f"{problem}: holdout and pairs cannot be chosen", "leave them out")
     unknown = options.keys() - {"images", "lists", "frame"}
     if unknown:
         raise UserError(f"layout deepfashion: unknown option {min(unknown)}", "use images, lists or frame")
-    shared = asked.of_readers()
+    shared = reading.of_readers()
     del shared["holdout"]
     people = read_deepfashion(root, **options, **shared)
     notes = [f"identities    overlap of the official split: {people.overlap}"]
@@ -124,7 +110,7 @@ def _deepfashion(root: Path, options: dict[str, Any], asked: Asked) -> Found:
 
 
 # Data sets that need more than a list of files (LAYOUTS); both are looked up by one name.
-READERS: dict[str, Callable[[Path, dict[str, Any], Asked], Found]] = {
+READERS: dict[str, Callable[[Path, dict[str, Any], Reading], Found]] = {
     "market1501": _market1501,
     "deepfashion": _deepfashion,
 }

@@ -17,7 +17,7 @@ from reposer.data.packed import ARRAYS, HEADER, ROWS, PackedPeople
 from reposer.data.pairs import read_pairs_csv, write_pairs_csv
 from reposer.data.parsing import known_labels
 from reposer.data.preparing.annotation_lookup import Places, each_place
-from reposer.data.preparing.by_layout import Found, PairRule, read_layout
+from reposer.data.preparing.by_layout import Found, PairRule, Reading, read_layout
 from reposer.data.preparing.packing import MASK_SOURCES, Fit, MaskSource, Packing, known_fit, pack
 from reposer.data.preparing.report import (
     PrepareReport,
@@ -130,16 +130,7 @@ def prepare_people(
     how = _packing(chosen)
     config = _config(layout, root, options or {}, chosen)
     _check_out(root, out, config)
-    found = read_layout(
-        layout,
-        root,
-        options or {},
-        pairs=chosen["pairs"],
-        holdout=chosen["holdout"],
-        places=(chosen["parsing"], chosen["mask"], chosen["keypoints"]),
-        rules=how.rules,
-        on_progress=_stage(on_progress, "checking"),
-    )
+    found = _read(layout, root, options, chosen, how, on_progress=_stage(on_progress, "checking"))
     refuse_synthetic(root, found.records)
     found.problems.extend(find_leaks(found.records, found.training))
     return _write(root, out, config, found, how, on_progress)
@@ -164,17 +155,7 @@ def look_at_people(
     """
     root = Path(root)
     chosen: PrepareArguments = {**DEFAULTS, **arguments}
-    found = read_layout(
-        layout,
-        root,
-        options or {},
-        pairs=chosen["pairs"],
-        holdout=chosen["holdout"],
-        places=(chosen["parsing"], chosen["mask"], chosen["keypoints"]),
-        rules=_packing(chosen).rules,
-        on_progress=None,
-        look_only=True,
-    )
+    found = _read(layout, root, options, chosen, _packing(chosen), look_only=True)
     leaks = [p for p in find_leaks(found.records, found.training) if p.rule.startswith("person-")]
     counts, examples = count_problems([*found.problems, *leaks])
     return PrepareReport(
@@ -189,6 +170,21 @@ def look_at_people(
         manifest_sha256="",
         notes=found.notes,
     )
+
+
+def _read(
+    layout: str,
+    root: Path,
+    options: dict[str, Any] | None,
+    chosen: PrepareArguments,
+    how: Packing,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    look_only: bool = False,
+) -> Found:
+    places = (chosen["parsing"], chosen["mask"], chosen["keypoints"])
+    reading = Reading(chosen["pairs"], chosen["holdout"], *places, how.rules, on_progress, look_only)
+    return read_layout(layout, root, options or {}, reading)
 
 
 def _write(
