@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from reposer.data.keypoints import Pose, pose_distance
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.evaluation.image_sets import ImageQualityReport, RealImages, image_batches
-from reposer.evaluation.measurement import MeasuredRow, MeasurementOptions, evaluate
-from reposer.metrics.protocols import ImageBatch, WeightFiles, find_metric
+from reposer.evaluation.measurement import MeasuredRow, MeasurementOptions, Measuring, evaluate
+from reposer.metrics.protocols import ImageBatch, find_metric
 from reposer.structures import PairBatch
 
 # ---- The trivial baselines that stand beside every model: copying the source, and the nearest training pose.
@@ -79,12 +78,9 @@ def evaluate_pairs(
     *,
     training: NDArray[np.int64] | None = None,
     reference: Literal["training", "targets"] | None = None,
-    weights: WeightFiles | None = None,
     detector: KeypointDetector | None = None,
     batch_size: int = 32,
-    device: str | torch.device = "cpu",
-    seed: int = 0,
-    cache: str | Path | None = None,
+    **options: Unpack[Measuring],
 ) -> ImageQualityReport:
     """Measure methods on pairs of prepared people, with "copy the source" and "nearest pose" beside them.
 
@@ -96,10 +92,8 @@ def evaluate_pairs(
             Frechet distances; None leaves both out.
         reference: real images of Frechet distances whose protocol leaves it open: all training images, or the
             distinct target images; None takes the former if they are given. The report names it.
-        weights: weights files by name that are not in the weights folder, see ``protocols.weights_in``.
         detector: finds the keypoints of generated images, for ``pckh``.
-        seed: of the bootstrap.
-        cache: folder that keeps statistics of reference sets, keyed by their content.
+        options: see ``measurement.Measuring``.
 
     Raises:
         UserError: an unknown metric, no pairs, or a method that returns something else than such images.
@@ -139,11 +133,11 @@ def evaluate_pairs(
         sets["training"] = real("all training images", np.asarray(training, np.int64))
     names = np.array(people.names)
     columns = {"source": names[source], "target": names[target], "pid": people.pids[target]}
-    options = MeasurementOptions(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
+    shared = MeasurementOptions.of(**options)
     known = {"mask", "parsing", "keypoints", *(field.name for field in dataclasses.fields(PairBatch))}
     known |= {"generated_keypoints"} if detector else set()
     chosen = reference or ("targets" if training is None else "training")
-    report = evaluate(runs, metrics, columns, people.pids[target], sets, chosen, known, options)
+    report = evaluate(runs, metrics, columns, people.pids[target], sets, chosen, known, shared)
     if detector is not None and measured_poses:
         report.settings["keypoint_detector"] = f"{detector.info.name} {detector.info.sha256[:12]}".strip()
     return report
@@ -161,11 +155,8 @@ def evaluate_images(
     names: Sequence[str] | None = None,
     pids: NDArray[np.int64] | None = None,
     reference: NDArray[np.uint8] | None = None,
-    weights: WeightFiles | None = None,
     batch_size: int = 32,
-    device: str | torch.device = "cpu",
-    seed: int = 0,
-    cache: str | Path | None = None,
+    **options: Unpack[Measuring],
 ) -> ImageQualityReport:
     """Measure images that exist already against their true targets; arrays may be memory-mapped.
 
@@ -175,7 +166,7 @@ def evaluate_images(
         masks, parsing: (N, H, W) of the targets. keypoints: (N, J, 2) of the targets.
         names: of the targets. pids: (N,) identities, for intervals over people.
         reference: real training images (M, H, W, 3) for Frechet distances; the targets by default.
-        metrics, weights, seed, cache: as in ``evaluate_pairs``.
+        metrics, options: as in ``evaluate_pairs``.
 
     Raises:
         UserError: an unknown metric, no images, arrays that do not fit together or are no uint8 RGB images,
@@ -221,9 +212,9 @@ def evaluate_images(
     columns: dict[str, Sequence[str] | NDArray[np.int64]] = {"target": named}
     if pids is not None:
         columns["pid"] = np.asarray(pids, np.int64)
-    options = MeasurementOptions(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
+    shared = MeasurementOptions.of(**options)
     chosen = "targets" if reference is None else "training"
-    return evaluate({n: run(n) for n in images}, metrics, columns, pids, sets, chosen, set(given), options)
+    return evaluate({n: run(n) for n in images}, metrics, columns, pids, sets, chosen, set(given), shared)
 
 
 def _check_images(label: str, images: object) -> None:

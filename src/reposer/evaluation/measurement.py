@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +62,26 @@ class MeasurementOptions:
     device: torch.device
     seed: int  # of the bootstrap
     cache: Path | None  # folder of reference statistics
+
+    @classmethod
+    def of(
+        cls,
+        weights: WeightFiles | None = None,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        cache: str | Path | None = None,
+    ) -> MeasurementOptions:
+        """From what a caller gives, see :class:`Measuring`."""
+        return cls(weights or {}, torch.device(device), seed, Path(cache) if cache else None)
+
+
+class Measuring(TypedDict, total=False):
+    """Keywords of what measures images."""
+
+    weights: WeightFiles | None  # files by name that are not in the weights folder, see protocols.weights_in
+    device: str | torch.device  # "cpu" unless given
+    seed: int  # of the bootstrap; 0 unless given
+    cache: str | Path | None  # folder that keeps statistics of reference sets, keyed by their content
 
 
 def evaluate(

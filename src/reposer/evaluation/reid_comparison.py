@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -119,6 +119,27 @@ def claim_reid(folder: Path, *more: str) -> None:
     claim_outputs(folder, ["reidentification.md", REPORT_FILE, *more], older=older)
 
 
+class ScoringRules(TypedDict, total=False):
+    """Keywords that every row of a report shares; see evaluate_reid, whose defaults hold."""
+
+    protocol: ReidProtocol
+    unit: bool
+    no_match: NoMatch
+    roc: bool
+    exclude_same_camera: bool
+    seed: int
+
+
+DEFAULT_RULES: ScoringRules = {
+    "protocol": MARKET,
+    "unit": True,
+    "no_match": "skip",
+    "roc": False,
+    "exclude_same_camera": True,
+    "seed": 0,
+}
+
+
 def compare_methods(
     query: FeatureSet,
     gallery: FeatureSet,
@@ -127,20 +148,14 @@ def compare_methods(
     methods: Sequence[str] = ("euclidean", "xqda", "kissme"),
     rerank: Rerank | None = None,
     expand: Expansion | None = None,
-    protocol: ReidProtocol = MARKET,
-    unit: bool = True,
-    no_match: NoMatch = "skip",
-    exclude_same_camera: bool = True,
-    roc: bool = False,
-    seed: int = 0,
+    **chosen: Unpack[ScoringRules],
 ) -> ReidReport:
     """Evaluate every method, and once more with query expansion (``expand``) and re-ranked (``rerank``).
 
     Args:
         train: features of other people, from the same network; learned methods are fitted on it.
         methods: keys of DISTANCES or LEARNERS.
-        rerank, expand, protocol, unit, no_match, exclude_same_camera, roc: see evaluate_reid.
-        seed: of the bootstrap, of trials and of sampled pairs.
+        rerank, expand, chosen: see evaluate_reid; the seed is also that of sampled pairs.
 
     Raises:
         UserError: an unknown method, a learned one without ``train``, training and test sets that share a
@@ -148,9 +163,11 @@ def compare_methods(
     """
     for name in methods or ("",):
         find("Re-ID method", name, {**DISTANCES, **LEARNERS})
+    rules: ScoringRules = {**DEFAULT_RULES, **chosen}
+    protocol, unit, exclude_same_camera = rules["protocol"], rules["unit"], rules["exclude_same_camera"]
     query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
     query, gallery, told = _cameras(query, gallery, protocol, exclude_same_camera)
-    learned = {name: LEARNERS[name](seed) for name in methods if name in LEARNERS}
+    learned = {name: LEARNERS[name](rules["seed"]) for name in methods if name in LEARNERS}
     if learned:
         (train,), cameras = with_cameras(_training_set(train, query, gallery, unit))
         told += [f"Training images: {cameras}"] if cameras else []
@@ -158,8 +175,6 @@ def compare_methods(
             learner.fit(train.features, train.pids, train.camids)
     results: dict[str, ReidResult] = {}
     missing: dict[str, str] = {}
-    rules: dict[str, Any] = {"protocol": protocol, "unit": unit, "no_match": no_match, "roc": roc}
-    rules |= {"exclude_same_camera": exclude_same_camera, "seed": seed}
     for name in methods:
         metric = learned.get(name)
         for row, step in _steps(name, rerank, expand):
@@ -174,7 +189,7 @@ def compare_methods(
                 expand=step if isinstance(step, Expansion) else None,
                 **rules,
             )
-    settings = rules | {
+    settings = dict(rules) | {
         "protocol": asdict(protocol),
         "feature_size": query.features.shape[1],
         "rerank": asdict(rerank) if rerank else None,
@@ -185,7 +200,7 @@ def compare_methods(
         results=results,
         missing=missing,
         learned={name: _what_was_learned(metric) for name, metric in learned.items()},
-        protocol=_protocol(protocol, unit, no_match, exclude_same_camera),
+        protocol=_protocol(protocol, unit, rules["no_match"], exclude_same_camera),
         notes=(
             *told,
             *_notes(next(iter(results.values())), results, missing, learned, rerank, expand),
