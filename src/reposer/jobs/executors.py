@@ -140,7 +140,7 @@ def run_in_processes(
         min(processes, max(1, len(tasks))), context, initializer=_initialize, initargs=(begin,)
     )
     try:
-        with blind_to_the_present_folder():
+        with spawning():
             futures = [pool.submit(_work, task) for task in tasks]
         for future in as_completed(futures):
             result, refusal = future.result()
@@ -155,17 +155,22 @@ def run_in_processes(
 
 
 @contextmanager
-def blind_to_the_present_folder() -> Iterator[None]:
-    """Processes that are spawned here import no json.py of the folder that the user stands in."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+def spawning(**environment: str) -> Iterator[None]:
+    """Processes that are spawned here have these variables, too, which libraries read when they are loaded.
+
+    And they import no json.py of the folder that the user stands in.
+    """
+    environment["PYTHONSAFEPATH"] = "1"
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class _Worker:

@@ -63,21 +63,14 @@ class Shard(NamedTuple):
     items: Sequence[Any]  # a range, or the names of images
 
 
-class Batch(Protocol):
-    """What a Maker reads at once."""
-
-    def __len__(self) -> int:
-        """How many items."""
-
-
 class Maker(Protocol):
     """Makes files and rows of items."""
 
     def read(self, items: Any) -> Iterator[Any]:
-        """Batches of a shard's items, each item in one; called in another thread than ``make``."""
+        """Batches of a shard's items, each item in one; ``len`` of a batch counts them. In a thread apart."""
 
     def make(self, batch: Any) -> Encode:
-        """Compute; what is returned is called in a third thread. Its rows have the first column "file"."""
+        """Compute; what is returned is called in another thread. Its rows begin with file and sha256."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from typing import Any
 
 from reposer.config import canonical_json, read_json
 from reposer.errors import UserError
-from reposer.jobs.executors import blind_to_the_present_folder, end_with_parent
+from reposer.jobs.executors import end_with_parent, spawning
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.lock import held
 from reposer.storage.outputs import OUTPUTS
@@ -279,7 +279,7 @@ def make_all(root: Path, plan: Plan, *, workers: int = 1, threads: int | None = 
         return
     made_folder(root, LOGS)
     context = multiprocessing.get_context("spawn")
-    with _environment(threads), blind_to_the_present_folder():
+    with spawning(**({} if threads is None else dict.fromkeys(_THREADS, str(threads)))):
         running = [
             context.Process(target=_worker, args=(root, plan, n, threads), name=f"worker {n}")
             for n in range(workers)
@@ -355,22 +355,6 @@ def _use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _environment(threads: int | None) -> Any:
-    """Threads of libraries that read them only when they are loaded, for the processes started inside."""
-    earlier = {name: os.environ.get(name) for name in _THREADS}
-    if threads is not None:
-        os.environ.update(dict.fromkeys(_THREADS, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in earlier.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
