@@ -843,7 +843,10 @@ OWN = "made by this program from constants, counters and hashes"
 NAMED = "a place that the user named on the command line, or its environment"
 REVIEWED: dict[str, tuple[str, set[str]]] = {
     "annotation/annotate.py": (LISTED, {"name"}),
-    "annotation/annotators.py": (LISTED, {"os.path.realpath(images)", "os.path.realpath(place)"}),
+    "annotation/annotators.py": (
+        LISTED,  # name: for a message
+        {"name", "os.path.realpath(images)", "os.path.realpath(place)"},
+    ),
     "annotation/faults.py": (LISTED, {"scratch", "folder", "name"}),  # a temporary folder
     "annotation/onnx_session.py": (OWN, {"__file__"}),
     "annotation/overview.py": (OWN, {"name"}),

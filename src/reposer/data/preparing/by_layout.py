@@ -89,9 +89,8 @@ def _with_pairs(
     people: tuple[list[PersonRecord], Problems], reading: Reading, *, anonymous: bool = False
 ) -> Found:
     records, problems = people
-    pairs = {
-        split: [] if reading.look_only else _pairs(records, split, reading.pairs) for split in ("train", "val")
-    }
+    splits = () if reading.look_only else ("train", "val")
+    pairs = {"train": [], "val": []} | {split: _pairs(records, split, reading.pairs) for split in splits}
     return Found(records, problems, pairs, _notes(records, anonymous))
 
 
