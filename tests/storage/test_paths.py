@@ -1115,7 +1115,6 @@ CHANGES_REVIEWED: dict[str, set[str]] = {
     "generation/augmented_rows.py": {"unlink"},
     "generation/forgetting.py": {"unlink"},
     "generation/set_exports.py": {"mkdir"},
-    "jobs/shards.py": {"mkdir", "rmtree"},
     "rendered/dataset.py": {"mkdir"},
     "studies/ablations.py": {"mkdir"},
     "studies/demo.py": {"mkdir"},
