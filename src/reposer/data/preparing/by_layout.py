@@ -89,8 +89,9 @@ def _with_pairs(
     people: tuple[list[PersonRecord], Problems], reading: Reading, *, anonymous: bool = False
 ) -> Found:
     records, problems = people
-    splits = () if reading.look_only else ("train", "val")
-    pairs = {"train": [], "val": []} | {split: _pairs(records, split, reading.pairs) for split in splits}
+    pairs: dict[str, list[tuple[str, str]]] = {"train": [], "val": []}
+    if not reading.look_only:
+        pairs = {split: _pairs(records, split, reading.pairs) for split in pairs}
     return Found(records, problems, pairs, _notes(records, anonymous))
 
 
