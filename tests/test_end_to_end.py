@@ -53,6 +53,7 @@ def test_from_rendered_people_to_a_report(run, tmp_path):
         assert words in page
 
 
+@pytest.mark.slow
 def test_recognition_of_generated_people(run, tmp_path):
     """A Re-ID network is trained by the same command and measures whether identity is kept."""
     people, data, reid = tmp_path / "people", tmp_path / "data", tmp_path / "reid"

@@ -79,6 +79,7 @@ def rows_sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bytes_and_a_second_call_makes_nothing(folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(folder, other)

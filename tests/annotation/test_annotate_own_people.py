@@ -51,6 +51,7 @@ def raw(rendered: Path, root: Path, source: str) -> tuple[object, ...]:
     }[source]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     ["regex", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sub-folder", "csv"))],

@@ -37,6 +37,7 @@ def agreement(a, b):
     return float((np.asarray(a) == np.asarray(b)).mean())
 
 
+@pytest.mark.slow
 def test_schp_follows_its_recipe(exported, described):
     """Warp of the BGR picture, ToTensor, Normalize, output 1, up with align_corners, inverse warp, argmax."""
     from .test_segmentation_model_fitting import schp_matrix, warp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from reposer.data.packed import PackedPeople
 from reposer.images import read_picture
@@ -12,6 +13,7 @@ from reposer.images import read_picture
 SIZE = (64, 32)  # of conftest.py
 
 
+@pytest.mark.slow
 def test_a_predictor_from_training_to_pictures(run, prepared, san, tmp_path):
     """Two steps of the preset, its table, and a held-out person in two canonical poses."""
     maps = tmp_path / "maps"

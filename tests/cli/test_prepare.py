@@ -122,6 +122,7 @@ SHORT = ("--set", "schedule.epochs_const=0.0005", "--set", "schedule.epochs_deca
 SHORT += ("--set", "output.sample_pairs=1", "--set", "output.validate_pairs=1")
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_people_without_cameras_to_reid(done, rendered: Path, tmp_path: Path):
     root, data, model, reid = (tmp_path / n for n in ("root", "data", "san", "reid"))
     rearranged(rendered, root, "{person}/{number:02d}")

@@ -84,7 +84,9 @@ def test_nearest_pose_is_another_training_person(people: PackedPeople) -> None:
     assert (cell.value, cell.count) == (pytest.approx(expected, rel=1e-12), 76)
 
 
-@pytest.mark.parametrize("batch_size", [1, 13, 80])
+@pytest.mark.parametrize(
+    "batch_size", [13, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 80))]
+)
 def test_nothing_depends_on_the_batch_size(
     batch_size: int, people: PackedPeople, tiny: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_channels_last_gives_the_same_images(make_batch: BatchMaker) -> None:
     torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args", [{}, {"skip_encoder": True, "gate_source": "appearance_conv", "up": "resize"}]
 )

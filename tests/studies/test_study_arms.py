@@ -111,6 +111,7 @@ def test_their_pictures_are_theirs(prepared, tmp_path, others):
     assert np.abs(seen[0] - seen[1]).mean() > 8
 
 
+@pytest.mark.slow
 def test_a_filter_of_poses_judges_by_the_named_parser(prepared, tmp_path):
     torch.manual_seed(0)
     network = nn.Conv2d(3, 20, 1).eval()

@@ -228,6 +228,7 @@ def test_negative_pairs_grow_towards_four(prepared):
     assert data.positive_share(1000) == 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", ["people"], indirect=True)
 def test_sigterm_saves_and_exits_with_143(whole, prepared, tmp_path):
     """The process signals itself inside a step, so that no clock is involved."""
