@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reposer.data.layouts.market_names import generated_name
+from reposer.data.layouts.market1501 import generated_name
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, prepare_market1501
 from reposer.generation.augmentation import AugmentOptions, augment

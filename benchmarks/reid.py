@@ -27,9 +27,8 @@ from reposer.metrics.retrieval import RetrievalProtocol, cmc_curve, mean_values
 from reposer.models.embedding import Embedding
 from reposer.reid.distances import euclidean
 from reposer.reid.features import embed_images
-from reposer.reid.kissme import KISSME
+from reposer.reid.metric_learners import KISSME, XQDA
 from reposer.reid.rerank import k_reciprocal
-from reposer.reid.xqda import XQDA
 from reposer.structures import FeatureSet
 
 SEED = 0

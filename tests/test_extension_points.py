@@ -30,8 +30,8 @@ from reposer.runtime import setup
 from reposer.structures import FeatureSet
 from reposer.studies import study
 from reposer.trained.networks import EMBEDDING, GeneratorConfig, open_network
-from reposer.workflows.augment import augment_prepared
 from reposer.workflows.evaluate import evaluate_model
+from reposer.workflows.generate import augment_prepared
 from reposer.workflows.reid_features import export_embedding
 from reposer.workflows.train import train_preset
 
@@ -201,7 +201,7 @@ def test_a_reid_backbone(toy, prepared, tmp_path, monkeypatch):
 LEARNER = """
 import numpy as np
 from reposer.reid.quadratic import QuadraticMetric
-from reposer.reid.kissme import KISSME
+from reposer.reid.metric_learners import KISSME
 
 class Toy(KISSME):
     pass

@@ -33,9 +33,9 @@ from reposer.generation.set_exports import export_set
 from reposer.reid.features import read_features
 from reposer.report import REID_COLUMNS, write_report
 from reposer.storage.manifest import job_settings, list_parts
+from reposer.storage.outputs import seal_faults
 from reposer.storage.runs import read_metrics
-from reposer.storage.seals import seal_faults
-from reposer.workflows.presets import PRESETS
+from reposer.workflows.train import PRESETS
 
 DEEP: Any = None
 for _ in range(300):

@@ -142,7 +142,7 @@ def _meaning(parameter: Any) -> str:
 
 def settings(_: str) -> str:
     """Every configuration class that a command reads, with its presets: type, default and comment."""
-    from reposer.workflows import presets
+    from reposer.workflows import train as presets
 
     tables = [table for name, table in vars(presets).items() if name.endswith("PRESETS")]
     named = {name: make for found in tables for name, make in found.items()}

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from reposer.evaluation.reidentification import evaluate_reid as evaluate_reid
     from reposer.generation.augmentation import augment as augment
     from reposer.generation.inputs import load_person as load_person
-    from reposer.generation.map_prediction import MapPredictor as MapPredictor
+    from reposer.generation.pose_transfer import MapPredictor as MapPredictor
     from reposer.generation.pose_transfer import PoseTransfer as PoseTransfer
     from reposer.models.embedding import Embedding as Embedding
     from reposer.reid.features import embed_images as embed_images
     from reposer.reid.features import read_features as read_features
-    from reposer.reid.kissme import KISSME as KISSME
+    from reposer.reid.metric_learners import KISSME as KISSME
+    from reposer.reid.metric_learners import XQDA as XQDA
     from reposer.reid.search import search as search
-    from reposer.reid.xqda import XQDA as XQDA
     from reposer.rendered.dataset import write_rendered_dataset as render
     from reposer.structures import FeatureSet as FeatureSet
     from reposer.workflows.train import train_preset as train
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 _PLACES = {
     # a generator in use
     "PoseTransfer": "reposer.generation.pose_transfer:PoseTransfer",
-    "MapPredictor": "reposer.generation.map_prediction:MapPredictor",
+    "MapPredictor": "reposer.generation.pose_transfer:MapPredictor",
     "load_person": "reposer.generation.inputs:load_person",
     # what the commands do
     "annotate": "reposer.annotation.annotate:annotate",
@@ -48,8 +48,8 @@ _PLACES = {
     # re-identification
     "Embedding": "reposer.models.embedding:Embedding",
     "FeatureSet": "reposer.structures:FeatureSet",
-    "KISSME": "reposer.reid.kissme:KISSME",
-    "XQDA": "reposer.reid.xqda:XQDA",
+    "KISSME": "reposer.reid.metric_learners:KISSME",
+    "XQDA": "reposer.reid.metric_learners:XQDA",
     "Rerank": "reposer.evaluation.reidentification:Rerank",
     "compare_methods": "reposer.evaluation.reid_comparison:compare_methods",
     "embed_images": "reposer.reid.features:embed_images",

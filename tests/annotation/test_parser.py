@@ -20,7 +20,7 @@ from reposer.config import load_config
 from reposer.data.parsing import ATR_LABELS, LIP_LABELS
 from reposer.errors import MissingWeightsError, UserError
 from reposer.storage.paths import RefusedFileError
-from reposer.weights.licenses import LicenseError
+from reposer.weights.files import LicenseError
 
 BGR = {"mean": [0.406, 0.456, 0.485], "std": [0.225, 0.224, 0.229]}
 SCHP = {"size": [33, 33], "labels": "lip20", "fit": "affine", "color": "bgr", "output": 1} | BGR

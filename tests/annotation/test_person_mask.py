@@ -31,7 +31,7 @@ from reposer.annotation.person_mask import DetectorMasker, FolderMasks, ParsingM
 from reposer.data.problems import AnnotationError
 from reposer.errors import UserError
 from reposer.structures import MISSING_LABEL
-from reposer.weights.licenses import LicenseError
+from reposer.weights.files import LicenseError
 
 INFO = AnnotatorInfo("tiny")
 

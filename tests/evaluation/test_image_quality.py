@@ -16,8 +16,8 @@ from reposer.errors import UserError
 from reposer.evaluation.image_quality import COPY, NEAREST, evaluate_images, evaluate_pairs, nearest_poses
 from reposer.evaluation.measurement import FLOOR
 from reposer.metrics import set_scores, similarity
-from reposer.metrics.frechet import FeatureStatistics, frechet_distance
 from reposer.metrics.intervals import mean_interval
+from reposer.metrics.set_scores import FeatureStatistics, frechet_distance
 from reposer.structures import PairBatch
 
 PIXELS = ["ssim", "mask_ssim", "psnr", "l1", "mask_l1"]

@@ -13,8 +13,8 @@ from reposer.evaluation.reid_protocols import PROTOCOLS, find_protocol, fold_set
 from reposer.evaluation.reidentification import Expansion, evaluate_reid
 from reposer.metrics.retrieval import RetrievalProtocol
 from reposer.metrics.verification import verification
+from reposer.reid.metric_learners import XQDA
 from reposer.reid.search import expand_queries
-from reposer.reid.xqda import XQDA
 from reposer.structures import FeatureSet
 
 

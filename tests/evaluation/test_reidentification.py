@@ -17,8 +17,8 @@ from reposer.evaluation.reid_protocols import find_protocol
 from reposer.evaluation.reidentification import Rerank, evaluate_reid
 from reposer.images import decode, decode_bytes
 from reposer.metrics.intervals import mean_interval
+from reposer.reid.metric_learners import XQDA
 from reposer.reid.search import search
-from reposer.reid.xqda import XQDA
 from reposer.structures import FeatureSet
 
 CENTERS = np.random.default_rng(99).normal(size=(120, 24)) * np.where(np.arange(24) < 8, 1.0, 0.1)

@@ -11,9 +11,8 @@ import torch
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.lineage import set_faults
-from reposer.generation.map_prediction import MapPredictor
-from reposer.generation.pose_transfer import PoseTransfer
-from reposer.models.parsing_predictor import ParsingPredictor
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
+from reposer.models.parsing_networks import ParsingPredictor
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
 from reposer.storage.files import sha256_file

@@ -15,9 +15,8 @@ from reposer.data.orientation import ORIENTATIONS, orientation
 from reposer.errors import UserError
 from reposer.generation.batch import generate
 from reposer.generation.inputs import load_person, people_batch
-from reposer.generation.map_prediction import MapPredictor
 from reposer.generation.pair_sources import FolderPairs
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.targets import (
     CROWN,
     SOLE,
@@ -29,7 +28,7 @@ from reposer.generation.targets import (
     read_targets,
 )
 from reposer.models.generators import build_generator, build_predictor
-from reposer.models.parsing_predictor import decide_maps
+from reposer.models.parsing_networks import decide_maps
 from reposer.runtime import setup
 from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL

@@ -123,7 +123,7 @@ def test_fid_equals_torchmetrics_without_antialiasing(tmp_path, monkeypatch):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    from reposer.metrics.frechet import FeatureStatistics, frechet_distance
+    from reposer.metrics.set_scores import FeatureStatistics, frechet_distance
 
     empty = io.BytesIO()
     torch.save({}, empty)

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reposer.data.layouts.market_names import parse_name
+from reposer.data.layouts.market1501 import parse_name
 from reposer.data.samplers import ClassGroups, draw_people
 from reposer.evaluation.reidentification import Rerank, evaluate_reid
-from reposer.reid.kissme import KISSME
+from reposer.reid.metric_learners import KISSME, XQDA
 from reposer.reid.pair_statistics import pair_statistics
-from reposer.reid.xqda import XQDA
 from reposer.structures import FeatureSet
 
 LISTS = Path(__file__).parents[3] / "shared" / "data" / "market1501" / "lists"

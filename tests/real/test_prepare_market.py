@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reposer.data.layouts.market_names import parse_name
+from reposer.data.layouts.market1501 import parse_name
 from reposer.data.packed import PackedPeople
 from reposer.data.records import read_manifest
 

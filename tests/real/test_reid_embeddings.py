@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reposer.data.layouts.market_names import parse_name
+from reposer.data.layouts.market1501 import parse_name
 from reposer.data.samplers import ClassGroups, draw_people
 from reposer.metrics.feature_networks import KerasMobileNetV2
 from reposer.models.embedding import Embedding, load_pretrained

@@ -13,7 +13,7 @@ from reposer.metrics.pose_and_parsing import label_confusion
 from reposer.trained.networks import PARSER, of_run
 from reposer.training.loop import train
 from reposer.training.parsing.task import ParsingData
-from reposer.workflows.presets import parser_small
+from reposer.workflows.train import parser_small
 
 SHARED = Path(__file__).parents[3] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_features_imagenet.safetensors"

@@ -14,9 +14,8 @@ from reposer.errors import UserError
 from reposer.metrics.retrieval import RetrievalProtocol
 from reposer.reid.distances import cosine, euclidean, normalize
 from reposer.reid.features import read_features
-from reposer.reid.kissme import KISSME
+from reposer.reid.metric_learners import KISSME, XQDA
 from reposer.reid.rerank import k_reciprocal
-from reposer.reid.xqda import XQDA
 
 WHOLE = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 FLOATS = ["float16", "bfloat16", "float32", "float64", "longdouble", "torch.bfloat16", "torch.float16"]

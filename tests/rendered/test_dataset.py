@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from reposer.data.keypoints import read_keypoints_csv
-from reposer.data.layouts.market1501 import read_market1501
-from reposer.data.layouts.market_names import parse_name
+from reposer.data.layouts.market1501 import parse_name, read_market1501
 from reposer.data.parsing import read_parsing
 from reposer.errors import UserError
 from reposer.rendered.dataset import write_rendered_dataset

@@ -22,7 +22,7 @@ from reposer.errors import UserError
 from reposer.models.discriminators import build_discriminator
 from reposer.models.embedding import Embedding
 from reposer.models.generators import build_generator, build_predictor
-from reposer.models.parsing_network import ParsingNetwork
+from reposer.models.parsing_networks import ParsingNetwork
 from reposer.storage import bounded
 from reposer.storage.bounded import parse_json, read_in_child, read_mat, read_npy, read_npz
 from reposer.storage.paths import RefusedFileError

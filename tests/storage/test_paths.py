@@ -44,9 +44,9 @@ from reposer.data.problems import AnnotationProblem, problems_csv
 from reposer.data.records import _SCHEMA, read_manifest
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, KIND, REAL, REAL_COLUMNS, REAL_ROWS
+from reposer.generation.batch import write_picture
 from reposer.generation.forgetting import forget
 from reposer.generation.lineage import set_faults
-from reposer.generation.outputs import write_picture
 from reposer.generation.set_exports import export_set
 from reposer.images import encode_jpeg
 from reposer.jobs.shards import Folder, ShardFiles
@@ -54,8 +54,8 @@ from reposer.jobs.stages import Stage, StageCache, study_faults
 from reposer.report import write_report
 from reposer.sections import SECTIONS_FILE
 from reposer.storage.manifest import IMAGES, JOB, MANIFEST, part_path, write_part
+from reposer.storage.outputs import seal_faults
 from reposer.storage.paths import RefusedFileError, check_relative, contained, delete, made_folder, unlinked
-from reposer.storage.seals import seal_faults
 from reposer.structures import PersonRecord
 from reposer.training.gan.config import DataConfig
 from reposer.training.gan.data import _training_pairs, _validation_pairs
@@ -882,7 +882,6 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "evaluation/plots.py": (OWN, {"f'ranklist_{kind}.png'"}),
     "generation/forgetting.py": (LISTED, {"inside"}),
     "generation/lineage.py": (LISTED, {"extra"}),
-    "generation/map_prediction.py": (OWN, {"settings['data']['folder']"}),
     "generation/pair_sources.py": (OWN, {"record.name"}),
     "generation/pose_transfer.py": (OWN, {"settings['data']['folder']"}),
     "generation/set_exports.py": (OWN, {"image.name"}),
@@ -890,7 +889,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "jobs/shards.py": (OWN, {"name"}),
     "jobs/stages.py": (OWN, {"name", "stage.name", "f'{number}.log'"}),
     "losses/perceptual.py": (OWN, {"weights"}),
-    "metrics/lpips.py": (OWN, {"f'v{version}'", "f'{net}.pth'", "lpips.__file__"}),
+    "metrics/feature_networks.py": (OWN, {"f'v{version}'", "f'{net}.pth'", "lpips.__file__"}),
     "models/pretrained.py": (OWN, {"name"}),
     "rendered/dataset.py": (OWN, {"f'{shot.stem}.png'", "name", "part"}),
     "rendered/renderer.py": (OWN, {"__file__"}),
@@ -903,9 +902,8 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     ),
     "storage/lock.py": (OWN, {"name"}),
     "storage/manifest.py": (LISTED, {"f'_{path.stem}.sha256'"}),
-    "storage/outputs.py": (LISTED, {"name"}),
     "storage/runs.py": (OWN, {"__file__", "f'{name}.png'"}),
-    "storage/seals.py": (OWN, {"name", "place"}),  # of a seal that is read: contained()
+    "storage/outputs.py": (LISTED, {"name", "place"}),  # of a seal that is read: contained()
     "studies/ablations.py": (OWN, {"getattr(recipe.data, name)"}),
     "trained/embedding.py": (OWN, {"settings['data']['folder']"}),
     "trained/onnx.py": (OWN, {"folder"}),  # a temporary folder
@@ -1121,7 +1119,7 @@ CHANGES_REVIEWED: dict[str, set[str]] = {
     "studies/study.py": {"mkdir"},
     "trained/onnx.py": {"mkdir"},
     "weights/downloads.py": {"mkdir", "unlink"},
-    "weights/licenses.py": {"mkdir"},
+    "weights/files.py": {"mkdir"},
     "workflows/evaluate.py": {"mkdir"},
     "workflows/reid_evaluation.py": {"mkdir"},
     "workflows/reid_features.py": {"mkdir"},

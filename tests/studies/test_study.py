@@ -38,7 +38,7 @@ from reposer.studies.results import (
 )
 from reposer.studies.study import STUDIES, configure, find_study, run_study
 from reposer.studies.study_stages import copy_source
-from reposer.workflows.presets import REID_PRESETS
+from reposer.workflows.train import REID_PRESETS
 
 STUDY = "import sys; from pathlib import Path; from reposer.config import load_config; "
 STUDY += "from reposer.studies.config import StudyConfig; "

@@ -15,10 +15,9 @@ from torch import nn
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
-from reposer.generation.map_prediction import MapPredictor
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.images import decode
-from reposer.models.parsing_predictor import ParsingPredictor
+from reposer.models.parsing_networks import ParsingPredictor
 from reposer.runtime import setup
 from reposer.storage.manifest import read_rows
 from reposer.studies.config import ArmFilter, Budget, GeneratorChoice, _describe_parser, training_config

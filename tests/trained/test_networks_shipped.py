@@ -11,8 +11,7 @@ import pytest
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import ordered_pairs
 from reposer.data.preparing.prepare import PACKED, prepare_market1501
-from reposer.generation.map_prediction import MapPredictor
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
 from reposer.trained.networks import GENERATOR, PREDICTOR

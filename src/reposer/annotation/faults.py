@@ -37,8 +37,8 @@ from reposer.storage.manifest import (
     read_part,
     seal_path,
 )
+from reposer.storage.outputs import SEAL, seal_faults, write_seal
 from reposer.storage.paths import RefusedFileError, check_relative, printable, read_regular
-from reposer.storage.seals import SEAL, seal_faults, write_seal
 from reposer.structures import NUM_JOINTS, NUM_LABELS
 
 # ---- Does a row of the manifest agree with itself, its image's name and the settings of its job?

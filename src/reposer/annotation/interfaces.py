@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from reposer.errors import UserError, find
 from reposer.storage.files import sha256_file
-from reposer.weights.files import KNOWN, load_state_dict_file
-from reposer.weights.licenses import licensed_weights
+from reposer.weights.files import KNOWN, licensed_weights, load_state_dict_file
 
 MaskSource = Literal["detector", "parsing", "folder", "everything"]
 

@@ -23,7 +23,7 @@ from reposer.sections import Picture, Section, Table, write_sections
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import RefusedFileError, contained
 from reposer.structures import NUM_JOINTS
-from reposer.weights.licenses import license_text
+from reposer.weights.files import license_text
 
 # ---- Flags on annotations that deserve a look; nothing is left out because of one.
 #

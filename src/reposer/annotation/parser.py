@@ -35,8 +35,7 @@ from reposer.errors import UserError, find
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import RefusedFileError
 from reposer.structures import NUM_JOINTS
-from reposer.weights.files import KNOWN
-from reposer.weights.licenses import licensed_weights, require_license
+from reposer.weights.files import KNOWN, licensed_weights, require_license
 
 # ---- Left and right by keypoints: a pixel belongs to the nearer of the person's two limbs.
 #

@@ -11,7 +11,10 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli import annotate, augment, folders, images, prepare, reid, train
+from reposer.cli import annotate, folders, prepare, reid
+from reposer.cli import generators as augment
+from reposer.cli import generators as images
+from reposer.cli import generators as train
 from reposer.errors import UserError
 
 OLD_SPELLINGS = {"--accept-licence": "--accept-license"}  # still understood, and shown nowhere

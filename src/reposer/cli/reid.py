@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reposer.cli.generators import training
 from reposer.cli.options import (
     LARGEST,
     LARGEST_SEED,
@@ -19,7 +20,6 @@ from reposer.cli.options import (
     set_threads,
     with_parameters,
 )
-from reposer.cli.train import training
 from reposer.errors import UserError
 
 app = typer.Typer(
@@ -166,7 +166,7 @@ def reid_train(
     how: Callable[[str], object],
 ) -> None:
     """Train a Re-ID network; Ctrl-C saves first. The same as `reposer train`, for Re-ID presets only."""
-    from reposer.workflows.presets import find_reid_preset
+    from reposer.workflows.train import find_reid_preset
 
     find_reid_preset(preset)
     print(how(preset))

@@ -25,14 +25,14 @@ from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
 from reposer.metrics import set_scores
-from reposer.metrics.frechet import (
+from reposer.metrics.protocols import SetMetric
+from reposer.metrics.set_scores import (
     SMALL_SAMPLE,
     FeatureStatistics,
     bootstrap_error,
     frechet_distance,
     is_collapsed,
 )
-from reposer.metrics.protocols import SetMetric
 from reposer.storage.files import write_atomic
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 

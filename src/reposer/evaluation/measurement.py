@@ -29,7 +29,6 @@ from reposer.evaluation.image_sets import (
     reference_features,
     score,
 )
-from reposer.metrics.frechet import BOOTSTRAP_REPEATS
 from reposer.metrics.intervals import REPEATS, mean_interval
 from reposer.metrics.protocols import (
     ImageBatch,
@@ -40,6 +39,7 @@ from reposer.metrics.protocols import (
     load_metrics,
     weight_hashes,
 )
+from reposer.metrics.set_scores import BOOTSTRAP_REPEATS
 
 FLOOR = "real against real"
 

@@ -26,10 +26,9 @@ from reposer.evaluation.reidentification import (
 from reposer.metrics.retrieval import JUNK, NoMatch
 from reposer.metrics.verification import FALSE_RATES
 from reposer.reid.distances import DISTANCES
-from reposer.reid.kissme import KISSME
+from reposer.reid.metric_learners import KISSME, XQDA
 from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.search import checked, with_cameras
-from reposer.reid.xqda import XQDA
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.structures import FeatureSet
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.config import canonical_json
-from reposer.data.layouts.market_names import check_names, generated_name, is_generated
+from reposer.data.layouts.market1501 import check_names, generated_name, is_generated
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.data.samplers import budget_rows
@@ -34,10 +34,12 @@ from reposer.data.synthetic.checks import RealSet
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, KIND, PLACEMENTS, SCORES, RealImages, write_summary
 from reposer.generation.batch import (
+    JPEG_QUALITY,
     STORAGE,
     PairsRead,
     PictureJob,
     WriteReport,
+    check_format,
     encode_batch,
     environment,
     predictor_settings,
@@ -48,10 +50,8 @@ from reposer.generation.batch import (
 from reposer.generation.donors import DonorPlan, choose_donors
 from reposer.generation.filters import FilterOptions, Parser, PictureFilter
 from reposer.generation.forgetting import refuse_removed
-from reposer.generation.map_prediction import MapPredictor
-from reposer.generation.outputs import JPEG_QUALITY, check_format
 from reposer.generation.pair_sources import PackedPairs
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.stitching import check_background
 from reposer.jobs.executors import help_ranks, in_processes, in_this_process, with_ranks
 from reposer.jobs.shards import ENCODERS, Encode, Executor, Folder, Progress

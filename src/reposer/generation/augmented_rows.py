@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from reposer.config import read_json
-from reposer.data.layouts.market_names import collisions
+from reposer.data.layouts.market1501 import collisions
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import MANIFEST, REPORT
 from reposer.data.records import read_manifest

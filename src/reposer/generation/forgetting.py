@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reposer.config import foreign_values, read_json
-from reposer.data.layouts.market_names import parse_generated, stem
+from reposer.data.layouts.market1501 import parse_generated, stem
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
     COLUMNS,

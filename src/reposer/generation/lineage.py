@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reposer.config import read_json
-from reposer.data.layouts.market_names import generated_name, parse_generated, stem
+from reposer.data.layouts.market1501 import generated_name, parse_generated, stem
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
     COLUMNS,
@@ -40,7 +40,7 @@ from reposer.storage.manifest import (
     read_part,
     seal_path,
 )
-from reposer.storage.seals import SEAL, seal_faults
+from reposer.storage.outputs import SEAL, seal_faults
 
 _MOST = 1000  # images per real one that are looked for
 _SET_BY_JOB = ("policy", "background", "checkpoint", "trained_on", "seed")  # equal in all rows

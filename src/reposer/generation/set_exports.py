@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reposer.data.layouts.market_names import collisions, parse_name
+from reposer.data.layouts.market1501 import collisions, parse_name
 from reposer.errors import UserError, find
 from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS
 from reposer.generation.forgetting import FORGETTING

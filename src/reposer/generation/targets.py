@@ -1,7 +1,7 @@
 """Targets of which only the pose is known: keypoints from a file, of a named image, or canonical ones.
 
 A target without an image has no maps: its Person carries MISSING_LABEL and an empty mask, and whoever needs
-maps has them predicted (:mod:`reposer.generation.map_prediction`) or says that they are missing.
+maps has them predicted (:mod:`reposer.generation.pose_transfer`) or says that they are missing.
 """
 
 from __future__ import annotations

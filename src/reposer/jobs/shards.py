@@ -41,8 +41,8 @@ from reposer.storage.files import (
 )
 from reposer.storage.lock import locked, share
 from reposer.storage.manifest import JOB, MANIFEST, Columns, is_sealed, part_path, write_part
+from reposer.storage.outputs import MARK, SEAL
 from reposer.storage.paths import RefusedFileError, made_folder, printable, unlinked
-from reposer.storage.seals import MARK, SEAL
 
 STAGING, _ENVIRONMENT = ".staging", "environment"
 ENCODERS = 2  # threads; the bytes do not depend on them

@@ -31,9 +31,8 @@ from reposer.errors import UserError
 from reposer.jobs.executors import end_with_parent, spawning
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.lock import held
-from reposer.storage.outputs import OUTPUTS
+from reposer.storage.outputs import MARK, OUTPUTS, SEAL, seal_faults, write_seal
 from reposer.storage.paths import check_name, contained, made_folder, require_inside
-from reposer.storage.seals import MARK, SEAL, seal_faults, write_seal
 
 STAGES, DONE, _INPUTS, _LOCK = "stages", "done.json", "inputs.json", ".lock"
 _WAIT = 0.5  # seconds between two looks for a stage that is ready

@@ -19,8 +19,15 @@ from torch import Tensor, nn
 
 from reposer.errors import MissingWeightsError, UserError, find
 from reposer.metrics import similarity
-from reposer.metrics.feature_networks import GflaInception, KerasMobileNetV2, PtInception, PtInceptionLogits
-from reposer.metrics.lpips import Lpips, Net, packaged_heads
+from reposer.metrics.feature_networks import (
+    GflaInception,
+    KerasMobileNetV2,
+    Lpips,
+    Net,
+    PtInception,
+    PtInceptionLogits,
+    packaged_heads,
+)
 from reposer.metrics.pose_and_parsing import pckh, pose_mask
 from reposer.storage.files import sha256_file
 from reposer.structures import MISSING_LABEL, PairBatch

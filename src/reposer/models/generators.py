@@ -17,7 +17,7 @@ from torch import nn
 
 from reposer.errors import UserError, find
 from reposer.models.layers import check_arguments
-from reposer.models.parsing_predictor import ParsingPredictor
+from reposer.models.parsing_networks import ParsingPredictor
 from reposer.models.patn import PATN
 from reposer.models.rsa_gan import RSAGAN
 from reposer.models.san import SAN

@@ -5,7 +5,7 @@ step, torch version, thread count, configuration hash, sha256 and size of every 
 entries) and ``meta.sha256`` (that of meta.json, as sha256sum writes it). A folder has this name only when it
 is complete and fsynced (:func:`reposer.storage.files.atomic_folder`). torch.load notices 3 % of single
 flipped bits and safetensors none of those in the data, so the hashes are ours. No pickle anywhere;
-:mod:`reposer.storage.state` turns modules, optimizers and random generators into tensors + JSON.
+:mod:`reposer.training.state` turns modules, optimizers and random generators into tensors + JSON.
 
 One writer for each root, which :class:`reposer.storage.runs.RunFolder` sees to with its lock; readers need
 none.

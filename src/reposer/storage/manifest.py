@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from reposer.config import read_json
 from reposer.errors import LARGEST, UserError
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
+from reposer.storage.outputs import SEAL, seal_faults, write_seal
 from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, read_regular
-from reposer.storage.seals import SEAL, seal_faults, write_seal
 from reposer.storage.tables import read_table
 
 SCHEMA_VERSION = 1

@@ -1,21 +1,24 @@
-"""What commands leave for their user, listed in its folder, so that no file of theirs is ever replaced.
-
-A folder's list, ``.reposer-outputs.json``, holds the sha256 of each file that a command wrote there: what is
-not in it, or was changed since, is the user's. Imports no torch.
-"""
+"""What a command wrote: its outputs, which alone may be replaced, and the seal, which verify compares."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reposer.config import canonical_json, read_json
 from reposer.errors import UserError
 from reposer.storage.files import disk_faults, sha256_bytes, sha256_file, write_atomic
 from reposer.storage.lock import in_turn
-from reposer.storage.paths import printable, read_regular
+from reposer.storage.paths import RefusedFileError, contained, printable, read_regular
+
+# ---- What commands leave for their user, listed in its folder, so that no file of theirs is ever replaced.
+#
+# A folder's list, ``.reposer-outputs.json``, holds the sha256 of each file that a command wrote there: what
+# is not in it, or was changed since, is the user's. Imports no torch.
 
 _MAX_JSON = 2**26  # bytes that are read of a JSON file
 OUTPUTS = ".reposer-outputs.json"  # what commands wrote into a folder: name -> sha256, the newest first
@@ -106,3 +109,97 @@ def _outputs(folder: Path) -> dict[str, list[str]]:
 
 def _write_outputs(folder: Path, listed: dict[str, list[str]]) -> None:
     write_atomic(folder / OUTPUTS, (json.dumps(listed, indent=1, sort_keys=True) + "\n").encode())
+
+
+# ---- Seals: one small file of a folder from which every other file of it can be held against its sha256.
+#
+# A seal lists files with their hashes, and its own digest. Where a folder has manifests (of pictures,
+# arrays, tensors), the seal lists these, and they list the rest: a chain from one file to every byte. A seal
+# finds accidents, and changes by hand of one file or many. It is no signature: who rewrites a folder with
+# every hash in it, the seal's own too, makes another folder that is whole. Imports no torch.
+
+SEAL = "seal.json"
+MARK = "seal"  # key of a folder's own record that says: there is a seal, or it was taken away
+SCHEMA_VERSION = 1
+
+
+def write_seal(folder: Path, names: Iterable[str], *, place: str = SEAL, grows: Iterable[str] = ()) -> None:
+    """Write the seal of a folder; the last file of it to be written.
+
+    Args:
+        names: files, relative to the folder; those that are not there are left out.
+        place: of the seal, relative to the folder.
+        grows: files that may get longer afterwards: what they hold now must stay.
+
+    Raises:
+        DiskError: the disk refuses.
+    """
+    wanted = sorted(set(names) - {place})
+    files = {name: sha256_file(folder / name) for name in wanted if (folder / name).is_file()}
+    starts = {}
+    for name in sorted(set(grows)):
+        if (folder / name).is_file():
+            data = (folder / name).read_bytes()
+            starts[name] = {"size": len(data), "sha256": sha256_bytes(data)}
+    body = {"schema_version": SCHEMA_VERSION, "files": files, "starts": starts}
+    whole = body | {"sha256": sha256_bytes(canonical_json(body))}
+    write_atomic(folder / place, (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode())
+
+
+def seal_faults(folder: Path, record: Mapping[str, Any] | None, *, place: str = SEAL) -> list[str]:
+    """What the seal of a folder finds, a line each.
+
+    Args:
+        record: what the folder says of itself; with MARK in it there must be a seal. A folder of before
+            there were seals has neither.
+    """
+    path = folder / place
+    if not path.exists():
+        missing = record is not None and MARK in record
+        return [f"{printable(path)}: is missing: the files beside it cannot be held against it"] * missing
+    try:
+        body = read_json(path)
+        digest = body.pop("sha256", None)
+        files, starts = body["files"], body["starts"]
+        if digest != sha256_bytes(canonical_json(body)) or not isinstance(files | starts, dict):
+            raise ValueError("is not what was written")
+        faults = [_fault(folder, name, partial(_whole, files[name])) for name in files]
+        faults += [_fault(folder, name, partial(_begun, starts[name])) for name in starts]
+    except UserError as error:
+        return [str(error)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [f"{printable(path)}: is not what was written"]
+    return [fault for fault in faults if fault]
+
+
+def sealed_names(folder: Path, *, place: str = SEAL) -> set[str]:
+    """The files that a seal lists; none where it is missing or damaged."""
+    try:
+        files = read_json(folder / place).get("files")
+    except UserError:
+        return set()
+    return set(files) if isinstance(files, dict) else set()
+
+
+def _fault(folder: Path, name: str, differs: Callable[[Path], str]) -> str:
+    """What is wrong with a listed file: that it is not there, or what ``differs`` says of it."""
+    try:
+        path = contained(folder, name)
+        reason = differs(path) if path.is_file() else "is missing"
+    except RefusedFileError as error:
+        reason = error.reason
+    return f"{printable(folder)}/{printable(name)}: {reason}" if reason else ""
+
+
+def _whole(digest: object, path: Path) -> str:
+    return "" if sha256_file(path) == digest else "differs from its sha256 in the seal"
+
+
+def _begun(start: Mapping[str, Any], path: Path) -> str:
+    if not 0 <= start["size"] <= path.stat().st_size:
+        return "is shorter than when it was sealed"
+    with open(path, "rb") as file:
+        begun = file.read(start["size"])
+    if sha256_bytes(begun) == start["sha256"]:
+        return ""
+    return f"its first {start['size']:,} bytes differ from their sha256 in the seal"

@@ -22,15 +22,14 @@ from reposer.data.preparing.prepare import PACKED
 from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError, find
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.generation.augmentation import check_generator
-from reposer.generation.map_prediction import MapPredictor
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.reid.distances import DISTANCES
 from reposer.runtime import Runtime
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.paths import check_name
 from reposer.training.reid.config import ReidConfig
-from reposer.workflows.presets import REID_PRESETS
 from reposer.workflows.reid_features import check_data
+from reposer.workflows.train import REID_PRESETS
 
 # ---- The networks behind an arm's pictures: generator and predictor of maps paint, a parser judges poses.
 

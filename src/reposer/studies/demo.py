@@ -20,8 +20,7 @@ from reposer.data.pairs import ordered_pairs
 from reposer.data.parsing import colorize
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
-from reposer.generation.map_prediction import MapPredictor
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.grids import draw_grid
 from reposer.images import encode_png
 from reposer.rendered.dataset import write_rendered_dataset
@@ -33,7 +32,7 @@ from reposer.studies.study import demo as demo_study
 from reposer.studies.study import run_study
 from reposer.training.loop import train
 from reposer.training.run_writer import TrainingSummary
-from reposer.workflows.presets import san_demo
+from reposer.workflows.train import san_demo
 
 SEED = 2024  # of the demo's people; the shipped generator was trained on people of another seed
 TRAIN_PEOPLE, TEST_PEOPLE, IMAGES = 32, 12, 12

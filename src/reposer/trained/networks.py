@@ -22,7 +22,7 @@ from reposer.errors import UserError
 from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.models.generators import PREDICTORS, build_generator, build_predictor
 from reposer.models.layers import MAX_SIDE
-from reposer.models.parsing_network import ParsingNetwork
+from reposer.models.parsing_networks import ParsingNetwork
 from reposer.storage import checkpoint
 from reposer.weights.downloads import fetch_folder
 from reposer.weights.network_folder import (

@@ -20,8 +20,8 @@ from reposer.errors import UserError
 from reposer.runtime import Runtime
 from reposer.storage import checkpoint
 from reposer.storage.checkpoint import CHECKPOINTS, INPUTS, PREPARED, Checkpoint
+from reposer.storage.outputs import MARK, SEAL, write_seal
 from reposer.storage.runs import RunFolder
-from reposer.storage.seals import MARK, SEAL, write_seal
 from reposer.training.config import TrainingConfig
 from reposer.training.state import TrainingState
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from reposer.config import Config, canonical_json, load_config, save_config
 from reposer.errors import UserError
 from reposer.storage.files import sha256_bytes, write_atomic
+from reposer.storage.outputs import write_seal
 from reposer.storage.paths import RefusedFileError, made_folder, printable, read_regular
-from reposer.storage.seals import write_seal
 
 WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
 MAX_WEIGHTS_BYTES = 4_000_000_000

@@ -22,8 +22,7 @@ from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_p
 from reposer.evaluation.image_sets import ImageQualityReport, claim_quality
 from reposer.evaluation.map_quality import MapQualityReport, Maps, claim_maps, evaluate_maps
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
-from reposer.generation.map_prediction import MapPredictor
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.grids import draw_grid
 from reposer.images import encode_png
 from reposer.metrics.protocols import find_metric, weights_in

@@ -1,23 +1,29 @@
-"""The ways to ask for pictures: a pair list, or a folder or an image with a donor or with poses."""
+"""Generating by a trained network: pictures of named pairs, folders or poses, and whole augmented sets."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from reposer.annotation.parser import open_parser
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
-from reposer.generation.batch import GenerateOptions, WriteReport, generate
+from reposer.generation.augmentation import AugmentOptions, augment
+from reposer.generation.batch import GenerateOptions, WriteReport, generate, output_names, write_picture
 from reposer.generation.inputs import Person, load_person
-from reposer.generation.outputs import output_names, write_picture
 from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
-from reposer.models.parsing_predictor import ParsingPredictor
-from reposer.progress import progress
+from reposer.models.parsing_networks import ParsingPredictor
+from reposer.progress import Meter, progress
+from reposer.runtime import setup
 from reposer.workflows.evaluate import read_named_pairs
+from reposer.workflows.reid_features import check_data
+
+# ---- The ways to ask for pictures: a pair list, or a folder or an image with a donor or with poses.
 
 ImageAndMap = tuple[Path, Path | None]
 
@@ -134,3 +140,54 @@ def _beside(image: Path, kind: str) -> Path | None:
     """FOLDER/kind/<stem>.png or FOLDER/../kind/<stem>.png, where the first that exists counts."""
     places = (folder / kind / f"{image.stem}.png" for folder in (image.parent, image.parent.parent))
     return next((place for place in places if place.is_file()), None)
+
+
+# ---- ``reposer augment``: open the generator, show progress, write the set.
+
+
+def augment_prepared(
+    model: str,
+    prepared: Path,
+    out: Path,
+    options: AugmentOptions,
+    *,
+    images: Path | None,
+    predictor: str | None,
+    parser: str | None,
+    accept_license: bool,
+    processes: int,
+    threads: int | None,
+    device: str,
+) -> WriteReport:
+    """The augmented set of a prepared folder.
+
+    Args:
+        model: as ``PoseTransfer.from_pretrained`` knows it.
+        images: the data set, for real images beside the generated ones.
+        predictor: of target maps, as ``MapPredictor.from_pretrained`` knows it; None: the donors' maps.
+        parser: as ``open_parser`` knows it, for the filter of poses.
+        accept_license: of the parser's weights.
+    """
+    runtime = setup(device, threads=threads)
+    check_data(PackedPeople.open(prepared / PACKED), model, predictor)
+    generator = PoseTransfer.from_pretrained(model, runtime)
+    if predictor:
+        generator = generator.with_predictor(MapPredictor.from_pretrained(predictor, runtime), "predicted")
+    meters: list[Meter] = []
+    with ExitStack() as stack:
+
+        def show(done: int, total: int) -> None:
+            if not meters:  # how many pictures there are is known when the donors are
+                meters.append(stack.enter_context(progress(total, done, "pictures")))
+            meters[0].update(done)
+
+        return augment(
+            generator,
+            prepared,
+            out,
+            options,
+            images=images,
+            processes=processes,
+            parser=open_parser(parser, accept_license=accept_license) if parser else None,
+            on_progress=show,
+        )

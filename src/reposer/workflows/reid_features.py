@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reposer.config import read_json
 from reposer.data.layouts.folder_scan import list_names, nfc
-from reposer.data.layouts.market_names import parse_name
+from reposer.data.layouts.market1501 import parse_name
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.generation.inputs import resize_array
@@ -26,9 +26,8 @@ from reposer.progress import progress
 from reposer.reid.features import embed_images, extract_features, read_features, write_features
 from reposer.storage.checkpoint import refuse_other_data
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
-from reposer.storage.outputs import claim_outputs, holds_keys, is_older
+from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_seal
 from reposer.storage.paths import printable
-from reposer.storage.seals import write_seal
 from reposer.structures import FeatureSet
 from reposer.trained.networks import EMBEDDING, open_network
 from reposer.trained.onnx import export_onnx

@@ -13,13 +13,13 @@ from pathlib import Path
 from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import KIND
+from reposer.generation.batch import is_marked
 from reposer.generation.lineage import set_faults
-from reposer.generation.outputs import is_marked
 from reposer.images import MAX_FILE_BYTES
 from reposer.jobs.stages import DONE, STAGES, study_faults
 from reposer.storage.manifest import IMAGES, JOB, find_faults, job_settings, list_parts, read_part
+from reposer.storage.outputs import seal_faults, sealed_names
 from reposer.storage.paths import RefusedFileError, contained, printable, read_regular, require_inside
-from reposer.storage.seals import seal_faults, sealed_names
 
 ANNOTATION = "annotation"  # journal.BOOK
 

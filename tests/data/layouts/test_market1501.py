@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reposer.data.keypoints import write_keypoints_csv
-from reposer.data.layouts.market1501 import read_market1501
-from reposer.data.layouts.market_names import MarketName, parse_name, stem
+from reposer.data.layouts.market1501 import MarketName, parse_name, read_market1501, stem
 from reposer.errors import UserError
 from reposer.images import encode_jpeg, encode_png
 from reposer.storage.paths import RefusedFileError

@@ -19,7 +19,7 @@ from reposer.annotation.segmentation_model import export_parser
 from reposer.config import save_config
 from reposer.errors import UserError
 from reposer.models.backbones import MobileNetV2
-from reposer.models.parsing_network import ParsingNetwork, load_imagenet
+from reposer.models.parsing_networks import ParsingNetwork, load_imagenet
 from reposer.storage import checkpoint
 from reposer.storage.runs import read_metrics
 from reposer.trained.networks import PARSER, of_run

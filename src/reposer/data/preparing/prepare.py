@@ -38,8 +38,8 @@ from reposer.storage.files import (
     sha256_file,
     write_new,
 )
+from reposer.storage.outputs import MARK, SEAL, seal_faults, write_seal
 from reposer.storage.paths import foreign_names, printable
-from reposer.storage.seals import MARK, SEAL, seal_faults, write_seal
 
 MARKET1501 = "market1501"  # the layout that older prepared folders do not name
 REPORT, MANIFEST, PROBLEMS, PACKED = "report.json", "manifest.parquet", "problems.csv", "packed"

@@ -16,8 +16,8 @@ from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES
+from reposer.storage.outputs import MARK, SEAL
 from reposer.storage.paths import check_relative, contained, printable, read_regular
-from reposer.storage.seals import MARK, SEAL
 from reposer.structures import PersonRecord
 
 # ---- Finds what spoils an experiment though every file is sound: copies, people on both sides of the split,
@@ -83,7 +83,7 @@ def _shared_people(records: Sequence[PersonRecord], training: tuple[str, ...]) -
 def refuse_synthetic(root: Path, records: Sequence[PersonRecord]) -> None:
     """Refuse generated pictures in query, gallery or val: scores on them would say nothing about people.
 
-    A generated picture says what it is in its metadata (generation/outputs.py marks every one, and so do
+    A generated picture says what it is in its metadata (generation/batch.py marks every one, and so do
     other tools that follow IPTC's Photo Metadata Standard).
 
     Raises:

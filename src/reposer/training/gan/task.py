@@ -33,11 +33,10 @@ from reposer.runtime import Runtime
 from reposer.storage import checkpoint
 from reposer.storage.checkpoint import Checkpoint, TensorGroups
 from reposer.storage.files import sha256_file
-from reposer.storage.state import load_into
 from reposer.structures import PairBatch
 from reposer.training.gan.config import GanConfig
 from reposer.training.gan.data import GanData, Part
-from reposer.training.state import TrainingState, below, build_adam, build_ema, place, wrap
+from reposer.training.state import TrainingState, below, build_adam, build_ema, load_into, place, wrap
 
 SAMPLE_TITLES = ("source", "target parsing", "generated", "target")
 _VALIDATION_BATCH = 32

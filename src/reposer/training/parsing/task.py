@@ -20,8 +20,7 @@ from reposer.errors import UserError
 from reposer.losses.segmentation import parsing_loss, person_loss
 from reposer.metrics.pose_and_parsing import label_confusion, mean_iou
 from reposer.models.generators import build_predictor
-from reposer.models.parsing_network import ParsingNetwork, load_imagenet
-from reposer.models.parsing_predictor import decide_maps
+from reposer.models.parsing_networks import ParsingNetwork, decide_maps, load_imagenet
 from reposer.runtime import Runtime
 from reposer.storage.files import sha256_file
 from reposer.structures import MISSING_LABEL, NUM_LABELS

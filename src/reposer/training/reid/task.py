@@ -1,6 +1,6 @@
 """Training of a Re-ID embedding: forward, classification + triplets + centers + verification, update.
 
-The recipes are presets in workflows/presets.py. With several processes, triplets and BatchNorm statistics on
+The recipes are presets in workflows/train.py. With several processes, triplets and BatchNorm statistics on
 CPUs are those of each process's own images.
 """
 
@@ -30,12 +30,11 @@ from reposer.losses.identity import (
 from reposer.models.embedding import Embedding, ReidNetwork, ReidOutput, load_pretrained
 from reposer.runtime import Runtime
 from reposer.storage.files import sha256_file
-from reposer.storage.state import load_into
 from reposer.structures import ReidBatch
 from reposer.trained.networks import newest_checkpoint
 from reposer.training.reid.config import GeneratedConfig, ReidConfig, ReidLossConfig, ReidOptimizerConfig
 from reposer.training.reid.data import ReidData
-from reposer.training.state import TrainingState, place, wrap
+from reposer.training.state import TrainingState, load_into, place, wrap
 
 _VALIDATION_BATCH, _VALIDATION_IMAGES = 64, 2000
 

@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from reposer.errors import MissingWeightsError, UserError
+from reposer.weights import files as licenses
 from reposer.weights import files as weights
-from reposer.weights import licenses
 from reposer.weights.downloads import DownloadError
-from reposer.weights.licenses import ACCEPTED_FILE, LicenseError, licensed_weights, require_license
+from reposer.weights.files import ACCEPTED_FILE, LicenseError, licensed_weights, require_license
 
 CONTENT = bytes(range(256)) * 1000
 

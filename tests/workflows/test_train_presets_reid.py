@@ -8,7 +8,7 @@ from reposer.config import load_config, save_config
 from reposer.models.embedding import Embedding
 from reposer.training.reid.config import ReidConfig, ReidLossConfig
 from reposer.training.reid.task import build_network
-from reposer.workflows.presets import REID_PRESETS, bot, ide2016, reid_small, siamese2017, siamese_small
+from reposer.workflows.train import REID_PRESETS, bot, ide2016, reid_small, siamese2017, siamese_small
 
 
 @pytest.mark.parametrize("name", REID_PRESETS)

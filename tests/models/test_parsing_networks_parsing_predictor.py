@@ -9,7 +9,7 @@ import torch
 
 from reposer.errors import UserError
 from reposer.models.generators import build_predictor
-from reposer.models.parsing_predictor import ParsingPredictor, PredictedMaps, decide_maps, label_shares
+from reposer.models.parsing_networks import ParsingPredictor, PredictedMaps, decide_maps, label_shares
 
 TINY = {"width": 4, "halvings": 3, "res_blocks": 1}
 

@@ -15,10 +15,9 @@ from reposer.errors import UserError
 from reposer.generation import augmentation
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.donors import choose_donors
-from reposer.generation.map_prediction import MapPredictor
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.images import read_picture
-from reposer.models.parsing_predictor import PredictedMaps
+from reposer.models.parsing_networks import PredictedMaps
 from reposer.runtime import setup
 from reposer.trained.networks import GeneratorConfig
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from reposer.errors import UserError
-from reposer.metrics.lpips import Lpips, packaged_heads
+from reposer.metrics.feature_networks import Lpips, packaged_heads
 
 
 def _package(net, version, folder):

@@ -12,7 +12,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from reposer.errors import UserError
-from reposer.metrics.frechet import FeatureStatistics, bootstrap_error, frechet_distance, is_collapsed
+from reposer.metrics.set_scores import FeatureStatistics, bootstrap_error, frechet_distance, is_collapsed
 
 D = 12
 

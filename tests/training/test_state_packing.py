@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reposer.errors import UserError
 from reposer.storage.checkpoint import load, save
-from reposer.storage.state import load_into, pack_optimizer, rng_state, set_rng_state, unpack_optimizer
+from reposer.training.state import load_into, pack_optimizer, rng_state, set_rng_state, unpack_optimizer
 
 Build = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Build] = {

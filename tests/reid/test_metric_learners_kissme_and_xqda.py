@@ -11,10 +11,17 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from reposer.errors import UserError
-from reposer.reid.kissme import KISSME, _random_negatives, principal_components, solve_published
+from reposer.reid.metric_learners import (
+    KISSME,
+    XQDA,
+    _random_negatives,
+    principal_components,
+    sample_views,
+    solve_published,
+    view_covariances,
+)
 from reposer.reid.pair_statistics import PairStatistics, condition_number, pair_statistics
 from reposer.reid.quadratic import spectrum_above
-from reposer.reid.xqda import XQDA, sample_views, view_covariances
 
 
 def _people(seed, count=240, size=12, people=30, cameras=4, signal=6, noise=0.6):
