@@ -147,3 +147,63 @@ def test_the_table_notices_a_forbidden_import(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    from reposer.models import san\n")
     assert _imports(bad) == [("reposer.models.san", False)]
+
+
+# Files under 80 lines whose only importer is a file of the same room, and why they stand alone.
+SMALL = {
+    "losses/segmentation.py": "a loss is a file of losses/; its importer is in training/",
+}
+
+
+def _importers() -> dict[str, set[str]]:
+    graph = _graph()
+    return {module: {other for other, needed in graph.items() if module in needed} for module in graph}
+
+
+def test_a_small_file_is_not_the_annex_of_another():
+    for module, by in _importers().items():
+        path = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        if path.name == "__init__.py" or len(path.read_text(encoding="utf-8").splitlines()) >= 80:
+            continue
+        alone = len(by) == 1 and next(iter(by)).rpartition(".")[0] == module.rpartition(".")[0]
+        assert not alone or str(path.relative_to(PACKAGE)) in SMALL, f"{path.name}: join it with {by}"
+
+
+def test_every_file_is_used_by_the_program():
+    for module, by in _importers().items():
+        assert by or module in ("reposer.__init__", "reposer.__main__") or module.endswith(".__init__"), (
+            f"{module}: nothing imports it"
+        )
+
+
+# Used by others' code and by the documentation, not by the program itself: name -> why.
+FOR_OTHERS = {
+    "decode_bytes": "a picture in memory, where there is no file",
+    "official_test_pairs": "the published pair protocol, held to its list in tests/real",
+    "write_parsing": "how a label map of one's own is written",
+}
+
+
+def test_no_code_is_run_by_tests_alone():
+    """Each top-level function and class is named somewhere in the program besides its definition."""
+    words: dict[str, int] = {}
+    defined: dict[str, str] = {}
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [node.id] if isinstance(node, ast.Name) else []
+            names += [node.attr] if isinstance(node, ast.Attribute) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+                names.append(node.value)  # of the lazy public face, and of forward references
+            for name in names:
+                words[name] = words.get(name, 0) + 1
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list:
+                defined[node.name] = str(path.relative_to(PACKAGE))
+    unused = {name: path for name, path in defined.items() if name not in words and not name.startswith("__")}
+    assert unused.keys() == FOR_OTHERS.keys(), unused
+
+
+def test_no_folder_is_taken_for_generated_code():
+    assert not [path for path in PACKAGE.rglob("generated") if path.is_dir()]

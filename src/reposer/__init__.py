@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reposer.annotation.annotate import annotate as annotate
     from reposer.data.preparing.prepare import prepare_people as prepare
     from reposer.errors import UserError as UserError
+    from reposer.evaluation.image_quality import evaluate_images as evaluate_images
     from reposer.evaluation.reid_comparison import compare_methods as compare_methods
     from reposer.evaluation.reidentification import Rerank as Rerank
     from reposer.evaluation.reidentification import evaluate_reid as evaluate_reid
@@ -45,6 +46,7 @@ _PLACES = {
     "prepare": "reposer.data.preparing.prepare:prepare_people",
     "render": "reposer.rendered.dataset:write_rendered_dataset",
     "train": "reposer.workflows.train:train_preset",
+    "evaluate_images": "reposer.evaluation.image_quality:evaluate_images",
     # re-identification
     "Embedding": "reposer.models.embedding:Embedding",
     "FeatureSet": "reposer.structures:FeatureSet",
@@ -72,6 +74,7 @@ __all__ = [
     "augment",
     "compare_methods",
     "embed_images",
+    "evaluate_images",
     "evaluate_reid",
     "load_person",
     "prepare",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from reposer.data.samplers import draw_flips, draw_pairs, epoch_order, rank_slice
+from reposer.data.samplers import draw_flips, draw_pairs, rank_slice
 
 
 def test_draws_are_pure_functions_of_seed_and_step() -> None:
@@ -24,7 +24,6 @@ def test_draws_are_pure_functions_of_seed_and_step() -> None:
 def test_the_first_draws_never_change_between_releases() -> None:
     # a resumed run must see the pairs that it would have seen
     assert draw_pairs(263_632, 4, seed=0, step=0).tolist() == [137657, 234563, 261772, 146879]
-    assert epoch_order(5, seed=0, epoch=0).tolist() == [4, 2, 1, 0, 3]
     assert draw_flips(8, seed=0, step=0).astype(int).tolist() == [0, 0, 1, 1, 1, 0, 1, 0]
 
 
@@ -43,14 +42,6 @@ def test_pairs_and_flips_of_a_step_are_independent() -> None:
     assert abs(np.mean([draw_flips(32, 1, step, 0.1).mean() for step in range(300)]) - 0.1) < 0.02
     assert not draw_flips(1000, 0, 0, 0.0).any()
     assert draw_flips(1000, 0, 0, 1.0).all()
-
-
-def test_an_epoch_has_every_index_once_in_its_own_order() -> None:
-    orders = [epoch_order(100, seed=5, epoch=epoch) for epoch in range(3)]
-    for order in orders:
-        assert sorted(order.tolist()) == list(range(100))
-    assert (orders[0] != orders[1]).any()
-    np.testing.assert_array_equal(epoch_order(100, 5, 1), orders[1])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])

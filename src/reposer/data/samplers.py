@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 
-_PAIR_STREAM, _EPOCH, _FLIPS = 1, 2, 3  # streams
+_PAIR_STREAM, _FLIPS = 1, 3  # streams
 
 
 def draw_pairs(n_pairs: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
@@ -24,11 +24,6 @@ def draw_pairs(n_pairs: int, batch_size: int, seed: int, step: int) -> NDArray[n
     if n_pairs < 1:
         raise ValueError("there are no pairs to draw from")
     return _generator(_PAIR_STREAM, seed, step).integers(n_pairs, size=batch_size)
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """(n,) every index exactly once, in an order of its own for each epoch."""
-    return _generator(_EPOCH, seed, epoch).permutation(n)
 
 
 def draw_flips(batch_size: int, seed: int, step: int, probability: float = 0.5) -> NDArray[np.bool_]:
