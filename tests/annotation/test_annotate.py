@@ -285,7 +285,7 @@ def test_a_photo_is_no_crop(tmp_path):
 @pytest.mark.parametrize(
     ("count", "kills", "processes"),
     [
-        (40, 2, 1),
+        pytest.param(40, 2, 1, marks=pytest.mark.slow),
         pytest.param(200, 20, 1, marks=pytest.mark.slow),
         pytest.param(200, 20, 2, marks=pytest.mark.slow),
     ],
@@ -321,7 +321,9 @@ def test_memory_does_not_grow_with_the_folder(tmp_path):
     assert peaks[1] - peaks[0] < 1800 * 12, peaks  # KiB
 
 
-@pytest.mark.parametrize("call", [0, 7, 20, 40, 60])
+@pytest.mark.parametrize(
+    "call", [20, *(pytest.param(call, marks=pytest.mark.slow) for call in (0, 7, 40, 60))]
+)
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(folder, tmp_path, monkeypatch, call):
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)

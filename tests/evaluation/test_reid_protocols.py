@@ -257,7 +257,7 @@ def test_rank_20_is_the_curves_twentieth_value():
 
 def test_impossible_protocols_are_named():
     for arguments, problem in (
-        (("market",), "unknown protocol 'market'"),
+        (("market",), "protocol market: unknown: did you mean market1501"),
         (("market1501", 1), "draws no samples"),
         (("sysu_all", 0), "0 gallery images"),
         (("sysu_all", None, 10**9), "1000000000 trials"),

@@ -890,7 +890,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "jobs/stages.py": (OWN, {"name", "stage.name", "f'{number}.log'"}),
     "losses/perceptual.py": (OWN, {"weights"}),
     "metrics/feature_networks.py": (OWN, {"f'v{version}'", "f'{net}.pth'", "lpips.__file__"}),
-    "models/pretrained.py": (OWN, {"name"}),
+    "weights/network_folder.py": (OWN, {"name"}),
     "rendered/dataset.py": (OWN, {"f'{shot.stem}.png'", "name", "part"}),
     "rendered/renderer.py": (OWN, {"__file__"}),
     "report.py": (LISTED, {"name"}),

@@ -46,7 +46,7 @@ def test_each_row_changes_what_its_name_says_and_nothing_else(tmp_path):
 
 
 def test_an_unknown_row_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no row no_mask"):
+    with pytest.raises(UserError, match="row no_mask: unknown: did you mean no mask"):
         ablations(tmp_path, ["full", "no_mask"])
 
 

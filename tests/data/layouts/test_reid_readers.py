@@ -258,7 +258,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"layout viper: .*giraffe"):
         read_people("viper", tmp_path, options={"giraffe": 1})
     write(tmp_path, "1/a_c1.png", "2/a_c1.png")
-    with pytest.raises(UserError, match="holdout 2"):
+    with pytest.raises(UserError, match="has 2 people to train on, 2 cannot be held out"):
         read_people("folders", tmp_path, holdout=2)
     assert "market1501" not in LAYOUTS  # has a reader of its own
 
