@@ -543,6 +543,7 @@ def test_no_code_runs(tmp_path: Path, container: str):
     assert not mark.exists()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_a_torchscript_file_is_refused(tmp_path: Path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
     with pytest.raises(UserError):

@@ -15,10 +15,10 @@ from reposer.errors import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SID
 __all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
 
 
-def finite(value: float | None) -> float | None:
+def finite(context: typer.Context, option: typer.CallbackParam, value: float | None) -> float | None:
     """Of a command line's number: NaN is in every range of click's, and infinity in the open ones."""
     if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.")
+        raise typer.BadParameter(f"{value} is not a finite number.", context, option)
     return value
 
 
