@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reposer.evaluation.reidentification import Rerank as Rerank
     from reposer.evaluation.reidentification import evaluate_reid as evaluate_reid
     from reposer.generation.augmentation import augment as augment
-    from reposer.generation.inputs import load_person as load_person
+    from reposer.generation.pictures import load_person as load_person
     from reposer.generation.pose_transfer import MapPredictor as MapPredictor
     from reposer.generation.pose_transfer import PoseTransfer as PoseTransfer
     from reposer.models.embedding import Embedding as Embedding
@@ -39,7 +39,7 @@ _PLACES = {
     # a generator in use
     "PoseTransfer": "reposer.generation.pose_transfer:PoseTransfer",
     "MapPredictor": "reposer.generation.pose_transfer:MapPredictor",
-    "load_person": "reposer.generation.inputs:load_person",
+    "load_person": "reposer.generation.pictures:load_person",
     # what the commands do
     "annotate": "reposer.annotation.annotate:annotate",
     "augment": "reposer.generation.augmentation:augment",

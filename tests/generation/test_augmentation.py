@@ -30,10 +30,10 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.errors import UserError
 from reposer.generation.augmentation import AugmentOptions
-from reposer.generation.batch import is_marked
 from reposer.generation.filters import FilterOptions
 from reposer.generation.forgetting import forget
 from reposer.generation.lineage import set_faults
+from reposer.generation.pictures import is_marked
 from reposer.generation.set_exports import export_set
 
 RUNNER = Path(runner.__file__)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from reposer.errors import UserError
-from reposer.generation.batch import GenerateOptions, generate, is_marked
-from reposer.generation.inputs import load_person
+from reposer.generation.batch import GenerateOptions, generate
 from reposer.generation.pair_sources import FolderPairs, PackedPairs
+from reposer.generation.pictures import is_marked, load_person
 from reposer.images import decode
 from reposer.storage.manifest import find_faults, read_rows
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from reposer.config import stored_hash
 from reposer.errors import UserError
-from reposer.generation.inputs import load_person
+from reposer.generation.pictures import load_person
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.stitching import stitch
 from reposer.images import to_uint8

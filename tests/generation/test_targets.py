@@ -14,8 +14,8 @@ from reposer.data.keypoints import NECK, write_keypoints_csv
 from reposer.data.orientation import ORIENTATIONS, orientation
 from reposer.errors import UserError
 from reposer.generation.batch import generate
-from reposer.generation.inputs import load_person, people_batch
 from reposer.generation.pair_sources import FolderPairs
+from reposer.generation.pictures import load_person, people_batch
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.targets import (
     CROWN,

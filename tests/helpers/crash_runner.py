@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from reposer.generation.batch import GenerateOptions, generate
-from reposer.generation.inputs import Person, people_batch
+from reposer.generation.pictures import Person, people_batch
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.runtime import setup
 from reposer.trained.networks import GeneratorConfig

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from reposer.data.packed import PackedPeople
-from reposer.generation.batch import encode_marked
+from reposer.generation.pictures import encode_marked
 from reposer.storage.files import sha256_bytes
 from reposer.storage.manifest import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, part_path, write_part
 

@@ -44,9 +44,9 @@ from reposer.data.problems import AnnotationProblem, problems_csv
 from reposer.data.records import _SCHEMA, read_manifest
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, KIND, REAL, REAL_COLUMNS, REAL_ROWS
-from reposer.generation.batch import write_picture
 from reposer.generation.forgetting import forget
 from reposer.generation.lineage import set_faults
+from reposer.generation.pictures import write_picture
 from reposer.generation.set_exports import export_set
 from reposer.images import encode_jpeg
 from reposer.jobs.shards import Folder, ShardFiles

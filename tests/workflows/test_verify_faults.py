@@ -25,7 +25,7 @@ from PIL import Image
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
-from reposer.generation.batch import encode_marked
+from reposer.generation.pictures import encode_marked
 from reposer.images import encode_png
 from reposer.jobs.stages import Stage, StageCache, in_order, seal_study, work
 from reposer.models.embedding import Embedding

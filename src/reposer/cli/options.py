@@ -18,7 +18,7 @@ __all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
 def finite(context: typer.Context, option: typer.CallbackParam, value: float | None) -> float | None:
     """Of a command line's number: NaN is in every range of click's, and infinity in the open ones."""
     if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.", context, option)
+        raise typer.BadParameter(f"{value} is not a finite number.", context, param_hint=option.opts)
     return value
 
 

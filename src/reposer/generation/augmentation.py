@@ -34,12 +34,10 @@ from reposer.data.synthetic.checks import RealSet
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import COLUMNS, KIND, PLACEMENTS, SCORES, RealImages, write_summary
 from reposer.generation.batch import (
-    JPEG_QUALITY,
     STORAGE,
     PairsRead,
     PictureJob,
     WriteReport,
-    check_format,
     encode_batch,
     environment,
     predictor_settings,
@@ -51,6 +49,7 @@ from reposer.generation.donors import DonorPlan, choose_donors
 from reposer.generation.filters import FilterOptions, Parser, PictureFilter
 from reposer.generation.forgetting import refuse_removed
 from reposer.generation.pair_sources import PackedPairs
+from reposer.generation.pictures import JPEG_QUALITY, check_format
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.stitching import check_background
 from reposer.jobs.executors import help_ranks, in_processes, in_this_process, with_ranks

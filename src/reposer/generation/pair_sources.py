@@ -16,7 +16,7 @@ from reposer.data.packed import ROWS, PackedPeople
 from reposer.data.preparing.annotation_lookup import Annotations
 from reposer.data.problems import AnnotationProblem
 from reposer.errors import UserError
-from reposer.generation.inputs import Person, load_person, people_batch
+from reposer.generation.pictures import Person, load_person, people_batch
 from reposer.generation.targets import PoseTarget
 from reposer.images import read_picture
 from reposer.storage.files import sha256_bytes, sha256_file

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.errors import UserError
-from reposer.generation.inputs import Person, people_batch, resize_array
+from reposer.generation.pictures import Person, people_batch, resize_array
 from reposer.generation.stitching import stitch
 from reposer.images import to_uint8
 from reposer.models.parsing_networks import decide_maps
@@ -269,7 +269,7 @@ class PoseTransfer:
         self, source: Person, donor: Person, background: str = "generated", *, original_size: bool = False
     ) -> NDArray[np.uint8]:
         """The source person in the donor's pose; people come from
-        :func:`reposer.generation.inputs.load_person`.
+        :func:`reposer.generation.pictures.load_person`.
 
         Args:
             source: who.

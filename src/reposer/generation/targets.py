@@ -20,7 +20,7 @@ from reposer.data.keypoints import JOINTS, NECK, Pose, middle_hip, read_keypoint
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError, find
-from reposer.generation.inputs import Person
+from reposer.generation.pictures import Person
 from reposer.images import read_picture
 from reposer.storage.files import sha256_bytes
 from reposer.storage.paths import printable

@@ -12,9 +12,9 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.generation.augmentation import AugmentOptions, augment
-from reposer.generation.batch import GenerateOptions, WriteReport, generate, output_names, write_picture
-from reposer.generation.inputs import Person, load_person
+from reposer.generation.batch import GenerateOptions, WriteReport, generate
 from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
+from reposer.generation.pictures import Person, load_person, output_names, write_picture
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
 from reposer.models.parsing_networks import ParsingPredictor

@@ -19,7 +19,7 @@ from reposer.data.layouts.folder_scan import list_names, nfc
 from reposer.data.layouts.market1501 import parse_name
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
-from reposer.generation.inputs import resize_array
+from reposer.generation.pictures import resize_array
 from reposer.images import decode
 from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.progress import progress

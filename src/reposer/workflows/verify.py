@@ -13,8 +13,8 @@ from pathlib import Path
 from reposer.config import foreign_values, read_json
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import KIND
-from reposer.generation.batch import is_marked
 from reposer.generation.lineage import set_faults
+from reposer.generation.pictures import is_marked
 from reposer.images import MAX_FILE_BYTES
 from reposer.jobs.stages import DONE, STAGES, study_faults
 from reposer.storage.manifest import IMAGES, JOB, find_faults, job_settings, list_parts, read_part

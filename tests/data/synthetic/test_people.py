@@ -16,7 +16,7 @@ from reposer.data.synthetic import people as generated_cache
 from reposer.data.synthetic.mixed import MixedDataset, ReidDataset
 from reposer.data.synthetic.people import GeneratedPeople
 from reposer.errors import UserError
-from reposer.generation.batch import encode_marked
+from reposer.generation.pictures import encode_marked
 from reposer.images import encode_png
 from reposer.structures import PersonRecord
 

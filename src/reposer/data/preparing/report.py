@@ -83,7 +83,7 @@ def _shared_people(records: Sequence[PersonRecord], training: tuple[str, ...]) -
 def refuse_synthetic(root: Path, records: Sequence[PersonRecord]) -> None:
     """Refuse generated pictures in query, gallery or val: scores on them would say nothing about people.
 
-    A generated picture says what it is in its metadata (generation/batch.py marks every one, and so do
+    A generated picture says what it is in its metadata (generation/pictures.py marks every one, and so do
     other tools that follow IPTC's Photo Metadata Standard).
 
     Raises:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reposer.errors import UserError
-from reposer.generation.batch import encode_marked, is_marked, mark, output_names, write_picture
+from reposer.generation.pictures import encode_marked, is_marked, mark, output_names, write_picture
 from reposer.images import encode_jpeg, encode_png
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
