@@ -66,7 +66,7 @@ class ParsingAugmentConfig(Config):
 
 
 class ParsingNetworkConfig(Config):
-    """The network; its keywords are those of ``models.parsing_network.ParsingNetwork``."""
+    """The network; its keywords are those of ``models.parsing_networks.ParsingNetwork``."""
 
     widths: tuple[int, int, int, int] = (128, 96, 64, 32)  # of the decoder
     keras: bool = False  # MobileNetV2 in Keras' form
