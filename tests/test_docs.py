@@ -90,4 +90,5 @@ def test_every_room_has_a_page_of_the_api() -> None:
     assert {page.stem for page in (DOCS / "reference" / "api").glob("*.md")} == rooms - {"cli"} | {
         "index",
         "ground",
+        "face",
     }
