@@ -60,6 +60,9 @@ _LOCK = ExitStack()  # of a spawned process, for as long as it lives
 
 def _begin(folder: Folder, make_maker: Callable[[], Maker], encoders: int) -> Callable[[Shard], int]:
     """In a new process: hold the folder; returns what makes one shard and tells the number of its items."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # killed meanwhile: the folder is the next job's
+        os._exit(1)
     _LOCK.enter_context(locked(folder.book, shared=True))
     maker = make_maker()
     return lambda shard: sum(write_shards(folder, maker, [shard], encoders=encoders))
