@@ -60,9 +60,6 @@ _LOCK = ExitStack()  # of a spawned process, for as long as it lives
 
 def _begin(folder: Folder, make_maker: Callable[[], Maker], encoders: int) -> Callable[[Shard], int]:
     """In a new process: hold the folder; returns what makes one shard and tells the number of its items."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # killed meanwhile: the folder is the next job's
-        os._exit(1)
     _LOCK.enter_context(locked(folder.book, shared=True))
     maker = make_maker()
     return lambda shard: sum(write_shards(folder, maker, [shard], encoders=encoders))
@@ -194,13 +191,20 @@ def _initialize(begin: Callable[[], Callable[[Any], Any]]) -> None:
 
 
 def end_with_parent(end: Callable[[], object]) -> None:
-    """Call ``end`` in this spawned process as soon as its parent is gone, however that ended."""
+    """Call ``end`` in this spawned process as soon as its parent is gone, however that ended.
+
+    At once where it is gone already: nothing may be begun for it, as taking a folder that is the next job's.
+    """
     parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if not parent.is_alive():
+        end()
+        return
 
     def wait() -> None:
-        if parent is not None:
-            parent.join()
-            end()
+        parent.join()
+        end()
 
     threading.Thread(target=wait, daemon=True).start()
 
