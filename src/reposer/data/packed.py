@@ -74,13 +74,20 @@ class PackedPeople:
         self._index = {name: i for i, name in enumerate(self.names)}
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: str | Path, *, verify: bool = False) -> Self:
         """Open a packed folder.
 
+        Args:
+            verify: read every array now, see :meth:`verify`: for a run, which pins the recorded hashes.
+
         Raises:
-            AnnotationError: not a packed folder, another schema version, or a file of the wrong size.
+            AnnotationError: not a packed folder, another schema version, or a file of the wrong size; or, if
+                asked for, one that differs from its hash.
         """
-        return cls(folder)
+        people = cls(folder)
+        if verify:
+            people.verify()
+        return people
 
     def __len__(self) -> int:
         return len(self.names)

@@ -259,7 +259,7 @@ def _counted(path: Path, wanted: object) -> list[str]:
 
 def _packed_faults(folder: Path) -> list[str]:
     try:
-        PackedPeople.open(folder / PACKED).verify()
+        PackedPeople.open(folder / PACKED, verify=True)
     except UserError as error:
         return [str(error)]
     return []

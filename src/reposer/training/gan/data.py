@@ -55,9 +55,7 @@ class GanData:
     """
 
     def __init__(self, config: PairsConfig, rank: int = 0, world_size: int = 1) -> None:
-        self.people = PackedPeople.open(config.data.folder / "packed")
-        if rank == 0:  # the run pins these hashes: they must be those of the bytes
-            self.people.verify()
+        self.people = PackedPeople.open(config.data.folder / "packed", verify=rank == 0)
         self.pairs = _training_pairs(config.data, self.people)  # (P, 2) indices of source and target
         self.validation_pairs = _validation_pairs(config.data, self.people)  # (V, 2), may be empty
         if config.batch_size % (config.accumulate * world_size):

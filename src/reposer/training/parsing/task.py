@@ -184,9 +184,7 @@ class ParsingData:
     """
 
     def __init__(self, config: ParsingConfig, rank: int = 0, world_size: int = 1) -> None:
-        self.people = PackedPeople.open(config.data.folder / "packed")
-        if rank == 0:  # the run pins these hashes: they must be those of the bytes
-            self.people.verify()
+        self.people = PackedPeople.open(config.data.folder / "packed", verify=rank == 0)
         rows = np.flatnonzero(np.isin(self.people.splits, config.data.splits))
         rows = rows[[bool((self.people.parsing[row] != MISSING_LABEL).any()) for row in rows]]
         pids = np.unique(self.people.pids[rows])
