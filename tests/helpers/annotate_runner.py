@@ -12,11 +12,13 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from kills import fork
 from PIL import Image
 from torch import Tensor
 
@@ -118,24 +120,11 @@ def attempt(folder: Path, processes: int) -> None:
     annotate(folder, None, slow_stubs, how=AnnotateOptions(batch_size=3, processes=processes))
 
 
-def fork(folder: Path, processes: int) -> int:
-    """Annotate in a child; returns its process id."""
-    child = os.fork()
-    if not child:
-        try:
-            attempt(folder, processes)
-            os._exit(0)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            os._exit(1)
-    return child
-
-
 def main(folder: Path, kills: int, processes: int) -> None:
     """Each kill strikes a random time after the first lasting change of a start."""
     rng, struck = random.Random(0), 0
     while True:
-        before, child = state(folder), fork(folder, processes)
+        before, child = state(folder), fork(partial(attempt, folder, processes))
         if struck < kills:
             deadline = time.monotonic() + 60
             while state(folder) == before and time.monotonic() < deadline:

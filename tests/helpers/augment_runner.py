@@ -9,7 +9,6 @@ It imports torch once and forks a child for every attempt; the last line is the 
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kills import die_at, fork, killed
 from torch import nn
 
 from reposer.data.preparing.prepare import prepare_market1501
@@ -92,44 +92,6 @@ def write(prepared, out, factor, processes=1, shard=16, seconds=0.0):
     return augmented(stub_model("", seconds), prepared, out, options, processes=processes)
 
 
-def die_at(call, names=("replace", "rename", "fsync", "unlink")):
-    """Kill this process just before call number ``call`` of these functions of os."""
-    count = itertools.count()
-
-    def deadly(function):
-        def wrapper(*args, **kwargs):
-            if next(count) == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    for name in names:
-        setattr(os, name, deadly(getattr(os, name)))
-
-
-def fork(work):
-    """Run ``work`` in a child; returns its process id."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            os._exit(1)
-    return child
-
-
-def killed(child):
-    """Wait for a child; whether it was killed. It may not have failed."""
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return True
-    assert os.WEXITSTATUS(status) == 0, "an attempt failed"
-    return False
-
-
 def kills(prepared, out, factor, processes, shard, wanted):
     """Kill the writer at random moments, each later than the last run came, then let it finish."""
     moments, done = random.Random(0), 0
@@ -149,13 +111,19 @@ def kills(prepared, out, factor, processes, shard, wanted):
     return done
 
 
+def forget_killed_at(call, folder, pid):
+    """Forget a person with such a call ahead."""
+    die_at(call, ("replace", "rename", "fsync", "unlink"))
+    forget(folder, pid)
+
+
 def forget_killed(source, out, pid):
     """A removal killed at every lasting change of the disk, each time finished by a second call."""
     call = 0
     while True:
         copy = out / f"{call}"
         shutil.copytree(source, copy)
-        child = fork(lambda copy=copy, call=call: (die_at(call), forget(copy, pid)))
+        child = fork(partial(forget_killed_at, call, copy, pid))
         if not killed(child):
             return call
         if (copy / "forgetting.json").exists() or not (copy / "removed.json").exists():

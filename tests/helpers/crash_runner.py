@@ -9,7 +9,6 @@ the number of children killed.
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kills import die_at, fork, killed
 from torch import nn
 
 from reposer.generation.batch import GenerateOptions, generate
@@ -92,48 +92,10 @@ def attempt(out, count=PAIRS, seconds=0.0):
     generate(pose_transfer, DrawnPairs(count), out, options)
 
 
-def die_at(call, names=("replace", "rename", "fsync", "mkdir", "rmdir")):
-    """Kill this process just before call number ``call`` of these functions of os."""
-    count = itertools.count()
-
-    def deadly(function):
-        def wrapper(*args, **kwargs):
-            if next(count) == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    for name in names:
-        setattr(os, name, deadly(getattr(os, name)))
-
-
 def attempt_killed_at(call, out):
     """Generate a few pairs with such a call ahead."""
-    die_at(call)
+    die_at(call, ("replace", "rename", "fsync", "mkdir", "rmdir"))
     attempt(out, FEW)
-
-
-def fork(work):
-    """Run ``work`` in a child; returns its process id."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            os._exit(1)
-    return child
-
-
-def killed(child):
-    """Wait for a child; whether it was killed. It may not have failed."""
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return True
-    assert os.WEXITSTATUS(status) == 0, "an attempt failed"
-    return False
 
 
 def main():
