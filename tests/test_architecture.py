@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,14 @@ TOP = {"report"}  # reads JSON and images only
 CLI = "cli"  # a room of commands: may import everything, but inside its functions only
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _imports(path: Path) -> list[tuple[str, bool]]:
     """Every reposer module that a file imports, and whether at the top level of the file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     top_level = set(map(id, tree.body))
     found = []
     for node in ast.walk(tree):
@@ -90,7 +96,7 @@ def test_imports_follow_the_table(path):
 def test_files_and_functions_stay_short(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MAX_FILE_LINES, f"{path.name} is too long: split it by idea"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= MAX_FUNCTION_LINES, f"{path.name}:{node.name} has {length} lines"
@@ -101,16 +107,17 @@ def test_every_file_says_what_it_is(path):
     if path.name == "__init__.py" and path.parent != PACKAGE:
         assert path.read_text() == "", "only the package's own __init__.py holds anything (the version)"
         return
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path.name} has no docstring"
+    assert ast.get_docstring(_tree(path)), f"{path.name} has no docstring"
 
 
+@cache
 def _graph() -> dict[str, set[str]]:
     """Module -> the modules of ours that it imports, anywhere in its text."""
     modules = {f"reposer.{'.'.join(p.relative_to(PACKAGE).with_suffix('').parts)}": p for p in FILES}
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
         graph[module] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, ast.ImportFrom):
                 wanted = {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
                 graph[module] |= wanted & modules.keys() - {module}
@@ -149,24 +156,19 @@ def test_the_table_notices_a_forbidden_import(tmp_path):
     assert _imports(bad) == [("reposer.models.san", False)]
 
 
-# Files under 80 lines whose only importer is a file of the same room, and why they stand alone.
-SMALL = {
-    "losses/segmentation.py": "a loss is a file of losses/; its importer is in training/",
-}
-
-
 def _importers() -> dict[str, set[str]]:
     graph = _graph()
     return {module: {other for other, needed in graph.items() if module in needed} for module in graph}
 
 
 def test_a_small_file_is_not_the_annex_of_another():
+    """No file under 80 lines whose only importer is a file of the same room."""
     for module, by in _importers().items():
         path = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
         if path.name == "__init__.py" or len(path.read_text(encoding="utf-8").splitlines()) >= 80:
             continue
         alone = len(by) == 1 and next(iter(by)).rpartition(".")[0] == module.rpartition(".")[0]
-        assert not alone or str(path.relative_to(PACKAGE)) in SMALL, f"{path.name}: join it with {by}"
+        assert not alone, f"{path.name}: join it with {by}"
 
 
 def test_every_file_is_used_by_the_program():
@@ -186,22 +188,21 @@ FOR_OTHERS = {
 
 def test_no_code_is_run_by_tests_alone():
     """Each top-level function and class is named somewhere in the program besides its definition."""
-    words: dict[str, int] = {}
+    used: set[str] = set()
     defined: dict[str, str] = {}
     for path in FILES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = _tree(path)
         for node in ast.walk(tree):
             names = [node.id] if isinstance(node, ast.Name) else []
             names += [node.attr] if isinstance(node, ast.Attribute) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
                 names.append(node.value)  # of the lazy public face, and of forward references
-            for name in names:
-                words[name] = words.get(name, 0) + 1
+            used.update(names)
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list:
                 defined[node.name] = str(path.relative_to(PACKAGE))
-    unused = {name: path for name, path in defined.items() if name not in words and not name.startswith("__")}
+    unused = {name: path for name, path in defined.items() if name not in used and not name.startswith("__")}
     assert unused.keys() == FOR_OTHERS.keys(), unused
 
 
