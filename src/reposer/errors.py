@@ -10,6 +10,7 @@ from typing import TypeVar
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # of a count or a weight; of a seed
 MOST_SIDE_BY_SIDE = 1024  # threads or processes
 MOST_AT_ONCE = 65_536  # pictures of a batch
+MOST_SOURCES = 16  # images of one person that a picture is made from
 
 
 class UserError(Exception):

@@ -46,9 +46,37 @@ class _Batch:
         """The same batch with every tensor on ``device``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         moved = {
-            k: v.to(device, non_blocking=non_blocking) for k, v in values.items() if isinstance(v, Tensor)
+            k: v.to(device, non_blocking=non_blocking)
+            for k, v in values.items()
+            if isinstance(v, Tensor | _Batch)
         }
         return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, slots=True)
+class MoreSources(_Batch):
+    """K further images of each of B source persons."""
+
+    image: Tensor  # (B, K, 3, H, W) uint8 RGB
+    parsing: Tensor  # (B, K, H, W) uint8 LIP-20
+    mask: Tensor  # (B, K, H, W) bool
+    keypoints: Tensor  # (B, K, J, 2) float32
+    known: Tensor  # (B, K) bool, False where the person has no further image: its fields are ignored
+
+
+@dataclass(frozen=True, slots=True)
+class Carried(_Batch):
+    """What texture transport brought to B targets (:mod:`reposer.models.texture_transport`)."""
+
+    image: Tensor  # (B, 3, H, W) float32 in [-1, 1]: carried pixels, group colors, the source's background
+    validity: (
+        Tensor  # (B, 1, H, W) float32 in [0, 1], how far a pixel is to be trusted; 0: nothing was carried
+    )
+    colors: (
+        Tensor  # (B, 3, H, W) float32 in [-1, 1]: group colors on the target's person, background as above
+    )
+    coordinates: Tensor  # (B, H, W, 2) x, y in the source; the pixel's own place where nothing was carried
+    view: Tensor  # (B, H, W) int64: which source, 0 the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +92,8 @@ class PairBatch(_Batch):
     source_keypoints: Tensor  # (B, J, 2) float32 x, y in pixels, NaN for a missing joint
     target_keypoints: Tensor  # (B, J, 2)
     pids: Tensor  # (B,) int64 raw identity of the source
+    more_sources: MoreSources | None = None  # of the same persons, for generators that take several
+    carried: Carried | None = None  # follows from the rest; here where several networks look at it
 
     def __len__(self) -> int:
         return self.source_image.shape[0]

@@ -25,7 +25,7 @@ from reposer.storage.bounded import parse_json
 from reposer.storage.files import sha256_bytes, sha256_file
 from reposer.storage.paths import require_inside
 from reposer.storage.tables import read_table
-from reposer.structures import NUM_JOINTS, PairBatch
+from reposer.structures import NUM_JOINTS, MoreSources, PairBatch
 
 SCHEMA_VERSION = 1
 ARRAYS = ("images", "parsing", "mask")  # <name>.npy each
@@ -124,8 +124,20 @@ class PackedPeople:
         """What a checkpoint says of the people it was trained on: ``identity_hash`` and ``images_hash``."""
         return {"identity_hash": self.identity_hash(*splits), "images_hash": self.images_hash(*splits)}
 
-    def pair_batch(self, source_indices: NDArray[np.int64], target_indices: NDArray[np.int64]) -> PairBatch:
-        """Images and annotations of B pairs, on the CPU; images are (B, 3, H, W) in channels_last order."""
+    def pair_batch(
+        self,
+        source_indices: NDArray[np.int64],
+        target_indices: NDArray[np.int64],
+        more_sources: NDArray[np.int64] | None = None,
+    ) -> PairBatch:
+        """Images and annotations of B pairs, on the CPU; images are (B, 3, H, W) in channels_last order.
+
+        Args:
+            source_indices: (B,).
+            target_indices: (B,).
+            more_sources: (B, K) further images of the source persons, -1 for none; see
+                :mod:`reposer.data.sources`.
+        """
         source = np.asarray(source_indices, np.int64)
         target = np.asarray(target_indices, np.int64)
         return PairBatch(
@@ -138,6 +150,21 @@ class PackedPeople:
             source_keypoints=torch.from_numpy(np.take(self.keypoints, source, axis=0)),
             target_keypoints=torch.from_numpy(np.take(self.keypoints, target, axis=0)),
             pids=torch.from_numpy(np.take(self.pids, source)),
+            more_sources=None if more_sources is None else self._more_sources(more_sources),
+        )
+
+    def _more_sources(self, indices: NDArray[np.int64]) -> MoreSources | None:
+        known = indices >= 0
+        if not known.any():
+            return None
+        known = known[:, known.any(0)]
+        rows = np.maximum(indices[:, (indices >= 0).any(0)], 0)
+        return MoreSources(
+            image=torch.from_numpy(np.take(self.images, rows, axis=0)).permute(0, 1, 4, 2, 3),
+            parsing=torch.from_numpy(np.take(self.parsing, rows, axis=0)),
+            mask=torch.from_numpy(np.take(self.mask, rows, axis=0)),
+            keypoints=torch.from_numpy(np.take(self.keypoints, rows, axis=0)),
+            known=torch.from_numpy(known),
         )
 
     def verify(self) -> None:

@@ -6,7 +6,7 @@ nothing itself, so that its result depends neither on workers nor on processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from reposer.data.keypoints import FLIP_JOINTS
 from reposer.data.parsing import FLIP_LABELS
 from reposer.images import IMAGENET_MEAN
-from reposer.structures import MISSING_LABEL, PairBatch
+from reposer.structures import MISSING_LABEL, MoreSources, PairBatch
 
 _LABEL_TABLE = torch.from_numpy(FLIP_LABELS["lip20"].copy())  # (256,) uint8
 _JOINT_ORDER = torch.from_numpy(FLIP_JOINTS.copy())  # (J,) int64
@@ -43,7 +43,26 @@ def flip_pairs(batch: PairBatch, flipped: NDArray[np.bool_] | Tensor) -> PairBat
         source_keypoints=_flip_joints(batch.source_keypoints, rows, order, width),
         target_keypoints=_flip_joints(batch.target_keypoints, rows, order, width),
         pids=batch.pids,
+        more_sources=None if batch.more_sources is None else _flip_sources(batch.more_sources, rows),
     )
+
+
+def _flip_sources(more: MoreSources, rows: Tensor) -> MoreSources:
+    """Every further image of the samples ``rows``; a few images, so copies do not matter."""
+    views = more.known.shape[1]
+    wanted = (rows[:, None] * views + torch.arange(views, device=rows.device)).flatten()
+    order = torch.arange(more.known.numel(), device=rows.device)
+    order[wanted] = more.known.numel() + torch.arange(len(wanted), device=rows.device)
+    image, parsing, mask, joints = (
+        x.flatten(0, 1) for x in (more.image, more.parsing, more.mask, more.keypoints)
+    )
+    flipped = {
+        "image": _flip_image(image, wanted, order).contiguous(),
+        "parsing": _flip_labels(parsing, wanted, order),
+        "mask": _replace(mask, mask[wanted].flip(-1), order),
+        "keypoints": _flip_joints(joints, wanted, order, more.image.shape[-1]),
+    }
+    return replace(more, **{name: x.view_as(getattr(more, name)) for name, x in flipped.items()})
 
 
 def _replace(originals: Tensor, mirrored: Tensor, order: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from reposer.errors import UserError
 from reposer.images import encode_jpeg, encode_png, read_picture
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import made_folder, printable
-from reposer.structures import NUM_JOINTS, PairBatch
+from reposer.structures import NUM_JOINTS, MoreSources, PairBatch
 
 # ---- One person for a generator: image, parsing, mask and keypoints from files or arrays, at the model's
 # size.
@@ -100,16 +100,35 @@ def load_person(
     )
 
 
-def people_batch(sources: Sequence[Person], donors: Sequence[Person]) -> PairBatch:
-    """The PairBatch of B sources and as many donors; pids are -1, since nobody is known here."""
-    fields: dict[str, Tensor] = {"pids": torch.full((len(sources),), -1, dtype=torch.int64)}
-    for side, people in (("source", sources), ("target", donors)):
-        images = torch.from_numpy(np.stack([p.image for p in people]))
-        fields[f"{side}_image"] = images.permute(0, 3, 1, 2)
-        fields[f"{side}_parsing"] = torch.from_numpy(np.stack([p.parsing for p in people]))
-        fields[f"{side}_mask"] = torch.from_numpy(np.stack([p.mask for p in people]))
-        fields[f"{side}_keypoints"] = torch.from_numpy(np.stack([p.keypoints for p in people]))
-    return PairBatch(**fields)
+def people_batch(sources: Sequence[Person | Sequence[Person]], donors: Sequence[Person]) -> PairBatch:
+    """The PairBatch of B sources and as many donors; pids are -1, since nobody is known here.
+
+    Args:
+        sources: an image of each source person, or several, the first of which counts most.
+        donors: in whose poses.
+    """
+    views = [[source] if isinstance(source, Person) else list(source) for source in sources]
+    own, targets = _stacked([view[0] for view in views]), _stacked(donors)
+    most = max(len(view) for view in views)
+    more = None
+    if most > 1:
+        columns = [_stacked([view[min(k, len(view) - 1)] for view in views]) for k in range(1, most)]
+        known = [[k < len(view) for k in range(1, most)] for view in views]
+        images, parsing, mask, keypoints = (torch.stack(column, 1) for column in zip(*columns, strict=True))
+        more = MoreSources(images, parsing, mask, keypoints, torch.tensor(known))
+    return PairBatch(
+        *(own[0], targets[0], own[1], targets[1], own[2], targets[2], own[3], targets[3]),
+        pids=torch.full((len(views),), -1, dtype=torch.int64),
+        more_sources=more,
+    )
+
+
+def _stacked(people: Sequence[Person]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images (N, 3, H, W), parsing maps, masks and keypoints of N people."""
+    images = torch.from_numpy(np.stack([p.image for p in people])).permute(0, 3, 1, 2)
+    rest = ([p.parsing for p in people], [p.mask for p in people], [p.keypoints for p in people])
+    parsing, mask, keypoints = (torch.from_numpy(np.stack(arrays)) for arrays in rest)
+    return images, parsing, mask, keypoints
 
 
 def _labels(parsing: ImageLike, size: tuple[int, int], name: str) -> NDArray[np.uint8]:

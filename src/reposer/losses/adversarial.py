@@ -16,6 +16,7 @@ from reposer.errors import UserError
 from reposer.structures import PairBatch
 
 MODES = ("bce", "lsgan")
+_FIELDS = tuple(f.name for f in fields(PairBatch) if f.name not in ("more_sources", "carried"))  # of a row
 
 
 def _distance(logits: Tensor, label: float, mode: str) -> Tensor:
@@ -59,7 +60,7 @@ class ImagePool:
 
     Until it is full, images go in and come back. From then on each image is, with probability 1/2, exchanged
     for a random one of the pool. Every image travels with its row of the batch, so that the discriminator
-    always sees it beside its own condition. Size 0 returns everything unchanged.
+    always sees it beside its own condition, less further sources. Size 0 returns everything unchanged.
     """
 
     def __init__(self, size: int = 50) -> None:
@@ -83,8 +84,7 @@ class ImagePool:
         generated = generated.detach()
         if self.size == 0:
             return generated, batch
-        names = [field.name for field in fields(batch)]
-        columns = {"generated": generated, **{name: getattr(batch, name) for name in names}}
+        columns = {"generated": generated, **{name: getattr(batch, name) for name in _FIELDS}}
         out: list[dict[str, Tensor]] = []
         for i in range(len(generated)):
             row = {name: column[i] for name, column in columns.items()}
@@ -96,7 +96,7 @@ class ImagePool:
                 row, self._rows[k] = self._rows[k], kept
             out.append(row)
         joined = {name: torch.stack([row[name] for row in out]) for name in columns}
-        return joined.pop("generated"), replace(batch, **joined)
+        return joined.pop("generated"), replace(batch, **joined, more_sources=None, carried=None)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The pool as tensors with the images along the first dimension; {} while it is empty."""
@@ -110,7 +110,7 @@ class ImagePool:
         Raises:
             UserError: columns are missing, unknown, of different lengths, or longer than the pool.
         """
-        expected = {"generated", *(field.name for field in fields(PairBatch))} if state else set()
+        expected = {"generated", *_FIELDS} if state else set()
         lengths = {len(column) for column in state.values()}
         if set(state) != expected or len(lengths) > 1 or max(lengths, default=0) > self.size:
             raise UserError(

@@ -50,6 +50,9 @@ class GanNetworks:
     # loss term -> its layers; empty: perceptual, all
     feature_layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     extra_terms: bool = False  # a term looks at the generator's second result (``parts=True``)
+    # (B, 3, H, W) model floats -> feature (B, D) and maps (B, C, h, w) of a frozen Re-ID network
+    identity: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    identity_maps: float = 0.0  # weight of the maps beside the feature
 
 
 def discriminator_loss(
@@ -183,6 +186,42 @@ def parsing_head_loss(logits: Tensor, parsing: Tensor) -> Tensor:
     return (losses * known).sum() / known.sum().clamp_min(1)
 
 
+def identity_distance(
+    generated: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], maps: float = 0.0
+) -> Tensor:
+    """How far generated people are from the wanted ones for a Re-ID network; a scalar, 0 for equal ones.
+
+    1 - cosine of the features (B, D), in [0, 2], plus ``maps`` times the same of the maps (B, C, h, w), place
+    by place: where on the person the likeness is lost.
+    """
+    feature, where = (
+        1 - F.cosine_similarity(ours.float(), theirs.float(), dim=1)
+        for ours, theirs in zip(generated, wanted, strict=True)
+    )
+    return feature.mean() + maps * where.mean()
+
+
+def _identity(made: Made) -> Tensor:
+    network = made.nets.identity
+    if network is None:
+        raise ValueError("the identity term needs a Re-ID network")
+    with torch.no_grad():
+        wanted = network(made.batch.target_image)
+    return identity_distance(network(made.image), wanted, made.nets.identity_maps)
+
+
+def closed_gate_loss(gate: Tensor, batch: PairBatch) -> Tensor:
+    """Mean of 1 - gate over the pixels that texture transport trusts (validity 1); a scalar, 0 to 1.
+
+    Args:
+        gate: (B, 1, H, W) in [0, 1], share of the carried picture. batch: with what was carried.
+    """
+    if batch.carried is None:
+        raise ValueError("the gate term needs the batch with what was carried")
+    trusted = (batch.carried.validity >= 1).float()
+    return ((1 - gate.float()) * trusted).sum() / trusted.sum().clamp_min(1)
+
+
 def _adversarial(made: Made) -> Tensor:
     logits = made.nets.discriminator(made.batch.source_image, made.image, made.batch, fake=True)
     return generator_adversarial_loss(logits, made.mode)
@@ -200,5 +239,8 @@ TERMS: dict[str, Callable[[Made], Tensor]] = {  # in the order in which they are
     "style": lambda made: style_loss(*made.features("style")),
     "contextual": lambda made: contextual_loss(*made.features("contextual")),
     "correspondence": lambda made: correspondence_loss(made.auxiliary.warped_source, made.batch),
+    "identity": _identity,
+    "painted": lambda made: l1_loss(made.auxiliary.painted, made.batch.target_image),
+    "gate": lambda made: closed_gate_loss(made.auxiliary.gate, made.batch),
     "parsing": lambda made: parsing_head_loss(made.auxiliary.parsing_logits, made.batch.target_parsing),
 }

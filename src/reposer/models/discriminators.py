@@ -24,9 +24,10 @@ from reposer.models.layers import (
     join_planes,
 )
 from reposer.models.pose_maps import convolve, pose_maps
+from reposer.models.texture_transport import transport
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
-PAIRINGS = ("source", "as_printed", "shape", "pose", "none")
+PAIRINGS = ("source", "as_printed", "shape", "pose", "carried", "none")
 HEADS = ("patch", "none")
 
 
@@ -35,7 +36,8 @@ class ResnetDiscriminator(nn.Module):
 
     def __init__(
         self,
-        pairing: str = "source",  # with: source I_s | as_printed eq. 4 | shape S_t, M_t | pose P_t | none
+        # beside the image: source I_s | as_printed eq. 4 | shape S_t, M_t | pose P_t | carried W, v | none
+        pairing: str = "source",
         head: str = "patch",  # patch: 3x3 to one logit per position | none: the 4 ndf maps themselves (PATN)
         ndf: int = 64,  # channels of the first layer
         halvings: int = 2,  # stride-2 convolutions
@@ -51,8 +53,8 @@ class ResnetDiscriminator(nn.Module):
         check_choice("head", head, HEADS)
         self.pairing = pairing
         self.labels = labels
-        beside = {"source": 3, "as_printed": 3, "shape": 1 + labels, "pose": NUM_JOINTS, "none": 0}
-        channels = 3 + beside[pairing]
+        beside = {"source": 3, "as_printed": 3, "shape": 1 + labels, "pose": NUM_JOINTS, "carried": 4}
+        channels = 3 + beside.get(pairing, 0)
         steps: list[nn.Module] = []
         for i in range(halvings + 1):
             width = ndf * 2**i
@@ -72,7 +74,8 @@ class ResnetDiscriminator(nn.Module):
         Args:
             source_image: (B, 3, H, W) I_s; read by the pairings source and as_printed.
             image: (B, 3, H, W) the image to judge.
-            batch: the rows that the images belong to; read by the pairings as_printed, shape and pose.
+            batch: the rows that the images belong to; read by the pairings as_printed, shape, pose and
+                carried (the texture that was carried to the target, and how far it is to be trusted).
             fake: whether ``image`` is generated; read by as_printed alone: eq. 4 pairs a real image with I_s
                 but a generated one with I_t.
 
@@ -84,6 +87,9 @@ class ResnetDiscriminator(nn.Module):
             pair = join_planes([image, batch.target_mask.unsqueeze(1)], batch.target_parsing, self.labels)
         elif self.pairing == "pose":
             return self._judge_pose(image, batch.target_keypoints)
+        elif self.pairing == "carried":
+            carried = batch.carried or transport(batch)
+            pair = torch.cat([image, carried.image, carried.validity], dim=1)
         elif self.pairing == "none":
             pair = image
         else:

@@ -135,6 +135,15 @@ class Embedding(nn.Module):
         feature = self._described(image)
         return F.normalize(feature + self._described(image.flip(3)), dim=1) if self.mirror else feature
 
+    def feature_and_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The feature (B, D) after the neck and the backbone's last maps (B, C, h, w), for losses on them.
+
+        Args:
+            image: as of ``forward``; its mirror image is not looked at.
+        """
+        maps = self.backbone(resize(to_float(image), self.size))
+        return self.neck(self._average(maps)), maps
+
     def train(self, mode: bool = True) -> Embedding:
         """As of any module; kept BatchNorms (``freeze_norm``, ``frozen``) stay in use."""
         super().train(mode)

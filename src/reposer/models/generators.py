@@ -21,11 +21,13 @@ from reposer.models.parsing_networks import ParsingPredictor
 from reposer.models.patn import PATN
 from reposer.models.rsa_gan import RSAGAN
 from reposer.models.san import SAN
+from reposer.models.transport_unet import TransportUNet
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "san": SAN,
     "rsa_gan": RSAGAN,
     "patn": PATN,
+    "transport_unet": TransportUNet,
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from reposer.config import apply_overrides
 from reposer.errors import find
 from reposer.models.san import san_size
+from reposer.models.transport_unet import transport_unet_size
 from reposer.training.gan.config import (
     AdversarialConfig,
     DataConfig,
@@ -184,6 +185,33 @@ def patn_market_small() -> GanConfig:
     )
 
 
+def transport_market() -> GanConfig:
+    """The generator that mends carried texture, for GPUs: SAN's schedule and pairs, up to four sources."""
+    market = san_market()
+    return market.changed(
+        generator="transport_unet",
+        generator_args=transport_unet_size("paper"),
+        data=market.data.changed(flip=True, sources=4),
+        discriminator_args={"pairing": "carried"},
+        weights=LossWeights(adversarial=0.5, l1=5.0, perceptual=8.0),
+        perceptual=PerceptualConfig(layers=("relu1_2", "relu2_2", "relu3_3"), norm="l1"),
+        gan=AdversarialConfig(pool=0),
+    )
+
+
+def transport_market_small() -> GanConfig:
+    """The same for two CPU cores and about two hours, at the small SAN's learning rate and batch."""
+    small, large = san_market_small(), transport_market()
+    return small.changed(
+        generator=large.generator,
+        generator_args=transport_unet_size("small"),
+        data=small.data.changed(sources=4),
+        discriminator_args={**small.discriminator_args, "pairing": "carried"},
+        weights=large.weights,
+        perceptual=large.perceptual,
+    )
+
+
 PRESETS: dict[str, Callable[[], GanConfig]] = {
     "san_market": san_market,
     "san_deepfashion": san_deepfashion,
@@ -196,6 +224,8 @@ PRESETS: dict[str, Callable[[], GanConfig]] = {
     "rsa_demo": rsa_demo,
     "patn_market": patn_market,
     "patn_market_small": patn_market_small,
+    "transport_market": transport_market,
+    "transport_market_small": transport_market_small,
 }
 
 

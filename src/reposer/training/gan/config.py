@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from reposer.config import Config
-from reposer.errors import LARGEST, MOST_AT_ONCE
+from reposer.errors import LARGEST, MOST_AT_ONCE, MOST_SOURCES
 from reposer.training.config import EpochsConfig, OutputConfig, learning_rate
 
 
@@ -26,6 +26,8 @@ class DataConfig(Config):
     max_pairs: int | None = Field(default=None, ge=1)  # use the first N pairs only
     pairs_per_epoch: int = Field(default=4000, ge=1)  # draws that are called an epoch
     flip: bool = False  # mirror half of the pairs, labels and joints swapped
+    # images of the source person that a pair has at most, one of them the pair's own; each number as often
+    sources: int = Field(default=1, ge=1, le=MOST_SOURCES)
 
 
 class OptimizerConfig(Config):
@@ -61,6 +63,7 @@ class LossWeights(Config):
     contextual: float = Field(default=0.0, ge=0)  # of perceptual.contextual_layers
     correspondence: float = Field(default=0.0, ge=0)  # the source image warped by the generator
     parsing: float = Field(default=0.0, ge=0)  # cross-entropy of the generator's parsing head
+    identity: float = Field(default=0.0, ge=0)  # features of identity.network, generated against wanted
 
     @classmethod
     def further_keys(cls) -> list[str]:
@@ -86,6 +89,16 @@ class PerceptualConfig(Config):
     style_layers: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
     contextual_layers: tuple[str, ...] = ("relu3_2", "relu4_2")
     path: Path | None = None  # weight file; default: where torchvision keeps it
+
+
+class IdentityConfig(Config):
+    """The Re-ID network of the identity term: frozen, and trained on the training people alone.
+
+    It must not be the network that judges the generator or filters its pictures.
+    """
+
+    network: Path | None = None  # run of `reposer reid train`, or an exported folder
+    maps: float = Field(default=0.0, ge=0)  # weight of its last maps beside that of its feature
 
 
 class AdversarialConfig(Config):
@@ -117,6 +130,7 @@ class GanConfig(EpochsConfig):
     schedule: ScheduleConfig = ScheduleConfig()
     weights: LossWeights = LossWeights()
     perceptual: PerceptualConfig = PerceptualConfig()
+    identity: IdentityConfig = IdentityConfig()
     gan: AdversarialConfig = AdversarialConfig()
     output: GanOutputConfig = GanOutputConfig()
     # pairs of one optimizer step, over all processes and accumulated parts
@@ -185,6 +199,10 @@ class GanConfig(EpochsConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        if bool(self.weights.identity) != (self.identity.network is not None):
+            raise ValueError("weights.identity above 0 and identity.network=RUN belong together")
+        if self.gan.pool and self.discriminator_args.get("pairing") == "carried":
+            raise ValueError("the pairing carried needs gan.pool=0: a pool keeps no further sources")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"

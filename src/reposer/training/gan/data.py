@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import load_pairs
 from reposer.data.samplers import draw_flips, draw_pairs, rank_slice
+from reposer.data.sources import FurtherSources, draw_counts
 from reposer.data.transforms import flip_pairs
 from reposer.errors import UserError
 from reposer.storage.files import sha256_file
@@ -65,6 +66,7 @@ class GanData:
                 f"make it a multiple of {config.accumulate * world_size}",
             )
         self._config, self._rank, self._world_size = config, rank, world_size
+        self._further = FurtherSources(self.people) if config.data.sources > 1 else None
 
     def inputs(self) -> dict[str, str]:
         """sha256 of what a run must find unchanged: the prepared people, and the lists of pairs."""
@@ -81,19 +83,26 @@ class GanData:
         config = self._config
         rows = self.pairs[draw_pairs(len(self.pairs), config.batch_size, config.seed, step)]
         flips = draw_flips(config.batch_size, config.seed, step, 0.5 if config.data.flip else 0.0)
+        counts = draw_counts(config.batch_size, config.data.sources, config.seed, step)
         share = config.batch_size // config.accumulate
         mine = rank_slice(share, self._rank, self._world_size)
         for start in range(0, config.batch_size, share):
             chosen = slice(start + mine.start, start + mine.stop)
-            batch = self.batch(rows[chosen])
+            batch = self.batch(rows[chosen], counts[chosen])
             if config.data.flip:
                 batch = flip_pairs(batch, flips[chosen])
             names = (f"{self.people.names[s]} -> {self.people.names[t]}" for s, t in rows[chosen].tolist())
             yield Part(batch, tuple(names))
 
-    def batch(self, pairs: NDArray[np.int64]) -> PairBatch:
-        """The given (B, 2) pairs on the CPU."""
-        return self.people.pair_batch(pairs[:, 0], pairs[:, 1])
+    def batch(self, pairs: NDArray[np.int64], counts: NDArray[np.int64] | None = None) -> PairBatch:
+        """The given (B, 2) pairs on the CPU, with so many sources each (B,); None: as many as may be."""
+        source, target = pairs[:, 0], pairs[:, 1]
+        if self._further is None:
+            return self.people.pair_batch(source, target)
+        more = self._further.choose(source, target, self._config.data.sources - 1)
+        if counts is not None:
+            more[np.arange(1, more.shape[1] + 1) >= counts[:, None]] = -1
+        return self.people.pair_batch(source, target, more)
 
 
 def _training_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]:

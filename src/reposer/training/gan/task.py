@@ -7,7 +7,7 @@ generator's parts but the last are judged by the discriminator before its update
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -28,12 +28,15 @@ from reposer.losses.adversarial import ImagePool
 from reposer.losses.image_gan import GanNetworks, discriminator_loss, generate, generator_loss
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.models.discriminators import build_discriminator
+from reposer.models.embedding import EmbeddingInfo
 from reposer.models.generators import build_generator
+from reposer.models.texture_transport import with_carried
 from reposer.runtime import Runtime
 from reposer.storage import checkpoint
 from reposer.storage.checkpoint import Checkpoint, TensorGroups
 from reposer.storage.files import sha256_file
 from reposer.structures import PairBatch
+from reposer.trained.networks import EMBEDDING, open_network
 from reposer.training.gan.config import GanConfig
 from reposer.training.gan.data import GanData, Part
 from reposer.training.state import TrainingState, below, build_adam, build_ema, load_into, place, wrap
@@ -156,6 +159,8 @@ class GanTask:
     def _on_device(self, batch: PairBatch) -> PairBatch:
         """The batch on the device, its target as model float: what the losses compare with."""
         batch = batch.to(self._runtime.device, non_blocking=True)
+        if "carried" in getattr(self.state.generator, "needs", ()):
+            batch = with_carried(batch)
         # of generators that are to make another image than I_t
         own_target = getattr(self.state.generator, "training_target", None)
         return replace(batch, target_image=own_target(batch) if own_target else to_float(batch.target_image))
@@ -236,7 +241,21 @@ class GanTask:
         named = {} if perceptual is None else {"perceptual": sha256_file(perceptual)}
         if self.config.start_from is not None and new:
             named["start_from"] = sha256_file(_newest(self.config.start_from).path / "meta.json")
+        if self.config.identity.network is not None:
+            network = open_network(EMBEDDING, self.config.identity.network)
+            self._check_people(network.info)
+            named["identity"] = network.weights_hash
         return self._data.inputs() | named
+
+    def _check_people(self, info: EmbeddingInfo) -> None:
+        """Refuse a network of the identity term that has seen others than the training people."""
+        facts = self._data.people.training_facts("train")
+        if info.identity_hash != facts["identity_hash"] or info.splits != ("train",):
+            raise UserError(
+                f"identity.network={self.config.identity.network}: was not trained on the training people of"
+                f" {self.config.data.folder} alone",
+                "train one there: reposer reid train PRESET --data FOLDER",
+            )
 
     def facts(self) -> dict[str, Any]:
         """See Task: image size and the people of the training."""
@@ -255,8 +274,27 @@ def _networks(config: GanConfig, runtime: Runtime, state: GanState) -> GanNetwor
         perceptual = PerceptualNetwork(network.network, names, network.path).to(runtime.device)
         if config.channels_last:
             perceptual = perceptual.to(memory_format=torch.channels_last)
-    extra = bool(config.extra_terms)
-    return GanNetworks(generator, discriminator, perceptual, config.perceptual.norm, layers, extra)
+    return GanNetworks(
+        generator,
+        discriminator,
+        perceptual,
+        config.perceptual.norm,
+        layers,
+        extra_terms=bool(config.extra_terms),
+        identity=_identity_network(config, runtime),
+        identity_maps=config.identity.maps,
+    )
+
+
+def _identity_network(
+    config: GanConfig, runtime: Runtime
+) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    """The frozen Re-ID network of the identity term, of the images' size or resizing them to its own."""
+    if config.identity.network is None:
+        return None
+    embedding = open_network(EMBEDDING, config.identity.network).network
+    place(embedding.requires_grad_(False), runtime, config.channels_last)
+    return embedding.feature_and_maps
 
 
 def _notes(config: GanConfig) -> dict[str, str]:

@@ -1,0 +1,95 @@
+"""Several sources: which further images of a person go with the source of a pair.
+
+A training person of a Re-ID set has many images (17 on average in Market-1501); each shows a side. Further
+sources are chosen in turn by three wishes: the camera of the source (its colors), the orientation of the
+target (its side of the person), an orientation that no source shows yet (what else may be seen).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reposer.data.orientation import ORIENTATIONS, UNKNOWN, face_share, orientation
+from reposer.data.packed import PackedPeople
+from reposer.errors import UserError
+
+_STREAM = 41  # of random numbers
+_FAR = len(ORIENTATIONS)  # turned further than any orientation: unknown
+
+
+class FurtherSources:
+    """Further images of source persons.
+
+    Args:
+        people: the packed people.
+        rows: (N,) images that may be used; None: all.
+    """
+
+    def __init__(self, people: PackedPeople, rows: NDArray[np.int64] | None = None) -> None:
+        usable = np.arange(len(people)) if rows is None else np.unique(rows)
+        usable = usable[people.pids[usable] > 0]
+        order = usable[np.argsort(people.pids[usable], kind="stable")]
+        pids, starts = np.unique(people.pids[order], return_index=True)
+        self._images = dict(zip(pids.tolist(), np.split(order, starts[1:]), strict=True))
+        self._pids, self._camids = people.pids, people.camids
+        shares = np.full(len(people), np.nan)
+        shares[order] = face_share(people.parsing[order])
+        self._sides = orientation(people.keypoints, shares)
+
+    def choose(self, source: NDArray[np.int64], target: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """(B, count) rows of further images for pairs (B,), (B,) of rows; -1 where a person has no more.
+
+        The source itself is none, and neither is any image of the target's camera where the target shows
+        the same person: the next frame of a camera is nearly the wanted picture.
+        """
+        chosen = np.full((len(source), count), -1, np.int64)
+        for line, (own, wanted) in enumerate(zip(source.tolist(), target.tolist(), strict=True)):
+            found = self._of_pair(own, wanted, count)
+            chosen[line, : len(found)] = found
+        return chosen
+
+    def _of_pair(self, source: int, target: int, count: int) -> list[int]:
+        pid = int(self._pids[source])
+        left = self._images.get(pid, np.empty(0, np.int64))
+        left = left[left != source]
+        if self._pids[target] == pid:
+            left = left[self._camids[left] != self._camids[target]]
+        chosen = [source]
+        while len(chosen) <= count and len(left):
+            best = int(np.lexsort((left, *self._wishes(left, chosen, target)))[0])
+            chosen.append(int(left[best]))
+            left = np.delete(left, best)
+        return chosen[1:]
+
+    def _wishes(
+        self, left: NDArray[np.int64], chosen: list[int], target: int
+    ) -> tuple[NDArray[np.int64], ...]:
+        """Keys of the candidates, the last counts most."""
+        foreign = (self._camids[left] != self._camids[chosen[0]]).astype(np.int64)
+        turned = _turn(self._sides[left], int(self._sides[target]))
+        seen = np.isin(self._sides[left], self._sides[chosen]).astype(np.int64)
+        turn = len(chosen) % 3
+        if turn == 1:
+            return seen, turned, foreign
+        if turn == 2:
+            return foreign, seen, turned
+        return foreign, turned, seen
+
+
+def draw_counts(batch_size: int, most: int, seed: int, step: int) -> NDArray[np.int64]:
+    """(batch_size,) sources of each pair of a step, its own counted: 1 to ``most``, each as often."""
+    return np.random.default_rng([seed, _STREAM, step]).integers(1, most + 1, size=batch_size)
+
+
+def check_sources(count: int, most: int) -> None:
+    """Raise UserError for a number of sources that is none."""
+    if not 1 <= count <= most:
+        raise UserError(f"sources {count}: 1 to {most} are possible", "1 is the source alone")
+
+
+def _turn(sides: NDArray[np.int8], wanted: int) -> NDArray[np.int64]:
+    """(N,) eighths of a turn to an orientation; unknown ones are farther than all."""
+    apart = np.abs(sides.astype(np.int64) - wanted)
+    apart = np.minimum(apart, len(ORIENTATIONS) - apart)
+    return np.where((sides == UNKNOWN) | (wanted == UNKNOWN), _FAR, apart)
