@@ -39,7 +39,8 @@ _STARTS, _ENDS = [2, 3, 5, 6, 8, 9, 11, 12], [3, 4, 6, 7, 9, 10, 12, 13]
 _OTHER_SIDE = [2, 3, 0, 1, 6, 7, 4, 5]
 _NECK, _SHOULDERS, _HIPS = 1, [2, 5], [8, 11]
 
-OWN, ROW, MIRRORED = 1.0, 0.75, 0.5  # how far a pixel is to be trusted, by where it comes from
+# how far a pixel is to be trusted, by where it comes from; a row of arms may span both
+OWN, ROW, MIRRORED, ARM_ROW = 1.0, 0.75, 0.5, 0.25
 _ARM_REACH = 0.16  # of the torso's length: a garment's pixel so near to an arm's bone is a sleeve's
 _SHORTEST = 3.0  # pixels: a limb below it has no direction
 _MOST = 3.0  # the largest enlargement or shrinkage of a part
@@ -307,9 +308,10 @@ def _places(source: _Person, target: _Person) -> tuple[Tensor, Tensor]:
     seen = torch.where(
         opposite.index_select(0, picture) & (group <= UPPER), MIRRORED, OWN
     )  # a chest is no back
+    by_row = torch.where(group == ARMS, ARM_ROW, seen.clamp_max(ROW))
     tries = (
         (own, (_fits(source, own, picture, group) & (limbs.usable | ~limbs.serves)) * seen),
-        (garment, _fits(source, garment, picture, group) * seen.clamp_max(ROW)),
+        (garment, _fits(source, garment, picture, group) * by_row),
         (limbs.mirrored, (_fits(source, limbs.mirrored, picture, group) & limbs.mirror_usable) * MIRRORED),
     )
     places, validity = tries[0]
@@ -351,8 +353,9 @@ def _sample(images: Tensor, source: _Person, places: Tensor, picture: Tensor, sh
     if len(small):
         images = images.clone()
         images[small] = F.avg_pool2d(images[small], 3, 1, 1, count_include_pad=False)
-    inner = ~_grown(source.group == BACKGROUND)  # the edge of a mask is half background
-    flat, weight = images.permute(0, 2, 3, 1).reshape(-1, 3), inner.flatten().float() + 1e-3
+    outer = source.group == BACKGROUND
+    weight = (~_grown(outer)).float() + 0.1 * (~outer) + 1e-3  # the edge of a mask is half background
+    flat, weight = images.permute(0, 2, 3, 1).reshape(-1, 3), weight.flatten()
     x, y = places[:, 0].clamp(0, width - 1), places[:, 1].clamp(0, height - 1)
     left, top = x.floor().clamp_max(max(width - 2, 0)), y.floor().clamp_max(max(height - 2, 0))
     right, down = x - left, y - top
