@@ -63,6 +63,12 @@ class MoreSources(_Batch):
     keypoints: Tensor  # (B, K, J, 2) float32
     known: Tensor  # (B, K) bool, False where the person has no further image: its fields are ignored
 
+    def first(self, count: int) -> MoreSources | None:
+        """The first so many of each person; None for none."""
+        if not count:
+            return None
+        return MoreSources(*(getattr(self, field.name)[:, :count] for field in fields(self)))
+
 
 @dataclass(frozen=True, slots=True)
 class Carried(_Batch):

@@ -21,10 +21,12 @@ from reposer.cli.options import (
     Predictor,
     Processes,
     SetOption,
+    Sources,
     Threads,
     WeightsFolder,
     finite,
     parse_names,
+    parse_numbers,
     set_threads,
     with_parameters,
 )
@@ -67,6 +69,8 @@ def train(
     print(how(preset))
 
 
+_PAIRS = "give --data and --pairs"
+
 # ---- ``reposer evaluate`` and ``generate``: what trained generators make, measured and written.
 
 
@@ -81,6 +85,9 @@ def evaluate(
     backgrounds: Annotated[
         str, typer.Option(help="generated, donor, source; comma-separated.")
     ] = "generated",
+    sources: Annotated[
+        str, typer.Option(help="Images of the source person, at most; 1,4: a row each.")
+    ] = "1",
     limit: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Only the first pairs.")] = None,
     reid: Annotated[Path | None, typer.Option(help="Re-ID run: are generated people recognized?")] = None,
     predictor: Predictor = None,
@@ -136,6 +143,7 @@ def evaluate(
         metrics=parse_names(metrics) or DEFAULT_METRICS,
         weights=weights,
         backgrounds=parse_names(backgrounds),
+        sources=parse_numbers("--sources", sources),
         limit=limit,
         predictor=MapPredictor.from_pretrained(predictor) if predictor else None,
         detector=open_detector(keypoint_detector, accept_license) if keypoint_detector else None,
@@ -144,7 +152,7 @@ def evaluate(
     if reid:
         from reposer.workflows.evaluate import measure_identity
 
-        print(measure_identity(generator, reid, data, out))
+        print(measure_identity(generator, reid, data, out, sources=parse_numbers("--sources", sources)[0]))
     print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
 
 
@@ -172,6 +180,7 @@ def generate(
         str, typer.Option(help="given: the donor's label maps where there are any; predicted: never.")
     ] = "given",
     background: Background = "generated",
+    sources: Sources = 1,
     batch_size: BatchSize = 32,
     jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG instead of PNG.")] = False,
     threads: Threads = None,
@@ -201,8 +210,10 @@ def generate(
     generator = PoseTransfer.from_pretrained(model).with_predictor(
         MapPredictor.from_pretrained(predictor) if predictor else None, maps
     )
+    if sources > 1 and not (data and pairs):
+        raise UserError("--sources: further images of a person are known in a prepared folder only", _PAIRS)
     if data and pairs:
-        print(generate_pair_list(generator, data, pairs, out, options))
+        print(generate_pair_list(generator, data, pairs, out, options, sources))
     elif source and target:
         print(generate_poses(generator, (source, source_parsing), target, out, options, data=data))
     elif source and donor and source.is_dir():
@@ -230,6 +241,7 @@ def augment(
     ] = "any",
     predictor: Predictor = None,
     background: Background = "generated",
+    sources: Sources = 1,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the choice of donors.")] = 0,
     budget: Annotated[
         float,
@@ -271,6 +283,7 @@ def augment(
         policy=donors,
         seed=seed,
         background=background,
+        sources=sources,
         batch_size=batch_size,
         file_format="png" if png else "jpg",
         real=real,

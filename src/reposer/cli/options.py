@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reposer.errors import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError
+from reposer.errors import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE, MOST_SOURCES, UserError
 
 __all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
 
@@ -58,6 +58,10 @@ WeightsFolder = Annotated[
 
 
 Data = Annotated[Path, typer.Option(help="Folder written by `reposer prepare`.")]
+Sources = Annotated[
+    int,
+    typer.Option(min=1, max=MOST_SOURCES, help="Images of a person that a picture is made from, at most."),
+]
 Background = Annotated[str, typer.Option(help="generated, donor or source.")]
 ParserTerms = Annotated[
     bool, typer.Option("--accept-license", help="You accept the terms of the parser's weights.")
@@ -119,6 +123,20 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_names(text: str) -> list[str]:
     """ "a, b" -> ["a", "b"]."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_numbers(option: str, text: str) -> list[int]:
+    """ "1, 4" -> [1, 4].
+
+    Raises:
+        UserError: something else than numbers with commas between them.
+    """
+    names = parse_names(text)
+    if not names or not all(name.isascii() and name.isdigit() and len(name) < 7 for name in names):
+        raise UserError(
+            f"{option} {text[:40]!r}: is no number, and no numbers with commas between", "write 1,4"
+        )
+    return [int(name) for name in names]
 
 
 def set_threads(threads: int | None) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reposer.data.orientation import ORIENTATIONS, UNKNOWN, face_share, orientation
 from reposer.data.packed import PackedPeople
-from reposer.errors import UserError
+from reposer.structures import PairBatch
 
 _STREAM = 41  # of random numbers
 _FAR = len(ORIENTATIONS)  # turned further than any orientation: unknown
@@ -32,7 +32,7 @@ class FurtherSources:
         order = usable[np.argsort(people.pids[usable], kind="stable")]
         pids, starts = np.unique(people.pids[order], return_index=True)
         self._images = dict(zip(pids.tolist(), np.split(order, starts[1:]), strict=True))
-        self._pids, self._camids = people.pids, people.camids
+        self.people, self._pids, self._camids = people, people.pids, people.camids
         shares = np.full(len(people), np.nan)
         shares[order] = face_share(people.parsing[order])
         self._sides = orientation(people.keypoints, shares)
@@ -48,6 +48,12 @@ class FurtherSources:
             found = self._of_pair(own, wanted, count)
             chosen[line, : len(found)] = found
         return chosen
+
+    def pair_batch(self, source: NDArray[np.int64], target: NDArray[np.int64], sources: int) -> PairBatch:
+        """The pairs (B,), (B,) on the CPU, with so many images of each source person where there are."""
+        if sources == 1:
+            return self.people.pair_batch(source, target)
+        return self.people.pair_batch(source, target, self.choose(source, target, sources - 1))
 
     def _of_pair(self, source: int, target: int, count: int) -> list[int]:
         pid = int(self._pids[source])
@@ -80,12 +86,6 @@ class FurtherSources:
 def draw_counts(batch_size: int, most: int, seed: int, step: int) -> NDArray[np.int64]:
     """(batch_size,) sources of each pair of a step, its own counted: 1 to ``most``, each as often."""
     return np.random.default_rng([seed, _STREAM, step]).integers(1, most + 1, size=batch_size)
-
-
-def check_sources(count: int, most: int) -> None:
-    """Raise UserError for a number of sources that is none."""
-    if not 1 <= count <= most:
-        raise UserError(f"sources {count}: 1 to {most} are possible", "1 is the source alone")
 
 
 def _turn(sides: NDArray[np.int8], wanted: int) -> NDArray[np.int64]:

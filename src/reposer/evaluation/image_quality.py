@@ -20,6 +20,7 @@ from torch import Tensor
 from reposer.annotation.interfaces import KeypointDetector
 from reposer.data.keypoints import Pose, pose_distance
 from reposer.data.packed import PackedPeople
+from reposer.data.sources import FurtherSources
 from reposer.errors import UserError
 from reposer.evaluation.image_sets import ImageQualityReport, RealImages, image_batches
 from reposer.evaluation.measurement import MeasuredRow, MeasurementOptions, Measuring, evaluate
@@ -80,6 +81,7 @@ def evaluate_pairs(
     reference: Literal["training", "targets"] | None = None,
     detector: KeypointDetector | None = None,
     batch_size: int = 32,
+    sources: int = 1,
     **options: Unpack[Measuring],
 ) -> ImageQualityReport:
     """Measure methods on pairs of prepared people, with "copy the source" and "nearest pose" beside them.
@@ -93,6 +95,7 @@ def evaluate_pairs(
         reference: real images of Frechet distances whose protocol leaves it open: all training images, or the
             distinct target images; None takes the former if they are given. The report names it.
         detector: finds the keypoints of generated images, for ``pckh``.
+        sources: images of the source person that a batch brings at most, see ``data.sources``.
         options: see ``measurement.Measuring``.
 
     Raises:
@@ -103,11 +106,13 @@ def evaluate_pairs(
     every = np.arange(len(pairs))
     measured_poses = any("generated_keypoints" in getattr(find_metric(name), "needs", ()) for name in metrics)
 
-    def run(name: str, method: Method, sources: NDArray[np.int64], rows: NDArray[np.int64]) -> MeasuredRow:
+    further = FurtherSources(people)
+
+    def run(name: str, method: Method, start_rows: NDArray[np.int64], rows: NDArray[np.int64]) -> MeasuredRow:
         def batches() -> Iterator[ImageBatch]:
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
-                batch = people.pair_batch(sources[part], target[part])
+                batch = further.pair_batch(start_rows[part], target[part], sources)
                 images = _checked(name, method(batch), batch.target_image)
                 found = torch.from_numpy(detector(images).keypoints) if measured_poses and detector else None
                 truth = (batch.target_image, batch.target_mask, batch.target_parsing, batch.target_keypoints)

@@ -31,9 +31,10 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.data.samplers import budget_rows
 from reposer.data.synthetic.checks import RealSet
-from reposer.errors import UserError
+from reposer.errors import MOST_SOURCES, UserError
 from reposer.generation.augmented_rows import COLUMNS, KIND, PLACEMENTS, SCORES, RealImages, write_summary
 from reposer.generation.batch import (
+    FURTHER_COLUMNS,
     STORAGE,
     PairsRead,
     PictureJob,
@@ -75,6 +76,7 @@ class AugmentOptions:
     background: str = "generated"  # one of stitching.BACKGROUNDS
     batch_size: int = 32  # pairs in one forward pass; part of the job, since it may change low bits
     file_format: str = "jpg"  # one of outputs.FORMATS; other Re-ID programs look for *.jpg only
+    sources: int = 1  # images of the person that a picture is made from, at most
     real: str = "link"  # one of real_images.PLACEMENTS
     filters: FilterOptions | None = None  # which pictures are dropped; None: none
     budget: float = 1.0  # share of the real images that may be used, in (0, 1]
@@ -96,7 +98,9 @@ class AugmentedPictures:
     ) -> None:
         self._model, self._people, self._options = pose_transfer, people, options
         self._plan, self._filter = plan, picture_filter
-        self._pairs = PackedPairs(people, np.stack([plan.source, plan.donor], axis=1))
+        pairs = np.stack([plan.source, plan.donor], axis=1)
+        # the sources of the plan are the images of the budget: no picture is made from others
+        self._pairs = PackedPairs(people, pairs, options.sources, plan.source)
         if self._pairs.problems:
             raise UserError(f"{self._pairs.problems[0]}", "choose donors among images with a parsing map")
         self._names = [
@@ -109,7 +113,7 @@ class AugmentedPictures:
         """To be done in a folder."""
         options = self._options
         return PictureJob(
-            Folder(out, out, COLUMNS, synthetic=True),
+            Folder(out, out, COLUMNS + (FURTHER_COLUMNS if options.sources > 1 else ()), synthetic=True),
             self._settings(),
             environment(self._model),
             items=len(self._names),
@@ -144,6 +148,7 @@ class AugmentedPictures:
             "format": f"jpg {JPEG_QUALITY}" if options.file_format == "jpg" else options.file_format,
             "filters": None if self._filter is None else self._filter.describe(),
             **{key: getattr(options, key) for key in _PLAIN},
+            **({"sources": options.sources} if options.sources > 1 else {}),
             **predictor_settings(model),
         }
 
@@ -219,6 +224,7 @@ def augment(
     prepared, out, runtime = Path(prepared), Path(out), pose_transfer.runtime
     _check(options, processes)
     people = PackedPeople.open(prepared / PACKED)
+    pose_transfer = pose_transfer.at_size(people.size)
     notes = check_generator(pose_transfer, people)
     rows = budget_rows(people, options.budget, options.budget_seed, (SPLIT,))
     _refuse_generated(people, rows)
@@ -299,7 +305,10 @@ def _check(options: AugmentOptions, processes: int) -> None:
     check_format(options.file_format)
     if options.real not in PLACEMENTS:
         raise UserError(f"real {options.real}: unknown", f"choose from {', '.join(PLACEMENTS)}")
-    for name, value in (("processes", processes), ("batch size", options.batch_size)):
+    if options.sources > MOST_SOURCES:
+        raise UserError(f"sources {options.sources}: at most {MOST_SOURCES} are possible")
+    counts = {"processes": processes, "batch size": options.batch_size, "sources": options.sources}
+    for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} {value}: at least 1 is wanted")
 
@@ -326,11 +335,11 @@ def check_generator(pose_transfer: PoseTransfer, people: PackedPeople) -> list[s
                 f"the {name} was trained on people that this data set holds out ({leaks[seen]})",
                 "train it on this prepared folder, or use one trained on another data set",
             )
-        if not seen:
+        if not seen and (name != "generator" or pose_transfer.learned):
             notes.append(f"whom the {name} was trained on is not recorded")
-        elif seen != people.identity_hash(SPLIT):
+        elif seen and seen != people.identity_hash(SPLIT):
             notes.append(f"the {name} was trained on other people than this set's training people")
-        elif config.images_hash not in ("", people.images_hash(SPLIT)):
+        elif seen and config.images_hash not in ("", people.images_hash(SPLIT)):
             notes.append(
                 f"the {name} was trained on other images of people of the same numbers: whether held-out"
                 " people were among them is not known"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reposer.data.problems import problems_csv
 from reposer.errors import UserError
-from reposer.generation.pair_sources import PairSource
+from reposer.generation.pair_sources import MORE_SOURCES, PairSource
 from reposer.generation.pictures import JPEG_QUALITY, check_format, encode_marked, output_names
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.stitching import check_background
@@ -57,6 +57,7 @@ COLUMNS = (
     ("background", pa.string()),
     ("synthetic", pa.bool_()),  # always true: a row says it even without its file
 )
+FURTHER_COLUMNS = ((MORE_SOURCES, pa.list_(pa.string())),)  # after these, where pictures have several sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ def generate(
         DiskError: the disk is full or faulty; a later call goes on.
     """
     options, out = options or GenerateOptions(), Path(out)
+    pose_transfer = pose_transfer.at_size(pairs.size)
     names = output_names(pairs.names, check_format(options.file_format))
     if not names:
         reason = f": {pairs.problems[0]}" if pairs.problems else ""
@@ -105,7 +107,7 @@ def generate(
             f"the people are of size {pairs.size}, the model {pose_transfer.size}", f"prepare at {wanted}"
         )
     job = PictureJob(
-        Folder(out, out, COLUMNS, synthetic=True),
+        Folder(out, out, COLUMNS + (FURTHER_COLUMNS if pairs.several else ()), synthetic=True),
         _settings(pose_transfer, pairs, options),
         environment(pose_transfer),
         items=len(names),

@@ -15,6 +15,7 @@ from reposer.config import canonical_json
 from reposer.data.packed import ROWS, PackedPeople
 from reposer.data.preparing.annotation_lookup import Annotations
 from reposer.data.problems import AnnotationProblem
+from reposer.data.sources import FurtherSources
 from reposer.errors import UserError
 from reposer.generation.pictures import Person, load_person, people_batch
 from reposer.generation.targets import PoseTarget
@@ -27,12 +28,16 @@ from reposer.structures import PairBatch, PersonRecord
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # what a folder is searched for
 
 
+MORE_SOURCES = "more_sources"  # the manifest's column: names of further images of the source person
+
+
 class PairSource(Protocol):
     """N pairs of a source and a donor; the same index gives the same pair for ever."""
 
     names: list[tuple[str, str]]  # N image names of source and donor
     size: tuple[int, int]  # (H, W) of what ``read`` gives
     problems: list[AnnotationProblem]  # what was left out, and why
+    several: bool  # whether pictures are made from several images of the source person
 
     def rows(self, items: range) -> list[dict[str, Any]]:
         """The manifest's columns source to donor_camid."""
@@ -50,9 +55,17 @@ class PackedPairs:
     Args:
         people: the packed folder.
         pairs: (P, 2) indices of source and donor.
+        sources: images of the source person that a picture is made from, at most.
+        rows: (N,) images that may be further sources; None: all.
     """
 
-    def __init__(self, people: PackedPeople, pairs: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        people: PackedPeople,
+        pairs: NDArray[np.int64],
+        sources: int = 1,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
         pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
         columns = read_table(people.folder / ROWS, columns=["sha256", "has_parsing"])
         usable = columns["has_parsing"].to_numpy()[pairs]  # (P, 2)
@@ -60,6 +73,10 @@ class PackedPairs:
         self._sha256: list[str] = columns["sha256"].to_pylist()
         self.names = [(people.names[s], people.names[d]) for s, d in self._pairs.tolist()]
         self.size = people.size
+        self._sources, self.several = sources, sources > 1
+        further = np.flatnonzero(columns["has_parsing"].to_numpy())
+        further = further if rows is None else np.intersect1d(further, rows)
+        self._further = FurtherSources(people, further) if sources > 1 else None
         self.problems = [
             AnnotationProblem(people.names[i], 0, "parsing", "no parsing map; its pairs are left out")
             for i in np.unique(pairs[~usable]).tolist()
@@ -67,17 +84,28 @@ class PackedPairs:
 
     def rows(self, items: range) -> list[dict[str, Any]]:
         """See PairSource."""
-        pairs = self._pairs[_slice(items)].tolist()
-        return [self._side("source", s) | self._side("donor", d) for s, d in pairs]
+        pairs = self._pairs[_slice(items)]
+        rows = [self._side("source", s) | self._side("donor", d) for s, d in pairs.tolist()]
+        if self._further is None:
+            return rows
+        names = self._people.names
+        more = self._further.choose(pairs[:, 0], pairs[:, 1], self._sources - 1).tolist()
+        return [
+            row | {MORE_SOURCES: [names[i] for i in chosen if i >= 0]}
+            for row, chosen in zip(rows, more, strict=True)
+        ]
 
     def read(self, items: range) -> PairBatch:
         """See PairSource."""
         sources, donors = self._pairs[_slice(items)].T
-        return self._people.pair_batch(sources, donors)
+        if self._further is None:
+            return self._people.pair_batch(sources, donors)
+        return self._further.pair_batch(sources, donors, self._sources)
 
     def fingerprint(self) -> str:
         """See PairSource."""
-        return sha256_bytes(canonical_json([self._people.header["content_hash"], self.names]))
+        told = [self._people.header["content_hash"], self.names]
+        return sha256_bytes(canonical_json(told if self._further is None else [*told, self._sources]))
 
     def _side(self, side: str, index: int) -> dict[str, Any]:
         people, digest = self._people, self._sha256[index]
@@ -111,6 +139,7 @@ class FolderPairs:
         keypoints: str | Path | None = None,
     ) -> None:
         self._root = Path(folder)
+        self.several = False
         self._donors: Sequence[Person | PoseTarget] = [donor] if isinstance(donor, Person) else donor
         self.size = size if size is not None else _size_of(donor)
         self.problems: list[AnnotationProblem] = []

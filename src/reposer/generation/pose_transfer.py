@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.errors import UserError
+from reposer.errors import MOST_SOURCES, UserError
 from reposer.generation.pictures import Person, people_batch, resize_array
 from reposer.generation.stitching import stitch
 from reposer.images import to_uint8
@@ -173,7 +173,8 @@ class PoseTransfer:
             name: a run folder of ``reposer train`` (the averaged generator of its newest good checkpoint), a
                 folder written by :meth:`save_pretrained`, ``hub:owner/name``, or a generator of the package,
                 trained on the built-in rendered people: "shipped", SAN, or "shipped-rsa", RSA-GAN
-                (reconstruction from the abstract).
+                (reconstruction from the abstract); or one that learns nothing, a key of
+                ``models.controls.CONTROLS``.
             runtime: device and precision; None: ``runtime.setup()``.
 
         Raises:
@@ -203,6 +204,18 @@ class PoseTransfer:
     def with_predictor(self, predictor: MapPredictor | None, maps: str = "given") -> PoseTransfer:
         """The same generator, completed by a predictor."""
         return PoseTransfer(self.generator, self.config, self.runtime, predictor, maps)
+
+    @property
+    def learned(self) -> bool:
+        """Whether it has weights; controls have none."""
+        return any(True for _ in self.generator.parameters())
+
+    def at_size(self, size: tuple[int, int]) -> PoseTransfer:
+        """The same, at the size of the people; a generator with weights keeps its own."""
+        if self.learned or tuple(size) == tuple(self.size):
+            return self
+        config = self.config.changed(size=tuple(size))
+        return PoseTransfer(self.generator, config, self.runtime, self.predictor, self.maps)
 
     def needs(self, background: str = "generated") -> tuple[str, ...]:
         """Fields of the batch that a picture depends on, its background included."""
@@ -251,7 +264,8 @@ class PoseTransfer:
         batch = batch.to(self.runtime.device, non_blocking=True)
         with self.runtime.autocast():
             generated = self.generator(batch)
-        return stitch(to_uint8(generated), batch, background).cpu()
+        own = getattr(self.generator, "person", "target") == "source"
+        return stitch(to_uint8(generated), batch, background, batch.source_mask if own else None).cpu()
 
     def completed(self, batch: PairBatch, background: str = "generated") -> PairBatch:
         """The batch that pictures are made from, with predicted target maps where they are needed.
@@ -266,13 +280,18 @@ class PoseTransfer:
         return complete_targets(batch, self.needs(background), self.predictor, always=always)
 
     def transfer(
-        self, source: Person, donor: Person, background: str = "generated", *, original_size: bool = False
+        self,
+        source: Person | Sequence[Person],
+        donor: Person,
+        background: str = "generated",
+        *,
+        original_size: bool = False,
     ) -> NDArray[np.uint8]:
         """The source person in the donor's pose; people come from
         :func:`reposer.generation.pictures.load_person`.
 
         Args:
-            source: who.
+            source: who; or several images of one person, the best first, for generators that take several.
             donor: in which pose.
             background: as in :meth:`__call__`.
             original_size: enlarge the picture to the size of the source's image file.
@@ -283,7 +302,12 @@ class PoseTransfer:
         Raises:
             UserError: a person is not of the size of the model.
         """
-        for person in (source, donor):
+        views = [source] if isinstance(source, Person) else list(source)
+        if not 1 <= len(views) <= MOST_SOURCES:
+            raise UserError(
+                f"{len(views)} source images: 1 to {MOST_SOURCES} are possible", "choose the best"
+            )
+        for person in (*views, donor):
             if person.image.shape[:2] != self.size:
                 shape, wanted = (
                     "x".join(str(side) for side in size) for size in (person.image.shape[:2], self.size)
@@ -291,5 +315,5 @@ class PoseTransfer:
                 raise UserError(
                     f"{person.name}: is {shape}, the model {wanted}", f"load it with size={self.size}"
                 )
-        generated = self(people_batch([source], [donor]), background)[0].permute(1, 2, 0).contiguous().numpy()
-        return resize_array(generated, source.original_size) if original_size else generated
+        generated = self(people_batch([views], [donor]), background)[0].permute(1, 2, 0).contiguous().numpy()
+        return resize_array(generated, views[0].original_size) if original_size else generated

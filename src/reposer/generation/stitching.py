@@ -23,10 +23,17 @@ ROWS_PER_FEATHER_PIXEL = 128  # the border grows with the image: one step of it 
 DIFFUSION_STEPS = 8  # 3x3 averages inside the hole; they take away the squares of the pyramid
 
 
-def stitch(generated: Tensor, batch: PairBatch, background: str, feather: int | None = None) -> Tensor:
+def stitch(
+    generated: Tensor,
+    batch: PairBatch,
+    background: str,
+    person: Tensor | None = None,
+    *,
+    feather: int | None = None,
+) -> Tensor:
     """Put the generated people on the wanted background.
 
-    Pixels of the target mask are the generated ones, pixels more than ``feather`` away from it are the
+    Pixels of the person are the generated ones, pixels more than ``feather`` away from it are the
     background's, both exactly. Two cases have no answer and keep the whole generated picture: an empty
     target mask (the result would be the donor's own photograph under the source's name) and a person who
     fills the background image (nothing to paint the hole with).
@@ -35,6 +42,7 @@ def stitch(generated: Tensor, batch: PairBatch, background: str, feather: int | 
         generated: (B, 3, H, W) uint8.
         batch: the pairs, on the same device; images uint8.
         background: "generated" (the picture as it is), "donor" (the target image's) or "source".
+        person: (B, H, W) bool, where the generated people are; None: on the target's mask.
         feather: width of the soft border in pixels; None: 1 for every 128 rows, at least 1.
 
     Returns:
@@ -49,12 +57,13 @@ def stitch(generated: Tensor, batch: PairBatch, background: str, feather: int | 
         feather = max(1, round(generated.shape[-2] / ROWS_PER_FEATHER_PIXEL))
     donor = background == "donor"
     image = batch.target_image if donor else batch.source_image
-    person = batch.target_mask if donor else batch.source_mask
+    behind = batch.target_mask if donor else batch.source_mask
+    placed = batch.target_mask if person is None else person
     # The border of a person is mixed with the background and masks are a little tight: the hole is wider.
-    hole = _over_neighbors(torch.maximum, person[:, None].float(), feather) > 0
+    hole = _over_neighbors(torch.maximum, behind[:, None].float(), feather) > 0
     plate = paint_out(image, hole[:, 0])
-    alpha = feathered(batch.target_mask, feather)
-    usable = batch.target_mask.flatten(1).any(1) & ~hole.flatten(1).all(1)
+    alpha = feathered(placed, feather)
+    usable = placed.flatten(1).any(1) & ~hole.flatten(1).all(1)
     alpha = torch.where(usable[:, None, None, None], alpha, torch.ones_like(alpha))
     mixed = torch.lerp(plate.float(), generated.float(), alpha)
     return mixed.round_().clamp_(0, 255).to(torch.uint8)

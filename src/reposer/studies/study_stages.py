@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import PackedPeople
@@ -25,14 +24,13 @@ from reposer.generation.donors import DonorPlan
 from reposer.generation.filters import FilterOptions
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.poses import FAR, PoseSpace
-from reposer.images import to_float
 from reposer.jobs.stages import Stage, StageCache
 from reposer.metrics.retrieval import per_query
+from reposer.models.controls import Paste
 from reposer.reid.features import extract_features, read_features, write_features
 from reposer.runtime import Runtime, setup
 from reposer.storage.files import write_atomic
 from reposer.storage.manifest import read_rows
-from reposer.structures import PairBatch
 from reposer.studies.config import Arm, GeneratorChoice, ParserChoice
 from reposer.trained.networks import EMBEDDING, GeneratorConfig, of_run
 from reposer.training.loop import train
@@ -47,18 +45,10 @@ from reposer.workflows.reid_features import tested_rows, training_note
 # training on it differs from one on generated pictures in the pictures alone.
 
 
-class CopySource(nn.Module):
-    """The source image, whatever the pose."""
-
-    def forward(self, batch: PairBatch) -> Tensor:
-        """-> (B, 3, H, W) in [-1, 1]; back in uint8 it is the source to the last bit."""
-        return to_float(batch.source_image)
-
-
 def copy_source(people: PackedPeople) -> PoseTransfer:
     """The control for the training people of a prepared folder."""
     return PoseTransfer(
-        CopySource(),
+        Paste(),
         GeneratorConfig(
             generator="copy",
             size=people.size,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from reposer.config import Config, foreign_values, read_json
 from reposer.errors import UserError
+from reposer.models.controls import CONTROLS
 from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.models.generators import PREDICTORS, build_generator, build_predictor
 from reposer.models.layers import MAX_SIDE
@@ -90,6 +91,9 @@ class Kind(Generic[N, I]):
     group: str = "network"  # of the tensors of a checkpoint
     prefix: str = ""  # of its tensors' names in that group
     shipped: Mapping[str, str] = field(default_factory=dict)  # what a user calls it -> folder in assets
+    untrained: Mapping[str, Callable[[], Trained[N, I]]] = field(
+        default_factory=dict
+    )  # those without weights
     fits: Callable[[I], bool] = lambda _: True  # whether an exported folder holds this kind
     other: tuple[str, str] = ("", "")  # for messages: what it holds else, and what to do
 
@@ -100,6 +104,8 @@ def open_network(kind: Kind[N, I], name: str | Path) -> Trained[N, I]:
     Raises:
         UserError: there is none, nothing is trained in it yet, a file is damaged, or it is of another kind.
     """
+    if name in kind.untrained:
+        return kind.untrained[str(name)]()
     if name in kind.shipped:
         folder = resources("reposer.assets") / kind.shipped[str(name)]
         if not (folder / CONFIG).is_file():
@@ -224,6 +230,12 @@ def _embedding_of_run(settings: Mapping[str, Any], found: checkpoint.Checkpoint)
     )
 
 
+def _control(name: str) -> Callable[[], Trained[nn.Module, GeneratorConfig]]:
+    """A generator that learns nothing; it works at any size, Market-1501's where none is asked for."""
+    config = GeneratorConfig(generator=name, size=(128, 64), trained_on="nobody: it has no weights")
+    return lambda: Trained(CONTROLS[name]().eval(), config, name)
+
+
 GENERATOR: Kind[nn.Module, GeneratorConfig] = Kind(
     word="generator",
     of_what="a generator",
@@ -234,6 +246,7 @@ GENERATOR: Kind[nn.Module, GeneratorConfig] = Kind(
     build=lambda info: build_generator(info.generator, **info.generator_args),
     group="ema",  # the averaged weights
     shipped={"shipped": "san_rendered", "shipped-rsa": "rsa_gan_rendered"},
+    untrained={name: _control(name) for name in CONTROLS},
     fits=lambda info: info.generator not in PREDICTORS,
     other=("a predictor of label maps, not a generator", "give it as --predictor"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from reposer.data.packed import PackedPeople
 from reposer.data.pairs import load_pairs
 from reposer.data.parsing import colorize
 from reposer.data.preparing.prepare import PACKED, PAIRS
-from reposer.errors import UserError
+from reposer.data.sources import FurtherSources
+from reposer.errors import MOST_SOURCES, UserError
 from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
 from reposer.evaluation.image_sets import ImageQualityReport, claim_quality
 from reposer.evaluation.map_quality import MapQualityReport, Maps, claim_maps, evaluate_maps
@@ -58,6 +60,7 @@ def evaluate_model(
     metrics: Sequence[str] = DEFAULT_METRICS,
     weights: Path | None = None,
     backgrounds: Sequence[str] = ("generated",),
+    sources: Sequence[int] = (1,),
     limit: int | None = None,
     predictor: MapPredictor | None = None,
     detector: KeypointDetector | None = None,
@@ -72,6 +75,7 @@ def evaluate_model(
         metrics: names in ``metrics.protocols.METRICS``.
         weights: folder with .safetensors files of metric networks; default: the weights folder only.
         backgrounds: of ``generation.stitching.BACKGROUNDS``.
+        sources: numbers of images of the source person; each is a row of its own, on the first background.
         limit: the first so many pairs only.
         predictor: adds the model with predicted target maps as a row, if it reads any.
         detector: of keypoints, for pckh.
@@ -83,6 +87,7 @@ def evaluate_model(
     _check_detector(metrics, detector)
     claim_quality(out, PICTURE)
     people = PackedPeople.open(prepared / PACKED)
+    model = model.at_size(people.size)
     if people.size != model.size:
         raise UserError(
             f"{prepared}: images are {people.size}, the model works at {model.size}",
@@ -90,11 +95,15 @@ def evaluate_model(
         )
     pairs = read_named_pairs(pairs_csv or contained(prepared, PAIRS["val"]), people)[:limit]
     methods: dict[str, Method] = {}
+    check_sources(sources)
     for background in backgrounds:
         label = "model" if background == "generated" else f"model, {background}'s background"
-        methods[label] = _method(model, background)
+        methods[label] = _method(model, background, sources[0])
+    for count in sources[1:]:
+        methods[f"model, {count} sources"] = _method(model, backgrounds[0], count)
     if predictor is not None and {"target_parsing", "target_mask"} & set(model.needs()):
-        methods[PREDICTED] = _method(model.with_predictor(predictor, "predicted"), "generated")
+        predicting = model.with_predictor(predictor, "predicted")
+        methods[PREDICTED] = _method(predicting, "generated", sources[0])
     report = evaluate_pairs(
         methods,
         people,
@@ -103,9 +112,10 @@ def evaluate_model(
         training=np.flatnonzero(people.splits == "train"),
         weights=weights_in(weights) if weights else None,
         detector=detector,
+        sources=max(sources),
     )
     report.write(out)
-    write_output(out / PICTURE, encode_png(pairs_grid(model, people, pairs)))
+    write_output(out / PICTURE, encode_png(pairs_grid(model, people, pairs, sources[0])))
     return report
 
 
@@ -133,10 +143,19 @@ def read_named_pairs(path: Path, people: PackedPeople) -> NDArray[np.int64]:
     return pairs
 
 
-def pairs_grid(model: PoseTransfer, people: PackedPeople, pairs: NDArray[np.int64]) -> NDArray[np.uint8]:
+def check_sources(sources: Sequence[int]) -> None:
+    """Raise UserError for numbers of source images of which one is impossible."""
+    for count in sources:
+        if not 1 <= count <= MOST_SOURCES:
+            raise UserError(f"sources {count}: 1 to {MOST_SOURCES} are possible", "1 is the source alone")
+
+
+def pairs_grid(
+    model: PoseTransfer, people: PackedPeople, pairs: NDArray[np.int64], sources: int = 1
+) -> NDArray[np.uint8]:
     """Source, target map, generated and true target of evenly spread pairs, as one picture."""
     chosen = pairs[np.unique(np.linspace(0, len(pairs) - 1, GRID_PEOPLE).round().astype(int))]
-    batch = people.pair_batch(chosen[:, 0], chosen[:, 1])
+    batch = FurtherSources(people).pair_batch(chosen[:, 0], chosen[:, 1], sources)
     columns = (
         list(people.images[chosen[:, 0]]),
         [colorize(labels) for labels in people.parsing[chosen[:, 1]]],
@@ -146,9 +165,12 @@ def pairs_grid(model: PoseTransfer, people: PackedPeople, pairs: NDArray[np.int6
     return draw_grid(list(zip(*columns, strict=True)), GRID_TITLES, scale=1, groups=4)
 
 
-def _method(model: PoseTransfer, background: str) -> Method:
+def _method(model: PoseTransfer, background: str, sources: int) -> Method:
     def method(batch: PairBatch) -> object:
-        return model(batch, background)
+        more = batch.more_sources
+        if more is not None:
+            more = more.first(sources - 1)
+        return model(replace(batch, more_sources=more), background)
 
     return method  # type: ignore[return-value]
 
@@ -239,6 +261,7 @@ def identity_kept(
     people: PackedPeople,
     *,
     background: str = "generated",
+    sources: int = 1,
     seed: int = 0,
 ) -> dict[str, ReidResult]:
     """Scores of real and generated queries, by row.
@@ -249,6 +272,7 @@ def identity_kept(
         people: with the splits query and gallery, or with held-out people (val), whose first image in each
             camera is a query then.
         background: of the generated queries.
+        sources: images of the person that a query is made from, at most.
         seed: of the choice of donors.
 
     Raises:
@@ -261,14 +285,20 @@ def identity_kept(
     test = _lenders(model, people, np.concatenate([query, gallery]))
     for row, same in ((OWN_POSE, True), (OTHER_POSE, False)):
         donors = _donors(people.pids, query, test, same, np.random.default_rng([seed, same]))
-        images = _generate(model, people, query, donors, background)
+        images = _generate(model, people, query, donors, background, sources)
         features = FeatureSet(embed_images(embedding, images), real.pids, real.camids, real.names)
         results[row] = evaluate_reid(features, against)
     return results
 
 
 def measure_identity(
-    model: PoseTransfer, reid_run: Path, prepared: Path, out: Path, *, background: str = "generated"
+    model: PoseTransfer,
+    reid_run: Path,
+    prepared: Path,
+    out: Path,
+    *,
+    background: str = "generated",
+    sources: int = 1,
 ) -> str:
     """Measure under the network of a Re-ID run on a prepared folder; writes ``out``/identity.json.
 
@@ -285,7 +315,8 @@ def measure_identity(
     check_data(people, reid_run)
     query, gallery = tested_rows(people)
     training_note(judge.info, people, {QUERY: query, GALLERY: gallery})  # refuses people that it has learned
-    results = identity_kept(model, judge.network, people, background=background)
+    model = model.at_size(people.size)
+    results = identity_kept(model, judge.network, people, background=background, sources=sources)
     return write_identity(out, results, judge.info)
 
 
@@ -353,10 +384,12 @@ def _generate(
     sources: NDArray[np.int64],
     donors: NDArray[np.int64],
     background: str,
+    sources_each: int,
 ) -> NDArray[np.uint8]:
     """(N, H, W, 3) generated images."""
-    parts = []
+    parts, further = [], FurtherSources(people)
     for start in range(0, len(sources), BATCH):
-        batch = people.pair_batch(sources[start : start + BATCH], donors[start : start + BATCH])
+        chosen = slice(start, start + BATCH)
+        batch = further.pair_batch(sources[chosen], donors[chosen], sources_each)
         parts.append(model(batch, background).permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)

@@ -20,7 +20,7 @@ from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
 from reposer.models.parsing_networks import ParsingPredictor
 from reposer.progress import Meter, progress
 from reposer.runtime import setup
-from reposer.workflows.evaluate import read_named_pairs
+from reposer.workflows.evaluate import check_sources, read_named_pairs
 from reposer.workflows.reid_features import check_data
 
 # ---- The ways to ask for pictures: a pair list, or a folder or an image with a donor or with poses.
@@ -29,11 +29,17 @@ ImageAndMap = tuple[Path, Path | None]
 
 
 def generate_pair_list(
-    model: PoseTransfer, prepared: Path, pairs_csv: Path, out: Path, options: GenerateOptions
+    model: PoseTransfer,
+    prepared: Path,
+    pairs_csv: Path,
+    out: Path,
+    options: GenerateOptions,
+    sources: int = 1,
 ) -> WriteReport:
-    """Every pair of a CSV (from: source, to: donor) of a prepared folder."""
+    """Every pair of a CSV (from: source, to: donor) of a prepared folder, by so many images of the source."""
     people = PackedPeople.open(prepared / PACKED)
-    return _generate(model, PackedPairs(people, read_named_pairs(pairs_csv, people)), out, options)
+    check_sources([sources])
+    return _generate(model, PackedPairs(people, read_named_pairs(pairs_csv, people), sources), out, options)
 
 
 def generate_from_folder(

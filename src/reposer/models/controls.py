@@ -1,0 +1,38 @@
+"""Generators that learn nothing: what a trained one has to beat, under the same writer, metrics and study."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from reposer.images import to_float
+from reposer.models.texture_transport import with_carried
+from reposer.structures import PairBatch
+
+
+class Transport(nn.Module):
+    """The carried texture alone: pixels of the source in the target's pose, group colors where they lack."""
+
+    needs = (
+        *("source_image", "source_parsing", "source_mask", "source_keypoints"),
+        *("target_parsing", "target_mask", "target_keypoints", "more_sources", "carried"),
+    )
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]."""
+        carried = with_carried(batch).carried
+        assert carried is not None
+        return carried.image
+
+
+class Paste(nn.Module):
+    """The source image as it is, whatever the pose: its person over another background is all that is new."""
+
+    needs = ("source_image", "source_mask")
+    person = "source"  # whose mask cuts the generated person out
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]; back in uint8 it is the source to the last bit."""
+        return to_float(batch.source_image)
+
+
+CONTROLS: dict[str, type[nn.Module]] = {"transport": Transport, "paste": Paste}
