@@ -29,12 +29,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are printed; ``plain`` aligns every column to the left."""
+    """Cells as they are printed; ``plain`` aligns every column to the left.
+
+    Raises:
+        TypeError: a cell is no text: what somebody else's file gave in its place.
+    """
 
     columns: list[str]
     rows: list[list[str]]
     caption: str = ""
     plain: bool = False
+
+    def __post_init__(self) -> None:
+        for cell in (*self.columns, *(cell for row in self.rows for cell in row), self.caption):
+            if not isinstance(cell, str):
+                raise TypeError(f"a cell of a table is {type(cell).__name__}, not text")
 
 
 @dataclass(frozen=True)
