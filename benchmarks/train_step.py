@@ -44,7 +44,7 @@ from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 from reposer.training.gan.config import DataConfig, GanConfig
 from reposer.training.gan.task import GanState
 from reposer.training.state import check_finite, gradient_norm
-from reposer.workflows.train import find_preset
+from reposer.workflows.gan_presets import find_preset
 
 SEED = 0
 TITLES = {"san": "SAN", "rsa": "RSA-GAN (reconstruction from the abstract)"}

@@ -35,7 +35,7 @@ from reposer.report import REID_COLUMNS, write_report
 from reposer.storage.manifest import job_settings, list_parts
 from reposer.storage.outputs import seal_faults
 from reposer.storage.runs import read_metrics
-from reposer.workflows.train import PRESETS
+from reposer.workflows.gan_presets import PRESETS
 
 DEEP: Any = None
 for _ in range(300):

@@ -19,7 +19,7 @@ from reposer.losses.perceptual import PerceptualNetwork
 from reposer.runtime import setup
 from reposer.training.gan.config import GanConfig
 from reposer.training.gan.task import GanState
-from reposer.workflows.train import find_preset
+from reposer.workflows.gan_presets import find_preset
 
 VGG19_SHAPES = {  # up to relu5_1: index in torchvision's list -> channels out, in
     **{0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128)},

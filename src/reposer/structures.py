@@ -42,6 +42,11 @@ class _Batch:
 
     __slots__ = ()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are tensors, by name; optional parts are none."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch with every tensor on ``device``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]

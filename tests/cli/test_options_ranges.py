@@ -21,7 +21,8 @@ from reposer.config import Config, apply_overrides
 from reposer.errors import UserError
 from reposer.studies.ablations import AblationConfig
 from reposer.studies.study import find_study
-from reposer.workflows.train import PARSING_PRESETS, PRESETS, REID_PRESETS
+from reposer.workflows.gan_presets import PRESETS
+from reposer.workflows.train import PARSING_PRESETS, REID_PRESETS
 
 WORST = ("-1", "0", "nan", "inf", "-inf", "1e18", str(10**9), str(10**18), str(-(10**18)), str(10**30))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import torch
 
@@ -15,7 +13,8 @@ from reposer.structures import PairBatch
 
 def equal(a: PairBatch, b: PairBatch) -> bool:
     return all(
-        torch.equal(getattr(a, f.name).nan_to_num(-1), getattr(b, f.name).nan_to_num(-1)) for f in fields(a)
+        torch.equal(column.nan_to_num(-1), getattr(b, name).nan_to_num(-1))
+        for name, column in a.tensors().items()
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ TINY_SAN = {
 
 
 def part(batch, rows):
-    return type(batch)(**{f.name: getattr(batch, f.name)[rows] for f in fields(batch)})
+    return type(batch)(**{name: column[rows] for name, column in batch.tensors().items()})
 
 
 @pytest.fixture

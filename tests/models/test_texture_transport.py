@@ -10,14 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reposer.models.texture_transport import (
-    ARMS,
-    GROUPS,
-    MIRRORED,
-    OWN,
-    ROW,
-    transport,
-)
+from reposer.models.texture_places import ARMS, GROUPS, MIRRORED, OWN, ROW
+from reposer.models.texture_transport import transport
 from reposer.structures import MISSING_LABEL, MoreSources, PairBatch
 
 HEIGHT, WIDTH = 96, 48

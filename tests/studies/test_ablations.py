@@ -18,7 +18,7 @@ from reposer.studies.ablations import (
     generator_config,
     run_ablations,
 )
-from reposer.workflows.train import PRESETS, find_preset
+from reposer.workflows.gan_presets import PRESETS, find_preset
 
 
 @pytest.mark.parametrize("preset", PRESETS)

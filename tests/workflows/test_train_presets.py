@@ -11,7 +11,7 @@ from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator
 from reposer.training.config import learning_rate
 from reposer.training.gan.config import GanConfig
-from reposer.workflows.train import PRESETS, find_preset
+from reposer.workflows.gan_presets import PRESETS, find_preset
 
 
 def test_san_market_has_the_numbers_of_the_paper():

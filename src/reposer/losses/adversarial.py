@@ -84,7 +84,7 @@ class ImagePool:
         generated = generated.detach()
         if self.size == 0:
             return generated, batch
-        columns = {"generated": generated, **{name: getattr(batch, name) for name in _FIELDS}}
+        columns = {"generated": generated, **batch.tensors()}
         out: list[dict[str, Tensor]] = []
         for i in range(len(generated)):
             row = {name: column[i] for name, column in columns.items()}

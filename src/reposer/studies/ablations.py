@@ -37,7 +37,7 @@ from reposer.studies.results import LATEX, MARKDOWN, PARQUET, TABLES, p_text, te
 from reposer.training.gan.config import GanConfig
 from reposer.training.loop import train
 from reposer.workflows.evaluate import evaluate_model
-from reposer.workflows.train import find_preset
+from reposer.workflows.gan_presets import find_preset
 
 # ---- The table of ablations: a row a generator, a column an image metric; Parquet, Markdown, LaTeX.
 

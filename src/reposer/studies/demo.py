@@ -32,7 +32,7 @@ from reposer.studies.study import demo as demo_study
 from reposer.studies.study import run_study
 from reposer.training.loop import train
 from reposer.training.run_writer import TrainingSummary
-from reposer.workflows.train import san_demo
+from reposer.workflows.gan_presets import san_demo
 
 SEED = 2024  # of the demo's people; the shipped generator was trained on people of another seed
 TRAIN_PEOPLE, TEST_PEOPLE, IMAGES = 32, 12, 12
