@@ -241,6 +241,9 @@ def augment(
     ] = "any",
     predictor: Predictor = None,
     background: Background = "generated",
+    camera: Annotated[
+        str, typer.Option(help="source, or donor: its colors and number, with --background donor.")
+    ] = "source",
     sources: Sources = 1,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the choice of donors.")] = 0,
     budget: Annotated[
@@ -284,6 +287,7 @@ def augment(
         seed=seed,
         background=background,
         sources=sources,
+        camera=camera,
         batch_size=batch_size,
         file_format="png" if png else "jpg",
         real=real,

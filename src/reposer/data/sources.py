@@ -7,6 +7,8 @@ target (its side of the person), an orientation that no source shows yet (what e
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,15 +29,22 @@ class FurtherSources:
     """
 
     def __init__(self, people: PackedPeople, rows: NDArray[np.int64] | None = None) -> None:
-        usable = np.arange(len(people)) if rows is None else np.unique(rows)
-        usable = usable[people.pids[usable] > 0]
-        order = usable[np.argsort(people.pids[usable], kind="stable")]
-        pids, starts = np.unique(people.pids[order], return_index=True)
-        self._images = dict(zip(pids.tolist(), np.split(order, starts[1:]), strict=True))
-        self.people, self._pids, self._camids = people, people.pids, people.camids
-        shares = np.full(len(people), np.nan)
-        shares[order] = face_share(people.parsing[order])
-        self._sides = orientation(people.keypoints, shares)
+        self.people, self._rows = people, rows
+
+    @cached_property
+    def _images(self) -> dict[int, NDArray[np.int64]]:
+        """Usable images by person, ascending; distractors and junk are nobody."""
+        pids = self.people.pids
+        usable = np.arange(len(pids)) if self._rows is None else np.unique(self._rows)
+        usable = usable[pids[usable] > 0]
+        order = usable[np.argsort(pids[usable], kind="stable")]
+        found, starts = np.unique(pids[order], return_index=True)
+        return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
+
+    @cached_property
+    def _sides(self) -> NDArray[np.int8]:
+        """(N,) orientations of all images."""
+        return orientation(self.people.keypoints, face_share(self.people.parsing))
 
     def choose(self, source: NDArray[np.int64], target: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """(B, count) rows of further images for pairs (B,), (B,) of rows; -1 where a person has no more.
@@ -56,11 +65,12 @@ class FurtherSources:
         return self.people.pair_batch(source, target, self.choose(source, target, sources - 1))
 
     def _of_pair(self, source: int, target: int, count: int) -> list[int]:
-        pid = int(self._pids[source])
+        pids, camids = self.people.pids, self.people.camids
+        pid = int(pids[source])
         left = self._images.get(pid, np.empty(0, np.int64))
         left = left[left != source]
-        if self._pids[target] == pid:
-            left = left[self._camids[left] != self._camids[target]]
+        if pids[target] == pid:
+            left = left[camids[left] != camids[target]]
         chosen = [source]
         while len(chosen) <= count and len(left):
             best = int(np.lexsort((left, *self._wishes(left, chosen, target)))[0])
@@ -72,7 +82,8 @@ class FurtherSources:
         self, left: NDArray[np.int64], chosen: list[int], target: int
     ) -> tuple[NDArray[np.int64], ...]:
         """Keys of the candidates, the last counts most."""
-        foreign = (self._camids[left] != self._camids[chosen[0]]).astype(np.int64)
+        camids = self.people.camids
+        foreign = (camids[left] != camids[chosen[0]]).astype(np.int64)
         turned = _turn(self._sides[left], int(self._sides[target]))
         seen = np.isin(self._sides[left], self._sides[chosen]).astype(np.int64)
         turn = len(chosen) % 3

@@ -32,9 +32,16 @@ from reposer.data.preparing.prepare import PACKED
 from reposer.data.samplers import budget_rows
 from reposer.data.synthetic.checks import RealSet
 from reposer.errors import MOST_SOURCES, UserError
-from reposer.generation.augmented_rows import COLUMNS, KIND, PLACEMENTS, SCORES, RealImages, write_summary
-from reposer.generation.batch import (
+from reposer.generation.augmented_rows import (
+    COLUMNS,
     FURTHER_COLUMNS,
+    KIND,
+    PLACEMENTS,
+    SCORES,
+    RealImages,
+    write_summary,
+)
+from reposer.generation.batch import (
     STORAGE,
     PairsRead,
     PictureJob,
@@ -46,6 +53,7 @@ from reposer.generation.batch import (
     whole_batches,
     write_pictures,
 )
+from reposer.generation.camera_colors import CAMERAS, CameraColors
 from reposer.generation.donors import DonorPlan, choose_donors
 from reposer.generation.filters import FilterOptions, Parser, PictureFilter
 from reposer.generation.forgetting import refuse_removed
@@ -77,6 +85,7 @@ class AugmentOptions:
     batch_size: int = 32  # pairs in one forward pass; part of the job, since it may change low bits
     file_format: str = "jpg"  # one of outputs.FORMATS; other Re-ID programs look for *.jpg only
     sources: int = 1  # images of the person that a picture is made from, at most
+    camera: str = "source"  # one of camera_colors.CAMERAS; "donor" belongs to the donor's background
     real: str = "link"  # one of real_images.PLACEMENTS
     filters: FilterOptions | None = None  # which pictures are dropped; None: none
     budget: float = 1.0  # share of the real images that may be used, in (0, 1]
@@ -97,6 +106,9 @@ class AugmentedPictures:
         picture_filter: PictureFilter | None,
     ) -> None:
         self._model, self._people, self._options = pose_transfer, people, options
+        self._colors = None
+        if options.camera == "donor":
+            self._colors = CameraColors.fit(people, np.unique(plan.source))
         self._plan, self._filter = plan, picture_filter
         pairs = np.stack([plan.source, plan.donor], axis=1)
         # the sources of the plan are the images of the budget: no picture is made from others
@@ -127,7 +139,12 @@ class AugmentedPictures:
     def make(self, batch: PairsRead) -> Encode:
         """See Maker; the filters judge here, too."""
         people = self._model.completed(batch.pairs, self._options.background)
-        pictures = self._model.paint(people, self._options.background)
+        colors = None
+        if self._colors is not None:
+            here = slice(batch.items.start, batch.items.stop)
+            ends = (self._plan.source[here], self._plan.donor[here])
+            colors = self._colors.between(*(self._people.camids[rows].tolist() for rows in ends))
+        pictures = self._model.paint(people, self._options.background, colors)
         rows = self._manifest_rows(batch.items, self._judge(pictures, people, batch.items))
         files = [self._names[i] for i in batch.items]
         return partial(encode_batch, pictures, files, rows, self._options.file_format)
@@ -149,6 +166,7 @@ class AugmentedPictures:
             "filters": None if self._filter is None else self._filter.describe(),
             **{key: getattr(options, key) for key in _PLAIN},
             **({"sources": options.sources} if options.sources > 1 else {}),
+            **({} if self._colors is None else {"camera": "donor", "colors": self._colors.document()}),
             **predictor_settings(model),
         }
 
@@ -180,7 +198,8 @@ class AugmentedPictures:
         }
         return [
             pair
-            | {"pid": pair["source_pid"], "camid": pair["source_camid"], "copy": int(self._plan.copy[item])}
+            | {"pid": pair["source_pid"], "camid": pair[f"{options.camera}_camid"]}
+            | {"copy": int(self._plan.copy[item])}
             | same
             | verdict
             for item, pair, verdict in zip(items, self._pairs.rows(items), verdicts, strict=True)
@@ -302,6 +321,10 @@ def _maker_in_process(
 
 def _check(options: AugmentOptions, processes: int) -> None:
     check_background(options.background)
+    if options.camera not in CAMERAS:
+        raise UserError(f"camera {options.camera}: unknown", f"choose from {', '.join(CAMERAS)}")
+    if options.camera == "donor" and options.background != "donor":
+        raise UserError("camera donor: its colors belong to its background", "add --background donor")
     check_format(options.file_format)
     if options.real not in PLACEMENTS:
         raise UserError(f"real {options.real}: unknown", f"choose from {', '.join(PLACEMENTS)}")

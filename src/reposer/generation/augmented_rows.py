@@ -72,7 +72,7 @@ COLUMNS = (
     ("donor_pid", pa.int64()),
     ("donor_camid", pa.int64()),
     ("pid", pa.int64()),  # label: the source's, as in the file's name
-    ("camid", pa.int64()),  # the source's too, whatever the background
+    ("camid", pa.int64()),  # the source's too, or the donor's where the colors are those of its camera
     ("copy", pa.int64()),  # 1 to factor - 1, as in the file's name
     ("policy", pa.string()),  # that chose the donor
     ("background", pa.string()),
@@ -84,6 +84,11 @@ COLUMNS = (
     ("dropped_because", pa.string()),  # null when kept
     *((name, pa.float64()) for name in SCORES),  # null: not asked for, or not defined for this picture
 )
+
+
+MORE_SOURCES = "more_sources"
+# after these, and after those of ``batch``, where pictures have several sources: names of the further ones
+FURTHER_COLUMNS = ((MORE_SOURCES, pa.list_(pa.string())),)
 
 
 def summarize(folder: Path) -> dict[str, Any]:

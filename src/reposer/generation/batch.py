@@ -18,7 +18,8 @@ from torch import Tensor
 
 from reposer.data.problems import problems_csv
 from reposer.errors import UserError
-from reposer.generation.pair_sources import MORE_SOURCES, PairSource
+from reposer.generation.augmented_rows import FURTHER_COLUMNS
+from reposer.generation.pair_sources import PairSource
 from reposer.generation.pictures import JPEG_QUALITY, check_format, encode_marked, output_names
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.stitching import check_background
@@ -57,7 +58,6 @@ COLUMNS = (
     ("background", pa.string()),
     ("synthetic", pa.bool_()),  # always true: a row says it even without its file
 )
-FURTHER_COLUMNS = ((MORE_SOURCES, pa.list_(pa.string())),)  # after these, where pictures have several sources
 
 
 @dataclass(frozen=True, slots=True)

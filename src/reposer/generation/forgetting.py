@@ -23,6 +23,7 @@ from reposer.data.layouts.market1501 import parse_generated, stem
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
     COLUMNS,
+    FURTHER_COLUMNS,
     KIND,
     REAL,
     REAL_COLUMNS,
@@ -214,7 +215,8 @@ def _clean_part(folder: Path, path: Path, pid: int) -> None:
     for name in rows.filter(gone)["file"].to_pylist():
         delete(folder, f"{IMAGES}/{name}")
     sync_folder(folder / IMAGES)
-    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), COLUMNS)
+    further = tuple(column for column in FURTHER_COLUMNS if column[0] in rows.column_names)
+    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), COLUMNS + further)
 
 
 def _clean_real(folder: Path, pid: int) -> None:

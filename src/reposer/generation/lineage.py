@@ -22,6 +22,7 @@ from reposer.data.layouts.market1501 import generated_name, parse_generated, ste
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
     COLUMNS,
+    FURTHER_COLUMNS,
     REAL,
     REAL_ROWS,
     SOURCE,
@@ -116,7 +117,8 @@ def _part_faults(
     folder: Path, part: str, table: pa.Table, settings: dict[str, Any], real: _Real, seen: NDArray[np.bool_]
 ) -> Iterator[str]:
     """The faults of the files and rows of a part; marks (real image, copy) in ``seen``."""
-    expected = pa.schema([*FILE_COLUMNS, *COLUMNS])
+    several = settings.get("sources", 1) > 1
+    expected = pa.schema([*FILE_COLUMNS, *COLUMNS, *(FURTHER_COLUMNS if several else ())])
     if not table.schema.equals(expected):
         yield f"{MANIFEST}/{part}: its columns are not those of an augmented set"
         return
@@ -154,8 +156,9 @@ def _wrong_values(table: pa.Table, settings: dict[str, Any]) -> list[str]:
 
     for name in _SET_BY_JOB:
         check(pc.equal(table[name], pa.scalar(settings[name])), f"{name} is not that of the set")
-    for name in ("pid", "camid"):
-        check(pc.equal(table[name], table[f"source_{name}"]), f"{name} is not that of its source")
+    check(pc.equal(table["pid"], table["source_pid"]), "pid is not that of its source")
+    side = "donor" if settings.get("camera") == "donor" else "source"
+    check(pc.equal(table["camid"], table[f"{side}_camid"]), f"camid is not that of its {side}")
     check(table["synthetic"], "synthetic is not true")
     check(pc.equal(table["kept"], pc.is_null(table["dropped_because"])), "kept and dropped_because disagree")
     return wrong

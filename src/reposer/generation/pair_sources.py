@@ -17,6 +17,7 @@ from reposer.data.preparing.annotation_lookup import Annotations
 from reposer.data.problems import AnnotationProblem
 from reposer.data.sources import FurtherSources
 from reposer.errors import UserError
+from reposer.generation.augmented_rows import MORE_SOURCES
 from reposer.generation.pictures import Person, load_person, people_batch
 from reposer.generation.targets import PoseTarget
 from reposer.images import read_picture
@@ -26,9 +27,6 @@ from reposer.storage.tables import read_table
 from reposer.structures import PairBatch, PersonRecord
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # what a folder is searched for
-
-
-MORE_SOURCES = "more_sources"  # the manifest's column: names of further images of the source person
 
 
 class PairSource(Protocol):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.errors import MOST_SOURCES, UserError
+from reposer.generation.camera_colors import recolor
 from reposer.generation.pictures import Person, people_batch, resize_array
 from reposer.generation.stitching import stitch
 from reposer.images import to_uint8
@@ -259,13 +260,22 @@ class PoseTransfer:
         return self.paint(self.completed(batch, background), background)
 
     @torch.inference_mode()
-    def paint(self, batch: PairBatch, background: str = "generated") -> Tensor:
-        """As :meth:`__call__` for a batch of :meth:`completed`."""
+    def paint(
+        self, batch: PairBatch, background: str = "generated", colors: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """As :meth:`__call__` for a batch of :meth:`completed`.
+
+        Args:
+            colors: gain and offset (B, 3) of the generated people's channels, on values in [0, 255]; see
+                :mod:`reposer.generation.camera_colors`. None: as generated.
+        """
         batch = batch.to(self.runtime.device, non_blocking=True)
         with self.runtime.autocast():
-            generated = self.generator(batch)
+            generated = to_uint8(self.generator(batch))
+        if colors is not None:
+            generated = recolor(generated, *colors)
         own = getattr(self.generator, "person", "target") == "source"
-        return stitch(to_uint8(generated), batch, background, batch.source_mask if own else None).cpu()
+        return stitch(generated, batch, background, batch.source_mask if own else None).cpu()
 
     def completed(self, batch: PairBatch, background: str = "generated") -> PairBatch:
         """The batch that pictures are made from, with predicted target maps where they are needed.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reposer.data.layouts.market1501 import collisions, parse_name
+from reposer.data.layouts.market1501 import collisions, parse_name, with_camera
 from reposer.errors import UserError, find
 from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS
 from reposer.generation.forgetting import FORGETTING
@@ -99,7 +99,8 @@ def _images(folder: Path) -> Iterator[_Image]:
         for row in read_part(part).select(["file", "pid", "camid", "kept"]).to_pylist():
             if row["kept"]:
                 path = contained(folder, f"{IMAGES}/{row['file']}")
-                yield _Image(path, _name(row), row["pid"], row["camid"], True)
+                name = with_camera(_name(row), row["camid"])  # of the donor's, where it has its colors
+                yield _Image(path, name, row["pid"], row["camid"], True)
 
 
 def _name(row: dict[str, Any]) -> str:

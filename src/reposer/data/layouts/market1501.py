@@ -102,6 +102,11 @@ def generated_name(source: str, copy: int, file_format: str) -> str:
     return f"{stem(source)}_g{copy:02d}.{file_format}"
 
 
+def with_camera(name: str, camid: int) -> str:
+    """The name with another camera's number, for pictures in its colors; any other kind of name as it is."""
+    return re.sub(r"\A(-?\d+_c)\d+(?=s\d)", rf"\g<1>{camid}", name, count=1, flags=re.ASCII)
+
+
 def parse_generated(name: str) -> GeneratedName | None:
     """The parts of a generated picture's name; None for a name that is none."""
     match = _GENERATED.fullmatch(name)
