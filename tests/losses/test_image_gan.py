@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from reposer.losses.adversarial import ImagePool
-from reposer.losses.image_gan import GanNetworks, discriminator_loss, generator_loss
+from reposer.losses.image_gan import (
+    GanNetworks,
+    closed_gate_loss,
+    discriminator_loss,
+    generator_loss,
+    identity_distance,
+)
 from reposer.losses.perceptual import PerceptualNetwork
-from reposer.structures import PairBatch
+from reposer.structures import Carried, PairBatch
 
 
 class _MeanDifference(nn.Module):
@@ -99,3 +106,44 @@ def test_a_term_of_weight_zero_is_not_computed():
     )
     assert total.item() == pytest.approx(1.0)
     assert set(parts) == {"generator/loss", "generator/l1"}
+
+
+def test_the_identity_distance_by_hand():
+    features = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 2.0], [3.0, 3.0]])
+    maps = torch.ones(2, 3, 2, 1), torch.ones(2, 3, 2, 1)
+    maps[1][0, :, 0] = -1.0  # one of four places points the other way
+    ours, theirs = zip(features, maps, strict=True)
+    assert identity_distance(ours, theirs).item() == pytest.approx((1 + 0) / 2, abs=1e-6)
+    assert identity_distance(ours, theirs, maps=3.0).item() == pytest.approx(0.5 + 3 * 2 / 4, abs=1e-6)
+    assert identity_distance(ours, ours, maps=3.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_identity_term_compares_with_the_target_and_teaches_the_generator():
+    def network(image: Tensor) -> tuple[Tensor, Tensor]:
+        return image.mean((2, 3)), image
+
+    batch = _batch()
+    nets = GanNetworks(nn.Identity(), _MeanDifference(), None, identity=network, identity_maps=1.0)
+    target = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    batch = replace(batch, target_image=target)
+    image = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    loss, parts = generator_loss(nets, batch, image, {"identity": 2.0})
+    wanted = identity_distance(network(image), network(target), 1.0)
+    assert loss.item() == pytest.approx(2 * wanted.item(), rel=1e-6)
+    assert parts["generator/identity"].item() == pytest.approx(wanted.item(), rel=1e-6)
+    loss.backward()
+    assert image.grad is not None
+    assert image.grad.abs().sum() > 0
+
+
+def test_the_gate_term_counts_what_is_trusted():
+    batch, gate = _batch(), torch.full((2, 1, 4, 4), 0.25)
+    validity = torch.zeros(2, 1, 4, 4)
+    validity[0, 0, 0] = 1.0
+    gate[0, 0, 0, 0] = 1.0
+    carried = Carried(torch.zeros(2, 3, 4, 4), validity, *(torch.zeros(2, 3, 4, 4),) * 3)
+    assert closed_gate_loss(gate, replace(batch, carried=carried)).item() == pytest.approx((3 * 0.75) / 4)
+    nothing = replace(carried, validity=torch.zeros_like(validity))
+    assert closed_gate_loss(gate, replace(batch, carried=nothing)).item() == 0
+    with pytest.raises(ValueError, match="carried"):
+        closed_gate_loss(gate, batch)

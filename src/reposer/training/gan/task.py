@@ -300,11 +300,14 @@ def _identity_network(
 def _notes(config: GanConfig) -> dict[str, str]:
     """What a reader of the run must know, for environment.json."""
     network, layers = config.perceptual, config.feature_layers
+    judge = {}
+    if config.identity.network is not None:
+        judge["identity"] = f"{config.identity.network}: no score under this network is evidence for the run"
     if not layers:
-        return {"perceptual": "none: trained without the perceptual term"}
+        return {"perceptual": "none: trained without the perceptual term", **judge}
     origin = f"weights {network.path.name}" if network.path else "torchvision's weights"
     by_term = "; ".join(f"{term}: {', '.join(names)}" for term, names in layers.items())
-    return {"perceptual": f"{network.network} {by_term}, {network.norm}, {origin}"}
+    return {"perceptual": f"{network.network} {by_term}, {network.norm}, {origin}", **judge}
 
 
 @contextmanager
