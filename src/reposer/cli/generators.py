@@ -13,6 +13,8 @@ from reposer.cli.options import (
     LARGEST_SEED,
     Background,
     BatchSize,
+    Budget,
+    Camera,
     Data,
     Device,
     MaxMinutes,
@@ -24,7 +26,6 @@ from reposer.cli.options import (
     Sources,
     Threads,
     WeightsFolder,
-    finite,
     parse_names,
     parse_numbers,
     set_threads,
@@ -241,15 +242,10 @@ def augment(
     ] = "any",
     predictor: Predictor = None,
     background: Background = "generated",
-    camera: Annotated[
-        str, typer.Option(help="source, or donor: its colors and number, with --background donor.")
-    ] = "source",
+    camera: Camera = "source",
     sources: Sources = 1,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the choice of donors.")] = 0,
-    budget: Annotated[
-        float,
-        typer.Option(min=0, max=1, callback=finite, help="Share of a person's images that is used."),
-    ] = 1.0,
+    budget: Budget = 1.0,
     budget_seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of that choice.")] = 0,
     images: Annotated[
         Path | None, typer.Option(help="The data set that --data was made of, for --real link and copy.")

@@ -62,6 +62,12 @@ Sources = Annotated[
     int,
     typer.Option(min=1, max=MOST_SOURCES, help="Images of a person that a picture is made from, at most."),
 ]
+Camera = Annotated[
+    str, typer.Option(help="source, or donor: its colors and number, with --background donor.")
+]
+Budget = Annotated[
+    float, typer.Option(min=0, max=1, callback=finite, help="Share of a person's images that is used.")
+]
 Background = Annotated[str, typer.Option(help="generated, donor or source.")]
 ParserTerms = Annotated[
     bool, typer.Option("--accept-license", help="You accept the terms of the parser's weights.")
