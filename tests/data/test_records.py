@@ -98,9 +98,8 @@ def test_other_programs_can_read_it(tmp_path: Path):
 
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="/\\:"),
-    min_size=1,
     max_size=40,
-).filter(lambda text: text not in (".", ".."))
+).map(lambda text: f"x{text}.jpg")  # any name that every system can hold
 
 
 @settings(max_examples=60, deadline=None)

@@ -39,7 +39,7 @@ def test_an_item_does_not_depend_on_its_neighbors_in_evaluation(make_batch: Batc
         together = net(batch)
         assert together.std() > 0.05
         for i in range(4):
-            alone = PairBatch(*(getattr(batch, field)[i : i + 1] for field in PairBatch.__slots__))
+            alone = PairBatch(**{name: x[i : i + 1] for name, x in batch.tensors().items()})
             torch.testing.assert_close(net(alone), together[i : i + 1], atol=1e-5, rtol=1e-4)
 
 
@@ -58,7 +58,7 @@ def test_any_size_is_padded_and_cropped(height: int, width: int, make_batch: Bat
             return x
         return torch.from_numpy(np.pad(x.numpy(), [(0, 0)] * (x.dim() - 2) + list(sides), mode="edge"))
 
-    padded = PairBatch(*(pad(getattr(batch, field)) for field in PairBatch.__slots__))
+    padded = PairBatch(**{name: pad(x) for name, x in batch.tensors().items()})
     assert padded.source_image.shape[-2] % 32 == padded.source_image.shape[-1] % 32 == 0
     expected = net(padded)[..., top : top + height, left : left + width]
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
