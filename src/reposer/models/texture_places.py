@@ -54,7 +54,7 @@ class Bodies:
     group: Tensor  # (N, H, W) int64
     joints: Tensor  # (N, J, 2) float32, NaN for a missing one
     torso: Tensor  # (N,) length of the torso in pixels, guessed from the mask's height where it is unknown
-    pixels: Tensor  # (P,) places of the persons' pixels in (N, H, W), ascending
+    at: Tensor  # (3, P) picture, y and x of the persons' pixels, in this order
     count: Tensor  # (N, 10, H) float32 pixels of each group in each row; the last plane is the head
     first: Tensor  # (N, 10, H) x of the first of them
     last: Tensor  # (N, 10, H) x of the last
@@ -64,9 +64,10 @@ class Bodies:
         number, height, width = mask.shape
         group = _GROUP_OF_LABEL.to(parsing.device).index_select(0, parsing.flatten().int()).view_as(parsing)
         group = torch.where(group == BACKGROUND, REST, group) * mask
-        pixels = group.flatten().nonzero()[:, 0]
-        picture, y, x = unravel(pixels, height, width)
-        line = (picture * NUM_GROUPS + group.flatten().index_select(0, pixels)) * height + y
+        at = torch.stack(group.nonzero(as_tuple=True))
+        picture, y, x = at
+        own = group.flatten().index_select(0, (picture * height + y) * width + x)
+        line = (picture * NUM_GROUPS + own) * height + y
         shape, x = (number, NUM_GROUPS, height), x.float()
         count = torch.bincount(line, minlength=number * NUM_GROUPS * height).view(shape).float()
         empty = torch.full((count.numel(),), float(width), device=x.device)
@@ -77,7 +78,14 @@ class Bodies:
         first = torch.cat([first, first[:, head].amin(1, keepdim=True)], 1)
         last = torch.cat([last, last[:, head].amax(1, keepdim=True)], 1)
         joints = keypoints.float()
-        return cls(group, joints, _torso(joints, mask), pixels, count, *_smooth(first, last, count > 0))
+        return cls(group, joints, _torso(joints, mask), at, count, *_smooth(first, last, count > 0))
+
+    @property
+    def pixels(self) -> Tensor:
+        """(P,) places of the persons' pixels in (N, H, W), ascending."""
+        picture, y, x = self.at
+        height, width = self.group.shape[1:]
+        return (picture * height + y) * width + x
 
     def repeat(self, times: int) -> Bodies:
         """Each person so many times in a row."""
@@ -87,20 +95,12 @@ class Bodies:
             field.repeat_interleave(times, 0)
             for field in (self.group, self.joints, self.torso, self.count, self.first, self.last)
         )
-        return Bodies(group, joints, torso, group.flatten().nonzero()[:, 0], count, first, last)
+        return Bodies(group, joints, torso, torch.stack(group.nonzero(as_tuple=True)), count, first, last)
 
     def plane(self, number: int) -> Bodies:
         """With the rows of one group alone."""
         rows = (field[:, number : number + 1] for field in (self.count, self.first, self.last))
-        return Bodies(self.group, self.joints, self.torso, self.pixels, *rows)
-
-
-def unravel(pixels: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Picture, y and x of places in (N, H, W)."""
-    picture = pixels // (height * width)
-    within = pixels - picture * (height * width)
-    y = within // width
-    return picture, y, within - y * width
+        return Bodies(self.group, self.joints, self.torso, self.at, *rows)
 
 
 def _torso(joints: Tensor, mask: Tensor) -> Tensor:
@@ -206,21 +206,22 @@ def _limbs(source: Bodies, target: Bodies, picture: Tensor, xy: Tensor, group: T
     of_arm = (group == UPPER) | (group == ARMS)
     half = picture * 2 + (~of_arm)
     table = torch.cat([frames.flatten(2), length[..., None]], -1).view(-1, 4, 7)  # four limbs of arms or legs
-    line = table.index_select(0, half)  # (P, 4, 7)
-    x, y = xy[:, :1], xy[:, 1:]
-    t = torch.addcmul(torch.addcmul(line[..., 2], line[..., 0], x), line[..., 1], y)  # (P, 4) along
-    n = torch.addcmul(torch.addcmul(line[..., 5], line[..., 3], x), line[..., 4], y)  # across
-    beyond = t - torch.minimum(t.clamp_min(0), line[..., 6])
-    square, nearest = torch.addcmul(beyond.square(), n, n).min(1)
+    line = _planes(table.permute(2, 1, 0), half)  # (7, 4, P)
+    x, y = xy.T.contiguous()
+    t = torch.addcmul(torch.addcmul(line[2], line[0], x), line[1], y)  # (4, P) along the limb
+    n = torch.addcmul(torch.addcmul(line[5], line[3], x), line[4], y)  # across
+    beyond = t - torch.minimum(t.clamp_min(0), line[6])
+    square, nearest = torch.addcmul(beyond * beyond, n, n).min(0)
     of_leg = (group == LOWER) | (group == LEGS) | (group == SHOES)
-    near = square < (_ARM_REACH * target.torso).square().index_select(0, picture)
+    reach = _ARM_REACH * target.torso
+    near = square < (reach * reach).index_select(0, picture)
     serves = torch.where(group == UPPER, near, (of_arm | of_leg) & square.isfinite())
 
     own, own_known = _limb_maps(source, target, frames, lengths, list(range(8)), 1.0)
     other, other_known = _limb_maps(source, target, frames, lengths, _OTHER_SIDE, -1.0)
     which = half * 4 + nearest
-    maps = torch.cat([own, other], 2).view(-1, 4, 3).index_select(0, which)  # (P, 4, 3)
-    places = torch.addcmul(torch.addcmul(maps[..., 2], maps[..., 0], x), maps[..., 1], y)
+    maps = _planes(torch.cat([own, other], 2).view(-1, 4, 3).permute(2, 1, 0), which)  # (3, 4, P)
+    places = torch.addcmul(torch.addcmul(maps[2], maps[0], x), maps[1], y).T  # (P, 4)
     return _Limbs(
         serves,
         places[:, :2],
@@ -228,6 +229,12 @@ def _limbs(source: Bodies, target: Bodies, picture: Tensor, xy: Tensor, group: T
         places[:, 2:],
         (known & other_known).flatten().index_select(0, which) & serves,
     )
+
+
+def _planes(table: Tensor, index: Tensor) -> Tensor:
+    """(A, B, M) -> (A, B, P): plane by plane, which leaves each in one piece of memory."""
+    rows = [row.index_select(0, index) for row in table.flatten(0, 1).contiguous()]
+    return torch.stack(rows).view(*table.shape[:2], -1)
 
 
 def _turned(vectors: Tensor) -> Tensor:
@@ -259,8 +266,8 @@ def _limb_maps(
 
 def places_of(source: Bodies, target: Bodies) -> tuple[Tensor, Tensor]:
     """Places (P, 2) x, y in the source of the target persons' pixels, and how far they are to be trusted."""
-    height, width = target.group.shape[1:]
-    picture, y, x = unravel(target.pixels, height, width)
+    height = target.group.shape[1]
+    picture, y, x = target.at
     group = target.group.flatten().index_select(0, target.pixels)
     xy = torch.stack([x, y], 1).float()
     rows = _row_tables(source, target)
@@ -270,24 +277,25 @@ def places_of(source: Bodies, target: Bodies) -> tuple[Tensor, Tensor]:
         table[:, UPPER] = upper
     line = (picture * (NUM_GROUPS + 1) + group) * height + y
     limbs = _limbs(source, target, picture, xy, group)
-    own = torch.where(limbs.serves[:, None], limbs.places, _by_rows(part, line, xy))
-    garment = _by_rows(rows, line, xy)
+    places = torch.where(limbs.serves[:, None], limbs.places, _by_rows(part, line, xy))
     opposite = facing(source.joints) * facing(target.joints) < 0
-    seen = torch.where(
-        opposite.index_select(0, picture) & (group <= UPPER), MIRRORED, OWN
-    )  # a chest is no back
+    behind = opposite.index_select(0, picture) & (group <= UPPER)  # a chest is no back
+    seen = torch.where(behind, MIRRORED, OWN)
+    validity = (_fits(source, places, picture, group) & (limbs.usable | ~limbs.serves)) * seen
+    left = (validity < OWN).nonzero()[:, 0]  # pixels for which the other places may be better
+    picture, group, seen = (x.index_select(0, left) for x in (picture, group, seen))
     by_row = torch.where(group == ARMS, ARM_ROW, seen.clamp_max(ROW))
-    tries = (
-        (own, (_fits(source, own, picture, group) & (limbs.usable | ~limbs.serves)) * seen),
+    garment = _by_rows(rows, line.index_select(0, left), xy.index_select(0, left))
+    mirrored, usable = limbs.mirrored.index_select(0, left), limbs.mirror_usable.index_select(0, left)
+    best, value = places.index_select(0, left), validity.index_select(0, left)
+    for others, worth in (
         (garment, _fits(source, garment, picture, group) * by_row),
-        (limbs.mirrored, (_fits(source, limbs.mirrored, picture, group) & limbs.mirror_usable) * MIRRORED),
-    )
-    places, validity = tries[0]
-    for others, value in tries[1:]:
-        better = value > validity
-        places = torch.where(better[:, None], others, places)
-        validity = torch.where(better, value, validity)
-    return places, validity
+        (mirrored, (_fits(source, mirrored, picture, group) & usable) * MIRRORED),
+    ):
+        better = worth > value
+        best = torch.where(better[:, None], others, best)
+        value = torch.where(better, worth, value)
+    return places.index_copy(0, left, best), validity.index_copy(0, left, value)
 
 
 def _by_rows(tables: _Rows | list[Tensor], line: Tensor, xy: Tensor) -> Tensor:

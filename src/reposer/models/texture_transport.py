@@ -21,7 +21,6 @@ from reposer.models.texture_places import (
     Bodies,
     facing,
     places_of,
-    unravel,
 )
 from reposer.structures import Carried, PairBatch
 
@@ -100,16 +99,15 @@ def _grown(mask: Tensor) -> Tensor:
 
 def _medians(images: Tensor, person: Bodies) -> tuple[Tensor, Tensor]:
     """Median color (N, 9, 3) of each group of uint8 images (N, 3, H, W), and its pixels (N, 9)."""
-    number, _, height, width = images.shape
-    picture, _, _ = unravel(person.pixels, height, width)
-    group = person.group.flatten().index_select(0, person.pixels)
-    values = images.permute(0, 2, 3, 1).reshape(-1, 3).index_select(0, person.pixels).long()
-    place = ((picture * NUM_GROUPS + group) * 3)[:, None] + torch.arange(3, device=values.device)
+    number, pixels = len(images), person.pixels
+    group = person.group.flatten().index_select(0, pixels)
+    values = images.permute(0, 2, 3, 1).reshape(-1, 3).index_select(0, pixels).long()
+    place = ((person.at[0] * NUM_GROUPS + group) * 3)[:, None] + torch.arange(3, device=values.device)
     histogram = torch.bincount((place * 256 + values).flatten(), minlength=number * NUM_GROUPS * 3 * 256)
     upto = histogram.int().view(number, NUM_GROUPS, 3, 256).cumsum(-1, dtype=torch.int32)
-    pixels = upto[..., -1:]
-    median = (2 * upto < pixels).sum(-1)
-    return median.float(), pixels[:, :, 0, 0].float()
+    number_of = upto[..., -1:]
+    median = (2 * upto < number_of).sum(-1)
+    return median.float(), number_of[:, :, 0, 0].float()
 
 
 def _group_colors(medians: Tensor, counts: Tensor) -> Tensor:
@@ -140,26 +138,38 @@ def _fitted(medians: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _behind(images: Tensor, person: Tensor) -> Tensor:
-    """The background (N, 3, H, W) without the person (N, H, W): between what is left and right in each row.
+    """The background (N H W, 3) without the person (N, H, W): between what is left and right in each row.
 
     Rows that show none take the mean color of the others.
     """
     solid = _grown(person)  # masks are a pixel too small
-    width = images.shape[-1]
-    x = torch.arange(width, device=images.device).expand_as(solid)
-    left = torch.where(solid, -1, x).cummax(-1).values
-    right = torch.where(solid, width, x).flip(-1).cummin(-1).values.flip(-1)
+    number, height, width = solid.shape
+    columns = torch.arange(width, device=images.device, dtype=torch.int32)
+    left = _running_maximum(torch.where(solid, -1, columns))
+    right = width - 1 - _running_maximum(torch.where(solid, -1, width - 1 - columns).flip(-1)).flip(-1)
+    picture, y, x = solid.nonzero(as_tuple=True)
+    hidden = (picture * height + y) * width + x
+    left, right = (end.flatten().index_select(0, hidden) for end in (left, right))
     has_left, has_right = left >= 0, right < width
     share = torch.where(has_right, (x - left) / (right - left).clamp_min(1), 0.0)
     share = torch.where(has_left, share, 1.0)[:, None]
-    left, right = left.clamp_min(0)[:, None], right.clamp_max(width - 1)[:, None]
-    images = images.float()
-    start, end = (images.gather(-1, place.expand_as(images)) for place in (left, right))
-    filled = torch.lerp(start, end, share)
-    there = (has_left | has_right)[:, None]
-    number = there.sum((2, 3), keepdim=True)
-    mean = torch.where(number > 0, (filled * there).sum((2, 3), keepdim=True) / number.clamp_min(1), 127.5)
-    return torch.where(solid[:, None], torch.where(there, filled, mean), images)
+    canvas = images.permute(0, 2, 3, 1).reshape(-1, 3).float()
+    row = (picture * height + y) * width
+    start, end = (canvas.index_select(0, row + at) for at in (left.clamp_min(0), right.clamp_max(width - 1)))
+    free = (~solid).flatten(1).float()
+    mean = (canvas.view(number, -1, 3) * free[..., None]).sum(1) / free.sum(1).clamp_min(1)[:, None]
+    mean = torch.where(free.any(1)[:, None], mean, 127.5).index_select(0, picture)
+    filled = torch.where((has_left | has_right)[:, None], torch.lerp(start, end, share), mean)
+    return canvas.index_copy(0, hidden, filled)
+
+
+def _running_maximum(x: Tensor) -> Tensor:
+    """Along the last axis of (N, H, W); by doubled steps, since ``cummax`` goes pixel by pixel."""
+    step = 1
+    while step < x.shape[-1]:
+        x = torch.maximum(x, F.pad(x[..., :-step], (step, 0), value=-1))
+        step *= 2
+    return x
 
 
 # ---- Everything together.
@@ -192,59 +202,59 @@ def _carry(images: Tensor, sources: Bodies, known: Tensor, target: Bodies) -> Ca
     pairs, views = known.shape
     height, width = target.group.shape[1:]
     repeated = target.repeat(views)
-    picture, _, _ = unravel(repeated.pixels, height, width)
+    source = repeated.at[0]  # (P K,) which of the source images
     places, validity = places_of(sources, repeated)
-    shrink = sources.torso / repeated.torso
-    colors = _sample(images, sources, places, picture, shrink)
+    validity = validity * known.flatten().index_select(0, source)
+    picture, pixels = target.at[0], target.pixels
+    view = torch.zeros_like(pixels)
+    if views > 1:
+        order = _side_by_side(picture, pairs, views)
+        turn = _turn(sources.joints.view(pairs, views, -1, 2), target.joints).flatten()
+        cost = turn.index_select(0, source)
+        rank = (validity - cost * (validity > 0)).index_select(0, order.flatten()).view_as(order)
+        view = rank.argmax(1)
+        chosen = order.gather(1, view[:, None])[:, 0]
+        source, places, validity = (part.index_select(0, chosen) for part in (source, places, validity))
     medians, counts = _medians(images, sources)
-    validity = validity * known.flatten().index_select(0, picture)
-    view = torch.zeros_like(target.pixels)
+    first = slice(None, None, views)
+    group = target.group.flatten().index_select(0, pixels)
+    plain = _group_colors(medians[first], counts[first]).flatten(0, 1)
+    plain = plain.index_select(0, picture * NUM_GROUPS + group)  # (P, 3)
+    there = (validity > 0).nonzero()[:, 0]
+    source, carried = source.index_select(0, there), places.index_select(0, there)
+    shrink = sources.torso / repeated.torso
+    colors = _sample(images, sources, carried, source, shrink)
     if views > 1:
         gain, offset = _fitted(medians.view(pairs, views, -1, 3), counts.view(pairs, views, -1))
-        gain, offset = (fit.flatten(0, 1).index_select(0, picture) for fit in (gain, offset))
+        gain, offset = (fit.flatten(0, 1).index_select(0, source) for fit in (gain, offset))
         colors = torch.addcmul(offset, colors, gain)
-        # the same pixels of all views side by side: (P, views) of the targets' pixels
-        at = repeated.pixels % (height * width) + picture // views * (height * width)
-        order = torch.argsort(at, stable=True)
-        places, colors = (x[order].view(-1, views, x.shape[1]) for x in (places, colors))
-        validity = validity[order].view(-1, views)
-        turn = _turn(sources.joints.view(pairs, views, -1, 2), target.joints).flatten()
-        rank = validity - turn[picture[order]].view(-1, views) * (validity > 0)
-        view = rank.argmax(1)
-        lines = torch.arange(len(view), device=view.device)
-        places, validity, colors = places[lines, view], validity[lines, view], colors[lines, view]
-    picture, y, x = unravel(target.pixels, height, width)
-    group = target.group.flatten().index_select(0, target.pixels)
-    first = slice(None, None, views)
-    plain = (
-        _group_colors(medians[first], counts[first])
-        .flatten(0, 1)
-        .index_select(0, picture * NUM_GROUPS + group)
-    )
-    there = validity > 0
-    own = torch.stack([x, y], 1).float()
     behind = _behind(images[first], sources.group[first] > 0)
 
     def picture_of(person: Tensor) -> Tensor:
         """The background with these colors (P, 3) on the person, in [-1, 1]."""
-        canvas = behind.permute(0, 2, 3, 1).reshape(-1, 3)
-        canvas = canvas.index_copy(0, target.pixels, person.clamp(0, 255)) / 127.5 - 1
+        canvas = behind.index_copy(0, pixels, person.clamp(0, 255)).div_(127.5).sub_(1)
         return canvas.view(pairs, height, width, 3).permute(0, 3, 1, 2)
 
-    grid = torch.cartesian_prod(
-        torch.arange(height, device=own.device), torch.arange(width, device=own.device)
-    ).flip(1)
-    coordinates = (
-        grid.float().repeat(pairs, 1).index_copy(0, target.pixels, torch.where(there[:, None], places, own))
-    )
-    flat = torch.zeros(pairs * height * width, device=own.device)
+    at = pixels.index_select(0, there)
+    rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
+    grid = torch.cartesian_prod(rows, columns).flip(1).float().repeat(pairs, 1)
+    flat = torch.zeros(pairs * height * width, device=images.device)
     return Carried(
-        image=picture_of(torch.where(there[:, None], colors, plain)),
-        validity=flat.index_copy(0, target.pixels, validity).view(pairs, 1, height, width),
+        image=picture_of(plain.index_copy(0, there, colors)),
+        validity=flat.index_copy(0, pixels, validity).view(pairs, 1, height, width),
         colors=picture_of(plain),
-        coordinates=coordinates.view(pairs, height, width, 2),
-        view=flat.long().index_copy(0, target.pixels, view * there).view(pairs, height, width),
+        coordinates=grid.index_copy_(0, at, carried).view(pairs, height, width, 2),
+        view=flat.long().index_copy_(0, at, view.index_select(0, there)).view(pairs, height, width),
     )
+
+
+def _side_by_side(picture: Tensor, pairs: int, views: int) -> Tensor:
+    """(P, K) where a target pixel stands among those of all views, which come pair by pair, view by view."""
+    count = torch.bincount(picture, minlength=pairs)
+    before = (count.cumsum(0) - count).index_select(0, picture)  # pixels of earlier pairs
+    within = torch.arange(len(picture), device=picture.device) - before
+    step = torch.arange(views, device=picture.device) * count.index_select(0, picture)[:, None]
+    return (views * before + within)[:, None] + step
 
 
 def _turn(joints: Tensor, target: Tensor) -> Tensor:
