@@ -158,6 +158,29 @@ def verify(
         raise UserError(f"{printable(folder)}: {kind}: {len(faults)} faults", "make the damaged files again")
 
 
+# ---- ``reposer export-run``: a run as a folder to share.
+
+
+@app.command("export-run")
+def export_run(
+    run: Annotated[Path, typer.Argument(help="Run folder of any training.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, ready for a hub or a server.")],
+    license_text: Annotated[
+        str, typer.Option("--license", help="What others may do with the weights, in words.")
+    ],
+    trained_on: Annotated[str, typer.Option("--trained-on", help="The training data, in words.")],
+    figures: Annotated[
+        list[Path] | None, typer.Option(help="Folder of an evaluation of this run; repeatable.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="float16 weights, half the size.")] = False,
+) -> None:
+    """Write the newest good checkpoint of a run with a card: data, license, limits, figures, hashes."""
+    from reposer.workflows.export_run import export_run as export
+
+    card = {"license_text": license_text, "trained_on": trained_on}
+    print(export(run, out, evaluations=figures or (), half=half, **card))
+
+
 # ---- ``reposer export-parser``: a trained parser for use by ``--parser``.
 
 

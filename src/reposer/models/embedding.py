@@ -24,9 +24,9 @@ from reposer.errors import UserError, find
 from reposer.images import resize, to_float
 from reposer.models.backbones import MobileNetV2, ResNet, Small
 from reposer.models.layers import check_arguments, check_choice
-from reposer.weights.downloads import fetch_folder
 from reposer.weights.files import find_weights, load_state_dict_file
 from reposer.weights.network_folder import FILES, WEIGHTS, build_with_weights, read_network, save_network
+from reposer.weights.shared_folders import open_folder
 
 EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
     "small": Small,
@@ -171,7 +171,7 @@ class Embedding(nn.Module):
             UserError: a file is missing or damaged, the weights do not belong to the configuration, or the
                 hub cannot be reached.
         """
-        folder = fetch_folder(name, FILES)
+        folder = open_folder(name, FILES)
         info, tensors = read_network(EmbeddingInfo, folder)
         return build_with_weights(lambda: cls.from_info(info), tensors, str(folder / WEIGHTS), "embedding")
 

@@ -85,7 +85,8 @@ class Bodies:
         """(P,) places of the persons' pixels in (N, H, W), ascending."""
         picture, y, x = self.at
         height, width = self.group.shape[1:]
-        return (picture * height + y) * width + x
+        places: Tensor = (picture * height + y) * width + x
+        return places
 
     def repeat(self, times: int) -> Bodies:
         """Each person so many times in a row."""

@@ -25,7 +25,6 @@ from reposer.models.generators import PREDICTORS, build_generator, build_predict
 from reposer.models.layers import MAX_SIDE
 from reposer.models.parsing_networks import ParsingNetwork
 from reposer.storage import checkpoint
-from reposer.weights.downloads import fetch_folder
 from reposer.weights.network_folder import (
     CONFIG,
     FILES,
@@ -35,6 +34,7 @@ from reposer.weights.network_folder import (
     save_network,
     weights_hash,
 )
+from reposer.weights.shared_folders import open_folder
 
 
 class GeneratorConfig(Config):
@@ -99,7 +99,7 @@ class Kind(Generic[N, I]):
 
 
 def open_network(kind: Kind[N, I], name: str | Path) -> Trained[N, I]:
-    """The network of a run folder, an exported folder, ``hub:owner/name``, or the name of a shipped one.
+    """The network of a run folder, an exported one, ``hub:owner/name``, an address, or a shipped one's name.
 
     Raises:
         UserError: there is none, nothing is trained in it yet, a file is damaged, or it is of another kind.
@@ -115,7 +115,7 @@ def open_network(kind: Kind[N, I], name: str | Path) -> Trained[N, I]:
             return _of_folder(kind, path, name)
     if (Path(name) / checkpoint.CHECKPOINTS).is_dir():
         return of_run(kind, name)
-    return _of_folder(kind, fetch_folder(name, FILES), name)
+    return _of_folder(kind, open_folder(name, FILES), name)
 
 
 def of_run(kind: Kind[N, I], run_dir: str | Path) -> Trained[N, I]:

@@ -1,0 +1,144 @@
+"""A run as a folder to share: weights, configuration, and a card that says what it is and may be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reposer.config import Config, read_json
+from reposer.errors import UserError
+from reposer.storage.files import sha256_file
+from reposer.storage.paths import printable, read_regular
+from reposer.trained.networks import EMBEDDING, GENERATOR, PARSER, PREDICTOR, Kind, of_run
+from reposer.weights.network_folder import CONFIG, save_network
+
+_KINDS: tuple[tuple[Kind[Any, Any], str, str], ...] = (  # by the setting that such runs alone have
+    (GENERATOR, "a person image in another pose", "generate --model"),
+    (PREDICTOR, "label maps of a person in another pose", "generate --predictor"),
+    (PARSER, "a parser of person images", "annotate --parser"),
+    (EMBEDDING, "an embedding of person images", "evaluate --reid"),
+)
+FIGURES = ("image_quality.md", "map_quality.md", "identity.json", "reid.md")  # tables that evaluations write
+_MOST_BYTES = 200_000
+
+
+def export_run(
+    run: str | Path,
+    out: str | Path,
+    *,
+    license_text: str,
+    trained_on: str,
+    evaluations: Sequence[Path] = (),
+    half: bool = False,
+) -> str:
+    """Write model.safetensors, config.json and README.md of the newest good checkpoint of a run.
+
+    Args:
+        run: folder of a training of a generator, predictor, parser or Re-ID network.
+        out: new, or an earlier export.
+        license_text: what others may do with the weights, in words: it follows from the data, and nothing
+            here knows it.
+        trained_on: the training data in words.
+        evaluations: folders that ``evaluate`` or ``reid evaluate`` wrote about this run; their tables go into
+            the card.
+        half: float16 weights.
+
+    Returns:
+        What was written where, and the address to name it by once it is served.
+
+    Raises:
+        UserError: no such run, an evaluation without a table, or ``out`` holds something else.
+    """
+    kind, what = _kind_of(Path(run))
+    found = of_run(kind, run)
+    tables = [_tables(folder) for folder in evaluations]
+    info = found.info.changed(trained_on=trained_on)
+    if half and kind is EMBEDDING:
+        raise UserError("--half: a Re-ID network is kept as float32", "leave --half away")
+    if half:
+        info = info.changed(weights_dtype="float16")
+    out = Path(out)
+
+    def card(config: Config) -> str:
+        return _card(kind, what, config, license_text, trained_on, tables)
+
+    save_network(out, found.network, info, card, half=half)
+    digest = sha256_file(out / CONFIG)
+    return (
+        f"{out}: model.safetensors, {CONFIG}, README.md, from {found.origin}\n"
+        f"once served: https://PLACE/{CONFIG}#sha256={digest}"
+    )
+
+
+def _kind_of(run: Path) -> tuple[Kind[Any, Any], str]:
+    settings = read_json(run / CONFIG)
+    for kind, what, _ in _KINDS:
+        if kind.setting in settings:
+            return kind, what
+    raise UserError(f"{printable(run)}: is no run of a training", "give the folder of reposer train")
+
+
+def _tables(folder: Path) -> str:
+    """What an evaluation found, as Markdown."""
+    parts = []
+    for name in FIGURES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.suffix == ".json":
+            rows = read_json(path)["rows"]
+            lines = ["| queries | rank-1 | mAP |", "| --- | ---: | ---: |"]
+            lines += [
+                f"| {row} | {value['values']['rank1']:.1%} | {value['values']['mAP_step']:.1%} |"
+                for row, value in rows.items()
+            ]
+            parts.append("\n".join(lines))
+        else:
+            parts.append(read_regular(path, max_bytes=_MOST_BYTES, root=folder).decode("utf-8", "replace"))
+    if not parts:
+        raise UserError(
+            f"{printable(folder)}: holds no table of an evaluation", f"one of {', '.join(FIGURES)} is wanted"
+        )
+    return "\n\n".join(part.strip() for part in parts)
+
+
+def _card(
+    kind: Kind[Any, Any], what: str, config: Any, license_text: str, trained_on: str, tables: Sequence[str]
+) -> str:
+    use = next(command for known, _, command in _KINDS if known is kind)
+    figures = "\n\n".join(tables) if tables else "None were given when this was exported."
+    return f"""---
+library_name: reposer
+license: other
+license_name: {_one_line(license_text)}
+tags: [person-re-identification]
+---
+
+# {kind.word.capitalize()}: {what}
+
+{config.step:,} optimizer steps. Trained on: {_one_line(trained_on)}.
+Training people (hash of their ids): `{config.identity_hash or "not recorded"}`.
+
+## License and limits
+
+{_one_line(license_text)}. The weights carry what they learned about people who may not have consented one by
+one. Meant for research on person re-identification; not for surveillance, for decisions about people, or for
+pictures that pass for photographs. A generated picture of a real person is personal data of that person.
+
+## Figures
+
+{figures}
+
+## Use
+
+    reposer {use} "this folder"
+
+## Files
+
+`model.safetensors` (sha256 `{config.weights_sha256}`), `config.json`. Nothing here is executable.
+"""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,139 @@
+"""A run as a folder to share: it opens as what it is, its card says what it is for, a server gives it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import tiny_config, write_prepared
+
+from reposer.cli import main as cli
+from reposer.errors import UserError
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.runtime import setup
+from reposer.training.gan.config import ScheduleConfig
+from reposer.training.loop import train
+from reposer.weights.downloads import DownloadError
+from reposer.workflows.export_run import export_run
+
+CARD = {"license_text": "research only", "trained_on": "drawn people"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    prepared = write_prepared(folder / "prepared")
+    config = tiny_config(prepared, schedule=ScheduleConfig(epochs_const=0.25, epochs_decay=0))
+    train(config, folder / "run", device="cpu")
+    return folder / "run"
+
+
+@pytest.fixture
+def evaluation(tmp_path) -> Path:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "image_quality.md").write_text("| method | l1 |\n|---|---|\n| model | 0.1234 |\n")
+    rows = {"real": {"values": {"rank1": 0.81, "mAP_step": 0.7}}}
+    (folder / "identity.json").write_text(json.dumps({"rows": rows}))
+    return folder
+
+
+def test_an_export_opens_as_the_same_network_with_its_card(run, tmp_path, evaluation):
+    said = export_run(run, tmp_path / "out", evaluations=[evaluation], **CARD)
+    ours, theirs = PoseTransfer.from_pretrained(run), PoseTransfer.from_pretrained(tmp_path / "out")
+    assert ours.weights_hash == theirs.weights_hash
+    assert theirs.config.trained_on == "drawn people"
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in ("license_name: research only", "Trained on: drawn people", "0.1234", "81.0%", "2 optimizer"):
+        assert part in card
+    assert theirs.config.weights_sha256 in card
+    assert ours.config.identity_hash in card
+    digest = said.rpartition("sha256=")[2].strip()
+    assert len(digest) == 64
+    assert export_run(run, tmp_path / "out", **CARD)  # an export may be written again
+    assert "None were given" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_half_the_size(run, tmp_path):
+    export_run(run, tmp_path / "whole", **CARD)
+    export_run(run, tmp_path / "half", half=True, **CARD)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert PoseTransfer.from_pretrained(tmp_path / "half").config.weights_dtype == "float16"
+
+
+def test_what_is_no_run_and_no_evaluation_is_refused(run, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is no run of a training"):
+        export_run(tmp_path, tmp_path / "out", **CARD)
+    with pytest.raises(UserError, match=r"holds no table of an evaluation: one of image_quality\.md"):
+        export_run(run, tmp_path / "out", evaluations=[tmp_path], **CARD)
+    with pytest.raises(UserError):
+        export_run(run, run, **CARD)  # a run's own config.json is not overwritten
+    assert not (tmp_path / "out").exists()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(run, tmp_path, monkeypatch):
+    """An export behind a local server: the folder, its address, the folder of weights."""
+    monkeypatch.setenv("REPOSER_WEIGHTS", str(tmp_path / "weights"))
+    said = export_run(run, tmp_path / "site" / "net", **CARD)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site")))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    mark = said.rpartition("#")[2].strip()
+    yield tmp_path / "site" / "net", f"http://127.0.0.1:{server.server_port}/net/config.json#{mark}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_address_gives_the_network_and_later_no_server_is_needed(run, served):
+    folder, address = served
+    model = PoseTransfer.from_pretrained(address, setup("cpu", threads=1))
+    assert model.weights_hash == PoseTransfer.from_pretrained(run).weights_hash
+    shutil.rmtree(folder)
+    assert PoseTransfer.from_pretrained(address).weights_hash == model.weights_hash
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_file_that_was_changed_on_the_server_is_refused(served, file, tmp_path):
+    folder, address = served
+    data = bytearray((folder / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / file).write_bytes(bytes(data))
+    with pytest.raises(DownloadError, match="has sha256"):
+        PoseTransfer.from_pretrained(address)
+    assert not list((tmp_path / "weights").rglob(file))
+
+
+def test_an_address_without_its_hash_is_refused_before_anything_is_asked_for(served, tmp_path):
+    _, address = served
+    bare = address.partition("#")[0]
+    for wrong in (bare, f"{bare}#sha256=12", address.replace("config.json", "model.safetensors")):
+        with pytest.raises(UserError, match="no address of a network with its hash"):
+            PoseTransfer.from_pretrained(wrong)
+    assert not (tmp_path / "weights").exists()
+    with pytest.raises(DownloadError):
+        PoseTransfer.from_pretrained(address.replace("/net/", "/absent/"))
+
+
+def test_the_command(run, tmp_path, capsys, monkeypatch):
+    command = f"reposer export-run {run} --out {tmp_path / 'out'} --trained-on drawn --license".split()
+    monkeypatch.setattr("sys.argv", [*command, "research only"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert "once served: https://PLACE/config.json#sha256=" in capsys.readouterr().out
+    assert torch.isfinite(next(PoseTransfer.from_pretrained(tmp_path / "out").generator.parameters())).all()
