@@ -19,7 +19,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -275,19 +275,31 @@ def test_links_are_neither_written_through_nor_deleted_through(outside: Path, tm
 # ---- every reader
 
 
+_rows: dict[
+    Path, dict[str, Any]
+] = {}  # of the parts on the disk: only the value under attack is written anew
+
+
+def _write(path: Path, row: dict[str, Any], columns: Any, *, synthetic: bool = True) -> None:
+    if _rows.get(path) != row or not path.exists():
+        write_part(path, [row], columns, synthetic=synthetic)
+        _rows[path] = row
+
+
 def augmented_set(folder: Path, file: Any, real: Any) -> Path:
     """A set as ``augment`` writes it, of one picture and one real image, with these two names."""
-    for name in (IMAGES, MANIFEST, REAL):
-        (folder / name).mkdir(parents=True)
-    settings = {
-        "kind": KIND,
-        "real": "copy",
-        "factor": 2,
-        "format": "jpg",
-        **dict.fromkeys(("policy", "background", "checkpoint", "trained_on"), ""),
-        "seed": 0,
-    }
-    (folder / JOB).write_text(json.dumps({"items": 1, "shard_items": 64, "settings": settings}))
+    if not (folder / JOB).exists():
+        for name in (IMAGES, MANIFEST, REAL):
+            (folder / name).mkdir(parents=True)
+        settings = {
+            "kind": KIND,
+            "real": "copy",
+            "factor": 2,
+            "format": "jpg",
+            **dict.fromkeys(("policy", "background", "checkpoint", "trained_on"), ""),
+            "seed": 0,
+        }
+        (folder / JOB).write_text(json.dumps({"items": 1, "shard_items": 64, "settings": settings}))
     row = dict.fromkeys((name for name, _ in COLUMNS))
     row |= {
         "file": file,
@@ -300,13 +312,9 @@ def augmented_set(folder: Path, file: Any, real: Any) -> Path:
         "synthetic": True,
         "copy": 1,
     }
-    write_part(part_path(folder, 0), [row], COLUMNS)
-    write_part(
-        folder / REAL_ROWS,
-        [{"file": real, "sha256": "0" * 64, "pid": 1, "camid": 1}],
-        REAL_COLUMNS,
-        synthetic=False,
-    )
+    _write(part_path(folder, 0), row, COLUMNS)
+    real_row = {"file": real, "sha256": "0" * 64, "pid": 1, "camid": 1}
+    _write(folder / REAL_ROWS, real_row, REAL_COLUMNS, synthetic=False)
     return folder
 
 
@@ -479,7 +487,7 @@ def _pose_files(folder: Path, value: Any) -> None:
 
 def _stage_record(folder: Path, value: Any, in_record: bool) -> None:
     stage = folder / "stages" / "a-0"
-    stage.mkdir(parents=True)
+    stage.mkdir(parents=True, exist_ok=True)
     needs = [] if in_record else [value]
     (stage / "inputs.json").write_text(json.dumps({"kind": "a", "inputs": {}, "needs": needs}))
     files = {value: hashlib.sha256(SECRET).hexdigest()} if in_record else {}
@@ -510,15 +518,16 @@ def _seal(folder: Path, value: Any) -> None:
 def annotated_folder(folder: Path, row: dict[str, Any]) -> Path:
     """A finished journal of one image, a.jpg, by hand; ``row`` changes what its manifest says."""
     book = folder / BOOK
-    (book / MANIFEST).mkdir(parents=True)
-    settings = {"kind": "annotation", "images": ".", "parsing": {"name": "x"}, "mask": {"name": "x"}}
-    (book / JOB).write_text(json.dumps({"settings": settings}))
-    (book / PLAN).write_text(json.dumps({"shards": [["a.jpg"]]}))
-    (book / "report.json").write_text("{}")
+    if not book.exists():
+        (book / MANIFEST).mkdir(parents=True)
+        settings = {"kind": "annotation", "images": ".", "parsing": {"name": "x"}, "mask": {"name": "x"}}
+        (book / JOB).write_text(json.dumps({"settings": settings}))
+        (book / PLAN).write_text(json.dumps({"shards": [["a.jpg"]]}))
+        (book / "report.json").write_text("{}")
     empty: dict[str, Any] = dict.fromkeys(name for name, _ in ANNOTATED)
     values = {"file": "a.jpg", "sha256": "0" * 64, "flags": [], "problems": [], "left_out": ""}
     values |= {"width": 8, "height": 8, "label_pixels": [64, *[0] * 19]}
-    write_part(part_path(book, 0), [empty | values | row], ANNOTATED)
+    _write(part_path(book, 0), empty | values | row, ANNOTATED)
     return folder
 
 
@@ -633,17 +642,16 @@ def test_no_reader_follows_a_hostile_value(
         ]
         corpus = plain[:: 1 if reader in ("forget, manifest", "export-set, manifest") else 5]
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a thousand small files: not the matter here
+    folder = tmp_path / "work" / "folder"  # one for all values: nothing of a refused one may be left in it
+    folder.mkdir(parents=True)
+    left: list[str] = []
     with canaries_unharmed(outside, monkeypatch):
-        for number, value in enumerate(corpus):
-            folder = tmp_path / "work" / str(number)
-            folder.mkdir(parents=True)
+        for value in corpus:
             with pytest.raises((UserError, RefusedFileError)):
                 READERS[reader](folder, value)
-    work = tmp_path / "work"
-    assert {place.name for place in work.iterdir()} == {
-        str(n) for n in range(len(corpus))
-    }  # no more than named
-    shutil.rmtree(work)
+            left = left or sorted(os.listdir(folder))
+    assert os.listdir(folder.parent) == [folder.name]
+    assert sorted(os.listdir(folder)) == left  # no more than after the first value
 
 
 @pytest.mark.parametrize("linked", [IMAGES, REAL, MANIFEST])
@@ -926,8 +934,17 @@ _OF_A_NAME = {"suffix", "suffixes", "stem", "name", "parts"}  # Path(text).suffi
 _TEXT = {"os.path.basename", "os.path.splitext", "os.path.dirname"}
 
 
+_text_of = cache(ast.unparse)  # a node is asked for its text by several rules
+
+
+@cache
+def _trees() -> dict[str, ast.Module]:
+    """Every file of the package, by its path."""
+    return {file.relative_to(SOURCE).as_posix(): ast.parse(file.read_text()) for file in SOURCE.rglob("*.py")}
+
+
 def _annotated_as_path(annotation: ast.expr | None) -> bool:
-    text = ast.unparse(annotation) if annotation is not None else ""
+    text = _text_of(annotation) if annotation is not None else ""
     return "Path" in text and not re.search(r"list|dict|tuple|Mapping|Sequence|Iter", text)
 
 
@@ -937,7 +954,7 @@ def _is_path(node: ast.expr, names: set[str], fields: set[str]) -> bool:
     if isinstance(node, ast.Attribute):
         return node.attr in fields
     if isinstance(node, ast.Call):
-        called = ast.unparse(node.func)
+        called = _text_of(node.func)
         return called in _MAKERS or called.endswith((".with_name", ".with_suffix", ".absolute", ".resolve"))
     if isinstance(node, ast.IfExp):
         return _is_path(node.body, names, fields) or _is_path(node.orelse, names, fields)
@@ -960,10 +977,10 @@ def _is_plain(node: ast.expr) -> bool:
         values = [value for value in node.values if isinstance(value, ast.FormattedValue)]
         hashes = (".hexdigest()", ".key")
         return all(
-            v.format_spec is not None or ast.unparse(v.value).endswith(hashes) or _is_plain(v.value)
+            v.format_spec is not None or _text_of(v.value).endswith(hashes) or _is_plain(v.value)
             for v in values
         )
-    return isinstance(node, ast.Call) and ast.unparse(node.func) in _CHECKS
+    return isinstance(node, ast.Call) and _text_of(node.func) in _CHECKS
 
 
 def _fields(trees: Iterable[ast.Module]) -> set[str]:
@@ -973,7 +990,7 @@ def _fields(trees: Iterable[ast.Module]) -> set[str]:
         for node in ast.walk(tree):
             for part in node.body if isinstance(node, ast.ClassDef) else ():
                 if isinstance(part, ast.AnnAssign) and _annotated_as_path(part.annotation):
-                    found.add(ast.unparse(part.target))
+                    found.add(_text_of(part.target))
     return found
 
 
@@ -995,7 +1012,7 @@ def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr, bool]]:
 def _are_paths(node: ast.expr, names: set[str], fields: set[str]) -> bool:
     """Whether it is a listing of a folder, sorted or not, or a tuple of paths."""
     if isinstance(node, ast.Call):
-        called = ast.unparse(node.func)
+        called = _text_of(node.func)
         if called in ("sorted", "list", "reversed") and node.args:
             return _are_paths(node.args[0], names, fields)
         return called.endswith(_LISTING)
@@ -1009,14 +1026,14 @@ def _path_names(nodes: list[ast.AST], fields: set[str]) -> set[str]:
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.arg | ast.AnnAssign) and _annotated_as_path(node.annotation):
-            names.add(node.arg if isinstance(node, ast.arg) else ast.unparse(node.target))
+            names.add(node.arg if isinstance(node, ast.arg) else _text_of(node.target))
+    bindings = [binding for node in nodes for binding in _bindings(node) if isinstance(binding[0], ast.Name)]
     for _ in range(3):  # a path may be made of a path that is made of a path
-        for node in nodes:
-            for target, value, each in _bindings(node):
-                made = isinstance(value, ast.Call) and ast.unparse(value.func) == "atomic_folder"
-                path = _are_paths(value, names, fields) if each else made or _is_path(value, names, fields)
-                if isinstance(target, ast.Name) and path:
-                    names.add(target.id)
+        for target, value, each in bindings:
+            made = isinstance(value, ast.Call) and _text_of(value.func) == "atomic_folder"
+            path = _are_paths(value, names, fields) if each else made or _is_path(value, names, fields)
+            if isinstance(target, ast.Name) and path:
+                names.add(target.id)
     return names
 
 
@@ -1031,20 +1048,18 @@ def unchecked_joins(tree: ast.Module, fields: set[str]) -> set[str]:
             if _is_path(node.left, names, fields) or _is_text(node.right):
                 found.append(node.right)
         elif isinstance(node, ast.Call):
-            called, values = ast.unparse(node.func), node.args
+            called, values = _text_of(node.func), node.args
             if called in ("os.path.join", "path.join", "join"):
                 found += values[1:]
             elif called.endswith((".joinpath", ".with_name")):
                 found += values
             elif called in ("Path", "pathlib.Path") and id(node) not in texts:
                 found += [value for value in values if not _is_path(value, names, fields)]
-    return {ast.unparse(value) for value in found if not _is_plain(value)}
+    return {_text_of(value) for value in found if not _is_plain(value)}
 
 
 def test_every_value_becomes_a_path_in_one_place() -> None:
-    trees = {
-        file.relative_to(SOURCE).as_posix(): ast.parse(file.read_text()) for file in SOURCE.rglob("*.py")
-    }
+    trees = _trees()
     fields = _fields(trees.values())
     found = {name: unchecked_joins(tree, fields) for name, tree in trees.items()}
     del found["storage/paths.py"]
@@ -1090,11 +1105,10 @@ _CHANGES = {"unlink", "rmtree", "mkdir", "makedirs", "symlink_to", "hardlink_to"
 def test_folders_are_made_and_files_deleted_in_few_places() -> None:
     allowed = {f"storage/{name}.py" for name in ("paths", "files", "outputs", "lock")}  # the house rules
     found = {}
-    for file in SOURCE.rglob("*.py"):
-        name = file.relative_to(SOURCE).as_posix()
+    for name, tree in _trees().items():
         calls = {
             n.func.attr
-            for n in ast.walk(ast.parse(file.read_text()))
+            for n in ast.walk(tree)
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
         }
         if name not in allowed and calls & _CHANGES:
