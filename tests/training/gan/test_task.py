@@ -252,8 +252,76 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(prepared, tmp_pat
         train(tiny_config(prepared), tmp_path, device="cpu")
 
 
-def test_sigterm_saves_and_exits_with_143(prepared, uninterrupted, tmp_path):
+def test_sigterm_saves_and_exits_with_143(prepared, uninterrupted, tmp_path, monkeypatch, caplog):
     """The process signals itself inside a step, twice, so that no clock is involved."""
+    real, calls = gan.generator_loss, []
+
+    def signalling(*args):
+        calls.append(1)
+        if len(calls) == 7:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(gan, "generator_loss", signalling)
+    with pytest.raises(SystemExit) as caught:
+        train(tiny_config(prepared), tmp_path, device="cpu")
+    assert caught.value.code == 143
+    assert "saved step 7" in caplog.text
+    assert checkpoint.latest(tmp_path / "checkpoints").step == 7
+    train(tiny_config(prepared), tmp_path, device="cpu")
+    assert final_hashes(tmp_path) == final_hashes(uninterrupted)
+
+
+def test_a_hangup_within_a_save_ends_cleanly_and_loses_nothing(
+    prepared, uninterrupted, tmp_path, monkeypatch
+):
+    """A terminal that goes away while a checkpoint is written: at three calls of three saves."""
+    config, real, calls = (
+        tiny_config(prepared),
+        {name: getattr(os, name) for name in ("fsync", "replace")},
+        [],
+    )
+
+    def hanging_up(name):
+        def wrapper(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == at[-1]:
+                os.kill(os.getpid(), signal.SIGHUP)
+            return real[name](*args, **kwargs)
+
+        return wrapper
+
+    save, saves, at = checkpoint.save, [], []
+
+    def saving(*args, **kwargs):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            for name in real:
+                patch.setattr(os, name, hanging_up(name))
+            made = save(*args, **kwargs)
+        saves.append(len(calls))
+        return made
+
+    monkeypatch.setattr(checkpoint, "save", saving)
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's would be kept
+    try:
+        for call, step in ((1, 6), (3, 11), (5, 16)):  # in the save of step 5, 10, 15: the next is the last
+            at.append(call)
+            with pytest.raises(SystemExit) as caught:
+                train(config, tmp_path, device="cpu")
+            assert caught.value.code == 143
+            newest = checkpoint.latest(tmp_path / "checkpoints")  # reads every byte of it
+            assert newest.step == step
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+    assert min(saves) > 5
+    assert final_hashes(tmp_path) == final_hashes(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_end_exits_with_143(prepared, tmp_path):
+    """As a process of its own: what its parent sees, and what it says."""
     save_config(tiny_config(prepared), tmp_path / "config.json")
     told = (
         "import os, sys; from reposer.training.gan import task as gan; real, calls = gan.generator_loss, []\n"
@@ -268,8 +336,6 @@ def test_sigterm_saves_and_exits_with_143(prepared, uninterrupted, tmp_path):
     assert done.returncode == 143, done.stderr
     assert "saved step 7" in done.stderr
     assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == 7
-    train(tiny_config(prepared), tmp_path / "run", device="cpu")
-    assert final_hashes(tmp_path / "run") == final_hashes(uninterrupted)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGUSR1, 143), (signal.SIGINT, 130)])
