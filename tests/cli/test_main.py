@@ -14,6 +14,7 @@ import typer
 from PIL import Image
 
 from reposer.cli import main as cli
+from reposer.generation.pictures import write_picture
 from reposer.workflows import verify as verification
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,3 +242,39 @@ def test_every_command_line_that_a_page_or_a_message_shows_takes_its_options():
             wrong += [f"{place}: reposer {verb} {o}" for o in options if o not in commands[verb]]
     assert not wrong
     assert seen > 50
+
+
+def test_an_output_over_an_input_is_refused_before_the_network_is_opened(run, tmp_path, monkeypatch):
+    """The same file by another name, and the folder that holds it; a generated picture is an input too."""
+    from reposer.generation import pose_transfer
+
+    def opened(*args, **kwargs):
+        raise AssertionError("the network was opened")
+
+    monkeypatch.setattr(pose_transfer.PoseTransfer, "from_pretrained", opened)
+    photos, model = tmp_path / "photos", tmp_path / "model"
+    photos.mkdir()
+    model.mkdir()
+    write_picture(photos / "a.png", np.zeros((8, 4, 3), np.uint8))
+    write_picture(photos / "b.png", np.full((8, 4, 3), 9, np.uint8))
+    (tmp_path / "other.png").hardlink_to(photos / "a.png")
+    (tmp_path / "way").symlink_to(photos)
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    one = ("generate", model, "--source", photos / "a.png", "--donor", photos / "b.png", "--out")
+    many = ("generate", model, "--source", photos, "--donor", photos / "b.png", "--out")
+    cases = [
+        *((*one, out) for out in (photos / "a.png", photos / "b.png", tmp_path / "other.png")),
+        *((*many, out) for out in (photos, tmp_path / "way", tmp_path, model)),
+        ("evaluate", model, "--data", photos, "--out", photos),
+        ("evaluate", model, "--data", photos, "--out", model),
+        ("augment", model, "--data", photos, "--out", tmp_path, "--real", "none"),
+        ("reid", "evaluate", model, "--data", photos, "--out", tmp_path / "way"),
+        ("reid", "score", photos / "a.png", "--out", photos),
+        ("reid", "export", model, "--out", model),
+        ("export-set", photos, "--out", tmp_path),
+    ]
+    for arguments in cases:
+        code, _, error = run(*arguments)
+        assert code == 1, arguments
+        assert "which this command reads: choose another --out" in error, (arguments, error)
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before

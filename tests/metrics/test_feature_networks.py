@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from reposer.errors import UserError
+from reposer.evaluation.image_quality import evaluate_images
+from reposer.metrics import feature_networks, protocols
 from reposer.metrics.feature_networks import (
     GflaInception,
     KerasMobileNetV2,
@@ -146,6 +148,46 @@ def test_fid_equals_torchmetrics_without_antialiasing(tmp_path, monkeypatch):
     for statistics, images in zip(sets, (real, fake), strict=True):
         statistics.update(ours(images).numpy())
     assert frechet_distance(*sets) == pytest.approx(metric.compute().item(), rel=1e-3)
+
+
+def test_metrics_of_one_inception_run_it_once_for_each_batch(tmp_path, monkeypatch):
+    """fid, kid and is together: as many passes as fid alone, and the numbers of each alone."""
+    seen: list[bytes] = []
+    planes = torch.randn(3, 2048 + 1008, generator=torch.Generator().manual_seed(0))
+
+    class Counting(nn.Module):
+        def __init__(self, name, outputs, feature_extractor_weights_path):
+            super().__init__()
+            assert outputs == ["2048", "logits_unbiased"]
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            seen.append(images.numpy().tobytes())
+            return (images.float().mean((2, 3)) / 64 @ planes).split([2048, 1008], 1)
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "net.safetensors")
+    monkeypatch.setattr(feature_networks, "FeatureExtractorInceptionV3", Counting)
+    monkeypatch.setattr(protocols, "locate", lambda name, files: tmp_path / "net.safetensors")
+    images = [_images(24, (8, 4), seed).permute(0, 2, 3, 1).numpy() for seed in (0, 1)]
+
+    def measured(*names):
+        seen.clear()
+        rows = evaluate_images({"model": images[0]}, images[1], names, batch_size=8).rows
+        return rows, len(seen), len(set(seen))
+
+    alone = {name: measured(name) for name in ("fid", "kid", "is")}
+    together, passes, different = measured(*alone)
+    assert (
+        passes == different == alone["fid"][1] == 3 + 3 + 6
+    )  # the model's, the targets', two halves of these
+    for name, (rows, _, _) in alone.items():
+        assert {method: cells[name] for method, cells in rows.items()} == {
+            method: cells[name] for method, cells in together.items()
+        }
+    monkeypatch.setattr(feature_networks, "MOST_KEPT", 8)  # less is kept: again as many, the same numbers
+    again, passes, _ = measured(*alone)
+    assert again == together
+    assert passes > different
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from reposer.cli.options import (
     parse_size,
 )
 from reposer.errors import UserError
-from reposer.storage.paths import printable
+from reposer.storage.paths import printable, refuse_inputs
 
 # ---- ``reposer demo`` and ``reposer render``: everything that needs no data.
 
@@ -192,4 +192,6 @@ def export_parser(
     """Write a trained parser as an ONNX file and its description."""
     from reposer.annotation.segmentation_model import export_parser as write
 
+    for file in (out, out.with_suffix(".json")):
+        refuse_inputs(file, run)
     print(f"{write(run, out)}: with {out.with_suffix('.json').name}")

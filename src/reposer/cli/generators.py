@@ -32,6 +32,7 @@ from reposer.cli.options import (
     with_parameters,
 )
 from reposer.errors import UserError
+from reposer.storage.paths import refuse_inputs
 
 # ---- ``reposer train``: a network of any kind, by the name of its preset.
 
@@ -122,6 +123,7 @@ def evaluate(
     from reposer.workflows.reid_features import check_data
 
     set_threads(threads)
+    refuse_inputs(out, model, data, pairs, weights, reid, predictor)
     check_data(PackedPeople.open(data / PACKED), model, predictor, reid)
     if is_predictor(model):
         print(
@@ -206,6 +208,7 @@ def generate(
     if not (data and pairs) and not (source and (donor or target)):
         advice = "give --data and --pairs, or --source and one of --donor and --target"
         raise UserError("nothing to generate", advice)
+    refuse_inputs(out, model, data, pairs, source, source_parsing, donor, donor_parsing, target, predictor)
     if data:
         check_data(PackedPeople.open(data / PACKED), model, predictor)
     generator = PoseTransfer.from_pretrained(model).with_predictor(
@@ -273,6 +276,7 @@ def augment(
     from reposer.generation.filters import FilterOptions
     from reposer.workflows.generate import augment_prepared
 
+    refuse_inputs(out, model, data, images, predictor, filter_identity, filter_pose)
     filters = None
     if filter_identity or filter_sharpness or filter_pose:
         pose: Literal["merged8"] | None = "merged8" if filter_pose else None
@@ -332,4 +336,5 @@ def export_set(
     """Write an augmented set as other Re-ID programs read it; pictures that a filter dropped stay out."""
     from reposer.generation.set_exports import export_set as export
 
+    refuse_inputs(out, folder)
     print(export(folder, out, layout, copy=copy))

@@ -21,6 +21,7 @@ from reposer.cli.options import (
     with_parameters,
 )
 from reposer.errors import UserError
+from reposer.storage.paths import refuse_inputs
 
 app = typer.Typer(
     help="Train, evaluate, score and export person re-identification networks.", no_args_is_help=True
@@ -192,6 +193,7 @@ def reid_evaluate(
     """
     from reposer.workflows.reid_evaluation import evaluate_network
 
+    refuse_inputs(out, model, data, query_list, gallery_list, crops)
     report = evaluate_network(
         model,
         data,
@@ -240,6 +242,8 @@ def reid_score(
     from reposer.workflows.reid_evaluation import score_files, score_splits
 
     set_threads(threads)
+    if out is not None:
+        refuse_inputs(out, *features, *(images or ()))
     if train_people is not None and folds is None:
         raise UserError("--train-people is of --folds", "give both, or neither")
     if folds is None and not each:
@@ -266,4 +270,5 @@ def reid_export(
     """Export a network for others: Embedding.from_pretrained reads the folder, onnxruntime the ONNX file."""
     from reposer.workflows.reid_features import export_embedding
 
+    refuse_inputs(out, model)
     print(export_embedding(model, out, onnx=onnx))

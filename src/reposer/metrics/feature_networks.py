@@ -6,9 +6,11 @@ A network, its weights file and its preprocessing belong together; ``protocols.p
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,14 +32,12 @@ from reposer.weights.files import load_state_dict_file
 INCEPTION_SIZE = 299  # pixels
 
 
-class PtInception(nn.Module):
-    """The Inception of the original FID (pt_inception-2015-12-05), as torch-fidelity rebuilds it; D = 2048.
+class _InceptionPasses(nn.Module):
+    """The Inception of the original FID, with all that metrics take from it; what several of them show it
+    goes through it once.
 
-    Images are resized to 299 by TensorFlow 1's bilinear rule, without anti-aliasing.
+    The numbers do not depend on that: the same batch gives the same bits.
     """
-
-    dimension = 2048
-    output = "2048"  # torch-fidelity's name of the layer
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -47,13 +47,54 @@ class PtInception(nn.Module):
         copy.seek(0)
         with torch.random.fork_rng(devices=[]), _named(weights):  # its constructor draws random numbers
             self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", [self.output], feature_extractor_weights_path=copy
+                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=copy
             )
+        self.weights = weights
+        self.users = 0  # metrics
+        self._kept: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()  # by the batch, the oldest first
+        self._rows = 0  # images in it
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (B, 3, H, W) -> float32 (B, 2048) and (B, 1008)."""
+        if self.users < 2:
+            return tuple(self.network(images))
+        pixels = images.contiguous().cpu().numpy()
+        key = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        self._kept[key] = found = tuple(self.network(images))
+        self._rows += len(images)
+        while self._rows > MOST_KEPT and len(self._kept) > 1:
+            self._rows -= len(self._kept.popitem(last=False)[1][0])
+        return found
+
+
+MOST_KEPT = 20_000  # images whose outputs are kept for other metrics: 240 MB
+
+
+class PtInception(nn.Module):
+    """The Inception of the original FID (pt_inception-2015-12-05), as torch-fidelity rebuilds it; D = 2048.
+
+    Images are resized to 299 by TensorFlow 1's bilinear rule, without anti-aliasing.
+
+    Args:
+        weights: the file; or another metric's network of that file, to share its passes.
+    """
+
+    dimension = 2048
+    output = 0  # of the network's outputs
+
+    def __init__(self, weights: Path | PtInception) -> None:
+        super().__init__()
+        known = weights.passes if isinstance(weights, PtInception) else _InceptionPasses(weights)
+        self.passes: _InceptionPasses = known
+        self.passes.users += 1
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32 (B, D)."""
-        features: Tensor = self.network(require_uint8(images))[0]
+        features: Tensor = self.passes(require_uint8(images))[self.output]
         return features
 
 
@@ -61,7 +102,7 @@ class PtInceptionLogits(PtInception):
     """The same network's class logits without their bias, as the Inception Score takes them; D = 1008."""
 
     dimension = 1008
-    output = "logits_unbiased"
+    output = 1
 
 
 class GflaInception(nn.Module):

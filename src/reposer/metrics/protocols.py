@@ -7,10 +7,10 @@ MissingWeightsError when loaded; no other network ever takes its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class SetMetric:
     """A metric of whole sets of images on one feature network."""
 
     protocol: str
-    network: Callable[[Path], nn.Module]  # has .dimension; uint8 (B, 3, H, W) -> (B, D)
+    network: Callable[[Any], nn.Module]  # of a file; has .dimension; uint8 (B, 3, H, W) -> (B, D)
     weights: tuple[str]
     reference: Literal["training"] | None = (
         None  # the set it must be measured against; None: the caller's choice
@@ -86,13 +86,19 @@ class SetMetric:
         """Fields of ImageBatch besides generated and target."""
         return ("keypoints",) if self.masked else ()
 
-    def load(self, files: WeightFiles, device: torch.device) -> nn.Module:
+    def load(self, files: WeightFiles, device: torch.device, others: Iterable[nn.Module] = ()) -> nn.Module:
         """The feature network.
+
+        Args:
+            others: of other metrics; one with the same weights shares its passes.
 
         Raises:
             MissingWeightsError: its weights are not on this machine.
         """
-        return self.network(locate(self.weights[0], files)).to(device)
+        path = locate(self.weights[0], files)
+        same = [n for n in others if isinstance(n, PtInception) and n.passes.weights == path]
+        shares = same and isinstance(self.network, type) and issubclass(self.network, PtInception)
+        return self.network(same[0] if shares else path).to(device)
 
     def shown(self, batch: ImageBatch) -> tuple[Tensor, NDArray[np.bool_]]:
         """What the network sees of a batch, (B, 3, H, W), and (B,) which of it counts: not an empty mask."""
@@ -322,7 +328,7 @@ def load_metrics(
         metric = find_metric(name)
         try:
             if isinstance(metric, SetMetric):
-                networks[name] = metric.load(files, device)
+                networks[name] = metric.load(files, device, networks.values())
             else:
                 measures[name] = metric.load(files, device)
         except MissingWeightsError as error:

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from reposer.errors import UserError, find
@@ -22,6 +23,7 @@ from reposer.models.patn import PATN
 from reposer.models.rsa_gan import RSAGAN
 from reposer.models.san import SAN
 from reposer.models.transport_unet import TransportUNet
+from reposer.storage.paths import printable
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "san": SAN,
@@ -64,11 +66,33 @@ def _build(
     kind: str, known: dict[str, Callable[..., nn.Module]], name: str, args: dict[str, Any]
 ) -> nn.Module:
     made = find(kind, name, known)
-    options = list(inspect.signature(made).parameters)
-    for arg in args:
+    options = inspect.signature(made, eval_str=True).parameters
+    for arg, value in args.items():
         if arg not in options:
             near = difflib.get_close_matches(arg, options, n=1)
             advice = f"did you mean {near[0]}" if near else f"use one of {', '.join(options)}"
-            raise UserError(f"the {kind} {name} has no argument {arg}", advice)
+            raise UserError(f"the {kind} {name} has no argument {printable(arg[:60])}", advice)
+        if not _is_of(options[arg].annotation, value):
+            shown = printable(repr(value)[:60])
+            raise UserError(f"the {kind} {name}: {arg} cannot be {shown}", _advice(options[arg]))
     check_arguments(args)
-    return made(**args)
+    try:
+        return made(**args)
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:  # values that are wrong together
+        reason = printable(str(error).splitlines()[0][:200]) if str(error) else type(error).__name__
+        raise UserError(f"no such {kind} {name} can be built: {reason}", "change its arguments") from error
+
+
+def _is_of(annotation: Any, value: object) -> bool:
+    """Whether the value is of the type that a constructor names; any is, where it names none."""
+    if annotation is inspect.Parameter.empty:
+        return True
+    try:
+        TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _advice(option: inspect.Parameter) -> str:
+    return f"its default is {option.default!r}" if option.default is not option.empty else ""

@@ -101,7 +101,7 @@ def check_choice(option: str, value: object, choices: Collection[object]) -> Non
     """Raise UserError unless ``value`` is one of ``choices``."""
     if value not in choices:
         listed = ", ".join(str(choice) for choice in choices)
-        raise UserError(f"{option}={value!r} is not known", f"use one of {listed}")
+        raise UserError(f"{option}={repr(value)[:60]} is not known", f"use one of {listed}")
 
 
 _COUNTS = ("blocks", "convs", "halvings", "stripes")  # arguments that count layers or parts
@@ -116,7 +116,8 @@ def check_arguments(args: Mapping[str, object]) -> None:
 
     Raises:
         UserError: names the argument and its bound: 64 for numbers and lists of layers, 1024 pixels for the
-            sides of an input (``size``), 8192 for all others.
+            sides of an input (``size``), 8192 for all others; or a number is none, or negative; or ``sigma``
+            or ``temperature``, which are divided by, is 0.
     """
     for name, value in args.items():
         values = list(value) if isinstance(value, list | tuple) else [value]
@@ -124,8 +125,12 @@ def check_arguments(args: Mapping[str, object]) -> None:
         if any(name.endswith(count) for count in _COUNTS):
             most = _MOST_LAYERS
         numbers = [v for v in values if isinstance(v, int | float)]
+        if any(number != number or number < 0 for number in numbers):
+            raise UserError(f"{name} is negative or no number", "give another number")
         if len(values) > _MOST_LAYERS or not all(abs(number) <= most for number in numbers):
             raise UserError(f"{name} is larger than any network here can use", f"the most is {most:,}")
+        if name in ("sigma", "temperature") and 0 in numbers:
+            raise UserError(f"{name}=0 is divided by", "give a number above 0")
         if isinstance(value, Mapping):
             check_arguments(value)
 

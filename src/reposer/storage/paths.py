@@ -108,6 +108,27 @@ def contained(root: Path, relative: str) -> Path:
     return path
 
 
+def refuse_inputs(out: Path, *inputs: str | Path | None) -> None:
+    """Refuse to write over what the same command reads; called before any work.
+
+    Args:
+        inputs: files and folders; a name that is none (of a shipped or hub network) is passed over.
+
+    Raises:
+        UserError: ``out`` is one of them, or a folder that holds one, whatever links or spellings lead there.
+    """
+    if not out.exists():
+        return
+    for given in inputs:
+        if given is None or not os.path.exists(given):
+            continue
+        real = Path(os.path.realpath(given))
+        if any(os.path.samefile(place, out) for place in (real, *real.parents)):
+            is_it = "is" if os.path.samefile(real, out) else "holds"
+            problem = f"{printable(out)}: {is_it} {printable(given)}, which this command reads"
+            raise UserError(problem, "choose another --out")
+
+
 def unlinked(root: Path, relative: str) -> Path:
     """As :func:`contained`, to write or delete: no part of it below ``root`` may be a link at all.
 

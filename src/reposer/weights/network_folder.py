@@ -103,6 +103,8 @@ def build_with_weights(
     try:
         with torch.device("meta"):  # sizes from a foreign config.json cost no memory here
             expected = {k: tuple(t.shape) for k, t in build().state_dict().items()}
+    except UserError as error:
+        raise UserError(f"{origin}: {error.problem}", error.advice) from error
     except (TypeError, ValueError, RuntimeError) as error:  # an unknown keyword; sizes that overflow
         reason = str(error).splitlines()[0]
         raise UserError(f"{origin}: no such {kind} can be built: {reason}", "get the folder again") from error

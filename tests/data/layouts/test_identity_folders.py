@@ -63,6 +63,28 @@ def test_one_number_in_two_spellings_is_said(tmp_path: Path):
     assert "Warnings" in report.summary()
 
 
+@pytest.mark.parametrize("names", [("1.png", "2.png"), ("1.png", "1.png")])
+def test_people_whose_names_differ_in_case_alone_are_said(tmp_path: Path, names: tuple[str, str]):
+    """By the table, since the folders of this test may lie on a disk that ignores case."""
+    root = tmp_path / "root"
+    write(root, f"x/{names[0]}", f"y/{names[1]}", "z/3.png")
+    table = tmp_path / "labels.csv"
+    table.write_text(f"path,pid\nx/{names[0]},Anna\ny/{names[1]},anna\nz/3.png,bert\n")
+    look = look_at_people("folders", root, options={"labels": str(table)})
+    report = prepare_people("folders", root, tmp_path / "out", size=(16, 8), options={"labels": str(table)})
+    for told in (look, report):
+        assert told.splits["train"]["people"] == 3
+        assert told.problems["names-disagree"] == 1
+        assert "Anna and anna differ in letter case alone and count as 2 people" in told.summary()
+
+
+def test_folders_that_differ_in_case_alone_are_said(tmp_path: Path):
+    write(tmp_path, "Anna/1.png", "anna/2.png")
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this disk ignores case")
+    assert labels(tmp_path)[1]["names-disagree"] == 1
+
+
 def test_a_person_in_two_unicode_forms_is_one(tmp_path: Path):
     root, name = tmp_path / "root", "zo\u00eb"
     apart = unicodedata.normalize("NFD", name)

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from reposer.data.layouts.folder_scan import format_of, nfc, walk_files
+from reposer.data.layouts.folder_scan import format_of, nfc, portable_key, walk_files
 from reposer.data.layouts.labeled_files import IMAGE_SUFFIXES, NO_CAMERA, Listing, Problems, labeled
 from reposer.data.layouts.tables import read_rows, row_problem
 from reposer.data.problems import AnnotationProblem
@@ -98,7 +98,7 @@ def list_folders(
         found = _labeled_by_folder(root, images, problems)
     found = [(path, nfc(person), split, known) for path, person, split, known in found]
     numbers = _numbers((person for _, person, _, _ in found), zero_based)
-    problems += _merged(found, numbers)
+    problems += [*_merged(found, numbers), *_alike(found)]
     camids, unnamed = _camids(root, found, cameras)
     files = [
         labeled(path, numbers[person], camid, split)
@@ -299,6 +299,26 @@ def _merged(found: _Found, numbers: dict[str, int]) -> Problems:
         )
         for number, paths in sorted(spellings.items())
         if len(paths) > 1
+    ]
+
+
+def _alike(found: _Found) -> Problems:
+    """A warning for people whose names are one on a disk that ignores letter case: Anna and anna are two."""
+    spellings: defaultdict[str, dict[str, str]] = defaultdict(dict)  # folded -> spelling -> last image
+    for path, person, _, _ in found:
+        spellings[portable_key(person)][person] = path
+    return [
+        AnnotationProblem(
+            printable(max(people.values())),
+            0,
+            "pid",
+            f"{printable(' and '.join(sorted(people)))} differ in letter case alone and count as"
+            f" {len(people)} people; on macOS and Windows they would be one: give one another name, or"
+            " put the images of one person together",
+            "names-disagree",
+        )
+        for _, people in sorted(spellings.items())
+        if len(people) > 1
     ]
 
 
