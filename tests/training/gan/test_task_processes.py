@@ -15,16 +15,30 @@ from tiny_training import ONE_THREAD, TRAIN, final_hashes, tiny_config
 from reposer.config import save_config
 from reposer.storage import checkpoint
 from reposer.training.gan.config import AdversarialConfig, GanConfig, GanOutputConfig
-from reposer.training.loop import train
 
 pytestmark = pytest.mark.slow
 
 
-def _torchrun(config: GanConfig, run: Path, folder: Path, before: str = "") -> subprocess.CompletedProcess:
+DOUBLE = """
+import torch
+import torch.nn.functional as F
+
+def in_double(function):
+    return lambda image, weight, *rest: function(image.to(weight.dtype), weight, *rest)
+
+torch.set_default_dtype(torch.float64)
+torch.Tensor.float = torch.Tensor.double
+F.conv2d, F.conv_transpose2d = in_double(F.conv2d), in_double(F.conv_transpose2d)
+"""
+
+
+def _torchrun(
+    config: GanConfig, run: Path, folder: Path, before: str = "", processes: int = 2
+) -> subprocess.CompletedProcess:
     save_config(config, folder / "config.json")
     script = folder / "script.py"
     script.write_text(before + TRAIN)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     command = [sys.executable, *launcher, str(script), str(folder / "config.json"), str(run)]
     return subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=900)
 
@@ -43,16 +57,23 @@ def _config(prepared: Path, **changes) -> GanConfig:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_equal_one(prepared, tmp_path, accumulate):
+    """In float64. In float32, where they add in another order, a value on a kink of LeakyReLU or of the
+    absolute error in one lies beside it in the other, sooner or later: 6e-8 for 13 steps, then 1e-4.
+    """
     config = _config(prepared, accumulate=accumulate)
-    done = _torchrun(config, tmp_path / "two", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert train(config, tmp_path / "one", device="cpu").step == 20
-    one, two = (checkpoint.latest(tmp_path / name / "checkpoints") for name in ("one", "two"))
-    assert two.meta["world_size"] == 2
+    runs = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        done = _torchrun(config, run, tmp_path, DOUBLE, processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs.append(checkpoint.latest(run / "checkpoints"))
+    one, two = runs
+    assert (one.step, two.step, two.meta["world_size"]) == (20, 20, 2)
     for group in ("generator", "discriminator", "ema"):
         names = sorted(one.groups[group])
         a, b = (torch.cat([run.groups[group][name].flatten() for name in names]) for run in (one, two))
-        assert (a - b).norm() / a.norm() < 1e-5, group
+        assert a.dtype == torch.float64
+        assert (a - b).norm() / a.norm() < 1e-13, group
 
 
 def test_two_processes_resume_bit_for_bit(prepared, tmp_path):
