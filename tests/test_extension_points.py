@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +13,25 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from reposer.annotation import keypoints, parser, person_mask
-from reposer.annotation.annotate import annotate
-from reposer.annotation.annotators import AnnotatorChoice
 from reposer.cli.main import app
-from reposer.data.layouts import reid_readers
+from reposer.data.layouts import readers
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import prepare_market1501
+from reposer.errors import UserError
 from reposer.evaluation import reid_comparison
-from reposer.evaluation.reid_comparison import compare_methods
-from reposer.generation import donors
-from reposer.generation.augmentation import AugmentOptions
+from reposer.generation import donors, filters
 from reposer.generation.pose_transfer import PoseTransfer
+from reposer.losses import image_gan
 from reposer.metrics import protocols
 from reposer.models import embedding, generators
+from reposer.reid.features import write_features
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
+from reposer.storage.manifest import read_rows
 from reposer.structures import FeatureSet
 from reposer.studies import study
+from reposer.studies.plan import StudyPlan
 from reposer.trained.networks import EMBEDDING, GeneratorConfig, open_network
-from reposer.workflows.evaluate import evaluate_model
-from reposer.workflows.generate import augment_prepared
-from reposer.workflows.reid_features import export_embedding
-from reposer.workflows.train import train_preset
 
 SIZE = (64, 32)
 
@@ -92,7 +90,7 @@ def list_toy(root: Path, first: int = 1):
 
 
 def test_a_data_set_layout(toy, tmp_path, monkeypatch):
-    monkeypatch.setitem(reid_readers.LAYOUTS, "toy", toy(LAYOUT).list_toy)
+    monkeypatch.setitem(readers.LAYOUTS, "toy", toy(LAYOUT).list_toy)
     crops, out = write_crops(tmp_path / "crops"), tmp_path / "prepared"
     invoke("prepare", "toy", crops, "--out", out, "--size", "64x32", "--pairs", "parsing", "--first", 7)
     people = PackedPeople.open(out / "packed")
@@ -126,26 +124,85 @@ def copier(toy, tmp_path, monkeypatch) -> Path:
     return tmp_path / "toy_export"
 
 
+def augmented(model: Path, prepared: Path, out: Path, *options: str) -> list[dict]:
+    """The rows of a set that `reposer augment` wrote, `reposer verify` finding nothing wrong with it."""
+    plain = ("--real", "none", "--device", "cpu", "--threads", 1)
+    invoke("augment", model, "--data", prepared, "--out", out, *plain, *options)
+    assert "nothing is wrong" in invoke("verify", out)
+    return read_rows(out).to_pylist()
+
+
 def test_a_generator_and_a_donor_policy(copier, prepared, tmp_path, monkeypatch, toy):
     policy = toy(
         "import numpy as np\ndef next_one(pool, copies):\n    return np.stack([np.roll("
         "np.arange(len(pool.rows)), -c - 1) for c in range(copies)], 1)\n"
     )
     monkeypatch.setitem(donors.POLICIES, "toy", policy.next_one)
-    report = augment_prepared(
-        str(copier),
-        prepared,
-        tmp_path / "set",
-        AugmentOptions(policy="toy", real="none"),
-        images=None,
-        predictor=None,
-        parser=None,
-        accept_license=False,
-        processes=1,
-        threads=1,
-        device="cpu",
-    )
-    assert report.written == report.items > 0
+    rows = augmented(copier, prepared, tmp_path / "set", "--donors", "toy")
+    assert [row["donor"] for row in rows] == [row["source"] for row in rows[1:] + rows[:1]]
+
+
+FILTER = """
+import numpy as np
+from reposer.generation.filters import Filter
+
+class Brightness:
+    def __init__(self, given, choice):
+        self.given, self.channels = given, {"mean": [0, 1, 2], "red": [0]}[choice]
+        self.description = {}
+
+    def real(self):
+        people, rows = self.given.people, self.given.rows
+        return people.images[rows][..., self.channels].mean((1, 2, 3))
+
+    def score(self, pictures, batch, source_rows):
+        return pictures.numpy()[:, self.channels].mean((1, 2, 3))
+
+BRIGHT = Filter("brightness", Brightness, choices=("mean", "red"))
+"""
+
+
+def test_a_picture_filter(copier, prepared, tmp_path, monkeypatch, toy):
+    monkeypatch.setitem(filters.FILTERS, "bright", toy(FILTER).BRIGHT)
+    people = PackedPeople.open(prepared / "packed")
+    images = people.images[people.splits == "train"].astype(np.float64)
+    real = {"mean": images.mean((1, 2, 3)), "red": images[..., 0].mean((1, 2))}
+    chosen = ("--filter", "bright", "--filter", "bright_quantile=0.5", "--filter", "sharpness", "--png")
+    rows = augmented(copier, prepared, tmp_path / "set", *chosen)
+    scores = np.array([row["brightness"] for row in rows])
+    np.testing.assert_allclose(np.sort(scores), np.sort(real["mean"]))  # the pictures are the sources
+    dark = ["bright" in (row["dropped_because"] or "") for row in rows]
+    assert dark == (scores < np.median(real["mean"])).tolist()
+    invoke("forget", tmp_path / "set", "--pid", rows[0]["pid"])
+    assert "nothing is wrong" in invoke("verify", tmp_path / "set")
+    assert {"brightness", "sharpness"} < read_rows(tmp_path / "set").to_pylist()[0].keys()
+    arms = ["red=x2_any filter.bright=red filter.identity=false"]
+    study_of_it = study.configure("augmentation", prepared, "shipped", ["real"], variants=arms)
+    inputs = StudyPlan(study_of_it.changed(generator=str(copier)), tmp_path).cells[1].augmented.inputs
+    assert inputs["filter"]["bright"] == "red"
+    with pytest.raises(UserError, match="bright blue: unknown: did you mean red"):
+        filters.filter_options(["bright=blue"])
+    assert augmented(copier, prepared, tmp_path / "other")[0].keys() == rows[0].keys() - {"brightness"}
+
+
+LOSS = """
+def red(made):
+    return (made.image[:, 0] - made.batch.target_image[:, 0]).abs().mean()
+"""
+
+
+def test_a_loss_term(toy, prepared, tmp_path, monkeypatch):
+    monkeypatch.setitem(generators.GENERATORS, "toy", toy(GENERATOR).Copy)
+    monkeypatch.setitem(image_gan.TERMS, "red", toy(LOSS).red)
+    values = ("generator=toy", "generator_args={}", "weights.red=3", "weights.l1=0", "weights.adversarial=0")
+    settings = [word for value in (*values, "output.log_every=1") for word in ("--set", value)]
+    where = ("--data", prepared, "--out", tmp_path / "run", "--device", "cpu", "--max-minutes", 0)
+    invoke("train", "san_demo", *where, *settings)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    found = [line for line in logged if "generator/red" in line]
+    assert found
+    assert all(line["generator/loss"] == pytest.approx(3 * line["generator/red"]) for line in found)
 
 
 METRIC = """
@@ -163,9 +220,8 @@ CHANGE = ImageMetric("higher", "mean change of the source", load, ("source_image
 
 def test_an_image_metric_with_an_input_of_its_own(copier, prepared, tmp_path, monkeypatch, toy):
     monkeypatch.setitem(protocols.METRICS, "change", toy(METRIC).CHANGE)
-    model = PoseTransfer.from_pretrained(copier, setup("cpu", threads=1))
-    report = evaluate_model(model, prepared, tmp_path / "quality", metrics=("change", "l1"), limit=4)
-    text = report.to_markdown()
+    where = ("--data", prepared, "--out", tmp_path / "quality")
+    text = invoke("evaluate", copier, *where, "--metrics", "change,l1", "--limit", 4)
     assert "change" in text
     assert "not measured" not in text
 
@@ -192,8 +248,10 @@ def test_a_reid_backbone(toy, prepared, tmp_path, monkeypatch):
     monkeypatch.setitem(embedding.EMBEDDINGS, "flat", toy(BACKBONE).Flat)
     network = 'embedding={"backbone": "flat", "size": [64, 32]}'
     settings = [network, "augment.crop=[64,32]", "batch_size=8"]
-    train_preset("reid_demo", prepared, tmp_path / "run", settings, device="cpu", max_minutes=0)
-    assert "model.safetensors" in export_embedding(str(tmp_path / "run"), tmp_path / "export")
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    where = ("--data", prepared, "--out", tmp_path / "run", "--device", "cpu", "--max-minutes", 0)
+    invoke("train", "reid_demo", *where, *chosen)
+    assert "model.safetensors" in invoke("reid", "export", tmp_path / "run", "--out", tmp_path / "export")
     network = open_network(EMBEDDING, tmp_path / "export").network
     assert network(torch.zeros(2, 3, *SIZE, dtype=torch.uint8)).shape == (2, 4)
 
@@ -208,7 +266,7 @@ class Toy(KISSME):
 """
 
 
-def test_a_metric_learner(toy, monkeypatch):
+def test_a_metric_learner(toy, tmp_path, monkeypatch):
     module = toy(LEARNER)
     monkeypatch.setitem(reid_comparison.LEARNERS, "toy", lambda seed: module.Toy())
     rng = np.random.default_rng(0)
@@ -220,8 +278,8 @@ def test_a_metric_learner(toy, monkeypatch):
         return FeatureSet(values.astype(np.float32), pids, np.tile(np.arange(1, 5), 12), names)
 
     test = features(100)
-    report = compare_methods(test, test, features(1), methods=("toy",))
-    assert list(report.results) == ["toy"]
+    write_features(tmp_path / "features.npz", {"query": test, "gallery": test, "train": features(1)})
+    assert "| toy |" in invoke("reid", "score", tmp_path / "features.npz", "--methods", "toy")
 
 
 ANNOTATORS = """
@@ -261,8 +319,8 @@ def test_a_parser_a_masker_and_a_keypoint_detector(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(person_mask.MASKERS, "toy", lambda weights, **how: module.All())
     monkeypatch.setitem(keypoints.KEYPOINT_DETECTORS, "toy", lambda weights, **how: module.Line())
     crops = write_crops(tmp_path / "crops")
-    report = annotate(crops, tmp_path / "out", AnnotatorChoice("toy", "toy", "toy").open)
-    assert report.annotated == 8
+    chosen = ("--parser", "toy", "--mask", "toy", "--keypoints", "toy")
+    assert "8 " in invoke("annotate", crops, "--out", tmp_path / "out", *chosen)
     assert len(list((tmp_path / "out" / "parsing").glob("*.png"))) == 8
     assert len(list((tmp_path / "out" / "mask").glob("*.png"))) == 8
     assert (tmp_path / "out" / "keypoints.csv").read_text().count("\n") == 9

@@ -49,7 +49,7 @@ class Config(pydantic.BaseModel):
     @pydantic.field_validator("*")
     @classmethod
     def _in_range(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        """Bounds for every number, whatever a field's own are: nothing overflows or counts for ever."""
+        """Bounds for every number, whatever a field's own are: nothing overflows or counts without end."""
         seed = "seed" in (info.field_name or "")
         for number in _numbers(value):
             if seed and not 0 <= number <= LARGEST_SEED:
@@ -84,12 +84,15 @@ _C = TypeVar("_C", bound=Config)
 _MAX_JSON_BYTES = 512 * 2**20  # the plan of ten million images
 
 
-def apply_overrides(config: _C, overrides: Sequence[str]) -> _C:
+def apply_overrides(config: _C, overrides: Sequence[str], option: str = "--set") -> _C:
     """A copy of ``config`` with ``"optimizer.lr=1e-4"``-like overrides applied in order.
 
     Values are read as YAML the way OmegaConf does (1e-4 is a number, ``[128, 64]`` a list, ``null`` None);
     where the field refuses that reading, the plain text is tried (``name=007`` stays a text for a text
     field). The value replaces what stands at the key: lists and dictionaries are not merged.
+
+    Args:
+        option: of the command line that they came by, for messages.
 
     Raises:
         UserError: an override without "=", an unknown key (names the nearest valid one) or a value of the
@@ -97,29 +100,27 @@ def apply_overrides(config: _C, overrides: Sequence[str]) -> _C:
     """
     data = config.model_dump(mode="json")
     for override in overrides:
-        _apply(type(config), data, override)
-    return _validated(type(config), data, "--set")
+        _apply(type(config), data, override, f"{option} {override}")
+    return _validated(type(config), data, option)
 
 
-def _apply(cls: type[_C], data: dict[str, Any], override: str) -> None:
+def _apply(cls: type[_C], data: dict[str, Any], override: str, origin: str) -> None:
     """Put one override into ``data``, which is of no use when this raises."""
     key, separator, text = override.partition("=")
     names = key.strip().split(".")
     if not separator or not all(names):
-        raise UserError(
-            f"--set {override}: is not of the form key=value", "write for example optimizer.lr=1e-4"
-        )
+        raise UserError(f"{origin}: is not of the form key=value", "write for example optimizer.lr=1e-4")
     try:
         # The key is replaced: OmegaConf would read brackets and escapes in it in its own way.
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
         value = json.loads(json.dumps(cast(dict[str, Any], parsed)["value"], allow_nan=False))
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--set {override}: the value cannot be read: {reason}", "quote the value") from error
-    _refuse_unknown(cls, names, f"--set {override}")
+        raise UserError(f"{origin}: the value cannot be read: {reason}", "quote the value") from error
+    _refuse_unknown(cls, names, origin)
     first: list[Any] = []  # what is wrong with the YAML reading
     for candidate in (value, text):
-        _assign(data, names, candidate, override)
+        _assign(data, names, candidate, origin)
         # What concerns other keys, or several at once, is judged when all overrides are in.
         problems = [
             p for p in _problems(cls, data) if [str(part) for part in p["loc"][: len(names)]] == names
@@ -127,17 +128,17 @@ def _apply(cls: type[_C], data: dict[str, Any], override: str) -> None:
         if not problems:
             return
         first = first or problems
-    raise UserError(_lines(cls, first, f"--set {override}"))
+    raise UserError(_lines(cls, first, origin))
 
 
-def _assign(data: dict[str, Any], names: list[str], value: Any, override: str) -> None:
+def _assign(data: dict[str, Any], names: list[str], value: Any, origin: str) -> None:
     for depth, name in enumerate(names[:-1]):
         if data.get(name) is None:
             data[name] = {}
         data = data[name]
         if not isinstance(data, dict):
             parent = ".".join(names[: depth + 1])
-            raise UserError(f"--set {override}: {parent} holds no keys of its own", f"write {parent}=VALUE")
+            raise UserError(f"{origin}: {parent} holds no keys of its own", f"write {parent}=VALUE")
     data[names[-1]] = value
 
 

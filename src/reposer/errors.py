@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 # a number beyond these is wrong wherever a user or a file gives it
@@ -36,6 +36,7 @@ class MissingWeightsError(UserError):
 
 
 T = TypeVar("T")
+N = TypeVar("N", bound=str)
 
 
 def find(kind: str, name: str, table: Mapping[str, T], *others: str) -> T:
@@ -52,7 +53,21 @@ def find(kind: str, name: str, table: Mapping[str, T], *others: str) -> T:
     """
     if name in table:
         return table[name]
-    known = [*table, *others]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    raise unknown(kind, name, [*table, *others])
+
+
+def known(kind: str, name: str, names: Iterable[N]) -> N:
+    """The same of names that stand for themselves.
+
+    Raises:
+        UserError: as :func:`find`.
+    """
+    return find(kind, name, {one: one for one in names})
+
+
+def unknown(kind: str, name: str, names: Iterable[str]) -> UserError:
+    """The error of a name that is none of ``names``: it names the nearest and lists all."""
+    listed = list(names)
+    near = difflib.get_close_matches(name, listed, n=1, cutoff=0.0)
     nearest = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"{kind} {name or repr(name)}: unknown", f"{nearest}known: {', '.join(known)}")
+    return UserError(f"{kind} {name or repr(name)}: unknown", f"{nearest}known: {', '.join(listed)}")

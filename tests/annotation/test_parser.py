@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -180,6 +181,14 @@ def test_own_sides_are_corrected_where_both_limbs_are_known():
     assert np.array_equal(parsing[1], [l_leg, r_leg] * 5)  # untouched
 
 
+def test_a_parser_goes_into_another_process(exported, described):
+    """Pickled, as spawned processes get it: with a session of its own there, and as many threads."""
+    parser = open_parser(described(exported()[1], "my", size=[33, 33], labels="lip20"))
+    again = pickle.loads(pickle.dumps(parser))
+    assert again._network._again == parser._network._again
+    assert torch.equal(again(pictures()), parser(pictures()))
+
+
 def test_who_tells_the_sides_can_be_chosen(exported, described, tmp_path):
     _, file = exported()
     own = described(file, "own", size=[33, 33], labels="lip20")
@@ -220,8 +229,8 @@ def test_outside_label_sets_have_the_right_length():
     ("changes", "told"),
     [
         ({"labels": "pascal7"}, "coarser than LIP-20"),
-        ({"labels": "coco"}, "use one of"),
-        ({"labels": ["background", "tail"]}, "'tail' is no label"),
+        ({"labels": "coco"}, "labels coco: unknown: did you mean"),
+        ({"labels": ["background", "tail"]}, "label tail: unknown"),
         ({"labels": ["background"]}, "2 to 256"),
         ({"size": [33, 100_000]}, "8 to 4096"),
         ({"std": [0, 1, 1]}, "std must be positive"),

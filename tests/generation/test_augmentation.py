@@ -416,13 +416,13 @@ def fault_kinds():
         return sorted((folder / "manifest").glob("part-*.parquet"))[1]
 
     def edit(folder, change):
-        from reposer.generation.augmented_rows import COLUMNS
+        from reposer.generation.augmented_rows import columns_of
         from reposer.storage.manifest import read_part, write_part
 
         path = part(folder)
         rows = read_part(path).to_pylist()
         change(rows)
-        write_part(path, rows, COLUMNS)  # sealed anew: only the contents can tell
+        write_part(path, rows, columns_of({}))  # sealed anew: only the contents can tell
 
     def foreign(place):
         return lambda folder: (folder / place).write_bytes(b"x")

@@ -17,7 +17,8 @@ from reposer.config import stored_hash
 from reposer.data.packed import PackedPeople
 from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError
-from reposer.generation.filters import FilterOptions, PictureFilter, pose_agreement, sharpness
+from reposer.generation.filters import FilterOptions, PictureFilter, filter_options
+from reposer.generation.picture_scores import pose_agreement, sharpness
 from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL
 from reposer.trained.networks import EMBEDDING, of_run
@@ -70,7 +71,9 @@ def _slow_identity(packed: PackedPeople, run: Path, picture: torch.Tensor, sourc
 
 
 def test_identity_is_the_nearest_other_image_of_the_person(packed, run):
-    judge = PictureFilter.fit(packed, TRAINING, FilterOptions(identity=run, identity_quantile=0.9))
+    judge = PictureFilter.fit(
+        packed, TRAINING, FilterOptions(identity=True, identity_quantile=0.9), reid_run=run
+    )
     images = packed.pair_batch(TRAINING, TRAINING).source_image
     real = [_slow_identity(packed, run, image, i) for i, image in enumerate(images)]
     assert np.isnan(real[24])  # one image: nobody to compare with
@@ -92,7 +95,7 @@ def test_identity_is_the_nearest_other_image_of_the_person(packed, run):
 
 def test_the_filter_sees_its_rows_only(packed, run):
     few = np.array([0, 1, 4, 5, 8, 9])
-    judge = PictureFilter.fit(packed, few, FilterOptions(identity=run))
+    judge = PictureFilter.fit(packed, few, FilterOptions(identity=True), reid_run=run)
     source = np.array([0])
     picture = packed.pair_batch(source, source).source_image
     found = judge.score(picture, packed.pair_batch(source, source), source)["identity_distance"]
@@ -178,20 +181,38 @@ def test_a_parser_judges_the_pose(packed):
     assert judge.decide(scores) == [None, "pose+sharpness"]
 
 
+def test_filters_are_chosen_by_text():
+    assert filter_options([]) is None
+    assert filter_options(["pose", "sharpness"]) == FilterOptions(pose="merged8", sharpness=True)
+    chosen = filter_options(["pose=mask", "identity", "identity_quantile=0.9"])
+    assert chosen == FilterOptions(pose="mask", identity=True, identity_quantile=0.9)
+    for text, words in {
+        "sharpnes": "--filter sharpnes=true: unknown key sharpnes: did you mean sharpness",
+        "identity_quantile=0.9": "no filter is chosen: name identity, pose, sharpness",
+        "pose=face": "pose: .* 'merged8' or 'mask'",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            filter_options([text])
+
+
 def test_refusals(packed, run, tmp_path):
     with pytest.raises(ValidationError, match="no filter is chosen"):
         FilterOptions()
     sharp = FilterOptions(sharpness=True)
     with pytest.raises(UserError, match="row 25 is of split val: thresholds are taken"):
         PictureFilter.fit(packed, np.array([0, 25]), sharp)
-    with pytest.raises(UserError, match="a parser and the option pose belong together"):
+    with pytest.raises(UserError, match="filter pose: needs a parser"):
         PictureFilter.fit(packed, TRAINING, FilterOptions(pose="mask"))
+    with pytest.raises(
+        UserError, match="a Re-ID run is named, and no filter looks at it: choose the filter identity"
+    ):
+        PictureFilter.fit(packed, TRAINING, sharp, reid_run=run)
     alone = np.array([0, 4, 8])
     with pytest.raises(UserError, match="filter identity: no real training image tells what is usual"):
-        PictureFilter.fit(packed, alone, FilterOptions(identity=run))
+        PictureFilter.fit(packed, alone, FilterOptions(identity=True), reid_run=run)
     others = pack_planted(tmp_path, [Planted(pid=1 + i // 2) for i in range(18)])
     with pytest.raises(UserError, match=r"was not trained on the training people .*\(pid 8 differs\)"):
-        PictureFilter.fit(others, np.arange(16), FilterOptions(identity=run))
+        PictureFilter.fit(others, np.arange(16), FilterOptions(identity=True), reid_run=run)
 
 
 def test_an_embedding_that_saw_generated_images_is_refused(packed, run, tmp_path):
@@ -201,9 +222,9 @@ def test_an_embedding_that_saw_generated_images_is_refused(packed, run, tmp_path
     settings["generated"]["folder"] = "augmented"
     (other / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="is of another run or configuration"):
-        PictureFilter.fit(packed, TRAINING, FilterOptions(identity=other))
+        PictureFilter.fit(packed, TRAINING, FilterOptions(identity=True), reid_run=other)
     found = checkpoint.load(checkpoint.steps(other / "checkpoints")[0][1])
     meta = found.meta | {"config_hash": stored_hash(other / "config.json")}
     checkpoint.save(other / "checkpoints", found.step, found.groups, meta)
     with pytest.raises(UserError, match="was trained on generated images"):
-        PictureFilter.fit(packed, TRAINING, FilterOptions(identity=other))
+        PictureFilter.fit(packed, TRAINING, FilterOptions(identity=True), reid_run=other)

@@ -43,7 +43,7 @@ from reposer.data.preparing.annotation_lookup import Annotations
 from reposer.data.problems import AnnotationProblem, problems_csv
 from reposer.data.records import _SCHEMA, read_manifest
 from reposer.errors import UserError
-from reposer.generation.augmented_rows import COLUMNS, KIND, REAL, REAL_COLUMNS, REAL_ROWS
+from reposer.generation.augmented_rows import KIND, REAL, REAL_COLUMNS, REAL_ROWS, columns_of
 from reposer.generation.forgetting import forget
 from reposer.generation.lineage import set_faults
 from reposer.generation.pictures import write_picture
@@ -300,7 +300,7 @@ def augmented_set(folder: Path, file: Any, real: Any) -> Path:
             "seed": 0,
         }
         (folder / JOB).write_text(json.dumps({"items": 1, "shard_items": 64, "settings": settings}))
-    row = dict.fromkeys((name for name, _ in COLUMNS))
+    row = dict.fromkeys((name for name, _ in columns_of({})))
     row |= {
         "file": file,
         "sha256": "0" * 64,
@@ -312,7 +312,7 @@ def augmented_set(folder: Path, file: Any, real: Any) -> Path:
         "synthetic": True,
         "copy": 1,
     }
-    _write(part_path(folder, 0), row, COLUMNS)
+    _write(part_path(folder, 0), row, columns_of({}))
     real_row = {"file": real, "sha256": "0" * 64, "pid": 1, "camid": 1}
     _write(folder / REAL_ROWS, real_row, REAL_COLUMNS, synthetic=False)
     return folder

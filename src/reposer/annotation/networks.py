@@ -68,6 +68,7 @@ class OnnxNetwork:
         path: the file.
         description: its input size and the number of the output to use.
         device: "cpu" or "cuda".
+        threads: of the processor; None: as many as torch has.
 
     Raises:
         RefusedFileError: as ``read_onnx``, or rules ``unusable`` (onnxruntime cannot build it), ``inputs``
@@ -75,7 +76,15 @@ class OnnxNetwork:
         UserError: a package or the device is missing.
     """
 
-    def __init__(self, path: str | Path, description: SegmentationModel, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        description: SegmentationModel,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        threads = threads or torch.get_num_threads()
+        self._again = (path, description, device, threads)
         try:
             import onnxruntime as ort
         except ImportError as error:
@@ -84,7 +93,7 @@ class OnnxNetwork:
         if device.startswith("cuda") and "CUDAExecutionProvider" not in ort.get_available_providers():
             raise UserError(f"device {device}: onnxruntime has no CUDA here", "pip install onnxruntime-gpu")
         try:
-            self._session = OnnxSession(data, torch.get_num_threads(), device.startswith("cuda"))
+            self._session = OnnxSession(data, threads, device.startswith("cuda"))
         except SessionError as error:
             raise RefusedFileError(path, "unusable", f"onnxruntime refuses it: {error}") from error
         inputs, outputs = self._session.inputs, self._session.outputs
@@ -99,6 +108,10 @@ class OnnxNetwork:
         self._half = inputs[0].type == _HALF
         self._output = description.output
         self._batch = shape[0] if isinstance(shape[0], int) else None  # the only batch size it takes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its place: another process has a session of its own."""
+        return OnnxNetwork, self._again
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._batch is None:
@@ -120,8 +133,8 @@ class OnnxNetwork:
 
 def _input_fault(inputs: Sequence[Value], size: tuple[int, int]) -> tuple[str, str]:
     """What is wrong with a network's inputs, and what to do; "" and "" for one float (B, 3, *size)."""
-    told = ", ".join(f"{i.type} {i.shape}" for i in inputs)[:120]
-    problem = f"takes {told or 'nothing'}, its description says one float (B, 3, {size[0]}, {size[1]})"
+    wanted = ", ".join(f"{i.type} {i.shape}" for i in inputs)[:120]
+    problem = f"takes {wanted or 'nothing'}, its description says one float (B, 3, {size[0]}, {size[1]})"
     if len(inputs) != 1:
         return problem, "export the network with the image as its only input"
     shape = list(inputs[0].shape)
@@ -239,7 +252,7 @@ def _filled(network_class: Any, config: Any, tensors: dict[str, Tensor], weights
     level = logger.level
     logger.setLevel(logging.ERROR)  # its report of missing tensors; they are an error here
     try:
-        network, told = network_class.from_pretrained(
+        network, report = network_class.from_pretrained(
             None, config=config, state_dict=tensors, output_loading_info=True, dtype=torch.float32
         )
     except Exception as error:
@@ -248,7 +261,9 @@ def _filled(network_class: Any, config: Any, tensors: dict[str, Tensor], weights
     finally:
         logger.setLevel(level)
     wrong = [
-        str(entry) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for entry in told[kind]
+        str(entry)
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for entry in report[kind]
     ]
     if wrong:
         problem = f"{len(wrong)} tensors do not belong to config.json: {wrong[0][:100]}"

@@ -1,10 +1,8 @@
 """``reposer train``, ``evaluate``, ``generate`` and ``augment``: the commands of trained networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -229,7 +227,46 @@ def generate(
 # ---- ``reposer augment``, ``forget`` and ``export-set``: larger training sets, and what is done with them.
 
 
+def _filtering(
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", help="Drop pictures by identity, pose, sharpness, ...; or KEY=VALUE; repeatable."
+        ),
+    ] = None,
+    reid: Annotated[Path | None, typer.Option(help="Re-ID run, for --filter identity.")] = None,
+    parser: Annotated[
+        str | None, typer.Option(help="Parser, for --filter pose: .onnx file, folder or name.")
+    ] = None,
+    filter_identity: Annotated[
+        Path | None, typer.Option(help="The same as --filter identity --reid RUN.")
+    ] = None,
+    filter_sharpness: Annotated[
+        bool, typer.Option("--filter-sharpness", help="The same as --filter sharpness.")
+    ] = False,
+    filter_pose: Annotated[
+        str | None, typer.Option(help="The same as --filter pose --parser PARSER.")
+    ] = None,
+    accept_license: ParserTerms = False,
+) -> tuple[Any, dict[str, Any]]:  # FilterOptions or None, and what the filters need
+    """The parameters that say which pictures are dropped."""
+    from reposer.generation.filters import filter_options
+
+    short = {"identity": filter_identity, "pose": filter_pose, "sharpness": filter_sharpness}
+    chosen = filter_options([*(name for name, value in short.items() if value), *(filters or ())])
+    if (filter_pose and parser) or (filter_identity and reid):
+        raise UserError(
+            "two options name one thing", "give --parser or --filter-pose, --reid or --filter-identity"
+        )
+    return chosen, {
+        "reid_run": filter_identity or reid,
+        "parser": filter_pose or parser,
+        "accept_license": accept_license,
+    }
+
+
 @app.command()
+@with_parameters(_filtering, "filters")
 def augment(
     model: Model,
     data: Data,
@@ -254,14 +291,8 @@ def augment(
         Path | None, typer.Option(help="The data set that --data was made of, for --real link and copy.")
     ] = None,
     real: Annotated[str, typer.Option(help="Real images in the set: link, copy or none.")] = "link",
-    filter_identity: Annotated[
-        Path | None, typer.Option(help="Drop pictures that this Re-ID run does not take for their person.")
-    ] = None,
-    filter_sharpness: Annotated[bool, typer.Option("--filter-sharpness", help="Drop blurred ones.")] = False,
-    filter_pose: Annotated[
-        str | None, typer.Option(help="Drop those in another pose than the donor's, by this parser.")
-    ] = None,
-    accept_license: ParserTerms = False,
+    *,
+    filters: Any,  # FilterOptions or None, and what they need
     png: Annotated[bool, typer.Option("--png", help="PNG instead of JPEG.")] = False,
     batch_size: BatchSize = 32,
     processes: Processes = 1,
@@ -273,14 +304,10 @@ def augment(
     With --predictor only the pose is the donor's: maps are predicted from what the source wears.
     """
     from reposer.generation.augmentation import AugmentOptions
-    from reposer.generation.filters import FilterOptions
     from reposer.workflows.generate import augment_prepared
 
-    refuse_inputs(out, model, data, images, predictor, filter_identity, filter_pose)
-    filters = None
-    if filter_identity or filter_sharpness or filter_pose:
-        pose: Literal["merged8"] | None = "merged8" if filter_pose else None
-        filters = FilterOptions(identity=filter_identity, sharpness=filter_sharpness, pose=pose)
+    chosen, needed = filters
+    refuse_inputs(out, model, data, images, predictor, needed["reid_run"], needed["parser"])
     options = AugmentOptions(
         factor=factor,
         policy=donors,
@@ -293,7 +320,7 @@ def augment(
         real=real,
         budget=budget,
         budget_seed=budget_seed,
-        filters=filters,
+        filters=chosen,
     )
     print(
         augment_prepared(
@@ -303,8 +330,7 @@ def augment(
             options,
             images=images,
             predictor=predictor,
-            parser=filter_pose,
-            accept_license=accept_license,
+            **needed,
             processes=processes,
             threads=threads,
             device=device,

@@ -31,14 +31,13 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.data.samplers import budget_rows
 from reposer.data.synthetic.checks import RealSet
-from reposer.errors import MOST_SOURCES, UserError
+from reposer.errors import MOST_SOURCES, UserError, known
 from reposer.generation.augmented_rows import (
-    COLUMNS,
-    FURTHER_COLUMNS,
     KIND,
     PLACEMENTS,
-    SCORES,
     RealImages,
+    columns_of,
+    score_columns,
     write_summary,
 )
 from reposer.generation.batch import (
@@ -55,9 +54,10 @@ from reposer.generation.batch import (
 )
 from reposer.generation.camera_colors import CAMERAS, CameraColors
 from reposer.generation.donors import DonorPlan, choose_donors
-from reposer.generation.filters import FilterOptions, Parser, PictureFilter
+from reposer.generation.filters import FilterOptions, PictureFilter
 from reposer.generation.forgetting import refuse_removed
 from reposer.generation.pair_sources import PackedPairs
+from reposer.generation.picture_scores import Parser
 from reposer.generation.pictures import JPEG_QUALITY, check_format
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.stitching import check_background
@@ -120,13 +120,15 @@ class AugmentedPictures:
             for source, number in zip(plan.source.tolist(), plan.copy.tolist(), strict=True)
         ]
         check_names(self._names)
+        self._settings = self._describe()
+        self._scores = score_columns(self._settings)
 
     def job(self, out: Path) -> PictureJob:
         """To be done in a folder."""
         options = self._options
         return PictureJob(
-            Folder(out, out, COLUMNS + (FURTHER_COLUMNS if options.sources > 1 else ()), synthetic=True),
-            self._settings(),
+            Folder(out, out, columns_of(self._settings), synthetic=True),
+            self._settings,
             environment(self._model),
             items=len(self._names),
             shard_items=whole_batches(options.shard_items, options.batch_size),
@@ -149,7 +151,7 @@ class AugmentedPictures:
         files = [self._names[i] for i in batch.items]
         return partial(encode_batch, pictures, files, rows, self._options.file_format)
 
-    def _settings(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         """Everything that the bytes of the job depend on, apart from versions and machine."""
         model, people, options, plan = self._model, self._people, self._options, self._plan
         arrays = (plan.source, plan.donor, plan.copy)
@@ -171,9 +173,9 @@ class AugmentedPictures:
         }
 
     def _judge(self, pictures: Tensor, people: PairBatch, items: range) -> list[dict[str, Any]]:
-        """The columns kept to sharpness of a batch; a score that cannot be known is null."""
+        """The verdict and scores of each picture of a batch; a score that cannot be known is null."""
         if self._filter is None:
-            return [{"kept": True, "dropped_because": None, **dict.fromkeys(SCORES)} for _ in items]
+            return [{"kept": True, "dropped_because": None, **dict.fromkeys(self._scores)} for _ in items]
         here = slice(items.start, items.stop)
         scores = self._filter.score(pictures, people, self._plan.source[here])
         reasons = self._filter.decide(scores)
@@ -182,7 +184,7 @@ class AugmentedPictures:
         }
         return [
             {"kept": reason is None, "dropped_because": reason}
-            | {name: known[name][i] if name in known else None for name in SCORES}
+            | {name: known[name][i] if name in known else None for name in self._scores}
             for i, reason in enumerate(reasons)
         ]
 
@@ -214,6 +216,7 @@ def augment(
     *,
     images: str | Path | None = None,
     processes: int = 1,
+    reid_run: Path | None = None,
     parser: Parser | None = None,
     on_progress: Progress = None,
 ) -> WriteReport:
@@ -229,7 +232,8 @@ def augment(
         images: the data set that ``prepared`` was made of, for ``options.real`` "link" and "copy":
             a folder that a file names is not opened.
         processes: that generate side by side, each with the threads of ``pose_transfer.runtime``.
-        parser: for the filter of poses; with several processes it is pickled.
+        reid_run: a Re-ID training on the real training images, for a filter that needs one.
+        parser: for a filter that needs one; with several processes it is pickled.
         on_progress: called with (pictures done, pictures in all).
 
     Returns:
@@ -248,11 +252,13 @@ def augment(
     rows = budget_rows(people, options.budget, options.budget_seed, (SPLIT,))
     _refuse_generated(people, rows)
     if pose_transfer.maps == "predicted":
-        rows = _with_key_points(people, rows, notes)
+        rows = _with_keypoints(people, rows, notes)
     plan = choose_donors(people, options.policy, options.factor, seed=options.seed, rows=rows)
     picture_filter = None
     if options.filters is not None:
-        picture_filter = PictureFilter.fit(people, rows, options.filters, parser=parser)
+        picture_filter = PictureFilter.fit(people, rows, options.filters, reid_run=reid_run, parser=parser)
+    elif reid_run or parser:
+        raise UserError("a Re-ID run or a parser is named, and no filter", "choose one, or leave it out")
     maker = AugmentedPictures(pose_transfer, people, options, plan, picture_filter)
     job = maker.job(out)
     root = None if images is None else Path(images)
@@ -263,11 +269,11 @@ def augment(
 
     def before(report: WriteReport) -> None:
         refuse_removed(out)
-        told = pose_transfer.told(options.background)
-        report.notes += [*([told] if told else []), *notes, *plan.notes, *real.place(out, options.real)]
+        origin = pose_transfer.provenance(options.background)
+        report.notes += [*([origin] if origin else []), *notes, *plan.notes, *real.place(out, options.real)]
 
     def after(report: WriteReport) -> None:
-        report.notes.append(_told(write_summary(out)))
+        report.notes.append(_counted(write_summary(out)))
 
     executor = in_this_process(lambda: maker, options.encoders)
     if runtime.world_size > 1:
@@ -321,13 +327,11 @@ def _maker_in_process(
 
 def _check(options: AugmentOptions, processes: int) -> None:
     check_background(options.background)
-    if options.camera not in CAMERAS:
-        raise UserError(f"camera {options.camera}: unknown", f"choose from {', '.join(CAMERAS)}")
+    known("camera", options.camera, CAMERAS)
     if options.camera == "donor" and options.background != "donor":
         raise UserError("camera donor: its colors belong to its background", "add --background donor")
     check_format(options.file_format)
-    if options.real not in PLACEMENTS:
-        raise UserError(f"real {options.real}: unknown", f"choose from {', '.join(PLACEMENTS)}")
+    known("real", options.real, PLACEMENTS)
     if options.sources > MOST_SOURCES:
         raise UserError(f"sources {options.sources}: at most {MOST_SOURCES} are possible")
     counts = {"processes": processes, "batch size": options.batch_size, "sources": options.sources}
@@ -359,7 +363,7 @@ def check_generator(pose_transfer: PoseTransfer, people: PackedPeople) -> list[s
                 "train it on this prepared folder, or use one trained on another data set",
             )
         if not seen and (name != "generator" or pose_transfer.learned):
-            notes.append(f"whom the {name} was trained on is not recorded")
+            notes.append(f"who the {name} was trained on is not recorded")
         elif seen and seen != people.identity_hash(SPLIT):
             notes.append(f"the {name} was trained on other people than this set's training people")
         elif seen and config.images_hash not in ("", people.images_hash(SPLIT)):
@@ -370,7 +374,7 @@ def check_generator(pose_transfer: PoseTransfer, people: PackedPeople) -> list[s
     return notes
 
 
-def _with_key_points(people: PackedPeople, rows: NDArray[np.int64], notes: list[str]) -> NDArray[np.int64]:
+def _with_keypoints(people: PackedPeople, rows: NDArray[np.int64], notes: list[str]) -> NDArray[np.int64]:
     """The rows that maps can be predicted from and for; the others are counted in ``notes``."""
     known = ~np.isnan(people.keypoints[rows]).all((1, 2))
     if not known.any():
@@ -389,7 +393,7 @@ def _refuse_generated(people: PackedPeople, rows: NDArray[np.int64]) -> None:
         )
 
 
-def _told(summary: dict[str, Any]) -> str:
+def _counted(summary: dict[str, Any]) -> str:
     fell = "; ".join(f"{count:,} {reason}" for reason, count in summary["dropped"].items())
     return (
         f"{summary['real']:,} real and {summary['generated']:,} generated images of {summary['people']:,}"

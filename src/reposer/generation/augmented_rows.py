@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,9 @@ def real_faults(out: Path, how: str) -> list[str]:
 
 SUMMARY = "summary.json"
 KIND = "augmentation"  # of the job, in job.json
+# scores that every set has a column for, whatever its filters; any other is there where it was asked for
 SCORES = ("identity_distance", "pose_agreement", "sharpness")
-COLUMNS = (
+_COLUMNS = (
     ("source", pa.string()),
     ("source_sha256", pa.string()),  # of the original image file
     ("source_pid", pa.int64()),
@@ -82,13 +83,24 @@ COLUMNS = (
     ("synthetic", pa.bool_()),  # always true: a row says it even without its file
     ("kept", pa.bool_()),  # false: a filter dropped it; it stays to be looked at, and is not trained on
     ("dropped_because", pa.string()),  # null when kept
-    *((name, pa.float64()) for name in SCORES),  # null: not asked for, or not defined for this picture
 )
 
 
 MORE_SOURCES = "more_sources"
 # after these, and after those of ``batch``, where pictures have several sources: names of the further ones
 FURTHER_COLUMNS = ((MORE_SOURCES, pa.list_(pa.string())),)
+
+
+def score_columns(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The scores in the manifest of a set, by the settings of its job."""
+    asked = (settings.get("filters") or {}).get("thresholds", {})
+    return (*SCORES, *sorted(asked.keys() - set(SCORES)))
+
+
+def columns_of(settings: Mapping[str, Any]) -> Columns:
+    """The manifest's columns; a score is null where it is not asked for, or not defined for a picture."""
+    scores = ((name, pa.float64()) for name in score_columns(settings))
+    return (*_COLUMNS, *scores, *(FURTHER_COLUMNS if settings.get("sources", 1) > 1 else ()))
 
 
 def summarize(folder: Path) -> dict[str, Any]:

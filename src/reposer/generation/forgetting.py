@@ -22,13 +22,12 @@ from reposer.config import foreign_values, read_json
 from reposer.data.layouts.market1501 import parse_generated, stem
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
-    COLUMNS,
-    FURTHER_COLUMNS,
     KIND,
     REAL,
     REAL_COLUMNS,
     REAL_ROWS,
     SOURCE,
+    columns_of,
     write_summary,
 )
 from reposer.jobs.shards import STAGING
@@ -39,6 +38,7 @@ from reposer.storage.manifest import (
     JOB,
     MANIFEST,
     MAX_PART_BYTES,
+    Columns,
     checked_names,
     job_settings,
     list_parts,
@@ -115,8 +115,11 @@ def forget(folder: str | Path, pid: int, runs: Sequence[Path] = ()) -> ForgetRep
         DiskError: the disk refuses; the same call goes on.
     """
     folder = Path(folder)
-    if job_settings(folder).get("kind") != KIND:
+    settings = job_settings(folder)
+    if settings.get("kind") != KIND:
         raise UserError(f"{folder}: is no augmented set", "give a folder that augment has written")
+    with foreign_values(folder / JOB):
+        columns = columns_of(settings)
     with locked(folder), disk_faults(folder):
         parts = list_parts(folder)
         contained(folder, REAL)
@@ -125,7 +128,7 @@ def forget(folder: str | Path, pid: int, runs: Sequence[Path] = ()) -> ForgetRep
                 remove_temporaries(place)
         note = _begin(folder, parts, pid)
         for path in parts:
-            _clean_part(folder, path, pid)
+            _clean_part(folder, path, pid, columns)
         _clean_real(folder, pid)
         unlisted = _clean_unlisted(folder, parts, note)
         for leftover in LEFTOVERS:
@@ -208,15 +211,14 @@ def _begin(folder: Path, parts: list[Path], pid: int) -> dict[str, Any]:
     return note
 
 
-def _clean_part(folder: Path, path: Path, pid: int) -> None:
+def _clean_part(folder: Path, path: Path, pid: int, columns: Columns) -> None:
     """Remove the pictures, then their rows: a row may lack its picture for a moment, never the reverse."""
     rows = _read_unsealed(folder, path)
     gone = _derived(rows, pid)
     for name in rows.filter(gone)["file"].to_pylist():
         delete(folder, f"{IMAGES}/{name}")
     sync_folder(folder / IMAGES)
-    further = tuple(column for column in FURTHER_COLUMNS if column[0] in rows.column_names)
-    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), COLUMNS + further)
+    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), columns)
 
 
 def _clean_real(folder: Path, pid: int) -> None:

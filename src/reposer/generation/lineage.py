@@ -21,12 +21,11 @@ from reposer.config import read_json
 from reposer.data.layouts.market1501 import generated_name, parse_generated, stem
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
-    COLUMNS,
-    FURTHER_COLUMNS,
     REAL,
     REAL_ROWS,
     SOURCE,
     SUMMARY,
+    columns_of,
     real_faults,
     summarize,
 )
@@ -117,8 +116,7 @@ def _part_faults(
     folder: Path, part: str, table: pa.Table, settings: dict[str, Any], real: _Real, seen: NDArray[np.bool_]
 ) -> Iterator[str]:
     """The faults of the files and rows of a part; marks (real image, copy) in ``seen``."""
-    several = settings.get("sources", 1) > 1
-    expected = pa.schema([*FILE_COLUMNS, *COLUMNS, *(FURTHER_COLUMNS if several else ())])
+    expected = pa.schema([*FILE_COLUMNS, *columns_of(settings)])
     if not table.schema.equals(expected):
         yield f"{MANIFEST}/{part}: its columns are not those of an augmented set"
         return

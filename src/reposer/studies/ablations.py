@@ -23,9 +23,9 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import MOST_SIDE_BY_SIDE, find
 from reposer.evaluation.image_quality import DEFAULT_METRICS
-from reposer.evaluation.significance import Difference, paired_bootstrap
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.jobs.stages import Stage, StageCache, in_order, make_all, seal_study
+from reposer.metrics.intervals import Difference, paired_bootstrap
 from reposer.runtime import setup
 from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, write_sections
 from reposer.storage.files import sha256_file

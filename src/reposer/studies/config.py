@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
@@ -19,9 +19,10 @@ from reposer.annotation.parser import SegmentationParser, open_parser
 from reposer.config import Config, apply_overrides, config_bytes, differences, load_config
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
-from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError, find
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError, find, unknown
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.generation.augmentation import check_generator
+from reposer.generation.filters import FilterOptions
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.reid.distances import DISTANCES
 from reposer.runtime import Runtime
@@ -31,7 +32,7 @@ from reposer.training.reid.config import ReidConfig
 from reposer.workflows.reid_features import check_data
 from reposer.workflows.train import REID_PRESETS
 
-# ---- The networks behind an arm's pictures: generator and predictor of maps paint, a parser judges poses.
+# ---- The networks behind an arm's pictures: generator and predictor paint, a parser judges poses.
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _describe_parser(choice: ParserChoice) -> dict[str, Any]:
     described: dict[str, Any] = {"sha256": parser.info.sha256}
     if isinstance(parser, SegmentationParser):
         described |= parser.description.model_dump(mode="json")
-        described["licence"] = described.pop("license")  # as ever: the names of finished stages depend on it
+        described["licence"] = described.pop("license")  # names of finished stages depend on this spelling
     return described
 
 
@@ -112,21 +113,12 @@ STUDY_FILE = "study.json"
 STUDYS = "study"  # an arm's predictor: the one that the study names
 
 
-class ArmFilter(Config):
-    """What a picture must pass to be trained on; thresholds are quantiles of the real training images."""
+class ArmFilter(FilterOptions):
+    """What a picture must pass to be trained on; the study's own network of real images alone judges who it
+    shows.
+    """
 
-    identity: bool = True  # near enough to its person, under the study's own network of real images alone
-    sharpness: bool = False  # as sharp as real images; a small generator's pictures are hardly ever
-    pose: Literal["merged8", "mask"] | None = None  # shows the map, or silhouette, that was asked for
-    identity_quantile: float = Field(default=0.95, gt=0, le=1)
-    sharpness_quantile: float = Field(default=0.05, ge=0, lt=1)
-    pose_quantile: float = Field(default=0.05, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _something_is_asked(self) -> Self:
-        if not (self.identity or self.sharpness or self.pose):
-            raise ValueError("a filter judges identity, sharpness, pose, or several of them")
-        return self
+    identity: bool = True
 
 
 class Arm(Config):
@@ -143,6 +135,11 @@ class Arm(Config):
     filter: ArmFilter | None = None
     donor_seed: int = 0
     settings: tuple[str, ...] = ()  # overrides of the recipe, as generated.weight=0.5 or augment.erase=0.5
+
+    @property
+    def by_network(self) -> bool:
+        """Whether a filter judges by the study's network of real images alone."""
+        return self.filter is not None and self.filter.need("reid_run")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -172,10 +169,10 @@ class StudyRecipe(Config):
     @model_validator(mode="after")
     def _is_known(self) -> Self:
         if self.preset not in REID_PRESETS:
-            raise ValueError(f"there is no recipe {self.preset}; known: {', '.join(REID_PRESETS)}")
+            raise ValueError(unknown("recipe", self.preset, REID_PRESETS))
         for method in self.methods:
             if method not in DISTANCES and method not in LEARNERS:
-                raise ValueError(f"there is no method {method}; known: {', '.join([*DISTANCES, *LEARNERS])}")
+                raise ValueError(unknown("method", method, [*DISTANCES, *LEARNERS]))
         return self
 
 
@@ -225,8 +222,8 @@ class StudyConfig(Config):
                 raise ValueError(f"{what}: one or more, each once, are needed")
         missing = [name for name in self.controls if name not in names]
         if missing:
-            raise ValueError(f"controls: there is no arm {missing[0]}; arms: {', '.join(names)}")
-        if any(arm.filter and arm.filter.identity for arm in self.arms) and self.real_arm is None:
+            raise ValueError(unknown("controls: arm", missing[0], names))
+        if any(arm.by_network for arm in self.arms) and self.real_arm is None:
             raise ValueError("a filter needs an arm with factor 1: its network judges who a picture shows")
         return self
 
@@ -252,7 +249,7 @@ class StudyConfig(Config):
         Raises:
             UserError: its filter wants a parser, and the study names none.
         """
-        if arm.filter is None or arm.filter.pose is None:
+        if arm.filter is None or not arm.filter.need("parser"):
             return None
         if not self.parser:
             problem = f"arm {arm.name}: needs a parser to judge poses by"
@@ -267,7 +264,7 @@ class StudyConfig(Config):
         """
         known = {arm.name: arm for arm in self.arms}
         arms = tuple(find("--arms: arm", name, known) for name in dict.fromkeys(names))
-        if any(arm.filter and arm.filter.identity for arm in arms) and all(arm.factor > 1 for arm in arms):
+        if any(arm.by_network for arm in arms) and all(arm.factor > 1 for arm in arms):
             real = self.real_arm.name if self.real_arm else "one with factor 1"
             problem = "--arms: a filter judges by the network of an arm on real images alone"
             raise UserError(problem, f"take {real} too")

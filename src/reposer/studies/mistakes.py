@@ -1,4 +1,4 @@
-"""Which pictures hurt: whom a network of real images alone takes them for, by what is known of each.
+"""Which pictures hurt: who a network of real images alone takes them for, by what is known of each.
 
 A picture is mistaken when the nearest real training image of the budget, the source itself left out, shows
 another person. The network is the first recipe's and seed's of the arm on real images alone, so real images
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import PackedPeople
-from reposer.generation.filters import pose_agreement, sharpness
+from reposer.generation.picture_scores import pose_agreement, sharpness
 from reposer.generation.poses import LOWER, PoseSpace, outfits
 from reposer.images import decode
 from reposer.jobs.stages import Stage, StageCache

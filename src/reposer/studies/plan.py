@@ -170,7 +170,7 @@ class StudyPlan:
         if parser is not None:
             inputs |= {"parser": parser.describe()}
         inputs |= {"generator": "the source itself"} if arm.repeated else painter.describe(self.study.data)
-        judge = self._judge(budget) if rule and rule.identity else None
+        judge = self._judge(budget) if rule and rule.need("reid_run") else None
         network = self.cache.folder(judge) / RUN if judge else None
         title = f"pictures of {arm.name}, {_percent(budget.share)}"
         make = partial(augment_stage, arm, painter, self._place, options, network, parser)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.errors import UserError
-from reposer.evaluation.significance import Difference, holm, paired_bootstrap
+from reposer.metrics.intervals import Difference, holm, paired_bootstrap
 from reposer.storage.outputs import write_output
 
 METRICS = ("rank1", "rank5", "rank10", "mAP_step", "mAP_trapezoid", "mINP")

@@ -208,7 +208,7 @@ def configure(
 
 
 def _check_helpers(study: StudyConfig) -> None:
-    """Every arm has the predictor or parser that it needs, and none is named in vain."""
+    """Every arm has the predictor or parser that it needs, and none is named that no arm uses."""
     for arm in study.arms:
         study.painter_of(arm, study.budgets[0])
         study.parser_of(arm)
@@ -217,7 +217,9 @@ def _check_helpers(study: StudyConfig) -> None:
         advice = f"take {takers}, or add one: --arm 'NAME=ARM predictor={STUDYS}'"
         raise UserError(f"--predictor {study.predictor}: no arm of the study uses it", advice)
     if study.parser and not any(map(study.parser_of, study.arms)):
-        takers = ", ".join(arm.name for arm in EXTRA_ARMS.values() if arm.filter and arm.filter.pose)
+        takers = ", ".join(
+            arm.name for arm in EXTRA_ARMS.values() if arm.filter and arm.filter.need("parser")
+        )
         advice = f"take {takers}, or add one: --arm 'NAME=ARM filter.pose=mask'"
         raise UserError(f"--parser {study.parser}: no arm of the study uses it", advice)
 
@@ -238,8 +240,8 @@ def _variant(text: str, known: Mapping[str, Arm]) -> Arm:
     try:
         return apply_overrides(arm, [f"name={name}", *fields])
     except UserError as error:
-        told = str(error).removeprefix("--set").lstrip(": ")
-        raise UserError(f"--arm {text}: {told}") from error
+        reason = str(error).removeprefix("--set").lstrip(": ")
+        raise UserError(f"--arm {text}: {reason}") from error
 
 
 def collect(plan: StudyPlan) -> dict[Block, list[ArmResult]]:

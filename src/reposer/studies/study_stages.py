@@ -21,7 +21,6 @@ from reposer.evaluation.reid_comparison import ReidReport, compare_methods
 from reposer.evaluation.reidentification import Rerank
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.donors import DonorPlan
-from reposer.generation.filters import FilterOptions
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.poses import FAR, PoseSpace
 from reposer.jobs.stages import Stage, StageCache
@@ -165,17 +164,9 @@ def augment_stage(
 ) -> Sequence[str]:
     """The generated set of an arm; repeated: copies of the sources instead."""
     model = copy_source(place.people) if arm.repeated else painter.open(place.runtime())
-    if (rule := arm.filter) is not None:
-        filters = FilterOptions(
-            identity=network,
-            sharpness=rule.sharpness,
-            pose=rule.pose,
-            pose_quantile=rule.pose_quantile,
-            identity_quantile=rule.identity_quantile,
-            sharpness_quantile=rule.sharpness_quantile,
-        )
-        options = replace(options, filters=filters)
-    augment(model, place.data, folder / SET, options, parser=parser.open() if parser else None)
+    options = replace(options, filters=arm.filter)
+    helpers: dict[str, Any] = {"reid_run": network, "parser": parser.open() if parser else None}
+    augment(model, place.data, folder / SET, options, **helpers)
     return [SUMMARY]
 
 

@@ -66,7 +66,7 @@ def generate_one(
             raise UserError(f"{person.name}: has no keypoints, which {model.config.generator} reads", advice)
     picture = model.transfer(who, pose, background, original_size=True)
     write_picture(out, picture)
-    return _told(model, background, f"{out}: {who.name} in the pose of {pose.name}")
+    return _with_provenance(model, background, f"{out}: {who.name} in the pose of {pose.name}")
 
 
 def generate_poses(
@@ -102,11 +102,11 @@ def generate_poses(
         place = out if single else out / file
         write_picture(place, picture)
         lines.append(f"{place}: {who.name} in the pose {one.name}")
-    return _told(model, options.background, "\n".join(lines))
+    return _with_provenance(model, options.background, "\n".join(lines))
 
 
-def _told(model: PoseTransfer, background: str, text: str) -> str:
-    return "\n".join(line for line in (text, model.told(background)) if line)
+def _with_provenance(model: PoseTransfer, background: str, text: str) -> str:
+    return "\n".join(line for line in (text, model.provenance(background)) if line)
 
 
 def _load(model: PoseTransfer, image: ImageAndMap) -> Person:
@@ -159,6 +159,7 @@ def augment_prepared(
     *,
     images: Path | None,
     predictor: str | None,
+    reid_run: Path | None,
     parser: str | None,
     accept_license: bool,
     processes: int,
@@ -171,7 +172,8 @@ def augment_prepared(
         model: as ``PoseTransfer.from_pretrained`` knows it.
         images: the data set, for real images beside the generated ones.
         predictor: of target maps, as ``MapPredictor.from_pretrained`` knows it; None: the donors' maps.
-        parser: as ``open_parser`` knows it, for the filter of poses.
+        reid_run: of `reposer train`, for a filter that needs one.
+        parser: as ``open_parser`` knows it, for a filter that needs one.
         accept_license: of the parser's weights.
     """
     runtime = setup(device, threads=threads)
@@ -194,6 +196,7 @@ def augment_prepared(
             options,
             images=images,
             processes=processes,
+            reid_run=reid_run,
             parser=open_parser(parser, accept_license=accept_license) if parser else None,
             on_progress=show,
         )
