@@ -146,7 +146,7 @@ def test_what_cannot_be_read_at_all(tmp_path):
         import_keypoints(tmp_path / "k.csv", "comma", [])
     with pytest.raises(UserError, match=r"k\.csv: is a file; openpose is a folder.*colon:.*k\.csv or comma:"):
         import_keypoints(tmp_path / "k.csv", "openpose", [])
-    with pytest.raises(UserError, match="use one of colon, comma"):
+    with pytest.raises(UserError, match="known: colon, comma"):
         import_keypoints(tmp_path, "json", [])
     (tmp_path / "a.txt").write_text("1 2\n" * 17)
     (tmp_path / "b.txt").write_text("1 2\n" * 17 + "1 x\n")

@@ -3,18 +3,13 @@
 Exit codes: 0 done, 1 something the user can mend, 2 wrong usage, 130 interrupted, 143 stopped by a scheduler.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 from typing import Annotated
 
 import typer
 
-from reposer.cli import annotate, folders, prepare, reid
-from reposer.cli import generators as augment
-from reposer.cli import generators as images
-from reposer.cli import generators as train
+from reposer.cli import folders, generators, prepare, reid
 from reposer.errors import UserError
 
 OLD_SPELLINGS = {"--accept-licence": "--accept-license"}  # still understood, and shown nowhere
@@ -27,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for part in (folders, annotate, train, images, augment):
+for part in (folders, generators):
     app.add_typer(part.app)
 app.add_typer(prepare.app, name="prepare")
 app.add_typer(reid.app, name="reid")

@@ -1,10 +1,8 @@
 """``reposer prepare LAYOUT``: index, check and pack a data set. A layout with options of its own
 names and forms is one function below; any other key of LAYOUTS is found by its name."""
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,20 +20,13 @@ class _Layouts(TyperGroup):
         found = super().get_command(ctx, cmd_name)
         if found is not None:
             return found
-        from reposer.data.layouts.reid_readers import LAYOUTS
+        from reposer.data.layouts.readers import LAYOUTS, options_of
 
         if cmd_name not in LAYOUTS:
             return None
-        parameters = list(inspect.signature(LAYOUTS[cmd_name], eval_str=True).parameters.values())[1:]
-        parameters = [p for p in parameters if p.annotation in (str, int, float, bool, Path)]
-
-        def own(**options: Any) -> Chosen:
-            return cmd_name, options
-
-        own.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        own.__doc__ = inspect.getdoc(LAYOUTS[cmd_name])
+        parameters = [p for p in options_of(cmd_name) if p.annotation in (str, int, float, bool, Path)]
         alone = typer.Typer(rich_markup_mode=None, add_completion=False)
-        _command(cmd_name, group=alone)(own)
+        _by_keywords(cmd_name, inspect.getdoc(LAYOUTS[cmd_name]) or "", parameters, alone)
         return typer.main.get_command(alone)
 
 
@@ -161,16 +152,34 @@ def _prepare(layout: str, options: dict[str, Any], shared: dict[str, Any]) -> No
     print(report.summary())
 
 
-@_command("market1501")
-def _market1501() -> Chosen:
-    """Market-1501 or any data set in its layout: bounding_box_train/, query/, bounding_box_test/."""
-    return "market1501", {}
+def _by_keywords(
+    layout: str, text: str, parameters: Sequence[inspect.Parameter] = (), group: typer.Typer | None = None
+) -> None:
+    """The command of a layout whose options are its own keywords."""
+
+    def own(**options: Any) -> Chosen:
+        return layout, options
+
+    own.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    own.__doc__ = text
+    _command(layout, group=group)(own)
 
 
-@_command("dukemtmc")
-def _dukemtmc() -> Chosen:
-    """DukeMTMC-reID and sets in its names, 0001_c2_f0046182.jpg in Market-1501's folders."""
-    return "dukemtmc", {}
+_WITHOUT_OPTIONS = {
+    "market1501": "Market-1501 or any data set in its layout: bounding_box_train/, query/,"
+    " bounding_box_test/.",
+    "dukemtmc": "DukeMTMC-reID and sets in its names, 0001_c2_f0046182.jpg in Market-1501's folders.",
+    "msmt17": "MSMT17, both versions: list_{train,val,query,gallery}.txt beside train/ and test/, or"
+    " mask_*_v2/.\n\nOr Market-1501's folders with 0000_c1_0030.jpg, as several programs lay it out.",
+    "veri": "VeRi-776 and sets in its names: image_train/, image_query/, image_test/;"
+    " 0001_c001_00016450_0.jpg.",
+    "ltcc": "LTCC: train/, query/, test/ with PERSON_CLOTHES_cCAMERA_NUMBER.png; outfits are kept.",
+    "prcc": "PRCC: rgb/train/PERSON/A_*.jpg and rgb/test/{A,B,C}/PERSON/*.jpg; rgb/val/ is not read."
+    "\n\nA of the test folder is the gallery, B and C are the queries. C shows other"
+    "\nclothes (outfit 1) than A and B (outfit 0).",
+}
+for _layout, _text in _WITHOUT_OPTIONS.items():
+    _by_keywords(_layout, _text)
 
 
 @_command("cuhk03")
@@ -189,37 +198,6 @@ def _cuhk03(
     if protocol == "folders":
         return "cuhk03_np", {}
     return "cuhk03", {"protocol": protocol, "kind": boxes, "split": split}
-
-
-@_command("msmt17")
-def _msmt17() -> Chosen:
-    """MSMT17, both versions: list_{train,val,query,gallery}.txt beside train/ and test/, or mask_*_v2/.
-
-    Or Market-1501's folders with 0000_c1_0030.jpg, as several programs lay it out.
-    """
-    return "msmt17", {}
-
-
-@_command("veri")
-def _veri() -> Chosen:
-    """VeRi-776 and sets in its names: image_train/, image_query/, image_test/; 0001_c001_00016450_0.jpg."""
-    return "veri", {}
-
-
-@_command("ltcc")
-def _ltcc() -> Chosen:
-    """LTCC: train/, query/, test/ with PERSON_CLOTHES_cCAMERA_NUMBER.png; outfits are kept."""
-    return "ltcc", {}
-
-
-@_command("prcc")
-def _prcc() -> Chosen:
-    """PRCC: rgb/train/PERSON/A_*.jpg and rgb/test/{A,B,C}/PERSON/*.jpg; rgb/val/ is not read.
-
-    A of the test folder is the gallery, B and C are the queries. C shows other
-    clothes (outfit 1) than A and B (outfit 0).
-    """
-    return "prcc", {}
 
 
 @_command("viper")

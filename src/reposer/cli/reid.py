@@ -1,10 +1,8 @@
 """``reposer reid VERB``: Re-ID networks and features, from training to rank lists."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +18,7 @@ from reposer.cli.options import (
     set_threads,
     with_parameters,
 )
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 from reposer.storage.paths import refuse_inputs
 
 app = typer.Typer(
@@ -131,27 +129,24 @@ def _scoring(
     from reposer.reid.rerank import known_variant
     from reposer.workflows.reid_evaluation import ReidOptions
 
-    if multi_query not in ("", "mean", "max"):
-        raise UserError(f"--multi-query {multi_query}: no way to pool crops", "choose mean or max")
-    if no_match not in ("skip", "zero"):
-        raise UserError(f"--no-match {no_match}: no way to count these queries", "choose skip or zero")
+    pooling: tuple[Literal["mean", "max"], ...] = ("mean", "max")
     if expand < 0 or not 0 <= alpha < float("inf"):
         raise UserError(f"--expand {expand} --alpha {alpha}", "choose numbers from 0 on")
     if alpha and not expand:
         raise UserError("--alpha weighs the neighbors of --expand", "give --expand too")
     if seed < 0:
         raise UserError(f"--seed {seed}", "choose a whole number from 0 on")
-    known_variant(variant)
+    rule = known_variant(variant)
     if variant != "zhong" and not rerank:
         raise UserError("--variant is of re-ranking", "give --rerank too")
     return ReidOptions(
         methods=tuple(parse_names(methods)),
-        rerank=Rerank(k1, k2, weight, variant) if rerank else None,  # type: ignore[arg-type]  # a known one
-        multi_query=multi_query or None,  # type: ignore[arg-type]  # one of the two
+        rerank=Rerank(k1, k2, weight, rule) if rerank else None,
+        multi_query=known("--multi-query", multi_query, pooling) if multi_query else None,
         expand=Expansion(expand, alpha) if expand else None,
         protocol=find_protocol(protocol, shots, trials),
         unit=not raw,
-        no_match=no_match,  # type: ignore[arg-type]  # one of the two
+        no_match=known("--no-match", no_match, ("skip", "zero")),
         exclude_same_camera=not keep_same_camera,
         roc=roc,
         rank_lists=rank_lists,

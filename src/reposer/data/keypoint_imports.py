@@ -37,7 +37,7 @@ from reposer.data.keypoints import (
     wrong_meaning,
 )
 from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 from reposer.storage.bounded import parse_json
 from reposer.storage.paths import RefusedFileError, printable, read_regular
 from reposer.structures import NUM_JOINTS
@@ -76,8 +76,7 @@ def import_keypoints(
     Raises:
         UserError: unknown kind, a path of the wrong kind, or a CSV with another header.
     """
-    if kind not in FORMATS:
-        raise UserError(f"keypoints of kind {kind!r}: unknown", f"use one of {', '.join(FORMATS)}")
+    known("keypoints of kind", kind, FORMATS)
     path = Path(path)
     refuse_other_kind(path, kind)
     if kind in TABLES:
@@ -109,21 +108,21 @@ def refuse_other_kind(path: Path, kind: str) -> None:
         return
     if path.is_dir():
         return
-    told, advice = "is a file", f"give the folder that holds a file of {kind} for each image"
+    problem, advice = "is a file", f"give the folder that holds a file of {kind} for each image"
     if path.suffix.lower() == ".json":
         content = _json_kind(path)
         if content == "alphapose":
-            told, advice = "is AlphaPose's file for all images", f"say alphapose:{printable(path)}"
+            problem, advice = "is AlphaPose's file for all images", f"say alphapose:{printable(path)}"
         elif content == "coco":
-            told, advice = (
+            problem, advice = (
                 "is a file of COCO's annotations",
                 "write a file for each image, or AlphaPose's list",
             )
         elif content == "openpose":
-            told, advice = "is the file of one image", f"give its folder: {kind}:{printable(path.parent)}"
+            problem, advice = "is the file of one image", f"give its folder: {kind}:{printable(path.parent)}"
     elif path.suffix.lower() in (".csv", ".txt"):
         advice += f"; a table is read by colon:{printable(path)} or comma:{printable(path)}"
-    raise UserError(f"{printable(path)}: {told}; {kind} is a folder", advice)
+    raise UserError(f"{printable(path)}: {problem}; {kind} is a folder", advice)
 
 
 def _json_kind(path: Path) -> str:
@@ -191,9 +190,9 @@ def _person(person: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
     field = "pose_keypoints_2d" if "pose_keypoints_2d" in person else "pose_keypoints"
     values = person.get(field)
     if not isinstance(values, list) or len(values) not in (3 * NUM_JOINTS, 3 * BODY25_JOINTS):
-        told = f"{len(values)} values" if isinstance(values, list) else "no list"
+        found = f"{len(values)} values" if isinstance(values, list) else "no list"
         whose = whose_count(len(values) // 3) if isinstance(values, list) and len(values) % 3 == 0 else ""
-        raise _BadError(field, f"{told}{whose}; expected x, y, confidence of 18 or 25 joints")
+        raise _BadError(field, f"{found}{whose}; expected x, y, confidence of 18 or 25 joints")
     joints = np.array([_number(value, field) for value in values]).reshape(-1, 3)
     joints = joints if len(joints) == NUM_JOINTS else body25_to_openpose(joints)
     joints[joints[:, 2] <= 0, :2] = -1
@@ -259,8 +258,8 @@ def _alphapose_person(entry: Any) -> tuple[str, float, Pose]:
     if not isinstance(name, str) or not name or not name.isprintable():
         raise _BadError("image_id", f"{str(name)[:40]!r} is not the name of an image file")
     if not isinstance(values, list) or len(values) not in [3 * count for count in _ALPHAPOSE_COUNTS]:
-        told = f"{len(values)} values" if isinstance(values, list) else "no list"
-        raise _BadError("keypoints", f"{told}; expected x, y, score of 17, 26 or 136 joints")
+        found = f"{len(values)} values" if isinstance(values, list) else "no list"
+        raise _BadError("keypoints", f"{found}; expected x, y, score of 17, 26 or 136 joints")
     joints = np.array([_number(value, "keypoints") for value in values[: 3 * COCO_JOINTS]]).reshape(-1, 3)
     pose, _ = coco_to_openpose(joints[:, :2], joints[:, 2], ALPHAPOSE_THRESHOLD)
     return name.replace("\\", "/"), _number(entry.get("score", 0), "score"), pose
@@ -342,8 +341,8 @@ def read_pose_json(path: str | Path) -> tuple[Pose, tuple[int, int] | None]:
 def _own_layout(data: dict[str, Any]) -> tuple[Pose, tuple[int, int] | None]:
     points = data["keypoints"]
     if not isinstance(points, list) or len(points) != NUM_JOINTS:
-        told = f"{len(points)} points" if isinstance(points, list) else "no list"
-        raise _BadError("keypoints", f"{told}; expected {NUM_JOINTS}")
+        found = f"{len(points)} points" if isinstance(points, list) else "no list"
+        raise _BadError("keypoints", f"{found}; expected {NUM_JOINTS}")
     pose = np.full((NUM_JOINTS, 2), np.nan, np.float32)
     for joint, point in enumerate(points):
         field = f"keypoints[{joint}]"

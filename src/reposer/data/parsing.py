@@ -17,7 +17,7 @@ from scipy.ndimage import distance_transform_edt
 
 from reposer.data.label_files import check_size, read_labels
 from reposer.data.problems import AnnotationError
-from reposer.errors import UserError
+from reposer.errors import UserError, unknown
 from reposer.images import encode_png
 from reposer.storage.files import write_atomic
 from reposer.structures import MISSING_LABEL
@@ -239,11 +239,11 @@ def known_labels(labels: str) -> tuple[str, int]:
         UserError: an unknown label set, or one that is coarser than LIP-20.
     """
     name, plus, first = labels.partition("+")
-    advice = f"use one of {', '.join(CONVERTIBLE)}; with +1 behind it where labels are counted from 1"
     if name in LABEL_SETS and name not in CONVERTIBLE:
+        advice = f"use {', '.join(CONVERTIBLE)}"
         raise UserError(f"label set {labels}: coarser than LIP-20, which cannot be made of it", advice)
-    if name not in LABEL_SETS or (plus and first != "1"):
-        raise UserError(f"label set {labels}: unknown", advice)
+    if name not in CONVERTIBLE or (plus and first != "1"):
+        raise unknown("label set", labels, [*CONVERTIBLE, *(f"{name}+1" for name in CONVERTIBLE)])
     return name, 1 if plus else 0
 
 

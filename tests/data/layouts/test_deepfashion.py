@@ -252,7 +252,7 @@ def test_prepared(tmp_path: Path):
     np.testing.assert_allclose(people.keypoints[0, 0], [(x - 40 + 0.5) / 4 - 0.5, (y + 0.5) / 4 - 0.5])
     with pytest.raises(UserError, match="holdout"):
         prepare_people("deepfashion", root, tmp_path / "other", holdout=1)
-    with pytest.raises(UserError, match="unknown option split"):
+    with pytest.raises(UserError, match="layout deepfashion: option split: unknown"):
         prepare_people("deepfashion", root, tmp_path / "other", options={"split": 1})
 
 

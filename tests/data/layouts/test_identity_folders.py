@@ -12,7 +12,7 @@ import pytest
 
 from reposer.data.keypoints import write_keypoints_csv
 from reposer.data.label_files import read_mask
-from reposer.data.layouts.reid_readers import read_people
+from reposer.data.layouts.readers import read_people
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import look_at_people, prepare_people
 from reposer.data.records import read_manifest

@@ -116,9 +116,9 @@ def test_a_map_that_cannot_be_lip_says_what_it_seems_to_be(values, told, tmp_pat
 @pytest.mark.parametrize("name", ["pascal7", "merged8", "lip", "lip20+2", "lip20+", ""])
 def test_a_label_set_that_cannot_be_used_is_refused_before_anything_is_read(name, tmp_path):
     root = people(tmp_path / "root", LIP)
-    told = f"label set {name}: ".replace("+", r"\+") + "(unknown|coarser).*use one of lip20, cihp20, atr18"
+    said = f"label set {name or repr(name)}: ".replace("+", r"\+") + "(unknown|coarser).*lip20, cihp20, atr18"
     for work in (lambda: prepared(root, tmp_path / "o", label_set=name), lambda: look(root, name)):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=said):
             work()
     assert not (tmp_path / "o").exists()
 

@@ -114,13 +114,15 @@ _Images = Sequence[tuple[str, str, str]]  # path, split, path below the split's 
 def _labeled_by_folder(root: Path, images: _Images, problems: Problems) -> _Found:
     found: _Found = []
     loose = deep = ""
-    told: defaultdict[str, list[str]] = defaultdict(list)  # folder -> the numbers that its names begin with
+    numbers_of: defaultdict[str, list[str]] = defaultdict(
+        list
+    )  # folder -> the numbers that its names begin with
     for path, split, below in images:
         parts = below.split("/")
         if len(parts) == 2:
             found.append((path, parts[0], split, None))
             if match := _NAMED_PERSON.match(parts[1]):
-                told[path.rpartition("/")[0]].append(match[1])
+                numbers_of[path.rpartition("/")[0]].append(match[1])
             continue
         loose, deep = loose or path, deep or path * (len(parts) > 2)
         where = "lies in no person's folder" if len(parts) < 2 else "lies deeper than a person's folder"
@@ -135,8 +137,8 @@ def _labeled_by_folder(root: Path, images: _Images, problems: Problems) -> _Foun
             )
             expression = "REGEX (with a / it is looked for in the path)"
         raise UserError(problem, f"say who they are: --identity {expression}, --labels CSV or --anonymous")
-    counted = all(_is_count(numbers) for numbers in told.values())
-    for folder, people in sorted((folder, set(numbers)) for folder, numbers in told.items()):
+    counted = all(_is_count(numbers) for numbers in numbers_of.values())
+    for folder, people in sorted((folder, set(numbers)) for folder, numbers in numbers_of.items()):
         if len(people) > 1 and not counted:
             message = (
                 f"counts as one person, but its file names begin with {len(people)} numbers ({min(people)},"

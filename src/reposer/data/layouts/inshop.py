@@ -164,7 +164,7 @@ def frame_of(path: Path, frame: str) -> Frame:
 
 
 def to_image(pose: Pose, frame: tuple[int, int], size: tuple[int, int]) -> Pose:
-    """(J, 2) of a frame (H, W) in pixels of an image (H, W); joints may come to lie outside it.
+    """(J, 2) of a frame (H, W) in pixels of an image (H, W); joints may lie outside it.
 
     A narrow frame is the middle of a square image and a narrow image the middle of a square frame; any other
     frame is the whole image.

@@ -114,7 +114,7 @@ def parse_generated(name: str) -> GeneratedName | None:
 
 
 def is_generated(name: str) -> bool:
-    """Whether a file name, whatever its extensions, bears the suffix of a generated picture."""
+    """Whether a file name, whatever its extensions, has the suffix of a generated picture."""
     return parse_generated(f"{stem(name)}.jpg") is not None
 
 

@@ -29,7 +29,7 @@ from reposer.data.label_files import PLAIN, MapRules
 from reposer.data.packed import ARRAYS, HEADER, ROWS, SCHEMA_VERSION
 from reposer.data.parsing import read_as_lip
 from reposer.data.problems import AnnotationError, AnnotationProblem
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 from reposer.images import decode
 from reposer.storage.files import (
     atomic_folder,
@@ -114,10 +114,7 @@ def known_fit(name: str) -> Fit:
     Raises:
         UserError: it is none of FITS.
     """
-    for fit in FITS:
-        if name == fit:
-            return fit
-    raise UserError(f"fit {name}: unknown", f"use one of {', '.join(FITS)}")
+    return known("fit", name, FITS)
 
 
 # ---- Streams people into the arrays of a packed folder; their number need not be known before.

@@ -13,11 +13,11 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from reposer.config import read_json
 from reposer.data.label_files import MapRules
+from reposer.data.layouts.readers import Found, PairRule, Reading, read_layout
 from reposer.data.packed import ARRAYS, HEADER, ROWS, PackedPeople
 from reposer.data.pairs import read_pairs_csv, write_pairs_csv
 from reposer.data.parsing import known_labels
 from reposer.data.preparing.annotation_lookup import Places, each_place
-from reposer.data.preparing.by_layout import Found, PairRule, Reading, read_layout
 from reposer.data.preparing.packing import MASK_SOURCES, Fit, MaskSource, Packing, known_fit, pack
 from reposer.data.preparing.report import (
     PrepareReport,
@@ -29,7 +29,7 @@ from reposer.data.preparing.report import (
 )
 from reposer.data.problems import problems_csv
 from reposer.data.records import write_manifest
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 from reposer.storage.files import (
     atomic_folder,
     clean_up_after_killed,
@@ -54,7 +54,7 @@ class PrepareArguments(TypedDict, total=False):
     holdout: int  # people of the training split to hold out for validation, those with the highest pids
     size: tuple[int, int]  # (H, W) of the packed images
     fit: Fit  # how pictures of another size get there, see packing.py
-    pairs: PairRule  # who makes a pair, see by_layout.py
+    pairs: PairRule  # who makes a pair, see layouts/readers.py
     parsing: str | Path | None  # folder of label maps, inside the root
     mask: str | Path | None  # folder of masks, inside the root
     keypoints: Places  # one colon CSV of joints, or several
@@ -112,7 +112,7 @@ def prepare_people(
     Good rows are kept; everything else is a line of problems.csv: file, row, field, rule, message.
 
     Args:
-        layout: "market1501", "deepfashion" or a key of ``reid_readers.LAYOUTS``.
+        layout: a key of ``layouts.readers.LAYOUTS``.
         root: the data set's folder.
         out: folder to write; replaced when it was prepared with the same arguments, else refused.
         options: keywords of the layout, JSON values.
@@ -227,7 +227,7 @@ def _write(
 def prepared_faults(folder: Path) -> list[str]:
     """Everything in a prepared folder that is not as it was written, a line each: by the seal, and packed/.
 
-    Of a folder of before there were seals the manifest is held against report.json, pairs are counted.
+    Of a folder from before there were seals the manifest is compared with report.json, pairs are counted.
     """
     try:
         report = read_json(folder / REPORT)
@@ -266,9 +266,7 @@ def _packed_faults(folder: Path) -> list[str]:
 
 
 def _packing(chosen: PrepareArguments) -> Packing:
-    source = chosen["mask_source"]
-    if source not in MASK_SOURCES:
-        raise UserError(f"mask source {source}: unknown", f"use one of {', '.join(MASK_SOURCES)}")
+    source = known("mask source", chosen["mask_source"], MASK_SOURCES)
     known_labels(chosen["label_set"])
     rules = MapRules(chosen["label_set"], chosen["soft_masks"], chosen["inverted_masks"])
     return Packing(chosen["size"], known_fit(chosen["fit"]), source, rules)

@@ -1,6 +1,6 @@
 """What a generated set must be before anybody trains on it: about training people, made from training people.
 
-The manifest is not trusted: it may come from somebody else, or from before the data set was split anew. Test
+The manifest is not trusted: it may come from somebody else, or from before the data set was split again. Test
 people are looked for by number and by the sha256 of the files, since a renamed copy keeps its bytes.
 """
 
@@ -156,7 +156,7 @@ def _notes(table: pa.Table, real: RealSet, known: NDArray[np.int64], trained_on:
         if other:
             yield f"{other} generated pictures have a {side} that is no training image of this data set"
     if "" in trained_on:
-        yield "whom the generator was trained on is not recorded"
+        yield "who the generator was trained on is not recorded"
     if trained_on - {"", real.people.identity_hash(*real.splits)}:
         yield (
             "the generator was trained on people other than this set's; that they are none of its test people"

@@ -128,7 +128,7 @@ class GeneratedPeople:
 
     folder: Path
     images: NDArray[np.uint8]  # (M, H, W, 3) RGB at the size of the real set, memory-mapped
-    pids: NDArray[np.int64]  # (M,) whom the picture shows: its source's
+    pids: NDArray[np.int64]  # (M,) who the picture shows: its source's
     camids: NDArray[np.int64]  # (M,)
     names: tuple[str, ...]
     sources: tuple[str, ...]  # names of images
