@@ -33,8 +33,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reposer.images import to_float
-from reposer.losses.adversarial import ImagePool
-from reposer.losses.image_gan import GanNetworks, discriminator_loss, generate, generator_loss
+from reposer.losses.image_gan import GanNetworks, ImagePool, discriminator_loss, generate, generator_loss
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator

@@ -26,7 +26,7 @@ REPORT_FILE = "report.html"
 _MAX_TEXT, _MAX_PICTURE, _MAX_PAGE = 4 * 2**20, 64 * 2**20, 2**30  # bytes that are read of one file
 _MOST_SECTIONS, _MOST_PICTURES, _MOST_CELLS = 1_000, 2_000, 1_000_000
 _MARKS = (b'content="reposer"', b"--mark: #0b6e4f")  # of pages now, and of those before they were marked
-_MARKED = 20_000  # bytes at whose start a page bears its mark
+_MARKED = 20_000  # bytes at whose start a page has its mark
 CURVES_PER_FIGURE = 6
 REID_COLUMNS = ("rank1", "rank5", "rank10", "rank20", "mAP_step", "mAP_trapezoid", "mINP")
 SAMPLES_SHOWN = 3  # first, middle and last sample grid of a training

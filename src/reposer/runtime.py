@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -113,10 +113,8 @@ def setup(
     Raises:
         UserError: an unknown or absent device, an unknown precision.
     """
-    if device not in DEVICES or precision not in PRECISIONS:
-        raise UserError(
-            f"device {device}, precision {precision}: unknown", f"choose from {DEVICES} and {PRECISIONS}"
-        )
+    known("device", device, DEVICES)
+    known("precision", precision, PRECISIONS)
     absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
     if absent.get(device, False):
         raise UserError(f"device {device}: there is none on this machine", "use device=auto or device=cpu")
@@ -221,14 +219,14 @@ class StopSignal:
             raise KeyboardInterrupt
 
     def requested(self, runtime: Runtime) -> bool:
-        """Whether any process of the group was told to stop; all get the same answer in the same step.
+        """Whether any process of the group was asked to stop; all get the same answer in the same step.
 
         A collective call when there are several processes: every process must make it in every step.
         """
-        told = self.received is not None
+        asked = self.received is not None
         if runtime.world_size == 1:
-            return told
-        flag = torch.tensor([float(told)], device=runtime.device)
+            return asked
+        flag = torch.tensor([float(asked)], device=runtime.device)
         torch.distributed.all_reduce(flag)
         return bool(flag.item() > 0)
 

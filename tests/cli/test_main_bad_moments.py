@@ -73,7 +73,10 @@ def test_nothing_usable_is_no_success(run, prepared, san, tmp_path):
 
 def test_an_unknown_split_is_not_left_out_in_silence(run, tmp_path):
     split = np.array(["query", "query", "galery", "gallery"])
-    refused(run("reid", "score", features(tmp_path / "f.npz", split=split)), "'galery'", "gallery")
+    refused(
+        run("reid", "score", features(tmp_path / "f.npz", split=split)),
+        "split galery: unknown: did you mean gallery",
+    )
 
 
 def test_two_evaluations_of_one_folder_do_not_mix(run, prepared, tmp_path):

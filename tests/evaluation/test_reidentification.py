@@ -335,7 +335,7 @@ def test_a_perfect_method_has_no_failed_sheet(tmp_path):
     gallery = replace(_rows(QUERY, range(60)), camids=QUERY.camids + 10)
     report = compare_methods(QUERY, gallery, methods=("euclidean",))
     assert len(write_rank_lists(tmp_path, QUERY, gallery, report, _picture)) == 2
-    with pytest.raises(UserError, match="no method 'xqda'"):
+    with pytest.raises(UserError, match="method of the report xqda: unknown"):
         write_rank_lists(tmp_path, QUERY, gallery, report, _picture, method="xqda")
 
 

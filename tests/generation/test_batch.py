@@ -82,7 +82,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(tmp_path, pose_trans
     out = tmp_path / "out"
     with pytest.raises(UserError, match="1 pairs occur more than once"):
         generate(pose_transfer, PackedPairs(people, PAIRS[[0, 1, 0]]), out)
-    with pytest.raises(UserError, match="format gif: unknown: choose from png, jpg"):
+    with pytest.raises(UserError, match="format gif: unknown: did you mean png"):
         generate(pose_transfer, PackedPairs(people, PAIRS), out, GenerateOptions(file_format="gif"))
     with pytest.raises(UserError, match="background black: unknown"):
         generate(pose_transfer, PackedPairs(people, PAIRS), out, GenerateOptions("black"))

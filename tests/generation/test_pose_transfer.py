@@ -204,7 +204,7 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path, tiny_san):
     with pytest.raises(UserError, match="tensors do not belong to generator san"):
         PoseTransfer.from_pretrained(tmp_path)
     rewrite(generator_args=TINY_SAN | {"nfg": 4})
-    with pytest.raises(UserError, match="no argument nfg: did you mean ngf"):
+    with pytest.raises(UserError, match="argument nfg: unknown: did you mean ngf"):
         PoseTransfer.from_pretrained(tmp_path)
     rewrite()
     path = tmp_path / "model.safetensors"

@@ -180,7 +180,7 @@ def test_generators_of_key_points_take_a_pose_alone(name):
         model.transfer(source, target.for_source(source)) for target in read_targets("canonical:front,left")
     ]
     assert not np.array_equal(*pictures)
-    assert "not read" in model.told()
+    assert "not read" in model.provenance()
     with pytest.raises(UserError, match=r"1 of 1 targets have no parsing map.*--predictor"):
         model.transfer(source, read_targets("canonical:left")[0].for_source(source), "source")
 
@@ -196,7 +196,7 @@ def test_san_needs_a_predictor_for_a_pose_alone():
     parsing, mask = decide_maps(maps.network(batch))
     by_hand = replace(batch, target_parsing=parsing, target_mask=mask)
     assert torch.equal(model(batch), transfer("san")(by_hand))
-    assert "predicted from what the source wears" in model.told()
+    assert "predicted from what the source wears" in model.provenance()
     with pytest.raises(UserError, match="background donor"):
         model.transfer(source, donor, "donor")
     blind = replace(batch, target_keypoints=batch.target_keypoints * np.nan)

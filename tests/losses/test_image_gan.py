@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reposer.losses.adversarial import ImagePool
 from reposer.losses.image_gan import (
     GanNetworks,
+    ImagePool,
     closed_gate_loss,
     discriminator_loss,
     generator_loss,

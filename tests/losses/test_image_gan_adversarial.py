@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reposer.errors import UserError
-from reposer.losses.adversarial import ImagePool, discriminator_adversarial_loss, generator_adversarial_loss
+from reposer.losses.image_gan import ImagePool, discriminator_adversarial_loss, generator_adversarial_loss
 from reposer.structures import PairBatch
 
 REAL, FAKE = (2.0, -1.0), (0.5, -3.0)

@@ -155,7 +155,7 @@ def test_missing_weights_are_never_made_up(monkeypatch: pytest.MonkeyPatch, tmp_
     ("net", "layers"), [("vgg19", ("relu1_3",)), ("squeezenet", ("relu1_2",)), ("vgg16", ())]
 )
 def test_unknown_layers_are_named(net: str, layers: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="no layer"):
+    with pytest.raises(UserError, match=r"^layer of .*unknown: did you mean"):
         PerceptualNetwork(net, layers, {})
 
 

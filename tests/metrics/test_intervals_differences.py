@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from reposer.errors import UserError
-from reposer.evaluation.significance import holm, paired_bootstrap
+from reposer.metrics.intervals import holm, paired_bootstrap
 
 
 def planted(rng, people=40, seeds=3, effect=0.0):

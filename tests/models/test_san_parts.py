@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reposer.models.layers import init_weights, onehot_parsing
-from reposer.models.san_blocks import SemanticAttentionBlock
+from reposer.models.san import SemanticAttentionBlock
 
 APPEARANCE, SEMANTIC = (1.0, -2.0), (0.5, 3.0)
 # 2x2 channel matrix of the mask branch; 3x3 kernels carry it at their center

@@ -11,7 +11,7 @@ from reposer.data.layouts.market1501 import parse_name
 from reposer.data.samplers import ClassGroups, draw_people
 from reposer.evaluation.reidentification import Rerank, evaluate_reid
 from reposer.reid.metric_learners import KISSME, XQDA
-from reposer.reid.pair_statistics import pair_statistics
+from reposer.reid.quadratic import pair_statistics
 from reposer.structures import FeatureSet
 
 LISTS = Path(__file__).parents[3] / "shared" / "data" / "market1501" / "lists"

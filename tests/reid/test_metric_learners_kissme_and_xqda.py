@@ -20,8 +20,7 @@ from reposer.reid.metric_learners import (
     solve_published,
     view_covariances,
 )
-from reposer.reid.pair_statistics import PairStatistics, condition_number, pair_statistics
-from reposer.reid.quadratic import spectrum_above
+from reposer.reid.quadratic import PairStatistics, condition_number, pair_statistics, spectrum_above
 
 
 def _people(seed, count=240, size=12, people=30, cameras=4, signal=6, noise=0.6):

@@ -70,7 +70,7 @@ def test_the_variants_of_other_code_equal_their_definitions(variant):
     ours = k_reciprocal(x[:40], x[40:], variant=variant)
     assert np.abs(ours - _literal(x[:40], x[40:], 20, 6, 0.3, variant)).max() < 1e-6
     assert np.abs(ours - k_reciprocal(x[:40], x[40:])).max() > 1e-3
-    with pytest.raises(UserError, match="unknown re-ranking variant 'bot'"):
+    with pytest.raises(UserError, match="re-ranking variant bot: unknown"):
         k_reciprocal(x[:40], x[40:], variant="bot")
 
 

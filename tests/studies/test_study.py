@@ -21,8 +21,8 @@ from reposer.config import save_config
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
-from reposer.evaluation.significance import Difference
 from reposer.jobs.stages import DONE, STAGES
+from reposer.metrics.intervals import Difference
 from reposer.studies.config import Arm, Budget, StudyRecipe
 from reposer.studies.plan import StudyPlan
 from reposer.studies.results import (
@@ -126,7 +126,7 @@ def test_the_real_study_is_the_one_that_was_declared():
     ("changes", "words"),
     [
         ({"arms": (ARMS[0], ARMS[0])}, "arms: one or more, each once"),
-        ({"controls": ("nobody",)}, "there is no arm nobody"),
+        ({"controls": ("nobody",)}, "controls: arm nobody: unknown"),
         ({"seeds": ()}, "seeds: one or more"),
     ],
 )

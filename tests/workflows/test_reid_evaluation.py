@@ -211,12 +211,12 @@ def test_multi_query_pools_the_crops_of_a_person_and_camera(house, tmp_path):
     ("options", "message"),
     [
         ({"multi_query": "mean"}, "--multi-query and --crops"),
-        ({"rank_lists": "kissme"}, "no row 'kissme' for rank lists: choose one of euclidean"),
+        ({"rank_lists": "kissme"}, "row for rank lists kissme: unknown: .*known: euclidean"),
         (
             {"rank_lists": "euclidean + query expansion", "expand": Expansion(2)},
             "lists of 'euclidean . query expansion' cannot be drawn: choose 'euclidean'",
         ),
-        ({"feature_map": "pca"}, "no map 'pca': choose one of tsne, umap"),
+        ({"feature_map": "pca"}, "feature map pca: unknown: .*known: tsne, umap"),
     ],
 )
 def test_wrong_options_fail_before_anything_is_extracted(house, tmp_path, options, message):
@@ -239,7 +239,7 @@ def test_a_report_without_rank_lists_says_why_and_keeps_none_of_an_earlier_one(h
 def test_feature_files_need_query_and_gallery_once(house, tmp_path):
     sets = {"query": _feature_set(house, np.arange(3)), "gallry": _feature_set(house, np.arange(3))}
     write_features(tmp_path / "a.npz", sets)
-    with pytest.raises(UserError, match="split 'gallry': unknown: name it query, gallery"):
+    with pytest.raises(UserError, match="split gallry: unknown: did you mean gallery"):
         score_files([tmp_path / "a.npz"], None, ReidOptions())
     write_features(tmp_path / "a.npz", {"query": sets["query"]})
     with pytest.raises(UserError, match=r"no split gallery \(found: query\)"):

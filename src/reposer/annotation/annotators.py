@@ -22,12 +22,12 @@ from reposer.annotation.interfaces import (
 from reposer.annotation.keypoints import KeypointFiles, joint_scores, open_keypoint_detector
 from reposer.annotation.parser import SegmentationParser, open_parser
 from reposer.annotation.person_mask import MASKERS, FolderMasks, ParsingMasker, open_masker
-from reposer.annotation.segmentation_model import Sides
+from reposer.annotation.segmentation_model import SIDES, Sides
 from reposer.data.keypoint_imports import FORMATS
 from reposer.data.keypoints import Pose
 from reposer.data.layouts.folder_scan import without_suffix
 from reposer.data.problems import AnnotationError, AnnotationProblem
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 from reposer.images import MAX_FILE_BYTES
 from reposer.storage.files import sha256_bytes
 from reposer.storage.paths import RefusedFileError, printable, read_regular
@@ -113,10 +113,7 @@ def chosen_sides(text: str | None) -> Sides | None:
     Raises:
         UserError: it is none.
     """
-    known: dict[str | None, Sides | None] = {None: None, "model": "model", "keypoints": "keypoints"}
-    if text not in known:
-        raise UserError(f"--sides {text}: unknown", "use model or keypoints")
-    return known[text]
+    return None if text is None else known("--sides", text, SIDES)
 
 
 @dataclass(slots=True)

@@ -199,10 +199,10 @@ def annotation_faults(root: str | Path) -> list[str]:
         faults += _photo_faults(root, main)
     faults += _foreign(root, main)
     if main.complete:
-        told = result_faults(
+        found = result_faults(
             root, list(main.found.values()), with_keypoints=_looks_for_keypoints(main.settings)
         )
-        faults += (f"{fault}; {_AGAIN}" for fault in told)
+        faults += (f"{fault}; {_AGAIN}" for fault in found)
     return faults
 
 
@@ -263,8 +263,8 @@ class _Book:
                 raise UserError(f"{place}: is not there, or not its seal")
             table = read_part(path)
         except UserError as error:
-            told = error.problem.replace(str(path), place)
-            self.faults.append(f"{told}; it describes {images[0]} and {len(images) - 1} more; {_AGAIN}")
+            problem = error.problem.replace(str(path), place)
+            self.faults.append(f"{problem}; it describes {images[0]} and {len(images) - 1} more; {_AGAIN}")
         else:
             if table.column_names == [name for name, _ in (*FILE_COLUMNS, *self._columns)]:
                 rows: Rows = table.to_pylist()
@@ -281,8 +281,10 @@ def _refuse_unfinished(root: Path) -> None:
         if (book / PLAN).is_file():
             shards = read_shards(book / PLAN)
             missing = sum(not is_sealed(part_path(book, n)) for n in range(len(shards)))
-            told = f"{missing} of {len(shards)} shards are not there" if missing else f"there is no {REPORT}"
-            raise UserError(f"{root}: {told}", f"{_AGAIN} to go on")
+            reason = (
+                f"{missing} of {len(shards)} shards are not there" if missing else f"there is no {REPORT}"
+            )
+            raise UserError(f"{root}: {reason}", f"{_AGAIN} to go on")
     raise UserError(f"{root}: nothing is annotated yet", f"{_AGAIN} to go on")
 
 

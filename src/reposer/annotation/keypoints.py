@@ -31,7 +31,7 @@ from reposer.data.keypoint_imports import (
 )
 from reposer.data.keypoints import COCO_JOINTS, Pose, coco_to_openpose
 from reposer.data.problems import AnnotationProblem
-from reposer.errors import UserError, find
+from reposer.errors import UserError, find, known
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import printable
 
@@ -57,8 +57,7 @@ class KeypointFiles:
     """
 
     def __init__(self, kind: str, path: Path) -> None:
-        if kind not in FORMATS:
-            raise UserError(f"keypoints of kind {kind!r}: unknown", f"use one of {', '.join(FORMATS)}")
+        known("keypoints of kind", kind, FORMATS)
         refuse_other_kind(path, kind)
         self.kind, self.path = kind, path
         digest = sha256_file(path) if kind in TABLES else ""
@@ -96,8 +95,8 @@ class KeypointFiles:
                 problems = [_problem(self.path, f"no row or file for {image}", "missing-keypoints")]
             return None, problems
         if _outside(pose, size).any():
-            told = f"a joint of {image} lies outside the image ({size[1]}x{size[0]})"
-            return None, [_problem(self.path, told, "bad-keypoints")]
+            problem = f"a joint of {image} lies outside the image ({size[1]}x{size[0]})"
+            return None, [_problem(self.path, problem, "bad-keypoints")]
         return pose, []
 
     def table_problems(self) -> list[AnnotationProblem]:

@@ -172,7 +172,7 @@ class Crops:
 
 @dataclass(frozen=True)
 class CropMaker:
-    """A Maker (jobs/shards.py) of maps, masks and keypoints."""
+    """A Maker (jobs/shards.py) of label maps, masks and keypoints."""
 
     annotators: Annotators
     images: Path  # folder

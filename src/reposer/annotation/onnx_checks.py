@@ -1,7 +1,7 @@
 """Which ONNX files may be run: one file of plain ONNX operators, no larger inside than outside.
 
 An ONNX file can name other files to read (CVE-2022-25882, CVE-2024-5187, CVE-2024-27318), ask for operators
-from libraries, hide a huge memory behind a few bytes, or loop for ever. Nothing of a file is executed before
+from libraries, hide a huge memory behind a few bytes, or never end. Nothing of a file is executed before
 all of these are excluded; the rules stand in the messages.
 """
 

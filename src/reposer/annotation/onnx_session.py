@@ -237,11 +237,11 @@ def _serve(threads: int, cuda: bool) -> None:
         _, seconds, memory = _CALL.unpack_from(request)
         _limit(threads, seconds, memory)
         session = _load(request[_CALL.size :], threads, cuda)
-        told = {
+        described = {
             kind: [(entry.name, entry.type, list(entry.shape)) for entry in entries]
             for kind, entries in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
         }
-        return b"\0" + json.dumps(told).encode(), session
+        return b"\0" + json.dumps(described).encode(), session
 
     session = _respond(out, load)
     if session is None:

@@ -77,7 +77,7 @@ def resolve_sides(parsing: NDArray[np.uint8], keypoints: NDArray[np.float32]) ->
 
 
 def correct_sides(parsing: NDArray[np.uint8], keypoints: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """One map whose arms, legs and shoes are assigned anew, where both limbs have a joint that is known.
+    """One map whose arms, legs and shoes are assigned again, where both limbs have a joint that is known.
 
     Elsewhere the model's own sides stay: a single limb says less than they do.
 
@@ -188,8 +188,8 @@ class SegmentationParser:
             scores = output.permute(0, 3, 1, 2) if self.description.layout == "nhwc" else output
             if scores.shape[:2] == (len(images), classes):
                 return scores
-        told = f"{tuple(output.shape)} {output.dtype}"
-        problem = f"answers {told}, its description says {classes} classes as {self.description.layout}"
+        shape = f"{tuple(output.shape)} {output.dtype}"
+        problem = f"answers {shape}, its description says {classes} classes as {self.description.layout}"
         raise RefusedFileError(
             self.info.name, "outputs", problem, "correct its fields labels, layout or output"
         )

@@ -18,8 +18,8 @@ from reposer.annotation.journal import BOOK, AnnotationJob, read_book
 from reposer.annotation.overview import FLAGS, write_overview
 from reposer.data.keypoints import Pose, write_keypoints_csv
 from reposer.data.label_files import read_mask
-from reposer.data.map_meanings import SeenMasks
 from reposer.data.parsing import LIP_LABELS
+from reposer.data.preparing.annotation_lookup import SeenMasks
 from reposer.data.problems import AnnotationProblem, problems_csv
 from reposer.image_rules import ACCEPTED
 from reposer.jobs.shards import Rows, Work
@@ -130,9 +130,9 @@ def _mask_doubts(job: AnnotationJob, rows: Rows, own_mask: Callable[[str], str])
             mask = read_mask(contained(job.folder.root, row["mask"]), root=job.folder.root)
             seen.add(own_mask(row["file"]), mask)
     found = [AnnotationProblem(file, 0, "mask", odd, "odd-mask") for file, odd in seen.odd()]
-    if told := seen.doubt("invert these files, or give --inverted-masks to `reposer prepare` later"):
+    if doubt := seen.doubt("invert these files, or give --inverted-masks to `reposer prepare` later"):
         folder = printable(job.settings["mask"]["folder"])
-        found.insert(0, AnnotationProblem(folder, 0, "mask", told, "mask-inverted"))
+        found.insert(0, AnnotationProblem(folder, 0, "mask", doubt, "mask-inverted"))
     return found
 
 

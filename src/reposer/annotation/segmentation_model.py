@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reposer.config import Config, config_bytes
 from reposer.data.parsing import LABEL_SETS, LIP_LABELS, convert
-from reposer.errors import UserError
+from reposer.errors import UserError, unknown
 from reposer.images import IMAGENET_MEAN, IMAGENET_STD
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.structures import NUM_LABELS
@@ -172,6 +172,7 @@ LABEL_NAMES = (*_CONVERTIBLE, *_OUTSIDE_SETS)
 
 
 Sides = Literal["model", "keypoints"]  # who tells left from right
+SIDES: tuple[Sides, ...] = ("model", "keypoints")
 
 
 class SegmentationModel(Config):
@@ -199,13 +200,13 @@ class SegmentationModel(Config):
             raise ValueError("std must be positive")
         if isinstance(self.labels, str) and self.labels not in LABEL_NAMES:
             coarse = " (coarser than LIP-20)" if self.labels in LABEL_SETS else ""
-            raise ValueError(
-                f"labels {self.labels!r}{coarse}: use one of {', '.join(LABEL_NAMES)}, or a list"
-            )
-        unknown = [n for n in self.labels if n not in (*LIP_LABELS, *SIDELESS)] if not self.named else []
-        if unknown or not 2 <= len(self.labels) <= 256:
-            wrong = f"{unknown[0]!r} is no label" if unknown else "2 to 256 classes are wanted"
-            raise ValueError(f"labels: {wrong}; LIP-20 has {', '.join((*LIP_LABELS, *SIDELESS))}")
+            raise ValueError(unknown("labels", f"{self.labels}{coarse}", [*LABEL_NAMES, "a list of names"]))
+        names = (*LIP_LABELS, *SIDELESS)
+        for label in () if self.named else self.labels:
+            if label not in names:
+                raise ValueError(unknown("labels: label", label, names))
+        if not 2 <= len(self.labels) <= 256:
+            raise ValueError(f"labels: 2 to 256 classes are wanted; LIP-20 has {', '.join(names)}")
         return self
 
     @property

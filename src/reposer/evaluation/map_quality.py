@@ -83,7 +83,7 @@ class MapQualityReport:
 
 
 def claim_maps(folder: Path, *more: str) -> None:
-    """Refuse, before any work, to replace what no evaluation of maps wrote.
+    """Refuse, before any work, to replace what no evaluation of label maps wrote.
 
     Raises:
         UserError: as ``outputs.claim_outputs``.

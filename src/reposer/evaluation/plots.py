@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 from reposer.evaluation.reid_comparison import RERANKED, ReidReport
 from reposer.images import encode_png
 from reposer.metrics.retrieval import QueryScores
@@ -87,8 +87,7 @@ def check_map(how: str) -> None:
     Raises:
         UserError: an unknown map, or a package that is not installed.
     """
-    if how not in MAPS:
-        raise UserError(f"no map {how!r}", f"choose one of {', '.join(MAPS)}")
+    known("feature map", how, MAPS)
     if how == "umap" and importlib.util.find_spec("umap") is None:
         raise UserError("the UMAP map needs umap-learn, not installed here", "pip install reposer[maps]")
 
@@ -273,8 +272,7 @@ def write_rank_lists(
     Raises:
         UserError: the report has no such row.
     """
-    if method not in report.results:
-        raise UserError(f"the report has no method {method!r}", f"choose one of {', '.join(report.results)}")
+    known("method of the report", method, report.results)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []

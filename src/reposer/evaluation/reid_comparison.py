@@ -165,11 +165,11 @@ def compare_methods(
     rules: ScoringRules = {**DEFAULT_RULES, **chosen}
     protocol, unit, exclude_same_camera = rules["protocol"], rules["unit"], rules["exclude_same_camera"]
     query, gallery = checked(query, "query", unit), checked(gallery, "gallery", unit)
-    query, gallery, told = _cameras(query, gallery, protocol, exclude_same_camera)
+    query, gallery, notes = _cameras(query, gallery, protocol, exclude_same_camera)
     learned = {name: LEARNERS[name](rules["seed"]) for name in methods if name in LEARNERS}
     if learned:
         (train,), cameras = with_cameras(_training_set(train, query, gallery, unit))
-        told += [f"Training images: {cameras}"] if cameras else []
+        notes += [f"Training images: {cameras}"] if cameras else []
         for learner in learned.values():
             learner.fit(train.features, train.pids, train.camids)
     results: dict[str, ReidResult] = {}
@@ -201,7 +201,7 @@ def compare_methods(
         learned={name: _what_was_learned(metric) for name, metric in learned.items()},
         protocol=_protocol(protocol, unit, rules["no_match"], exclude_same_camera),
         notes=(
-            *told,
+            *notes,
             *_notes(next(iter(results.values())), results, missing, learned, rerank, expand),
         ),
         settings=settings,
@@ -217,14 +217,14 @@ def _cameras(
     if protocol.by_camera:
         return query, gallery, []
     (query, gallery), unknown = with_cameras(query, gallery)
-    told = [unknown] if unknown else []
+    notes = [unknown] if unknown else []
     cameras = np.unique(gallery.camids[gallery.pids != JUNK])
     own = int(np.isin(query.camids, cameras).sum())
     if exclude_same_camera and len(cameras) == 1 and own:
-        told.append(
+        notes.append(
             f"All gallery images are of camera {cameras[0]}: the {own:,} queries of it have no valid match."
         )
-    return query, gallery, told
+    return query, gallery, notes
 
 
 def _steps(
@@ -277,7 +277,7 @@ def mean_report(reports: Sequence[ReidReport], what: str) -> ReidReport:
         results=results,
         missing=missing,
         learned={
-            f"{name}, {what} {i}": told for i, r in enumerate(reports) for name, told in r.learned.items()
+            f"{name}, {what} {i}": text for i, r in enumerate(reports) for name, text in r.learned.items()
         },
         notes=(note, *fits),
         settings=first.settings | {"splits": len(reports)},

@@ -147,7 +147,9 @@ def trial_parts(
         allowed &= np.isin(gallery.camids, protocol.gallery_cameras)
     own_camera_out = protocol.shots and protocol.exclude_same_camera and not protocol.per_camera
     places = set(np.unique(gallery.camids).tolist())
-    parts: dict[tuple[int, ...], list[int]] = {}  # cameras of the gallery that are hidden -> from whom
+    parts: dict[
+        tuple[int, ...], list[int]
+    ] = {}  # cameras of the gallery that are hidden -> positions of the queries
     for camera in np.unique(query.camids[asked]).tolist():
         hidden = {place for eye, place in protocol.unseen if eye == camera}
         hidden |= {camera} if own_camera_out else set()

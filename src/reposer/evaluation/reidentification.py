@@ -133,7 +133,8 @@ def evaluate_reid(
         distance: a key of reposer.reid.distances.DISTANCES, or a fitted KISSME or XQDA.
         rerank: re-rank k-reciprocally first (transductive: all queries are used together).
         expand: query expansion first.
-        protocol: who meets whom; where it draws samples every number is the mean over its trials.
+        protocol: which queries meet which gallery images; where it draws samples every number is the mean
+            over its trials.
         unit: bring every feature to length 1 first, as most published numbers do (LOMO's do not).
         no_match: queries without a valid match are left out of the mean (``skip``) or count 0 (``zero``,
             as in the MATLAB code); their number is in ``counts`` either way.
@@ -174,8 +175,8 @@ def evaluate_reid(
         np.repeat(np.arange(len(trials)), len(order)),
     )
     result = summarize(trials, asked, gallery.pids, no_match=no_match, seed=seed)
-    told = verification(lambda: (both for part in pairs for both in part())) if roc else None
-    return replace(result, ranking=ranking, roc=told)
+    verified = verification(lambda: (both for part in pairs for both in part())) if roc else None
+    return replace(result, ranking=ranking, roc=verified)
 
 
 Pairs = Callable[[], Iterable[tuple[NDArray[np.floating], NDArray[np.floating]]]]

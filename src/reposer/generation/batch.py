@@ -121,8 +121,8 @@ def generate(
     maker = _PairMaker(pose_transfer, pairs, options, names)
     executor = in_this_process(lambda: maker, options.encoders)
     report = write_pictures(job, executor, on_progress=on_progress, after=after)
-    if told := pose_transfer.told(options.background):
-        report.notes.append(told)
+    if origin := pose_transfer.provenance(options.background):
+        report.notes.append(origin)
     if pairs.problems:
         report.notes.append(f"{len(pairs.problems)} problems, see {PROBLEMS}; the first: {pairs.problems[0]}")
     return report

@@ -30,7 +30,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # what a folder is 
 
 
 class PairSource(Protocol):
-    """N pairs of a source and a donor; the same index gives the same pair for ever."""
+    """N pairs of a source and a donor; the same index gives always the same pair."""
 
     names: list[tuple[str, str]]  # N image names of source and donor
     size: tuple[int, int]  # (H, W) of what ``read`` gives

@@ -22,7 +22,7 @@ from torch import Tensor
 from reposer.data.keypoints import Pose, scale_keypoints
 from reposer.data.label_files import read_mask
 from reposer.data.parsing import LIP_LABELS, read_parsing
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 from reposer.images import encode_jpeg, encode_png, read_picture
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import made_folder, printable
@@ -207,9 +207,7 @@ def check_format(file_format: str) -> str:
     Raises:
         UserError: it is not one of FORMATS.
     """
-    if file_format not in FORMATS:
-        raise UserError(f"format {file_format}: unknown", f"choose from {', '.join(FORMATS)}")
-    return file_format
+    return known("format", file_format, FORMATS)
 
 
 def encode_marked(pixels: NDArray[np.uint8], file_format: str) -> bytes:

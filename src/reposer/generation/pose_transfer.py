@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.errors import MOST_SOURCES, UserError
+from reposer.errors import MOST_SOURCES, UserError, known
 from reposer.generation.camera_colors import recolor
 from reposer.generation.pictures import Person, people_batch, resize_array
 from reposer.generation.stitching import stitch
@@ -151,9 +151,7 @@ class PoseTransfer:
         predictor: MapPredictor | None = None,
         maps: str = "given",
     ) -> None:
-        if maps not in MAPS:
-            raise UserError(f"maps {maps}: unknown", f"choose from {', '.join(MAPS)}")
-        if maps == "predicted" and predictor is None:
+        if known("maps", maps, MAPS) == "predicted" and predictor is None:
             raise UserError("label maps predicted: by what is not said", "name a predictor of label maps")
         if predictor is not None and tuple(predictor.config.size) != tuple(config.size):
             raise UserError(
@@ -223,7 +221,7 @@ class PoseTransfer:
         own = getattr(self.generator, "needs", _EVERYTHING)
         return own if background == "generated" else (*own, "target_mask")
 
-    def told(self, background: str = "generated") -> str:
+    def provenance(self, background: str = "generated") -> str:
         """Where target maps come from, for reports; empty where the given ones are used as they are."""
         if not {"target_parsing", "target_mask"} & set(self.needs(background)):
             return "target maps are not read: the generator is driven by keypoints"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reposer.errors import UserError
+from reposer.errors import known
 from reposer.structures import PairBatch
 
 BACKGROUNDS = ("generated", "donor", "source")
@@ -75,9 +75,7 @@ def check_background(background: str) -> str:
     Raises:
         UserError: it is not.
     """
-    if background not in BACKGROUNDS:
-        raise UserError(f"background {background}: unknown", f"choose from {', '.join(BACKGROUNDS)}")
-    return background
+    return known("background", background, BACKGROUNDS)
 
 
 def feathered(mask: Tensor, width: int) -> Tensor:

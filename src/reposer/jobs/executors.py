@@ -186,7 +186,7 @@ def _initialize(begin: Callable[[], Callable[[Any], Any]]) -> None:
     end_with_parent(lambda: os._exit(1))
     try:
         _Worker.work = begin()
-    except UserError as error:  # an error here would only be told as "a process died"
+    except UserError as error:  # an error here would only be reported as "a process died"
         _Worker.refusal = (error.problem, error.advice)
 
 

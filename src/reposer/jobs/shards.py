@@ -89,7 +89,7 @@ class Job(ABC):
 
     unit: ClassVar[str]  # what is counted, for people
     drift: ClassVar[str]  # what another environment may change
-    another: ClassVar[tuple[str, str]]  # what is told of a folder with another job, and the advice
+    another: ClassVar[tuple[str, str]]  # the problem with a folder of another job, and the advice
 
     folder: Folder
     settings: Mapping[str, Any]  # everything the bytes depend on; JSON
@@ -291,8 +291,8 @@ def _open(job: Job, notes: list[str]) -> None:
     environment = earlier.pop(_ENVIRONMENT, {})
     earlier.pop(MARK, None)
     if changed := job.changed(earlier):
-        told, advice = job.another
-        raise UserError(f"{printable(book)}: {told}, these differ: {'; '.join(changed)}", advice)
+        problem, advice = job.another
+        raise UserError(f"{printable(book)}: {problem}, these differ: {'; '.join(changed)}", advice)
     remove_temporaries(book)
     made_folder(book, MANIFEST)
     remove_temporaries(book / MANIFEST)

@@ -307,14 +307,14 @@ def progress_line(cache: StageCache, stages: Sequence[Stage], workers: int) -> s
 
 
 def _watch(root: Path, cache: StageCache, stages: Sequence[Stage], running: list[SpawnProcess]) -> None:
-    """Wait for the workers, tell how far they are, and stop all when one fails."""
-    told, shown = "", -_LINE_EVERY
+    """Wait for the workers, say how far they are, and stop all when one fails."""
+    last, shown = "", -_LINE_EVERY
     while any(process.is_alive() for process in running):
         _refuse_failed(root, running)
         line = progress_line(cache, stages, len(running))
-        if line != told and time.monotonic() - shown >= _LINE_EVERY:
+        if line != last and time.monotonic() - shown >= _LINE_EVERY:
             print(f"study: {line}", file=sys.stderr)
-            told, shown = line, time.monotonic()
+            last, shown = line, time.monotonic()
         time.sleep(_LOOK)
     _refuse_failed(root, running)
     print(f"study: {progress_line(cache, stages, len(running))}", file=sys.stderr)

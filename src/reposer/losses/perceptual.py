@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchvision.models.squeezenet import Fire
 
-from reposer.errors import MissingWeightsError, UserError
+from reposer.errors import MissingWeightsError, UserError, known
 from reposer.images import imagenet_normalize
 from reposer.weights.files import find_weights, load_state_dict_file
 
@@ -111,16 +111,12 @@ class PerceptualNetwork(nn.Module):
         weights: str | Path | Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if net not in NETWORKS:
-            raise UserError(f"net={net!r} is not known", f"use one of {', '.join(NETWORKS)}")
+        known("perceptual network", net, NETWORKS)
         with torch.device("meta"):  # nothing random is ever made: the weights below take the places
             every = _squeezenet_layers() if net == "squeezenet" else _vgg_layers(net)
         names = [name for name, _ in every]
-        unknown = [name for name in layers if name not in names]
-        if unknown or not layers:
-            raise UserError(
-                f"{net} has no layer {', '.join(unknown) or 'without a name'}", f"use {', '.join(names)}"
-            )
+        for name in layers or [""]:
+            known(f"layer of {net}", name, names)
         self.net = net
         self.layers = tuple(layers)
         depth = 1 + max(names.index(name) for name in layers)
@@ -175,8 +171,7 @@ def _read_weights(net: str, weights: str | Path | Mapping[str, Tensor] | None) -
 
 def layer_differences(maps: Sequence[Tensor], wanted: Sequence[Tensor], norm: str = "l2") -> list[Tensor]:
     """Mean square (l2) or mean absolute (l1) difference of each pair of maps, in float32; scalars."""
-    if norm not in NORMS:
-        raise UserError(f"norm={norm!r} is not known", f"use one of {', '.join(NORMS)}")
+    known("norm", norm, NORMS)
     distance = mean_squared_error if norm == "l2" else F.l1_loss
     return [distance(a.float(), b.float()) for a, b in zip(maps, wanted, strict=True)]
 

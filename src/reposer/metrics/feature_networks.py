@@ -211,7 +211,7 @@ def _named(file: Path) -> Iterator[None]:
 # ---- LPIPS (Zhang et al., CVPR 2018) through the ``lpips`` package, with weights from files that we name and
 # check.
 #
-# The package fetches its backbone from the network by itself, or leaves it random when told not to: here it
+# The package fetches its backbone from the network by itself, or leaves it random when asked not to: here it
 # is built without values and every parameter is then read, strictly, from two files: the ImageNet backbone
 # and the linear heads.
 

@@ -1,7 +1,7 @@
 """The residual discriminator of PATN and SAN: two halvings, three residual blocks, a logit per patch.
 
 Source: SAN section 3.2; widths, order and residual blocks as in PATN's public code. No sigmoid here: the
-losses work on logits (reposer.losses.adversarial).
+losses work on logits (reposer.losses.image_gan).
 """
 
 from __future__ import annotations

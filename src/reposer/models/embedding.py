@@ -7,8 +7,6 @@ the classifier and the user the feature after it). In use an embedding takes ima
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,10 +18,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reposer.config import Config
-from reposer.errors import UserError, find
+from reposer.errors import UserError
 from reposer.images import resize, to_float
 from reposer.models.backbones import MobileNetV2, ResNet, Small
-from reposer.models.layers import check_arguments, check_choice
+from reposer.models.layers import build, check_arguments, check_choice
 from reposer.weights.files import find_weights, load_state_dict_file
 from reposer.weights.network_folder import FILES, WEIGHTS, build_with_weights, read_network, save_network
 from reposer.weights.shared_folders import open_folder
@@ -226,15 +224,7 @@ def build_backbone(name: str, **args: Any) -> nn.Module:
     Raises:
         UserError: no such backbone, no such argument (the nearest is named), or an impossible value.
     """
-    made = find("backbone", name, EMBEDDINGS)
-    known = list(inspect.signature(made).parameters)
-    for arg in args:
-        if arg not in known:
-            near = difflib.get_close_matches(arg, known, n=1)
-            advice = f"did you mean {near[0]}" if near else f"use one of {', '.join(known) or 'none'}"
-            raise UserError(f"the backbone {name} has no argument {arg}", advice)
-    check_arguments(args)
-    return made(**args)
+    return build("backbone", EMBEDDINGS, name, args)
 
 
 def load_pretrained(embedding: Embedding, path: str | Path | None = None) -> Path:

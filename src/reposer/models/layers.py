@@ -6,15 +6,18 @@ norm (its backward pass reads its own input, not its output) and saves a tensor 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from reposer.errors import UserError
+from reposer.errors import UserError, find, known, unknown
+from reposer.storage.paths import printable
 
 # ---- Instance norm that leaves maps in channels-last memory as they lie.
 #
@@ -100,8 +103,46 @@ UPSAMPLERS = ("deconv", "resize")
 def check_choice(option: str, value: object, choices: Collection[object]) -> None:
     """Raise UserError unless ``value`` is one of ``choices``."""
     if value not in choices:
-        listed = ", ".join(str(choice) for choice in choices)
-        raise UserError(f"{option}={repr(value)[:60]} is not known", f"use one of {listed}")
+        raise unknown(option, str(value)[:60], map(str, choices))
+
+
+def build(
+    kind: str, table: Mapping[str, Callable[..., nn.Module]], name: str, args: Mapping[str, Any]
+) -> nn.Module:
+    """The module of that name in a registry, its constructor called with ``args``.
+
+    Raises:
+        UserError: no such name or argument (the nearest is named), a value of another type than the
+            constructor names, or values that are impossible, alone or together.
+    """
+    made = find(kind, name, table)
+    options = inspect.signature(made, eval_str=True).parameters
+    for arg, value in args.items():
+        known(f"{kind} {name}: argument", printable(arg[:60]), options)
+        if not _is_of(options[arg].annotation, value):
+            shown = printable(repr(value)[:60])
+            raise UserError(f"the {kind} {name}: {arg} cannot be {shown}", _advice(options[arg]))
+    check_arguments(args)
+    try:
+        return made(**args)
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:  # values that are wrong together
+        reason = printable(str(error).splitlines()[0][:200]) if str(error) else type(error).__name__
+        raise UserError(f"no such {kind} {name} can be built: {reason}", "change its arguments") from error
+
+
+def _is_of(annotation: Any, value: object) -> bool:
+    """Whether the value is of the type that a constructor names; any is, where it names none."""
+    if annotation is inspect.Parameter.empty:
+        return True
+    try:
+        TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _advice(option: inspect.Parameter) -> str:
+    return f"its default is {option.default!r}" if option.default is not option.empty else ""
 
 
 _COUNTS = ("blocks", "convs", "halvings", "stripes")  # arguments that count layers or parts

@@ -9,8 +9,16 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky, eigh, inv, svd
 
 from reposer.errors import UserError
-from reposer.reid.pair_statistics import PairStatistics, condition_number
-from reposer.reid.quadratic import Fitted, QuadraticMetric, Solution, diagonal, span, spread_ratio
+from reposer.reid.quadratic import (
+    Fitted,
+    PairStatistics,
+    QuadraticMetric,
+    Solution,
+    condition_number,
+    diagonal,
+    span,
+    spread_ratio,
+)
 
 # ---- KISSME: "keep it simple and straightforward" metrics (Koestinger et al., CVPR 2012), over all pairs.
 #

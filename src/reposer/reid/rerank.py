@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from reposer.arrays import float_array
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 from reposer.reid.distances import BLOCK_BYTES, check_features, finite_norms
 
 _PAIR_CHUNK = 2_048  # pairs of features gathered at once
@@ -96,12 +96,13 @@ def k_reciprocal(
     return _mix(encoding, neighbors, len(query), weight, variant)
 
 
-def known_variant(name: str) -> None:
-    """Raises:
-    UserError: it is none of VARIANTS.
+def known_variant(name: str) -> Variant:
+    """The name itself.
+
+    Raises:
+        UserError: it is none of VARIANTS.
     """
-    if name not in VARIANTS:
-        raise UserError(f"unknown re-ranking variant {name!r}", f"choose one of {', '.join(VARIANTS)}")
+    return known("re-ranking variant", name, VARIANTS)
 
 
 def _search(x: NDArray[np.float32], norms: NDArray[np.float32], queries: int, listed: int) -> _Neighbors:

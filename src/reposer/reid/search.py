@@ -80,14 +80,14 @@ def with_cameras(*sets: FeatureSet) -> tuple[tuple[FeatureSet, ...], str]:
             if row != start + i and np.allclose(feature, each.features[i], rtol=1e-3, atol=1e-4):
                 numbers[start + i] = numbers[row]
     parts = np.split(numbers, starts[1:-1])
-    told = tuple(replace(each, camids=part) for each, part in zip(sets, parts, strict=True))
+    counted = tuple(replace(each, camids=part) for each, part in zip(sets, parts, strict=True))
     if not unknown.all():
-        return told, (
+        return counted, (
             f"The camera of {int(unknown.sum()):,} images is not known (a number below 0): each of them"
             " counts as a camera of its own."
         )
     given = np.unique(np.concatenate([each.camids for each in sets]))
-    return told, NO_CAMERA + (f" (All have camera number {given[0]}.)" if given[0] > 0 else "")
+    return counted, NO_CAMERA + (f" (All have camera number {given[0]}.)" if given[0] > 0 else "")
 
 
 def search(

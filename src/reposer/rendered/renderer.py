@@ -261,7 +261,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         answers.flush()
 
 
-# ---- Data sets of rendered people in memory: which image shows whom, how and where, and batches of them.
+# ---- Data sets of rendered people in memory: who each image shows, how and where, and batches of them.
 #
 # Image i of person p under a seed is a pure function of (seed, p, i): person, pose, camera and every byte of
 # the picture, whatever the number of people, images, workers, or the batch size.

@@ -103,8 +103,8 @@ def read_in_child(
         except subprocess.TimeoutExpired as error:
             raise RefusedFileError(path, "too-long", "reading it took too long", advice) from error
         if done.returncode:
-            told = done.stderr.decode(errors="replace").strip().splitlines()
-            reason = told[-1][:200] if told and done.returncode == 1 else _ended(done.returncode)
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            reason = lines[-1][:200] if lines and done.returncode == 1 else _ended(done.returncode)
             raise RefusedFileError(path, "damaged", f"cannot be read: {printable(reason)}", advice)
         output.seek(0)
         return read_npz(path, output)

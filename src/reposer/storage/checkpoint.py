@@ -211,7 +211,7 @@ def entries(path: Path) -> dict[str, Any]:
 
 
 def refuse_other_data(run: str | Path, folder: Path, content_hash: str) -> None:
-    """Refuse to use a run with the prepared folder that it was trained on, where that was made anew since.
+    """Refuse to use a run with the prepared folder that it was trained on, where that was made again since.
 
     Who was held out may be others now, so that what the run says of its training people would be wrong.
     Another folder is another data set, about which the hash says nothing. What is no run passes.

@@ -103,7 +103,7 @@ def atomic_folder(
     A folder that is already at ``path`` is replaced, if ``check`` allows it: it waits as
     :func:`replaced_name` during the two renames, so that a crash between them loses nothing (readers that
     must survive this look there too). When the block raises, nothing appears and the old folder stays. The
-    temporary folder bears a lock of the kernel's: a second writer of the same path is refused, and what a
+    temporary folder holds a lock of the kernel's: a second writer of the same path is refused, and what a
     killed one left is deleted.
 
     Args:
@@ -185,7 +185,7 @@ def _swap_in(temporary: Path, path: Path) -> None:
             os.rename(aside, path)
         raise
     sync_folder(path.parent)
-    with suppress(OSError):  # the new folder stands; what is left of the old one bears a temporary name
+    with suppress(OSError):  # the new folder stands; what is left of the old one has a temporary name
         remove_tree(aside)
 
 

@@ -80,7 +80,7 @@ def in_turn(folder: Path, name: str) -> Iterator[None]:
     Not the folder's own lock: who holds that may take turns too.
 
     Args:
-        name: of the file that bears the lock meanwhile.
+        name: of the file that holds the lock meanwhile.
 
     Raises:
         OSError: the folder is missing, or the disk refuses.

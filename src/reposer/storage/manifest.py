@@ -61,10 +61,10 @@ def find_faults(folder: str | Path) -> list[str]:
         listed |= set(rows["file"].to_pylist())
         faults += [f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)]
         if "synthetic" in rows.column_names:
-            told = zip(rows["file"].to_pylist(), rows["synthetic"].to_pylist(), strict=True)
+            marks = zip(rows["file"].to_pylist(), rows["synthetic"].to_pylist(), strict=True)
             faults += [
                 f"{MANIFEST}/{path.name}: {name}: synthetic is not true"
-                for name, said in told
+                for name, said in marks
                 if said is not True
             ]
     if not faults and rows_read != job["items"]:

@@ -30,7 +30,7 @@ def claim_outputs(folder: Path, names: Iterable[str], *, older: bool = False) ->
 
     Args:
         folder: need not exist; ``names``: of the files to come in it.
-        older: what bears these names is the command's, of a version without lists (:func:`is_older`).
+        older: what has these names is the command's, of a version without lists (:func:`is_older`).
 
     Raises:
         UserError: names the first file that no command wrote, or that was changed since.
@@ -150,7 +150,7 @@ def seal_faults(folder: Path, record: Mapping[str, Any] | None, *, place: str = 
     """What the seal of a folder finds, a line each.
 
     Args:
-        record: what the folder says of itself; with MARK in it there must be a seal. A folder of before
+        record: what the folder says of itself; with MARK in it there must be a seal. A folder from before
             there were seals has neither.
     """
     path = folder / place

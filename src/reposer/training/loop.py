@@ -104,7 +104,7 @@ def train(
                     writer.save()
                 if stopped:
                     _log.warning(
-                        "told to stop: saved step %d, the same command goes on from here", state.step
+                        "asked to stop: saved step %d, the same command goes on from here", state.step
                     )
                     raise SystemExit(stop.exit_code)
                 if late:

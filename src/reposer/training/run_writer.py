@@ -25,7 +25,7 @@ from reposer.storage.runs import RunFolder
 from reposer.training.config import TrainingConfig
 from reposer.training.state import TrainingState
 
-_EVER_PINNED = ("generated", "teacher")  # also by the runs of before the data were pinned
+_EVER_PINNED = ("generated", "teacher")  # also by runs from before the data were pinned
 _READ_AT_START = ("start_from", "initial")  # not needed to go on from a checkpoint
 _log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class RunWriter:
         else:
             before = found.meta.get(INPUTS)
         pins = before if isinstance(before, dict) else {}
-        if PREPARED not in pins:  # of before all inputs were pinned
+        if PREPARED not in pins:  # from before all inputs were pinned
             self._refuse(pins, {name: digest for name, digest in now.items() if name in _EVER_PINNED})
             if self._runtime.is_main and PREPARED in now:
                 _log.warning("%s: was started before runs pinned their data: not compared", self.folder)

@@ -329,7 +329,7 @@ def fetch_folder(name: str | Path, files: Sequence[str]) -> Path:
 
     A name without the prefix never touches the network: a folder that is missing is an error, never somebody
     else's repository of that name. The revision is turned into its commit before anything is fetched, and the
-    name with the commit, which gives the same bytes for ever, is printed to stderr.
+    name with the commit, which gives always the same bytes, is printed to stderr.
 
     Raises:
         UserError: no such folder; no hub name behind the prefix, or the hub does not give it.

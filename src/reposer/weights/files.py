@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reposer.config import read_json
-from reposer.errors import MissingWeightsError, UserError
+from reposer.errors import MissingWeightsError, UserError, find
 from reposer.storage.bounded import parse_json
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.paths import printable, require_regular
@@ -215,9 +215,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 def _known(name: str) -> WeightFile:
-    if name not in KNOWN:
-        raise UserError(f"{name!r}: no known weights", f"use one of {', '.join(KNOWN)}")
-    return KNOWN[name]
+    return find("weights", name, KNOWN)
 
 
 def _loaded(path: Path, load: Callable[[Path], Any]) -> Any:

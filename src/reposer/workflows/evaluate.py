@@ -1,4 +1,4 @@
-"""What ``reposer evaluate`` does: a generator, a predictor of maps, the identity of who is shown."""
+"""What ``reposer evaluate`` does: a generator, a predictor of label maps, the identity of who is shown."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def evaluate_model(
 
 
 def _check_detector(metrics: Sequence[str], detector: KeypointDetector | None) -> None:
-    """Whoever asks for a metric by name shall get it, and not a table without it."""
+    """A metric that was asked for by name is measured, or the call fails: no table without it."""
     readers = [name for name in metrics if "generated_keypoints" in getattr(find_metric(name), "needs", ())]
     if readers and detector is None:
         raise UserError(
@@ -181,7 +181,7 @@ MAP_GRID_TITLES = ("source", "its map", "predicted", "true map", "true target")
 
 
 def is_predictor(name: str) -> bool:
-    """Whether this is a predictor of maps: the shipped one, a run folder, or an exported folder."""
+    """Whether this is a predictor of label maps: the shipped one, a run folder, or an exported folder."""
     if name in PREDICTOR.shipped:
         return True
     path = Path(name) / "config.json"
@@ -307,7 +307,7 @@ def measure_identity(
 
     Raises:
         UserError: as :func:`identity_kept`; the network was trained on the people it is tested on, or the
-            folder was prepared anew since.
+            folder was prepared again since.
     """
     claim_identity(out)
     judge = of_run(EMBEDDING, reid_run)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 from reposer.evaluation.plots import PictureOf, check_map, draw_cmc, draw_map, write_rank_lists
 from reposer.evaluation.reid_comparison import (
     EXPANDED,
@@ -200,10 +200,7 @@ def _read_sets(files: Sequence[Path]) -> dict[str, FeatureSet]:
     sets: dict[str, FeatureSet] = {}
     for path, labels in with_labels(files):
         for split, features in read_features(path, labels).items():
-            if split not in (QUERY, GALLERY, TRAIN, CROPS):
-                raise UserError(
-                    f"{path}: split {split!r}: unknown", f"name it {QUERY}, {GALLERY}, {TRAIN} or {CROPS}"
-                )
+            known(f"{path}: split", split, (QUERY, GALLERY, TRAIN, CROPS))
             if split in sets:
                 raise UserError(f"{path}: a second set {split}", "give every split once")
             sets[split] = features
@@ -237,8 +234,8 @@ def resolved(options: ReidOptions, has_training: bool) -> ReidOptions:
     rows = row_names(methods, options.rerank is not None, options.expand is not None)
     if options.rank_lists.endswith(EXPANDED):
         raise UserError(f"rank lists of {options.rank_lists!r} cannot be drawn", f"choose {rows[0]!r}")
-    if options.rank_lists and options.rank_lists not in rows:
-        raise UserError(f"no row {options.rank_lists!r} for rank lists", f"choose one of {', '.join(rows)}")
+    if options.rank_lists:
+        known("row for rank lists", options.rank_lists, rows)
     if options.feature_map:
         check_map(options.feature_map)
     return replace(options, methods=methods, rank_lists=options.rank_lists or rows[0])
@@ -265,14 +262,14 @@ def score_sets(
     """
     if out is not None:
         _claim(out, options)
-    query, told = sets[QUERY], list(notes)
+    query, remarks = sets[QUERY], list(notes)
     if options.multi_query:
         if CROPS not in sets:
             raise UserError(
                 f"multi-query needs a split {CROPS}", "add it to the features, or leave the option out"
             )
         query, alone = pool_queries(query, sets[CROPS], options.multi_query)
-        told.append(
+        remarks.append(
             f"Multi-query: each query is the {options.multi_query} over the crops of its person and camera"
             f" ({len(sets[CROPS]):,} crops in all); {alone:,} queries have no crop and stand for themselves."
         )
@@ -291,7 +288,7 @@ def score_sets(
         seed=options.seed,
     )
     settings = report.settings | {"multi_query": options.multi_query} | (facts or {})
-    report = replace(report, settings=settings, notes=(*told, *report.notes))
+    report = replace(report, settings=settings, notes=(*remarks, *report.notes))
     return (
         report if out is None else write_report_folder(report, (query, sets[GALLERY]), out, options, picture)
     )

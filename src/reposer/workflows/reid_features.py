@@ -46,7 +46,7 @@ def check_data(people: PackedPeople, *models: str | Path | None) -> None:
         models: as a user names them; what is no run, or None, passes.
 
     Raises:
-        UserError: the folder was prepared anew since.
+        UserError: the folder was prepared again since.
     """
     for model in models:
         if model is not None:
@@ -54,7 +54,7 @@ def check_data(people: PackedPeople, *models: str | Path | None) -> None:
 
 
 def tested_rows(people: PackedPeople) -> tuple[Rows, Rows]:
-    """Query and gallery: the splits of these names, or the held-out people (val), of whom the first image in
+    """Query and gallery: the splits of these names, or the held-out people (val), whose first image in
     each camera, by name, is a query and every other one is in the gallery.
 
     Raises:
@@ -178,7 +178,7 @@ def kept_features(
         "settings": embedding.info.embedding,
         "images": people.header["sha256"],
     }
-    if not is_older(folder / ORIGIN, holds_keys(*origin, "sets", "sha256")):  # damaged: made anew
+    if not is_older(folder / ORIGIN, holds_keys(*origin, "sets", "sha256")):  # damaged: made again
         claim_outputs(folder, [FEATURES, ORIGIN])
     digests = {name: sha256_bytes(chosen.tobytes()) for name, chosen in rows.items()}
     sets, known = _read_kept(folder, origin)

@@ -193,7 +193,7 @@ def find_reid_preset(name: str) -> ReidConfig:
     return find("Re-ID preset", name, REID_PRESETS)()
 
 
-# ---- Presets of parsers and predictors of maps: functions that return a full configuration.
+# ---- Presets of parsers and predictors of label maps: functions that return a full configuration.
 
 
 def parser_small() -> ParsingConfig:

@@ -72,7 +72,7 @@ def _unmarked(folder: Path) -> list[str]:
         try:
             rows = read_part(part)
         except UserError:
-            continue  # told before
+            continue  # reported before
         names = rows["file"].to_pylist() if "synthetic" in rows.column_names else []
         for name in names:
             if Path(name).suffix not in (".png", ".jpg"):
@@ -81,14 +81,14 @@ def _unmarked(folder: Path) -> list[str]:
                 path = contained(folder, f"{IMAGES}/{name}")
                 marked = is_marked(read_regular(path, max_bytes=MAX_FILE_BYTES, root=folder))
             except RefusedFileError:
-                continue  # told before
+                continue  # reported before
             if not marked:
                 faults.append(f"{IMAGES}/{printable(name)} lacks the mark of a generated picture")
     return faults
 
 
 def _run_faults(run: Path) -> list[str]:
-    """Checkpoints, and what the seal of the last one finds; a run of before there were seals has none."""
+    """Checkpoints, and what the seal of the last one finds; a run from before there were seals has none."""
     environment = run / "environment.json"
     record = read_json(environment) if environment.is_file() else None
     return _checkpoint_faults(run) + seal_faults(run, record)
@@ -111,8 +111,8 @@ def _export_faults(folder: Path) -> list[str]:
 
     faults = _faults(partial(load_exported, folder))
     weights = f"{printable(folder / 'model.safetensors')}: "
-    told = any(fault.startswith(weights) for fault in faults)  # once is enough
-    faults += [one for one in seal_faults(folder, None) if not (told and one.startswith(weights))]
+    reported = any(fault.startswith(weights) for fault in faults)  # once is enough
+    faults += [one for one in seal_faults(folder, None) if not (reported and one.startswith(weights))]
     listed = sealed_names(folder)
     strange = sorted(path.name for path in folder.glob("*.onnx") if listed and path.name not in listed)
     return faults + [f"{printable(folder)}/{printable(name)}: is not in the seal" for name in strange]
@@ -127,12 +127,12 @@ def _checkpoint_faults(run: Path) -> list[str]:
     faults = []
     for _, path in found:
         damage = _faults(partial(checkpoint.verify, path))
-        foreign = [] if damage else _told(path, checkpoint.foreign(run, checkpoint.entries(path)))
+        foreign = [] if damage else _line(path, checkpoint.foreign(run, checkpoint.entries(path)))
         faults += damage + foreign
     return faults
 
 
-def _told(path: Path, fault: str) -> list[str]:
+def _line(path: Path, fault: str) -> list[str]:
     return [f"{path}: {fault}"] * bool(fault)
 
 

@@ -24,8 +24,7 @@ from reposer.data.parsing import colorize
 from reposer.errors import UserError
 from reposer.grids import draw_grid
 from reposer.images import to_float, to_uint8
-from reposer.losses.adversarial import ImagePool
-from reposer.losses.image_gan import GanNetworks, discriminator_loss, generate, generator_loss
+from reposer.losses.image_gan import GanNetworks, ImagePool, discriminator_loss, generate, generator_loss
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.models.discriminators import build_discriminator
 from reposer.models.embedding import EmbeddingInfo

@@ -1,4 +1,4 @@
-"""Trainings of networks of maps: parsers (an image to its map) and predictors (a pair to the target's).
+"""Trainings of networks of label maps: parsers (an image to its map) and predictors (a pair to the target's).
 
 With several processes, the Dice loss and BatchNorm statistics on CPUs are those of each process's own images.
 """

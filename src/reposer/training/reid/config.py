@@ -44,7 +44,7 @@ class GeneratedConfig(Config):
 
     @property
     def known(self) -> bool:
-        """Whether the label says whom a generated image shows, so that pairs and triplets are made of it."""
+        """Whether the label says who a generated image shows, so that pairs and triplets are made of it."""
         return self.label in ("source", "smoothed")
 
     @model_validator(mode="after")

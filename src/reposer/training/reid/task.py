@@ -175,7 +175,7 @@ def reid_loss(
     """What the network minimizes.
 
     Every term is one mean over all B images, each times its weight. Generated images whose label does not
-    say whom they show (uniform, teacher, extra_class) take part in the classification only.
+    say who they show (uniform, teacher, extra_class) take part in the classification only.
 
     Args:
         output: of the network for the batch.
