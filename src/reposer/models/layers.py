@@ -103,7 +103,7 @@ UPSAMPLERS = ("deconv", "resize")
 def check_choice(option: str, value: object, choices: Collection[object]) -> None:
     """Raise UserError unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise unknown(option, str(value)[:60], map(str, choices))
+        raise unknown(option, str(value), map(str, choices))
 
 
 def build(
@@ -118,7 +118,7 @@ def build(
     made = find(kind, name, table)
     options = inspect.signature(made, eval_str=True).parameters
     for arg, value in args.items():
-        known(f"{kind} {name}: argument", printable(arg[:60]), options)
+        known(f"{kind} {name}: argument", arg, options)
         if not _is_of(options[arg].annotation, value):
             shown = printable(repr(value)[:60])
             raise UserError(f"the {kind} {name}: {arg} cannot be {shown}", _advice(options[arg]))
