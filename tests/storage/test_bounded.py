@@ -154,6 +154,57 @@ def test_a_text_repeated_by_parquets_dictionary_is_counted(tmp_path):
     assert read_table(tmp_path / "good.parquet")["path"].to_pylist()[:2] == ["a", "bcd"]
 
 
+@pytest.mark.parametrize("schema", [True, False])
+def test_a_text_repeated_in_lists_is_counted(schema, tmp_path):
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000, np.int32)), ["x" * 1_000_000])
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 20_000], pa.int32()), text)
+    rows = {"problems": lists, "in": pa.StructArray.from_arrays([lists], ["a"])}
+    for name, column in rows.items():
+        pq.write_table(pa.table({name: column}), tmp_path / "d.parquet", store_schema=schema)
+        assert (tmp_path / "d.parquet").stat().st_size < 1_200_000
+        with pytest.raises(pa.ArrowInvalid, match="unpacks to more"):
+            read_table(tmp_path / "d.parquet")
+    good = {"problems": [["a", "bcd"], [], None] * 1000, "keypoints": [[[1.0, 2.0]] * 18] * 3000}
+    pq.write_table(pa.table(good), tmp_path / "good.parquet")
+    assert read_table(tmp_path / "good.parquet").to_pydict() == good
+
+
+def _varint(value: int, length: int = 0) -> bytes:
+    """Thrift's number, zigzag; of ``length`` bytes, longer than it need be."""
+    value, found = value * 2, []
+    while value or len(found) < length or not found:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found[:-1], found[-1] & 127])
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("where", [str, pa.BufferReader])
+def test_a_footer_that_lies_about_a_list_is_not_believed(where, version, tmp_path, monkeypatch):
+    """One row of three million zeros is a few bytes; its footer says ten."""
+    count, path = 3_000_000, tmp_path / "x.parquet"
+    lists = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), pa.array(np.zeros(count, np.int8)))
+    options = {"data_page_size": 2**30, "write_batch_size": 2**30, "data_page_version": version}
+    pq.write_table(pa.table({"joints": lists}), path, **options)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    told = _varint(count)
+    data = data[:footer] + data[footer:].replace(told, _varint(10, len(told)))
+    assert len(data) < 20_000
+    path.write_bytes(data)
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).num_values == 10
+    source = str(path) if where is str else pa.BufferReader(data)
+    opened = pq.ParquetFile(source)
+    check_decoded(opened, source, 8 * count)
+    with pytest.raises(pa.ArrowInvalid, match="unpacks to more than 1,000,000 bytes"):
+        check_decoded(opened, source, 1_000_000)
+    monkeypatch.setattr(check_decoded, "__defaults__", (1_000_000,))
+    before = pa.total_allocated_bytes()
+    with pytest.raises(pa.ArrowInvalid, match="unpacks to more"):
+        read_table(data if where is pa.BufferReader else path)
+    assert pa.total_allocated_bytes() - before < 1_000_000
+
+
 @pytest.mark.parametrize(
     "build",
     [

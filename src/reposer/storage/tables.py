@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,42 +35,140 @@ def check_decoded(file: pq.ParquetFile, source: str | pa.BufferReader, most: int
     """Refuse a file whose rows would take more than ``most`` bytes of memory.
 
     A text that a dictionary holds once may fill a million rows, of which the footer says nothing: where that
-    could be, texts are counted as places in their dictionaries.
+    could be, texts are counted as places in their dictionaries. A row of a list column may hold any number of
+    values, whatever the footer says: there the headers of the pages count.
 
     Raises:
-        pyarrow.ArrowInvalid: it would.
+        pyarrow.ArrowInvalid: it would, or a page has no header.
     """
     metadata = file.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    chunks = [(group.num_rows, group.column(i)) for group in groups for i in range(group.num_columns)]
     total = sum(group.total_byte_size for group in groups)
-    total = max(total, 8 * sum(chunk.num_values for _, chunk in chunks))
-    texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
-    possible = sum(n * c.total_uncompressed_size for n, c in chunks if c.path_in_schema in texts)
-    if total <= most < possible:  # a text is no longer than its part of the file
-        total = _text_bytes(source, texts, most)
+    values = possible = 0
+    texts: dict[str, None] = {}  # paths, each once
+    for group in groups:
+        for i in range(group.num_columns):
+            chunk, count = group.column(i), max(group.num_rows, group.column(i).num_values)
+            if file.schema.column(i).max_repetition_level:
+                count = max(count, _values_in_pages(chunk, source))
+            values += count
+            if chunk.physical_type == "BYTE_ARRAY":  # a text is no longer than its part of the file
+                texts[chunk.path_in_schema] = None
+                possible += count * chunk.total_uncompressed_size
+    total = max(total, 8 * values)
+    if total <= most < possible:
+        total = _text_bytes(source, list(texts), most)
     if not 0 <= total <= most:
         raise pa.ArrowInvalid(f"unpacks to more than {most:,} bytes")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(test(kind) for test in tests)
 
 
 def _text_bytes(source: str | pa.BufferReader, texts: list[str], most: int) -> int:
     """Bytes of all texts of these columns; counted no further than ``most``."""
     total = 0
-    if isinstance(source, pa.BufferReader):
-        source.seek(0)
+    _to_start(source)
     with pq.ParquetFile(source, read_dictionary=texts) as file:
         for batch in file.iter_batches(_BATCH, columns=texts, use_threads=False):
-            for column in batch.columns:
-                lengths = pc.binary_length(column.dictionary.cast(pa.binary()))
-                total += pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0
+            total += sum(map(_bytes_of, batch.columns))
             if total > most:
                 break
+    _to_start(source)
+    return total
+
+
+def _bytes_of(column: pa.Array) -> int:
+    """Bytes of all texts of a column, those in its lists too."""
+    if isinstance(column, pa.DictionaryArray):
+        lengths = pc.binary_length(column.dictionary.cast(pa.binary()))
+        return pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0
+    if isinstance(column, pa.StructArray):
+        return sum(map(_bytes_of, column.flatten()))
+    if isinstance(column, pa.MapArray):
+        return _bytes_of(column.keys) + _bytes_of(column.items)
+    if pa.types.is_nested(column.type):
+        return _bytes_of(column.flatten())
+    return column.nbytes
+
+
+def _to_start(source: str | pa.BufferReader) -> None:
     if isinstance(source, pa.BufferReader):
         source.seek(0)
-    return total
+
+
+# ---- Headers of Parquet's pages: Thrift's compact protocol, as far as they use it
+# (parquet.thrift and thrift-compact-protocol.md of Apache's repositories).
+
+_COMPRESSED_SIZE, _PAGES_OF_DATA, _NUM_VALUES = 3, (5, 8), 1  # fields
+_BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, 12  # types
+
+
+def _values_in_pages(chunk: pq.ColumnChunkMetaData, source: str | pa.BufferReader) -> int:
+    """Values that the pages of a column say they hold."""
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+        start = min(start, chunk.dictionary_page_offset)
+    length = chunk.total_compressed_size
+    if start < 0 or length < 0:
+        raise pa.ArrowInvalid("a column lies outside the file")
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            file.seek(start)
+            data = file.read(min(length, os.path.getsize(source)))
+    else:
+        source.seek(start)
+        data = source.read(min(length, source.size()))
+        source.seek(0)
+    place = values = 0
+    try:
+        while place < len(data):
+            header, place = _struct(data, place)
+            values += sum(header[field][_NUM_VALUES] for field in _PAGES_OF_DATA if field in header)
+            place += max(0, header[_COMPRESSED_SIZE])
+    except (IndexError, KeyError, TypeError) as error:
+        raise pa.ArrowInvalid("a page has no header") from error
+    return values
+
+
+def _struct(data: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+    """Number -> value of the fields of a struct that begins at ``place``, and where it ends."""
+    fields: dict[int, Any] = {}
+    number = 0
+    while head := data[place]:
+        place += 1
+        number += head >> 4
+        if not head >> 4:  # the number itself follows
+            number, place = _integer(data, place)
+        fields[number], place = _value(data, place, head & 15, depth)
+    return fields, place + 1
+
+
+def _value(data: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
+    if kind in _BOOLEANS:
+        return kind == 1, place
+    if kind in _INTEGERS:
+        return _integer(data, place)
+    if kind == _BYTE:
+        return data[place], place + 1
+    if kind == _DOUBLE:
+        return None, place + 8
+    if kind == _BINARY:
+        length, place = _varint(data, place)
+        return None, place + length
+    if kind == _STRUCT and depth < 4:
+        return _struct(data, place, depth + 1)
+    raise KeyError(kind)
+
+
+def _integer(data: bytes, place: int) -> tuple[int, int]:
+    value, place = _varint(data, place)
+    return (value >> 1) ^ -(value & 1), place
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[place]
+        place += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+    raise KeyError("a number is too long")
