@@ -305,7 +305,7 @@ def _lines(cls: type[Config], problems: list[Any], origin: str) -> str:
     """One line for each pydantic error."""
     lines = []
     for problem in problems:
-        names = [str(part) for part in problem["loc"]]
+        names = [printable(str(part)[:80]) for part in problem["loc"]]  # a stranger's keys too
         key = ".".join(names) or cls.__name__
         if problem["type"] == "extra_forbidden":
             lines.append(_unknown(cls, names, origin))

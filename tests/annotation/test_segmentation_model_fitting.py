@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from reposer.annotation.segmentation_model import into_model, onto_image, resample
+from reposer.annotation.segmentation_model import SegmentationModel, into_model, onto_image, resample
+from reposer.config import load_config
+from reposer.errors import UserError
 
 SIZES = [((128, 64), (473, 473)), ((40, 57), (33, 33)), ((7, 7), (16, 16)), ((90, 31), (48, 32))]
 
@@ -129,3 +132,29 @@ def test_nothing_is_done_to_an_image_that_fits():
     x = torch.rand(1, 3, 12, 8)
     assert resample(x, into_model("resize", (12, 8), (12, 8))) is x
     assert resample(x, onto_image("resize", (12, 8), (12, 8), (12, 8), False)) is x
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"size": size} for size in ([10**9, 8], [-1, 8], [8], "64", [math.inf, 8], None)),
+        *({"mean": [value] * 3} for value in (math.nan, math.inf, "0", [0])),
+        *({"std": [value] * 3} for value in (math.nan, math.inf, 0, -1, 1e-320)),
+        *({"labels": labels} for labels in (["face"] * 300, [], ["x" * 10**6] * 3, [["face"]], "x" * 10**6)),
+        *({"output": output} for output in (-1, 1.5, "1")),
+        *({"license": text} for text in ("x" * 10**6, "a\x1b[31m", "a\nb", None)),
+        *({"fit": "x" * 10**6}, {"layout": []}, {"a\nb": 1}, {"k" * 10**5: 1}, {"non_commercial": "yes"}),
+    ],
+    ids=lambda wrong: str(wrong)[:30].encode("unicode_escape").decode(),
+)
+def test_a_description_by_a_stranger_is_refused_in_short_lines(wrong, tmp_path):
+    place = tmp_path / "x.json"
+    place.write_text(json.dumps({"size": [64, 64], "labels": "lip20"} | wrong))
+    with pytest.raises(UserError) as caught:
+        load_config(SegmentationModel, place)
+    lines = str(caught.value).split("\n")
+    assert len(lines) <= 3  # one for each number
+    for line in lines:
+        assert line.isprintable()
+        assert line.startswith(str(place))
+        assert len(line) < 400 + len(str(place))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from reposer.cli import main as cli
 from reposer.generation.pictures import write_picture
+from reposer.images import encode_png
 from reposer.workflows import verify as verification
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,3 +279,23 @@ def test_an_output_over_an_input_is_refused_before_the_network_is_opened(run, tm
         assert code == 1, arguments
         assert "which this command reads: choose another --out" in error, (arguments, error)
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
+
+
+_NAMES = ["", "=", "none=", "schp_lip=", "schp_lip=/nowhere", "a=b=c", "x\ny", "none\n", "\x1b[31m", "../.."]
+_NAMES += ["/dev/zero", "/dev/zero.onnx", "/proc/self/mem", "x" * 5000, "NONE", "openpose:", "openpose:a\nb"]
+_NAMES += ["colon:/dev/zero", "alphapose:/nowhere", "maskrcnn=/dev/null", "\u00e9\udcff", "hub:a/b"]
+
+
+@pytest.mark.parametrize("option", ["parser", "keypoints", "mask", "detect"])
+def test_a_name_that_annotates_nothing_is_one_line(option, run, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode_png(np.zeros((16, 8, 3), np.uint8)))
+    for name in _NAMES:
+        if option == "mask" and name == "../..":
+            continue  # a folder
+        given = {"parser": "none", "keypoints": "none", "mask": "none"} | {option: name}
+        code, _, error = run("annotate", tmp_path, *(x for key in given for x in (f"--{key}", given[key])))
+        assert code == 1, name
+        assert "fault of ours" not in error, name
+        assert error.count("\n") == 1, name
+        assert len(error) < 600, name
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

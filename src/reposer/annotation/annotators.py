@@ -58,6 +58,10 @@ class AnnotatorChoice:
             LicenseError, MissingWeightsError, RefusedFileError, UserError: as the opening functions of
                 parser.py, person_mask.py and keypoints.py; or nothing is chosen.
         """
+        for option in ("parser", "mask", "keypoints", "detect"):
+            text = getattr(self, option)
+            if not text or any(ord(letter) < 32 for letter in text):
+                raise UserError(f"--{option} {printable(text)[:60]!r}: names nothing", f"or use {NONE}")
         chosen = Annotators(self._parser(), self._masks(), self._keypoints())
         if chosen.parser is None and chosen.masks is None and chosen.keypoints is None:
             raise UserError("parser, mask and keypoints are all none", "choose at least one")
@@ -94,6 +98,8 @@ class AnnotatorChoice:
         if self.keypoints == NONE:
             return None
         kind, colon, path = self.keypoints.partition(":")
+        if colon and kind in FORMATS and not path:
+            raise UserError(f"--keypoints {self.keypoints}: names no path", f"write {kind}:PATH")
         if colon and kind in FORMATS:
             return KeypointFiles(kind, Path(path))
         name, weights = _named(self.keypoints)

@@ -171,6 +171,7 @@ _CONVERTIBLE = ("lip20", "cihp20", "atr18")  # the other sets of data/parsing.py
 LABEL_NAMES = (*_CONVERTIBLE, *_OUTSIDE_SETS)
 
 
+_LEAST_STD = 1e-3  # pixel values are in [0, 1]: a smaller one would only blow up noise
 Sides = Literal["model", "keypoints"]  # who tells left from right
 SIDES: tuple[Sides, ...] = ("model", "keypoints")
 
@@ -196,8 +197,10 @@ class SegmentationModel(Config):
     def _is_possible(self) -> Self:
         if not all(8 <= side <= 4096 for side in self.size):
             raise ValueError(f"size {list(self.size)}: each side must have 8 to 4096 pixels")
-        if not all(value > 0 for value in self.std):
-            raise ValueError("std must be positive")
+        if not all(value >= _LEAST_STD for value in self.std):
+            raise ValueError(f"std must be at least {_LEAST_STD}")
+        if len(self.license) > 1000 or not self.license.isprintable():
+            raise ValueError("license: a line of at most 1000 characters is wanted")
         if isinstance(self.labels, str) and self.labels not in LABEL_NAMES:
             coarse = " (coarser than LIP-20)" if self.labels in LABEL_SETS else ""
             raise ValueError(unknown("labels", f"{self.labels}{coarse}", [*LABEL_NAMES, "a list of names"]))

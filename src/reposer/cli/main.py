@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 something the user can mend, 2 wrong usage, 130 interrupted, 143 stopped by a scheduler.
 """
 
+import errno
 import io
 import sys
 from typing import Annotated
@@ -48,7 +49,12 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error knows how to print itself
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            print(f"error: {str(error.filename)[:60]}...: no name is as long: give another", file=sys.stderr)
+            code = 1
+        elif hasattr(error, "show") and hasattr(
+            error, "exit_code"
+        ):  # a usage error knows how to print itself
             error.show()
             code = error.exit_code
         else:

@@ -79,14 +79,14 @@ def _bytes_of(column: pa.Array) -> int:
     """Bytes of all texts of a column, those in its lists too."""
     if isinstance(column, pa.DictionaryArray):
         lengths = pc.binary_length(column.dictionary.cast(pa.binary()))
-        return pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0
+        return int(pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0)
     if isinstance(column, pa.StructArray):
         return sum(map(_bytes_of, column.flatten()))
     if isinstance(column, pa.MapArray):
         return _bytes_of(column.keys) + _bytes_of(column.items)
     if pa.types.is_nested(column.type):
         return _bytes_of(column.flatten())
-    return column.nbytes
+    return int(column.nbytes)
 
 
 def _to_start(source: str | pa.BufferReader) -> None:
