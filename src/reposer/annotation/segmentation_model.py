@@ -198,7 +198,7 @@ class SegmentationModel(Config):
         if not all(8 <= side <= 4096 for side in self.size):
             raise ValueError(f"size {list(self.size)}: each side must have 8 to 4096 pixels")
         if not all(value >= _LEAST_STD for value in self.std):
-            raise ValueError(f"std must be at least {_LEAST_STD}")
+            raise ValueError(f"std must be positive, at least {_LEAST_STD}")
         if len(self.license) > 1000 or not self.license.isprintable():
             raise ValueError("license: a line of at most 1000 characters is wanted")
         if isinstance(self.labels, str) and self.labels not in LABEL_NAMES:
