@@ -141,7 +141,7 @@ def test_a_set_by_one_source_has_no_further_column(prepared, tmp_path):
     ("options", "said"),
     [
         (AugmentOptions(camera="donor"), "add --background donor"),
-        (AugmentOptions(camera="other"), "choose from source, donor"),
+        (AugmentOptions(camera="other"), "known: source, donor"),
         (AugmentOptions(sources=0), "sources 0"),
         (AugmentOptions(sources=99), "at most 16"),
     ],

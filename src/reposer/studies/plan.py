@@ -162,6 +162,9 @@ class StudyPlan:
             budget_seed=self.study.budget_seed,
         )
         inputs = {field: getattr(options, field) for field in AugmentOptions.__slots__ if field not in _SPEED}
+        for field, usual in (("sources", 1), ("camera", "source")):  # not named, as in earlier studies
+            if inputs[field] == usual:
+                del inputs[field]
         inputs |= {"version": _VERSION, "data": self._data_hash}
         # What is not asked for is not named, so that sets of earlier studies keep their names.
         unasked = {"pose", "pose_quantile"} if rule and not rule.pose else set()

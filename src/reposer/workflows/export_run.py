@@ -9,7 +9,7 @@ from typing import Any
 from reposer.config import Config, read_json
 from reposer.errors import UserError
 from reposer.storage.files import sha256_file
-from reposer.storage.paths import printable, read_regular
+from reposer.storage.paths import contained, printable, read_regular
 from reposer.trained.networks import EMBEDDING, GENERATOR, PARSER, PREDICTOR, Kind, of_run
 from reposer.weights.network_folder import CONFIG, save_network
 
@@ -83,7 +83,7 @@ def _tables(folder: Path) -> str:
     """What an evaluation found, as Markdown."""
     parts = []
     for name in FIGURES:
-        path = folder / name
+        path = contained(folder, name)
         if not path.is_file():
             continue
         if path.suffix == ".json":
