@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import theilslopes
+from scipy import stats
 from torch import Tensor
 
 from reposer.data.packed import PackedPeople
@@ -102,5 +102,5 @@ def _line(colors: dict[tuple[int, int], NDArray[np.float64]], start: int, end: i
         return None
     both = [both[i] for i in np.unique(np.linspace(0, len(both) - 1, _MOST_PEOPLE).astype(int)).tolist()]
     here, there = (np.stack([colors[pid, camera] for pid in both]) for camera in (start, end))
-    gain = np.array([theilslopes(there[:, c], here[:, c])[0] for c in range(3)]).clip(*_GAINS)
+    gain = np.array([stats.theilslopes(there[:, c], here[:, c])[0] for c in range(3)]).clip(*_GAINS)
     return gain, np.median(there - gain * here, axis=0)
