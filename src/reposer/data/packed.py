@@ -157,8 +157,8 @@ class PackedPeople:
         known = indices >= 0
         if not known.any():
             return None
-        known = known[:, known.any(0)]
-        rows = np.maximum(indices[:, (indices >= 0).any(0)], 0)
+        used = known.any(0)
+        known, rows = known[:, used], np.maximum(indices[:, used], 0)
         return MoreSources(
             image=torch.from_numpy(np.take(self.images, rows, axis=0)).permute(0, 1, 4, 2, 3),
             parsing=torch.from_numpy(np.take(self.parsing, rows, axis=0)),
@@ -203,6 +203,13 @@ class PackedPeople:
         if array.shape != shape:
             raise AnnotationError(path, "shape", f"is {array.shape}, expected {shape}", _AGAIN)
         return np.asarray(array)  # an ndarray view of the map: np.take on np.memmap itself is slower
+
+
+def by_person(pids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """Places in ``pids`` (N,) of each person, ascending; the persons ascending too."""
+    order = np.argsort(pids, kind="stable")
+    found, starts = np.unique(pids[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def hash_of_people(pids: NDArray[np.int64]) -> str:

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.data.packed import PackedPeople
+from reposer.data.packed import PackedPeople, by_person
 from reposer.errors import UserError
 
 _PAIR_STREAM, _FLIPS = 1, 3  # streams
@@ -182,11 +182,9 @@ def budget_rows(
     rows = np.flatnonzero(np.isin(people.splits, splits) & (people.pids > 0))
     if not len(rows):
         raise UserError(f"{people.folder}: nobody in {', '.join(splits)}", "choose other splits")
-    rows = rows[np.argsort(people.pids[rows], kind="stable")]
-    starts = np.flatnonzero(np.diff(people.pids[rows], prepend=-1))
     chosen = [
-        _first_images(group, people, max(_FEWEST, int(share * len(group) + 0.5)), seed)
-        for group in np.split(rows, starts[1:])
+        _first_images(rows[places], people, max(_FEWEST, int(share * len(places) + 0.5)), seed)
+        for places in by_person(people.pids[rows]).values()
     ]
     return np.sort(np.concatenate(chosen))
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.data.orientation import ORIENTATIONS, UNKNOWN, face_share, orientation
-from reposer.data.packed import PackedPeople
+from reposer.data.packed import PackedPeople, by_person
+from reposer.errors import MOST_SOURCES, UserError
 from reposer.structures import PairBatch
 
 _STREAM = 41  # of random numbers
@@ -37,9 +38,7 @@ class FurtherSources:
         pids = self.people.pids
         usable = np.arange(len(pids)) if self._rows is None else np.unique(self._rows)
         usable = usable[pids[usable] > 0]
-        order = usable[np.argsort(pids[usable], kind="stable")]
-        found, starts = np.unique(pids[order], return_index=True)
-        return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
+        return {pid: usable[places] for pid, places in by_person(pids[usable]).items()}
 
     @cached_property
     def _sides(self) -> NDArray[np.int8]:
@@ -92,6 +91,18 @@ class FurtherSources:
         if turn == 2:
             return foreign, seen, turned
         return foreign, turned, seen
+
+
+def check_sources(*counts: int) -> None:
+    """Refuse numbers of source images of which one is impossible.
+
+    Raises:
+        UserError: names it.
+    """
+    for count in counts:
+        if not 1 <= count <= MOST_SOURCES:
+            problem = f"sources {count}: at least 1 and at most {MOST_SOURCES} are possible"
+            raise UserError(problem, "1 is the source alone")
 
 
 def draw_counts(batch_size: int, most: int, seed: int, step: int) -> NDArray[np.int64]:

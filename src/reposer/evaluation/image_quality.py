@@ -108,11 +108,13 @@ def evaluate_pairs(
 
     further = FurtherSources(people)
 
-    def run(name: str, method: Method, start_rows: NDArray[np.int64], rows: NDArray[np.int64]) -> MeasuredRow:
+    def run(
+        name: str, method: Method, first: NDArray[np.int64], rows: NDArray[np.int64], sources: int = 1
+    ) -> MeasuredRow:
         def batches() -> Iterator[ImageBatch]:
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
-                batch = further.pair_batch(start_rows[part], target[part], sources)
+                batch = further.pair_batch(first[part], target[part], sources)
                 images = _checked(name, method(batch), batch.target_image)
                 found = torch.from_numpy(detector(images).keypoints) if measured_poses and detector else None
                 truth = (batch.target_image, batch.target_mask, batch.target_parsing, batch.target_keypoints)
@@ -120,7 +122,7 @@ def evaluate_pairs(
 
         return MeasuredRow(rows, batches)
 
-    runs = {name: run(name, method, source, every) for name, method in methods.items()}
+    runs = {name: run(name, method, source, every, sources) for name, method in methods.items()}
     runs[COPY] = run(COPY, _source_image, source, every)
     if training is not None:
         donors = nearest_donors(people, target, np.asarray(training, np.int64))

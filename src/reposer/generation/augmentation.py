@@ -30,8 +30,9 @@ from reposer.data.layouts.market1501 import check_names, generated_name, is_gene
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.data.samplers import budget_rows
+from reposer.data.sources import check_sources
 from reposer.data.synthetic.checks import RealSet
-from reposer.errors import MOST_SOURCES, UserError, known
+from reposer.errors import UserError, known
 from reposer.generation.augmented_rows import (
     KIND,
     PLACEMENTS,
@@ -332,10 +333,8 @@ def _check(options: AugmentOptions, processes: int) -> None:
         raise UserError("camera donor: its colors belong to its background", "add --background donor")
     check_format(options.file_format)
     known("real", options.real, PLACEMENTS)
-    if options.sources > MOST_SOURCES:
-        raise UserError(f"sources {options.sources}: at most {MOST_SOURCES} are possible")
-    counts = {"processes": processes, "batch size": options.batch_size, "sources": options.sources}
-    for name, value in counts.items():
+    check_sources(options.sources)
+    for name, value in (("processes", processes), ("batch size", options.batch_size)):
         if value < 1:
             raise UserError(f"{name} {value}: at least 1 is wanted")
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reposer.config import foreign_values, read_json
-from reposer.data.packed import PackedPeople
+from reposer.data.packed import PackedPeople, by_person
 from reposer.data.parsing import LABEL_SETS, convert
 from reposer.errors import UserError
 from reposer.reid.features import embed_images, extract_features
@@ -128,9 +128,7 @@ class Identity:
         self._embedding = trained.network.to(given.device)
         self._people, self._rows = people, rows
         self._features = extract_features(self._embedding, people, rows, _CHUNK).features  # (N, D)
-        order = np.argsort(people.pids[rows], kind="stable")
-        pids, starts = np.unique(people.pids[rows][order], return_index=True)
-        self._own = dict(zip(pids.tolist(), np.split(order, starts[1:]), strict=True))
+        self._own = by_person(people.pids[rows])
 
     def real(self) -> NDArray[np.float64]:
         """(N,) of the real images themselves; NaN for a person with one image."""

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.errors import MOST_SOURCES, UserError, known
+from reposer.data.sources import check_sources
+from reposer.errors import UserError, known
 from reposer.generation.camera_colors import recolor
 from reposer.generation.pictures import Person, people_batch, resize_array
 from reposer.generation.stitching import stitch
@@ -311,10 +312,7 @@ class PoseTransfer:
             UserError: a person is not of the size of the model.
         """
         views = [source] if isinstance(source, Person) else list(source)
-        if not 1 <= len(views) <= MOST_SOURCES:
-            raise UserError(
-                f"{len(views)} source images: 1 to {MOST_SOURCES} are possible", "choose the best"
-            )
+        check_sources(len(views))
         for person in (*views, donor):
             if person.image.shape[:2] != self.size:
                 shape, wanted = (

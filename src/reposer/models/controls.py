@@ -5,23 +5,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from reposer.images import to_float
-from reposer.models.texture_transport import with_carried
+from reposer.models.texture_transport import NEEDS, carried_to
 from reposer.structures import PairBatch
 
 
 class Transport(nn.Module):
     """The carried texture alone: pixels of the source in the target's pose, group colors where they lack."""
 
-    needs = (
-        *("source_image", "source_parsing", "source_mask", "source_keypoints"),
-        *("target_parsing", "target_mask", "target_keypoints", "more_sources", "carried"),
-    )
+    needs = NEEDS
 
     def forward(self, batch: PairBatch) -> Tensor:
         """(B, 3, H, W) in [-1, 1]."""
-        carried = with_carried(batch).carried
-        assert carried is not None
-        return carried.image
+        return carried_to(batch).image
 
 
 class Paste(nn.Module):

@@ -24,7 +24,7 @@ from reposer.models.layers import (
     join_planes,
 )
 from reposer.models.pose_maps import convolve, pose_maps
-from reposer.models.texture_transport import transport
+from reposer.models.texture_transport import carried_to
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
 PAIRINGS = ("source", "as_printed", "shape", "pose", "carried", "none")
@@ -88,7 +88,7 @@ class ResnetDiscriminator(nn.Module):
         elif self.pairing == "pose":
             return self._judge_pose(image, batch.target_keypoints)
         elif self.pairing == "carried":
-            carried = batch.carried or transport(batch)
+            carried = carried_to(batch)
             pair = torch.cat([image, carried.image, carried.validity], dim=1)
         elif self.pairing == "none":
             pair = image

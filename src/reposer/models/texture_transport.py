@@ -30,6 +30,12 @@ _BLUR_FROM = 1.5  # the source is blurred where it shrinks by more
 _STEADY = 400.0  # variance of colors, in levels squared, by which a gain is drawn towards 1
 
 
+NEEDS = (  # fields of a batch that are read, for the generators that begin with what was carried
+    *("source_image", "source_parsing", "source_mask", "source_keypoints"),
+    *("target_parsing", "target_mask", "target_keypoints", "more_sources", "carried"),
+)
+
+
 @torch.no_grad()
 def transport(batch: PairBatch) -> Carried:
     """Carry the source's pixels, or those of several sources, to the target's person.
@@ -51,9 +57,14 @@ def transport(batch: PairBatch) -> Carried:
         return _carry(images, sources, known, target)
 
 
+def carried_to(batch: PairBatch) -> Carried:
+    """What transport brings to the targets: the batch's own where it is there already."""
+    return batch.carried if batch.carried is not None else transport(batch)
+
+
 def with_carried(batch: PairBatch) -> PairBatch:
-    """The batch with what transport brings to its targets."""
-    return batch if batch.carried is not None else replace(batch, carried=transport(batch))
+    """The batch with it, for several networks that look at it."""
+    return replace(batch, carried=carried_to(batch))
 
 
 # ---- Colors, in [0, 255].

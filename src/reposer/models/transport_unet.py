@@ -30,7 +30,7 @@ from reposer.models.layers import (
     join_planes,
     pad_to_multiple,
 )
-from reposer.models.texture_transport import with_carried
+from reposer.models.texture_transport import NEEDS, carried_to
 from reposer.structures import NUM_LABELS, Carried, PairBatch
 
 GATES = ("learned", "none")
@@ -60,10 +60,7 @@ class Mended(NamedTuple):
 class TransportUNet(nn.Module):
     """Carried texture, target maps and the source's features -> the image."""
 
-    needs = (
-        *("source_image", "source_parsing", "source_mask", "source_keypoints"),
-        *("target_parsing", "target_mask", "target_keypoints", "more_sources", "carried"),
-    )
+    needs = NEEDS
     extra_terms = {"gate": "parts", "painted": "parts"}  # noqa: RUF012  a table, never changed
 
     def __init__(
@@ -109,9 +106,7 @@ class TransportUNet(nn.Module):
         Any height and width: those that do not divide by the total stride are padded inside.
         """
         height, width = batch.source_image.shape[-2:]
-        batch = with_carried(batch)
-        carried = batch.carried
-        assert carried is not None
+        carried = carried_to(batch)
         known = torch.cat([carried.image, carried.validity], 1)
         x = pad_to_multiple(_target_planes(batch, carried), self.total_stride)
         skips = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from reposer.data.packed import PackedPeople
 from reposer.data.pairs import load_pairs
 from reposer.data.parsing import colorize
 from reposer.data.preparing.prepare import PACKED, PAIRS
-from reposer.data.sources import FurtherSources
-from reposer.errors import MOST_SOURCES, UserError
+from reposer.data.sources import FurtherSources, check_sources
+from reposer.errors import UserError
 from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
 from reposer.evaluation.image_sets import ImageQualityReport, claim_quality
 from reposer.evaluation.map_quality import MapQualityReport, Maps, claim_maps, evaluate_maps
@@ -95,7 +95,7 @@ def evaluate_model(
         )
     pairs = read_named_pairs(pairs_csv or contained(prepared, PAIRS["val"]), people)[:limit]
     methods: dict[str, Method] = {}
-    check_sources(sources)
+    check_sources(*sources)
     for background in backgrounds:
         label = "model" if background == "generated" else f"model, {background}'s background"
         methods[label] = _method(model, background, sources[0])
@@ -141,13 +141,6 @@ def read_named_pairs(path: Path, people: PackedPeople) -> NDArray[np.int64]:
     if not len(pairs):
         raise UserError(f"{path}: holds no pairs", "give a list with at least one row below from,to")
     return pairs
-
-
-def check_sources(sources: Sequence[int]) -> None:
-    """Raise UserError for numbers of source images of which one is impossible."""
-    for count in sources:
-        if not 1 <= count <= MOST_SOURCES:
-            raise UserError(f"sources {count}: 1 to {MOST_SOURCES} are possible", "1 is the source alone")
 
 
 def pairs_grid(
@@ -331,13 +324,9 @@ def claim_identity(out: Path) -> None:
 
 def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInfo) -> str:
     """Write identity.json and return the table as Markdown."""
-    lines = ["| queries | rank-1 | mAP (step) | of real rank-1 |", "| --- | ---: | ---: | ---: |"]
-    top = results[REAL].values.rank1
-    for row, result in results.items():
-        values, share = result.values, result.values.rank1 / top if top else float("nan")
-        lines.append(f"| {row} | {values.rank1:.1%} | {values.mAP_step:.1%} | {share:.1%} |")
     counts = results[REAL].counts
-    lines += [
+    lines = [
+        *identity_table({row: (r.values.rank1, r.values.mAP_step) for row, r in results.items()}),
         "",
         f"Re-ID network: {info.embedding['backbone']}, trained on {info.trained_on}; counts: {counts}.",
     ]
@@ -349,6 +338,16 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
     claim_identity(out)
     write_output(out / IDENTITY, json.dumps(document, indent=1).encode())
     return "\n".join(lines)
+
+
+def identity_table(scores: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Rank-1 and mAP of each row as Markdown, and the share of the first row's rank-1: of real queries."""
+    lines = ["| queries | rank-1 | mAP (step) | of real rank-1 |", "| --- | ---: | ---: | ---: |"]
+    top = next(iter(scores.values()))[0]
+    for row, (rank1, mean) in scores.items():
+        share = rank1 / top if top else float("nan")
+        lines.append(f"| {row} | {rank1:.1%} | {mean:.1%} | {share:.1%} |")
+    return lines
 
 
 def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from reposer.storage.files import sha256_file
 from reposer.storage.paths import contained, printable, read_regular
 from reposer.trained.networks import EMBEDDING, GENERATOR, PARSER, PREDICTOR, Kind, of_run
 from reposer.weights.network_folder import CONFIG, save_network
+from reposer.workflows.evaluate import identity_table
 
 _KINDS: tuple[tuple[Kind[Any, Any], str, str], ...] = (  # by the setting that such runs alone have
     (GENERATOR, "a person image in another pose", "generate --model"),
@@ -50,7 +51,7 @@ def export_run(
     Raises:
         UserError: no such run, an evaluation without a table, or ``out`` holds something else.
     """
-    kind, what = _kind_of(Path(run))
+    kind, what, use = _kind_of(Path(run))
     found = of_run(kind, run)
     tables = [_tables(folder) for folder in evaluations]
     info = found.info.changed(trained_on=trained_on)
@@ -61,7 +62,7 @@ def export_run(
     out = Path(out)
 
     def card(config: Config) -> str:
-        return _card(kind, what, config, license_text, trained_on, tables)
+        return _card(kind.word, what, use, config, license_text, trained_on, tables)
 
     save_network(out, found.network, info, card, half=half)
     digest = sha256_file(out / CONFIG)
@@ -71,11 +72,11 @@ def export_run(
     )
 
 
-def _kind_of(run: Path) -> tuple[Kind[Any, Any], str]:
+def _kind_of(run: Path) -> tuple[Kind[Any, Any], str, str]:
     settings = read_json(run / CONFIG)
-    for kind, what, _ in _KINDS:
-        if kind.setting in settings:
-            return kind, what
+    for row in _KINDS:
+        if row[0].setting in settings:
+            return row
     raise UserError(f"{printable(run)}: is no run of a training", "give the folder of reposer train")
 
 
@@ -87,13 +88,9 @@ def _tables(folder: Path) -> str:
         if not path.is_file():
             continue
         if path.suffix == ".json":
-            rows = read_json(path)["rows"]
-            lines = ["| queries | rank-1 | mAP |", "| --- | ---: | ---: |"]
-            lines += [
-                f"| {row} | {value['values']['rank1']:.1%} | {value['values']['mAP_step']:.1%} |"
-                for row, value in rows.items()
-            ]
-            parts.append("\n".join(lines))
+            values = {row: found["values"] for row, found in read_json(path)["rows"].items()}
+            scores = {row: (found["rank1"], found["mAP_step"]) for row, found in values.items()}
+            parts.append("\n".join(identity_table(scores)))
         else:
             parts.append(read_regular(path, max_bytes=_MOST_BYTES, root=folder).decode("utf-8", "replace"))
     if not parts:
@@ -104,9 +101,8 @@ def _tables(folder: Path) -> str:
 
 
 def _card(
-    kind: Kind[Any, Any], what: str, config: Any, license_text: str, trained_on: str, tables: Sequence[str]
+    word: str, what: str, use: str, config: Any, license_text: str, trained_on: str, tables: Sequence[str]
 ) -> str:
-    use = next(command for known, _, command in _KINDS if known is kind)
     figures = "\n\n".join(tables) if tables else "None were given when this was exported."
     return f"""---
 library_name: reposer
@@ -115,7 +111,7 @@ license_name: {_one_line(license_text)}
 tags: [person-re-identification]
 ---
 
-# {kind.word.capitalize()}: {what}
+# {word.capitalize()}: {what}
 
 {config.step:,} optimizer steps. Trained on: {_one_line(trained_on)}.
 Training people (hash of their ids): `{config.identity_hash or "not recorded"}`.

@@ -10,6 +10,7 @@ import numpy as np
 from reposer.annotation.parser import open_parser
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
+from reposer.data.sources import check_sources
 from reposer.errors import UserError
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.batch import GenerateOptions, WriteReport, generate
@@ -20,7 +21,7 @@ from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
 from reposer.models.parsing_networks import ParsingPredictor
 from reposer.progress import Meter, progress
 from reposer.runtime import setup
-from reposer.workflows.evaluate import check_sources, read_named_pairs
+from reposer.workflows.evaluate import read_named_pairs
 from reposer.workflows.reid_features import check_data
 
 # ---- The ways to ask for pictures: a pair list, or a folder or an image with a donor or with poses.
@@ -38,7 +39,7 @@ def generate_pair_list(
 ) -> WriteReport:
     """Every pair of a CSV (from: source, to: donor) of a prepared folder, by so many images of the source."""
     people = PackedPeople.open(prepared / PACKED)
-    check_sources([sources])
+    check_sources(sources)
     return _generate(model, PackedPairs(people, read_named_pairs(pairs_csv, people), sources), out, options)
 
 

@@ -7,7 +7,7 @@ generator's parts but the last are judged by the discriminator before its update
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -27,7 +27,7 @@ from reposer.images import to_float, to_uint8
 from reposer.losses.image_gan import GanNetworks, ImagePool, discriminator_loss, generate, generator_loss
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.models.discriminators import build_discriminator
-from reposer.models.embedding import EmbeddingInfo
+from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.models.generators import build_generator
 from reposer.models.texture_transport import with_carried
 from reposer.runtime import Runtime
@@ -35,7 +35,7 @@ from reposer.storage import checkpoint
 from reposer.storage.checkpoint import Checkpoint, TensorGroups
 from reposer.storage.files import sha256_file
 from reposer.structures import PairBatch
-from reposer.trained.networks import EMBEDDING, open_network
+from reposer.trained.networks import EMBEDDING, Trained, open_network
 from reposer.training.gan.config import GanConfig
 from reposer.training.gan.data import GanData, Part
 from reposer.training.state import TrainingState, below, build_adam, build_ema, load_into, place, wrap
@@ -133,7 +133,9 @@ class GanTask:
         self._runtime, self._accelerator = runtime, runtime.accelerator
         self._data = GanData(config, runtime.rank, runtime.world_size)
         self.state = GanState(config, runtime)
-        self._nets = _networks(config, runtime, self.state)
+        named = config.identity.network
+        self._judge = None if named is None else open_network(EMBEDDING, named)  # of the identity term
+        self._nets = _networks(config, runtime, self.state, self._judge)
         shown = self._data.validation_pairs if len(self._data.validation_pairs) else self._data.pairs
         spread = np.linspace(0, len(shown) - 1, config.output.sample_pairs).astype(np.int64)  # many people
         self._sample_batch = self._data.batch(shown[np.unique(spread)])
@@ -240,10 +242,9 @@ class GanTask:
         named = {} if perceptual is None else {"perceptual": sha256_file(perceptual)}
         if self.config.start_from is not None and new:
             named["start_from"] = sha256_file(_newest(self.config.start_from).path / "meta.json")
-        if self.config.identity.network is not None:
-            network = open_network(EMBEDDING, self.config.identity.network)
-            self._check_people(network.info)
-            named["identity"] = network.weights_hash
+        if self._judge is not None:
+            self._check_people(self._judge.info)
+            named["identity"] = self._judge.weights_hash
         return self._data.inputs() | named
 
     def _check_people(self, info: EmbeddingInfo) -> None:
@@ -262,7 +263,9 @@ class GanTask:
         return people.training_facts("train") | {"size": list(people.size)}
 
 
-def _networks(config: GanConfig, runtime: Runtime, state: GanState) -> GanNetworks:
+def _networks(
+    config: GanConfig, runtime: Runtime, state: GanState, judge: Trained[Embedding, EmbeddingInfo] | None
+) -> GanNetworks:
     """The networks as a step calls them: compiled, and wrapped for several processes, where asked for."""
     runtime.accelerator.gradient_accumulation_steps = config.accumulate
     generator = wrap(state.generator, runtime, config.compile)
@@ -273,6 +276,8 @@ def _networks(config: GanConfig, runtime: Runtime, state: GanState) -> GanNetwor
         perceptual = PerceptualNetwork(network.network, names, network.path).to(runtime.device)
         if config.channels_last:
             perceptual = perceptual.to(memory_format=torch.channels_last)
+    if judge is not None:  # it looks at the images' size, or resizes them to its own
+        place(judge.network.requires_grad_(False), runtime, config.channels_last)
     return GanNetworks(
         generator,
         discriminator,
@@ -280,20 +285,9 @@ def _networks(config: GanConfig, runtime: Runtime, state: GanState) -> GanNetwor
         config.perceptual.norm,
         layers,
         extra_terms=bool(config.extra_terms),
-        identity=_identity_network(config, runtime),
+        identity=None if judge is None else judge.network.feature_and_maps,
         identity_maps=config.identity.maps,
     )
-
-
-def _identity_network(
-    config: GanConfig, runtime: Runtime
-) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
-    """The frozen Re-ID network of the identity term, of the images' size or resizing them to its own."""
-    if config.identity.network is None:
-        return None
-    embedding = open_network(EMBEDDING, config.identity.network).network
-    place(embedding.requires_grad_(False), runtime, config.channels_last)
-    return embedding.feature_and_maps
 
 
 def _notes(config: GanConfig) -> dict[str, str]:
