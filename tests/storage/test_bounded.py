@@ -195,7 +195,7 @@ def test_a_footer_that_lies_about_a_list_is_not_believed(where, version, tmp_pat
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).num_values == 10
     source = str(path) if where is str else pa.BufferReader(data)
     opened = pq.ParquetFile(source)
-    check_decoded(opened, source, 8 * count)
+    check_decoded(opened, source, 12 * count)
     with pytest.raises(pa.ArrowInvalid, match="unpacks to more than 1,000,000 bytes"):
         check_decoded(opened, source, 1_000_000)
     monkeypatch.setattr(check_decoded, "__defaults__", (1_000_000,))
@@ -244,7 +244,7 @@ def test_one_row_of_very_many_items_is_refused(tmp_path):
     assert place.stat().st_size < 5000
     with pytest.raises(pa.ArrowInvalid, match="unpacks to more than 10,000,000"):
         check_decoded(pq.ParquetFile(place), str(place), most=10**7)
-    check_decoded(pq.ParquetFile(place), str(place), most=8 * number)
+    check_decoded(pq.ParquetFile(place), str(place), most=12 * number)
 
 
 @pytest.mark.parametrize(
@@ -285,3 +285,104 @@ def test_a_parquet_table_is_bounded(tmp_path, monkeypatch):
     pq.write_table(pa.table(columns | {"pid": [[1, 2]] * 101}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="pid holds lists"):
         list(tables.read_rows(tmp_path / "x.parquet", tables.COLUMNS)[1])
+
+
+def _lists(items, offsets=None):
+    """One list of all the items, or several."""
+    return pa.ListArray.from_arrays(pa.array(offsets or [0, len(items)], pa.int32()), items)
+
+
+def _repeated(text: str | bytes, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), [text])
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("pages", [256, 2**20])
+def test_as_much_as_the_pages_hold_is_counted(codec, version, pages, tmp_path):
+    """To the byte: 8 of a number, 12 of one in a list, nulls too, in pages of any kind and any row groups."""
+    path = tmp_path / "x.parquet"
+    numbers, items = [None, 2, 2, 4, 5] * 1000, [[1.5, None], None, [], [2.5] * 8, [4.0] * 0 + [None]] * 1000
+    columns = {"a": pa.array(numbers, pa.int64()), "b": pa.array(items, pa.list_(pa.float64()))}
+    values = sum(len(item) if item else 1 for item in items)  # a list that is null or empty takes a place too
+    most = 8 * 5000 + 12 * values
+    options = {"data_page_version": version, "compression": codec, "data_page_size": pages}
+    pq.write_table(pa.table(columns), path, row_group_size=1700, write_batch_size=64, **options)
+    opened = pq.ParquetFile(path)
+    check_decoded(opened, str(path), most)
+    with pytest.raises(pa.ArrowInvalid, match=f"unpacks to more than {most - 1:,}"):
+        check_decoded(opened, str(path), most - 1)
+    assert read_table(path).to_pydict() == {"a": numbers, "b": items}
+
+
+def test_a_footer_that_lies_about_the_bytes_of_a_text_is_not_believed(tmp_path):
+    """Twenty thousand times a text of one million: the footer says that its column is a few bytes."""
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"path": _repeated("x" * 1_000_000, 20_000)}), path, write_statistics=False)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    size = pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
+    told = _varint(size)
+    assert data[footer:].count(told) == 2  # of the column and of its group
+    path.write_bytes(data[:footer] + data[footer:].replace(told, _varint(9, len(told))))
+    assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size == 9
+    with pytest.raises(pa.ArrowInvalid, match="unpacks to more"):
+        read_table(path)
+
+
+def test_what_no_page_holds_is_counted(tmp_path):
+    """Lists of a fixed size take their place where they are null; texts that begin alike are stored once."""
+    nulls = pa.nulls(500, pa.list_(pa.int64(), 10_000))
+    deep = pa.StructArray.from_arrays([nulls], ["a"])
+    alike = pa.array(["x" * 10_000] * 2000)
+    pq.write_table(pa.table({"s": nulls}), tmp_path / "nulls.parquet")
+    pq.write_table(pa.table({"s": deep}), tmp_path / "deep.parquet")
+    encodings = {"use_dictionary": False, "column_encoding": {"s": "DELTA_BYTE_ARRAY"}}
+    pq.write_table(pa.table({"s": alike}), tmp_path / "alike.parquet", **encodings)
+    pq.write_table(
+        pa.table({"s": _lists(alike)}),
+        tmp_path / "lists.parquet",
+        use_dictionary=False,
+        column_encoding={"s.list.element": "DELTA_BYTE_ARRAY"},
+    )
+    for path in tmp_path.iterdir():
+        assert path.stat().st_size < 20_000
+        before = pa.total_allocated_bytes()
+        with pytest.raises(pa.ArrowInvalid, match="unpacks to more than 10,000,000"):
+            check_decoded(pq.ParquetFile(path), str(path), 10**7)
+        assert pa.total_allocated_bytes() - before < 10**6
+
+
+def test_many_short_texts_in_lists_are_read_though_their_column_is_large(tmp_path):
+    """Texts times bytes of their column is beyond the bound; in several row groups, dictionaries given up."""
+    texts, path = [f"images/{i:040}.png" for i in range(4000)], tmp_path / "x.parquet"
+    rows = {"sources": [texts[i : i + 2] for i in range(0, 4000, 2)], "of": [{"a": t} for t in texts[:2000]]}
+    pq.write_table(
+        pa.table(rows), path, row_group_size=1500, dictionary_pagesize_limit=1000, data_page_size=999
+    )
+    opened = pq.ParquetFile(path)
+    assert 3000 * opened.metadata.row_group(0).column(0).total_uncompressed_size > 10**8
+    check_decoded(opened, str(path), 10**7)
+    assert read_table(path).to_pydict() == rows
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\x15\x00\x15\x02",  # cut off
+        b"\x15\x00\x15\x01\x15\x02\x00",  # a negative size
+        b"\x15\x00\x15\x02\x15\x02\x00",  # says nothing of its values
+        b"\x15\x00\x15\x02\x15\x02\x2c\x15\xff\xff\xff\xff\x0f\x05\x02\x02\x15\x00\x00\x00",  # a number twice
+        b"\x15\x00\x15\x02\x15\x02\x2c\x15" + b"\x80" * 9 + b"\x01\x15\x00\x00\x00",  # of 64 bits
+        b"\x1c" * 5000,  # structs in structs
+    ],
+)
+def test_a_page_without_a_header_is_damaged(header, tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"n": np.arange(9000)}), path, use_dictionary=False, compression="none")
+    start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + header.ljust(6000, b"\xff") + data[start + 6000 :])
+    with pytest.raises(pa.ArrowInvalid, match="a page without a header"):
+        read_table(path)

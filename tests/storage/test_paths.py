@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from planted import Planted, pack_planted
 
 from reposer.annotation.faults import annotation_faults
 from reposer.annotation.journal import BOOK, PLAN, place_fault, read_shards
@@ -38,9 +39,10 @@ from reposer.data.layouts.deepfashion import _list_folder, _read_lists
 from reposer.data.layouts.identity_folders import _labeled_by_table
 from reposer.data.layouts.reid_layouts import list_cuhk03, list_msmt17
 from reposer.data.layouts.tables import list_table
+from reposer.data.packed import HEADER, ROWS, PackedPeople
 from reposer.data.pairs import load_pairs
 from reposer.data.preparing.annotation_lookup import Annotations
-from reposer.data.problems import AnnotationProblem, problems_csv
+from reposer.data.problems import AnnotationError, AnnotationProblem, problems_csv
 from reposer.data.records import _SCHEMA, read_manifest
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import KIND, REAL, REAL_COLUMNS, REAL_ROWS, columns_of
@@ -53,9 +55,20 @@ from reposer.jobs.shards import Folder, ShardFiles
 from reposer.jobs.stages import Stage, StageCache, study_faults
 from reposer.report import write_report
 from reposer.sections import SECTIONS_FILE
+from reposer.storage.files import sha256_file
 from reposer.storage.manifest import IMAGES, JOB, MANIFEST, part_path, write_part
 from reposer.storage.outputs import seal_faults
-from reposer.storage.paths import RefusedFileError, check_relative, contained, delete, made_folder, unlinked
+from reposer.storage.paths import (
+    RefusedFileError,
+    check_relative,
+    contained,
+    delete,
+    made_folder,
+    open_regular,
+    read_regular,
+    unlinked,
+)
+from reposer.storage.tables import read_table
 from reposer.structures import PersonRecord
 from reposer.training.gan.config import DataConfig
 from reposer.training.gan.data import _training_pairs, _validation_pairs
@@ -1097,6 +1110,74 @@ def test_the_search_lets_pass_what_is_checked() -> None:
     good = """a = root / "x"; b = root / IMAGES; c = contained(root, row["file"]); d = root / f"step_{n:08d}"
     e = Path(root); f = Path(row["file"]).suffix; g = len(row) / n; h = row.place / f"{IMAGES}/x" """
     assert not unchecked_joins(ast.parse(f"def f(root: Path, row, n):\n    {good}"), set())
+
+
+# What opens a file without a look at its kind, and why it may: all else goes through storage/paths.py.
+_OPENS = {
+    "annotation/faults.py": "written a moment before, in a scratch folder",
+    "annotation/onnx_session.py": "a file of the kernel's",
+    "cli/folders.py": "written a moment before",
+    "data/layouts/folder_scan.py": "after require_regular",
+    "data/preparing/packing.py": "makes files",
+    "data/packed.py": "np.load after require_regular",
+    "data/synthetic/people.py": "a cache, after its sha256",
+    "evaluation/image_sets.py": "after is_file",
+    "generation/pictures.py": "after is_file",
+    "jobs/shards.py": "makes a file",
+    "jobs/stages.py": "a log of this process",
+    "reid/features.py": "after is_file",
+    "report.py": "a part of the package",
+    "runtime.py": "a file of the kernel's",
+    "storage/outputs.py": "after is_file",
+    "storage/manifest.py": "after lstat",
+    "storage/runs.py": "a file of the kernel's",
+    "studies/report.py": "sealed stages and the study's own file",
+    "trained/onnx.py": "written a moment before",
+    "weights/downloads.py": "its own part of a download",
+    "weights/files.py": "after require_regular",
+    "workflows/reid_features.py": "after is_file",
+}
+
+
+def _opens(tree: ast.Module) -> set[str]:
+    """Calls that open or read a path which may be a FIFO or a device: they can wait, or read, for ever."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = _text_of(node.func)
+            modes = [*node.args, *(keyword.value for keyword in node.keywords)]
+            mode = any(isinstance(m, ast.Constant) and m.value in ("r", "rb", "r+b", "xb") for m in modes)
+            reads = called.endswith((".read_bytes", ".read_text", "np.load", "os.fdopen"))
+            if reads or called == "open" or (called.endswith(".open") and mode):
+                found.add(called)
+    return found
+
+
+def test_files_are_opened_after_a_look_at_their_kind() -> None:
+    found = {name for name, tree in _trees().items() if _opens(tree)} - {"storage/paths.py"}
+    assert found - _OPENS.keys() == set(), "use read_regular() or open_regular()"
+    assert _OPENS.keys() - found == set(), "no longer opens anything: take it out of the list"
+
+
+def test_a_file_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    """Each reader that takes a file of a user's or a stranger's, given a device, a FIFO and a folder."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    zero = tmp_path / "zero"
+    zero.symlink_to("/dev/zero")
+    for place in (Path("/dev/zero"), zero, tmp_path / "fifo", tmp_path / "folder"):
+        for read in (sha256_file, open_regular, read_table, partial(read_regular, max_bytes=10)):
+            with pytest.raises(RefusedFileError, match="not a regular file"):
+                read(place)
+
+
+@pytest.mark.parametrize("name", [HEADER, ROWS, "images.npy", "mask.npy"])
+def test_a_prepared_folder_with_a_fifo_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    folder = pack_planted(tmp_path, [Planted(1, 1)]).folder
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(AnnotationError, match=name):
+        PackedPeople.open(folder)
 
 
 _CHANGES = {"unlink", "rmtree", "mkdir", "makedirs", "symlink_to", "hardlink_to"}

@@ -23,13 +23,14 @@ from reposer.data.keypoints import Pose
 from reposer.data.problems import AnnotationError
 from reposer.storage.bounded import parse_json
 from reposer.storage.files import sha256_bytes, sha256_file
-from reposer.storage.paths import require_inside
+from reposer.storage.paths import RefusedFileError, read_regular, require_inside, require_regular
 from reposer.storage.tables import read_table
 from reposer.structures import NUM_JOINTS, MoreSources, PairBatch
 
 SCHEMA_VERSION = 1
 ARRAYS = ("images", "parsing", "mask")  # <name>.npy each
 ROWS, HEADER = "rows.parquet", "packed.json"
+_MAX_HEADER_BYTES, _MAX_ROWS_BYTES = 2**24, 2**32
 _AGAIN = "prepare the data set again"
 _TOLD_FROM = 1.0  # seconds that a check of the arrays takes
 _log = logging.getLogger(__name__)
@@ -184,9 +185,9 @@ class PackedPeople:
     def _read_rows(self) -> pa.Table:
         path = self.folder / ROWS
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise AnnotationError(path, "file", f"cannot be read ({error.strerror})", _AGAIN) from None
+            data = read_regular(path, max_bytes=_MAX_ROWS_BYTES)
+        except RefusedFileError as error:
+            raise AnnotationError(path, "file", f"cannot be read ({error.reason})", _AGAIN) from None
         if sha256_bytes(data) != self.header["sha256"][ROWS]:
             raise AnnotationError(path, "sha256", f"differs from {HEADER}", _AGAIN)
         return read_table(data)
@@ -197,8 +198,9 @@ class PackedPeople:
     def _map(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         path = self.folder / f"{name}.npy"
         try:
+            require_regular(path)
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (RefusedFileError, OSError, ValueError, EOFError) as error:
             raise AnnotationError(path, "file", f"is damaged or missing ({error})", _AGAIN) from None
         if array.shape != shape:
             raise AnnotationError(path, "shape", f"is {array.shape}, expected {shape}", _AGAIN)
@@ -220,12 +222,12 @@ def hash_of_people(pids: NDArray[np.int64]) -> str:
 def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     try:
-        header = parse_json(path.read_text(encoding="utf-8"))
+        header = parse_json(read_regular(path, max_bytes=_MAX_HEADER_BYTES))
         version = header["schema_version"]
         complete = {"size", "count", "sha256", "content_hash"} <= header.keys()
         hashes = [header["sha256"][name] for name in (*(f"{array}.npy" for array in ARRAYS), ROWS)]
         whole = header["content_hash"] == hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (RefusedFileError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise AnnotationError(path, "file", "is missing or damaged", "run reposer prepare") from None
     if version != SCHEMA_VERSION or not complete:
         message = f"is {version}, expected {SCHEMA_VERSION} and all its fields"

@@ -22,7 +22,15 @@ from reposer.data.records import read_manifest
 from reposer.errors import UserError
 from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.storage.files import disk_faults, sha256_bytes, sha256_file, sync_folder, write_atomic
-from reposer.storage.manifest import Columns, is_sealed, list_parts, read_part, seal_path, write_part
+from reposer.storage.manifest import (
+    MAX_PART_BYTES,
+    Columns,
+    is_sealed,
+    list_parts,
+    read_part,
+    seal_path,
+    write_part,
+)
 from reposer.storage.paths import contained, made_folder, printable, read_regular, require_regular, unlinked
 
 # ---- The list of an augmented set's real images, ``real.parquet``, and the check of ``real/`` against it.
@@ -116,7 +124,8 @@ def summarize(folder: Path) -> dict[str, Any]:
         generated += rows.num_rows
         people.update(rows["pid"].unique().to_pylist())
         dropped.update(reason for reason in rows["dropped_because"].to_pylist() if reason is not None)
-        seals.append(seal_path(path).read_text(encoding="ascii").split()[0])
+        seal = read_regular(seal_path(path), max_bytes=MAX_PART_BYTES, root=folder)
+        seals.append(seal.decode("ascii").split()[0])
     return {
         "real": read_part(folder / REAL_ROWS).num_rows,
         "people": len(people),  # with at least one generated picture

@@ -44,12 +44,13 @@ from reposer.storage.files import (
     sync_folder,
     write_new,
 )
-from reposer.storage.paths import contained, made_folder, require_inside
+from reposer.storage.paths import RefusedFileError, contained, made_folder, read_regular, require_inside
 
 SCHEMA = 1  # raise it when the layout changes, and keep reading every older one
 _FOLDER = re.compile(r"^(?:step_(\d{8,})|\.step_(\d{8,})\.replaced)$")
 _GROUP = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 _META, _META_HASH = "meta.json", "meta.sha256"
+_MAX_META_BYTES = 2**30
 CHECKPOINTS = "checkpoints"  # the folder of a run
 INPUTS, PREPARED = "inputs", "prepared"  # entry: sha256 of what a training read, by name; one of the names
 _log = logging.getLogger(__name__)
@@ -298,8 +299,8 @@ def _read_document(path: Path) -> dict[str, Any]:
     with _damage(path / _META):
         require_inside(path / _META, path.parent)
         require_inside(path / _META_HASH, path.parent)
-        data = (path / _META).read_bytes()
-        if (path / _META_HASH).read_bytes() != _hash_line(data):
+        data = read_regular(path / _META, max_bytes=_MAX_META_BYTES)
+        if read_regular(path / _META_HASH, max_bytes=_MAX_META_BYTES) != _hash_line(data):
             raise ValueError(f"differs from its sha256 in {_META_HASH}")
         document = parse_json(data)
         if document["schema"] > SCHEMA:
@@ -322,7 +323,7 @@ def _hash_line(data: bytes) -> bytes:
 def _read_group(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of one file, built only from bytes whose hash is right."""
     with _damage(path):
-        data = path.read_bytes()
+        data = read_regular(path, max_bytes=int(entry["size"]))
         if len(data) != entry["size"] or sha256_bytes(data) != entry["sha256"]:
             raise ValueError("differs from its size or sha256")
         tensors = safetensors.torch.load(data)
@@ -338,5 +339,7 @@ def _damage(path: Path) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DamagedCheckpointError(f"{path}: {reason}", "this checkpoint is not used") from error
+    except RefusedFileError as error:
+        raise DamagedCheckpointError(f"{path}: {error.reason}", "this checkpoint is not used") from error
     except (RecursionError, RuntimeError, SafetensorError, NonFiniteError) as error:
         raise DamagedCheckpointError(f"{path}: {error}", "this checkpoint is not used") from error

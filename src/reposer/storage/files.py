@@ -21,7 +21,7 @@ from pathlib import Path
 
 from reposer.errors import UserError
 from reposer.storage.lock import try_lock
-from reposer.storage.paths import foreign_names, printable
+from reposer.storage.paths import foreign_names, open_regular, printable
 
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{8}$")
 _CHUNK = 1 << 20  # bytes for one read or write call
@@ -55,8 +55,12 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal sha256 of a file's content, read in pieces."""
-    with open(path, "rb") as file:
+    """Hexadecimal sha256 of a regular file's content, read in pieces.
+
+    Raises:
+        RefusedFileError: it is missing, unreadable or no regular file (a device has no end).
+    """
+    with open_regular(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -5,7 +5,8 @@ here, so that a hostile name or link reads, writes and deletes nothing outside t
 
 * a value of a file becomes a path by :func:`contained`, or, to write or delete there, by :func:`unlinked`;
 * a folder that is written into is made by :func:`made_folder`, a file is deleted by :func:`delete`;
-* a file is read by :func:`read_regular` with its root, which looks again when it opens.
+* a file is read by :func:`read_regular`, a large one by :func:`open_regular`, with its root; both look again
+  when they open.
 
 ``tests/storage/test_paths.py`` finds code that goes around this.
 """
@@ -18,6 +19,7 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 
 from reposer.errors import UserError
@@ -216,18 +218,37 @@ def read_regular(path: Path, *, max_bytes: int, root: Path | None = None) -> byt
         RefusedFileError: rules ``missing``, ``not-a-file``, ``link-loop``, ``link-outside``, ``unreadable``,
             ``bad-path``, ``too-large``.
     """
-    require_regular(path, root)
-    try:
-        descriptor = _open_regular(path, root)
-        with os.fdopen(descriptor, "rb") as file:
-            _check_kind(path, os.fstat(descriptor).st_mode)
-            size = os.fstat(descriptor).st_size
-            data = file.read(max_bytes + 1) if size <= max_bytes else b""
-    except (OSError, ValueError) as error:
-        raise _refusal(path, error) from error
+    with open_regular(path, root) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(size + 1) if size <= max_bytes else b""  # never a buffer of max_bytes
+            if len(data) > size:  # it grew
+                data += file.read(max_bytes - size)
+        except OSError as error:
+            raise _refusal(path, error) from error
     if max(size, len(data)) > max_bytes:
         raise RefusedFileError(path, "too-large", f"larger than {max_bytes:,} bytes", "make it smaller")
     return data
+
+
+def open_regular(path: Path, root: Path | None = None) -> BufferedReader:
+    """A regular file opened for reading, looked at before and after: for files of any size.
+
+    Raises:
+        RefusedFileError: as :func:`read_regular`, ``too-large`` aside.
+    """
+    require_regular(path, root)
+    try:
+        descriptor = _open_regular(path, root)
+    except (OSError, ValueError) as error:
+        raise _refusal(path, error) from error
+    file = os.fdopen(descriptor, "rb")
+    try:
+        _check_kind(path, os.fstat(descriptor).st_mode)
+    except RefusedFileError:
+        file.close()
+        raise
+    return file
 
 
 def _open_regular(path: Path, root: Path | None) -> int:

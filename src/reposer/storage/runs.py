@@ -180,7 +180,7 @@ class RunFolder:
         self.close()
 
     def _cut_torn_line(self) -> None:
-        data = (self.folder / _METRICS).read_bytes()
+        data = read_regular(self.folder / _METRICS, max_bytes=_MAX_METRICS_BYTES)
         if data and not data.endswith(b"\n"):
             os.ftruncate(self._metrics, data.rfind(b"\n") + 1)
 

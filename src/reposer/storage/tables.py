@@ -1,9 +1,15 @@
-"""Parquet tables, read in this thread."""
+"""Parquet tables, read in this thread, in memory that is bounded before anything is unpacked.
+
+A file's footer says how much there is, and may lie; the header of each page says it again, and that is what a
+reader goes by. So the headers are counted: a struct each, in Thrift's compact protocol (parquet.thrift).
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from reposer.storage.paths import require_regular
+
 MAX_DECODED_BYTES = 4_000_000_000  # of memory; Parquet compresses, so a small file may hold a bomb
-_BATCH = 4096  # rows
+_BATCH, _FEW = 4096, 64  # rows
+_NESTED_BYTES = 12  # of one value in a list: itself and its two levels
+# encodings of parquet.thrift: PLAIN_DICTIONARY and RLE_DICTIONARY; DELTA_BYTE_ARRAY, where texts begin alike
+_DICTIONARIES, _DELTA_TEXTS = (2, 8), 7
+_PAGES_OF_VALUES = {0: (5, 2), 3: (8, 4)}  # type -> field that describes it, and that field's encoding
+_MAX_PAGE_HEADER, _MOST_PAGES = 16 * 2**20, 100_000  # bytes: Arrow's own limit; of a column in a row group
+_PADDING = 100  # bytes that Arrow reads beyond a column of some old writers
 
 
 def read_table(source: str | Path | bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -24,151 +38,242 @@ def read_table(source: str | Path | bytes, columns: Sequence[str] | None = None)
     Raises:
         OSError, pyarrow.ArrowException: no Parquet file, or a damaged one; a missing column; it would unpack
             to more than MAX_DECODED_BYTES.
+        RefusedFileError: no regular file, or none at all.
     """
-    opened = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        opened: str | pa.BufferReader = pa.BufferReader(source)
+    else:
+        require_regular(Path(source))
+        opened = str(source)
     with pq.ParquetFile(opened) as file:
         check_decoded(file, opened)
         return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def check_decoded(file: pq.ParquetFile, source: str | pa.BufferReader, most: int = MAX_DECODED_BYTES) -> None:
-    """Refuse a file whose rows would take more than ``most`` bytes of memory.
+    """Refuse a file whose rows would take more than ``most`` bytes of memory, whatever its footer says.
 
-    A text that a dictionary holds once may fill a million rows, of which the footer says nothing: where that
-    could be, texts are counted as places in their dictionaries. A row of a list column may hold any number of
-    values, whatever the footer says: there the headers of the pages count.
+    A text that a dictionary holds once may fill a million rows, of which nothing tells beforehand: where that
+    could be, texts are counted as places in their dictionaries.
 
     Raises:
-        pyarrow.ArrowInvalid: it would, or a page has no header.
+        pyarrow.ArrowInvalid: it would, or a page's header is none.
     """
     metadata = file.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    total = sum(group.total_byte_size for group in groups)
-    values = possible = 0
-    texts: dict[str, None] = {}  # paths, each once
-    for group in groups:
-        for i in range(group.num_columns):
-            chunk, count = group.column(i), max(group.num_rows, group.column(i).num_values)
-            if file.schema.column(i).max_repetition_level:
-                count = max(count, _values_in_pages(chunk, source))
-            values += count
-            if chunk.physical_type == "BYTE_ARRAY":  # a text is no longer than its part of the file
-                texts[chunk.path_in_schema] = None
-                possible += count * chunk.total_uncompressed_size
-    total = max(total, 8 * values)
-    if total <= most < possible:
-        total = _text_bytes(source, list(texts), most)
-    if not 0 <= total <= most:
-        raise pa.ArrowInvalid(f"unpacks to more than {most:,} bytes")
+    columns = [
+        (number, group.column(i), file.schema.column(i))
+        for number, group in enumerate(groups)
+        for i in range(group.num_columns)
+    ]
+    claims = [group.total_byte_size for group in groups], [8 * chunk.num_values for _, chunk, _ in columns]
+    if any(min(claim, default=0) < 0 or sum(claim) > most for claim in claims):
+        raise _too_much(most)
+    with pa.OSFile(source) if isinstance(source, str) else nullcontext(source) as pages:
+        chunks = [_Chunk.counted(pages, *column) for column in columns]
+    total = sum(max(chunk.unpacked, chunk.values * chunk.width) for chunk in chunks)
+    rows, values = metadata.num_rows, sum(chunk.values for chunk in chunks)
+    width = max((chunk.width for chunk in chunks), default=0)
+    total += width * sum(_in_fixed_lists(kind, rows, values) for kind in file.schema_arrow.types)
+    texts = [chunk for chunk in chunks if chunk.is_text]
+    longest = [chunk.unpacked for chunk in texts]  # no text is longer than its part of the file
+    if total <= most < sum(map(_Chunk.text_bytes, texts, longest)):
+        paths = {chunk.path for chunk in texts}
+        paths -= {chunk.path for chunk in texts if chunk.nested or chunk.deltas}  # Arrow counts none of these
+        found = _text_bytes(source, sorted(paths), most) if paths else 0
+        found += sum(c.text_bytes(_longest(source, c)) for c in texts if c.path not in paths)
+        total = max(total, found)
+    if total > most:
+        raise _too_much(most)
 
 
-def _text_bytes(source: str | pa.BufferReader, texts: list[str], most: int) -> int:
+def _too_much(most: int) -> pa.ArrowInvalid:
+    return pa.ArrowInvalid(f"unpacks to more than {most:,} bytes")
+
+
+def _in_fixed_lists(kind: pa.DataType, entries: int, values: int) -> int:
+    """Numbers that lists of a fixed size take, those of lists that are null as well: no page holds these.
+
+    Args:
+        entries: of this column.
+        values: more than the entries of any list in the file.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return _in_fixed_lists(kind.storage_type, entries, values)
+    if pa.types.is_struct(kind):
+        return sum(_in_fixed_lists(kind.field(i).type, entries, values) for i in range(kind.num_fields))
+    if pa.types.is_fixed_size_list(kind):
+        numbers: int = entries * kind.list_size
+        return numbers + _in_fixed_lists(kind.value_type, numbers, values)
+    if pa.types.is_map(kind):
+        return sum(_in_fixed_lists(part, values, values) for part in (kind.key_type, kind.item_type))
+    return _in_fixed_lists(kind.value_type, values, values) if pa.types.is_nested(kind) else 0
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A column of a row group, as its pages say it is."""
+
+    group: int
+    path: str  # in the schema
+    values: int  # nulls as well
+    unpacked: int  # bytes of its pages
+    width: int  # bytes of a value in memory; of a text, of its place
+    is_text: bool
+    nested: bool  # in structs or lists
+    places: int  # values that are places in a dictionary
+    deltas: int  # values that are texts which begin as others
+
+    @classmethod
+    def counted(cls, pages: pa.NativeFile, group: int, chunk: Any, column: Any) -> _Chunk:
+        """Count what a reader would unpack: from its first page until there are as many as the footer says.
+
+        Args:
+            chunk: pyarrow's ColumnChunkMetaData.
+            column: pyarrow's ColumnSchema.
+        """
+        unpacked = number_of_pages = 0
+        of_encoding: Counter[int] = Counter()
+        start, first = chunk.data_page_offset, chunk.dictionary_page_offset
+        at = first if first and 0 < first < start else start
+        end = min(start + chunk.total_compressed_size + _PADDING, pages.size())
+        while of_encoding.total() < chunk.num_values and 0 <= at < end:
+            number_of_pages += 1
+            header, at = _page_header(pages, at)
+            if number_of_pages > _MOST_PAGES:
+                raise pa.ArrowInvalid(f"a column in more than {_MOST_PAGES:,} pages")
+            unpacked += _natural(header, 2)
+            at += _natural(header, 3)
+            if (described := _PAGES_OF_VALUES.get(_natural(header, 1))) is not None:
+                number, encoding = described
+                if not isinstance(header.get(number), dict):
+                    raise _no_header()
+                of_encoding[_natural(header[number], encoding)] += _natural(header[number], 1)
+        return cls(
+            group,
+            chunk.path_in_schema,
+            of_encoding.total(),
+            unpacked,
+            max(_NESTED_BYTES if column.max_repetition_level else 8, column.length),
+            column.physical_type == "BYTE_ARRAY",
+            column.path != column.name,
+            sum(of_encoding[encoding] for encoding in _DICTIONARIES),
+            of_encoding[_DELTA_TEXTS],
+        )
+
+    def text_bytes(self, longest: int) -> int:
+        """The most bytes that its texts take, where its dictionary's longest has this number."""
+        return self.unpacked + self.places * longest + self.deltas * self.unpacked
+
+
+def _no_header() -> pa.ArrowInvalid:
+    return pa.ArrowInvalid("damaged: a page without a header")
+
+
+def _natural(fields: dict[int, Any], number: int) -> int:
+    value = fields.get(number)
+    if not isinstance(value, int) or value < 0:
+        raise _no_header()
+    return value
+
+
+def _page_header(pages: pa.NativeFile, at: int) -> tuple[dict[int, Any], int]:
+    """The fields of the page header at this place of the file, by their numbers, and the place behind it."""
+    size = 256
+    while True:
+        data = pages.read_at(size, at)
+        try:
+            fields, length = _struct(data, 0)
+            return fields, at + length
+        except IndexError:  # more of it is to come
+            if len(data) < size or size >= _MAX_PAGE_HEADER:
+                raise _no_header() from None
+            size *= 4
+        except RecursionError:
+            raise _no_header() from None
+
+
+def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
+    """A struct of Thrift's compact protocol: its whole numbers of 32 bits and its structs; where it ends."""
+    fields: dict[int, Any] = {}
+    last = 0
+    while head := data[at]:
+        step, kind, at = head >> 4, head & 15, at + 1
+        if not step:
+            last, at = _zigzag(data, at)
+        last += step
+        if last in fields or not 0 < last < 2**15:  # a reader might take another one for it
+            raise _no_header()
+        fields[last], at = _value(data, at, kind)
+    return fields, at + 1
+
+
+def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
+    if kind in (1, 2):  # true and false are told by their kind
+        return None, at
+    if kind == 5:
+        return _zigzag(data, at)
+    if kind in (4, 6):  # whole numbers of other sizes
+        return None, _varint(data, at)[1]
+    if kind == 8:  # bytes
+        size, at = _varint(data, at)
+        data[at + size]  # is there, since the struct goes on
+        return None, at + size
+    if kind == 12:
+        return _struct(data, at)
+    raise _no_header()  # nothing else stands in a page's header
+
+
+def _zigzag(data: bytes, at: int) -> tuple[int, int]:
+    number, at = _varint(data, at)
+    if number >= 2**32:
+        raise _no_header()
+    return (number >> 1) ^ -(number & 1), at
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        number |= (data[at] & 127) << shift
+        shift += 7
+        at += 1
+        if data[at - 1] < 128:
+            return number, at
+        if shift > 63:
+            raise _no_header()
+
+
+def _text_bytes(source: str | pa.BufferReader, paths: list[str], most: int) -> int:
     """Bytes of all texts of these columns; counted no further than ``most``."""
     total = 0
-    _to_start(source)
-    with pq.ParquetFile(source, read_dictionary=texts) as file:
-        for batch in file.iter_batches(_BATCH, columns=texts, use_threads=False):
-            total += sum(map(_bytes_of, batch.columns))
-            if total > most:
-                break
-    _to_start(source)
+    for batch in _as_dictionaries(source, paths, _BATCH):
+        for column in batch.columns:
+            lengths = pc.binary_length(column.dictionary.cast(pa.binary()))
+            total += pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0
+        if total > most:
+            break
     return total
 
 
-def _bytes_of(column: pa.Array) -> int:
-    """Bytes of all texts of a column, those in its lists too."""
-    if isinstance(column, pa.DictionaryArray):
-        lengths = pc.binary_length(column.dictionary.cast(pa.binary()))
-        return int(pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0)
-    if isinstance(column, pa.StructArray):
-        return sum(map(_bytes_of, column.flatten()))
-    if isinstance(column, pa.MapArray):
-        return _bytes_of(column.keys) + _bytes_of(column.items)
-    if pa.types.is_nested(column.type):
-        return _bytes_of(column.flatten())
-    return int(column.nbytes)
+def _longest(source: str | pa.BufferReader, chunk: _Chunk) -> int:
+    """Bytes of the longest text in the dictionary of a column; it comes whole with the first value."""
+    for batch in _as_dictionaries(source, [chunk.path], _FEW, [chunk.group]) if chunk.places else ():
+        found = batch.column(0)
+        while not isinstance(found, pa.DictionaryArray):
+            found = found.flatten()[0] if isinstance(found, pa.StructArray) else found.flatten()
+        if len(found.dictionary):
+            longest: int = pc.max(pc.binary_length(found.dictionary.cast(pa.binary()))).as_py()
+            return longest
+    return 0
 
 
-def _to_start(source: str | pa.BufferReader) -> None:
-    if isinstance(source, pa.BufferReader):
-        source.seek(0)
-
-
-# ---- Headers of Parquet's pages: Thrift's compact protocol, as far as they use it
-# (parquet.thrift and thrift-compact-protocol.md of Apache's repositories).
-
-_COMPRESSED_SIZE, _PAGES_OF_DATA, _NUM_VALUES = 3, (5, 8), 1  # fields
-_BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, 12  # types
-
-
-def _values_in_pages(chunk: pq.ColumnChunkMetaData, source: str | pa.BufferReader) -> int:
-    """Values that the pages of a column say they hold."""
-    start = chunk.data_page_offset
-    if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-        start = min(start, chunk.dictionary_page_offset)
-    length = chunk.total_compressed_size
-    if start < 0 or length < 0:
-        raise pa.ArrowInvalid("a column lies outside the file")
-    if isinstance(source, str):
-        with open(source, "rb") as file:
-            file.seek(start)
-            data = file.read(min(length, os.path.getsize(source)))
-    else:
-        source.seek(start)
-        data = source.read(min(length, source.size()))
-        source.seek(0)
-    place = values = 0
+def _as_dictionaries(
+    source: str | pa.BufferReader, paths: list[str], rows: int, groups: list[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of columns of texts, which stay places in dictionaries."""
     try:
-        while place < len(data):
-            header, place = _struct(data, place)
-            values += sum(header[field][_NUM_VALUES] for field in _PAGES_OF_DATA if field in header)
-            place += max(0, header[_COMPRESSED_SIZE])
-    except (IndexError, KeyError, TypeError) as error:
-        raise pa.ArrowInvalid("a page has no header") from error
-    return values
-
-
-def _struct(data: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """Number -> value of the fields of a struct that begins at ``place``, and where it ends."""
-    fields: dict[int, Any] = {}
-    number = 0
-    while head := data[place]:
-        place += 1
-        number += head >> 4
-        if not head >> 4:  # the number itself follows
-            number, place = _integer(data, place)
-        fields[number], place = _value(data, place, head & 15, depth)
-    return fields, place + 1
-
-
-def _value(data: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in _BOOLEANS:
-        return kind == 1, place
-    if kind in _INTEGERS:
-        return _integer(data, place)
-    if kind == _BYTE:
-        return data[place], place + 1
-    if kind == _DOUBLE:
-        return None, place + 8
-    if kind == _BINARY:
-        length, place = _varint(data, place)
-        return None, place + length
-    if kind == _STRUCT and depth < 4:
-        return _struct(data, place, depth + 1)
-    raise KeyError(kind)
-
-
-def _integer(data: bytes, place: int) -> tuple[int, int]:
-    value, place = _varint(data, place)
-    return (value >> 1) ^ -(value & 1), place
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-    raise KeyError("a number is too long")
+        with pq.ParquetFile(source, read_dictionary=paths) as file:
+            yield from file.iter_batches(rows, row_groups=groups, columns=paths, use_threads=False)
+    finally:
+        if isinstance(source, pa.BufferReader):
+            source.seek(0)

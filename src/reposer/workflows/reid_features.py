@@ -27,11 +27,13 @@ from reposer.reid.features import embed_images, extract_features, read_features,
 from reposer.storage.checkpoint import refuse_other_data
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_seal
-from reposer.storage.paths import printable
+from reposer.storage.paths import RefusedFileError, printable, read_regular
 from reposer.structures import FeatureSet
 from reposer.trained.networks import EMBEDDING, open_network
 from reposer.trained.onnx import export_onnx
 from reposer.weights.network_folder import CONFIG, FILES, weights_hash
+
+_MAX_LIST_BYTES = 2**28
 
 # ---- Which images of a prepared folder are queries, gallery and training images of a Re-ID evaluation.
 
@@ -82,13 +84,13 @@ def listed_rows(people: PackedPeople, path: Path) -> Rows:
         UserError: unreadable, empty, a name twice, or a name that the prepared folder does not have.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, max_bytes=_MAX_LIST_BYTES)
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         lines = data.decode("utf-16" if utf16 else "utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not a readable list of names ({error})", "give a text file, a name a line"
-        ) from error
+    except (RefusedFileError, UnicodeDecodeError) as error:
+        reason = error.reason if isinstance(error, RefusedFileError) else error
+        problem = f"{path}: not a readable list of names ({reason})"
+        raise UserError(problem, "give a text file, a name a line") from error
     known = {nfc(name): row for name, row in people.name_index().items()}
     rows = dict[int, int]()
     for number, line in enumerate(lines, 1):

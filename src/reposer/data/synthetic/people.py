@@ -30,7 +30,7 @@ from reposer.storage.files import (
 )
 from reposer.storage.lock import locked
 from reposer.storage.manifest import IMAGES, job_settings, read_rows
-from reposer.storage.paths import contained, unlinked
+from reposer.storage.paths import RefusedFileError, contained, read_regular, unlinked
 
 # ---- Generated pictures decoded once into a memory-mapped array beside their set, again when the set
 # changes.
@@ -40,6 +40,7 @@ from reposer.storage.paths import contained, unlinked
 # it is safe.
 
 _ARRAY, _HEADER = "images.npy", "cache.json"
+_MAX_HEADER_BYTES = 2**24
 _CHUNK = 256  # pictures decoded at once; bounds memory
 _THREADS = 4  # Pillow decodes outside the GIL
 
@@ -80,9 +81,9 @@ def decoded(
 def _is_current(cache: Path, key: dict[str, Any]) -> bool:
     """Whether the cache is of these files and undamaged."""
     try:
-        header = parse_json((cache / _HEADER).read_bytes())
+        header = parse_json(read_regular(cache / _HEADER, max_bytes=_MAX_HEADER_BYTES))
         return bool(header == key | {"sha256": sha256_file(cache / _ARRAY)})
-    except (OSError, ValueError):
+    except (RefusedFileError, ValueError):
         return False
 
 
