@@ -306,6 +306,22 @@ def test_the_second_writer_of_a_folder_is_refused_and_the_first_ends(tmp_path: P
     assert _names(tmp_path / "out") == {"first"}
 
 
+def test_a_replaced_folder_whose_deletion_was_killed_goes_at_the_next_start(tmp_path: Path) -> None:
+    """A kill between the renames and the last file deleted: what is left of the old folder has a name of its
+    own, which nobody would look for."""
+    for _ in range(2):
+        with atomic_folder(tmp_path / "out", check=lambda path: None) as folder:
+            (folder / "a.txt").write_text("x")
+    grave = tmp_path / "..out.replaced.tmp-0123abcd"
+    grave.mkdir()
+    (grave / "old.txt").write_text("x")
+    other = tmp_path / "..outer.replaced.tmp-0123abcd"
+    other.mkdir()
+    with atomic_folder(tmp_path / "out", check=lambda path: None) as folder:
+        (folder / "a.txt").write_text("y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "out"]
+
+
 def test_what_a_killed_writer_left_goes_at_the_next_start(tmp_path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path; import reposer.storage.files as f\n"

@@ -243,8 +243,8 @@ def clean_up_after_killed(path: Path, *, always: bool = False, but: Path | None 
         except OSError:
             return False  # the write itself will say what is wrong
         _looked_through[folder] = [name for name in names if _TEMPORARY.match(name)]
-    mine = [name for name in _looked_through[folder] if name.startswith(f".{path.name}.tmp-")]
-    mine = [name for name in mine if len(name) == len(path.name) + 14]  # of no longer name
+    own = (path.name, replaced_name(path).name)  # the second: a replaced folder that was being deleted
+    mine = [name for name in _looked_through[folder] if name[1:-13] in own]  # .NAME.tmp-12345678
     alive = False
     for name in mine:
         entry = Path(folder) / name
