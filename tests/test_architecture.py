@@ -36,7 +36,7 @@ ROOMS = {
     "assets": set(),
 }
 GROUND_FLOOR = {
-    *("arrays", "config", "errors", "grids", "image_metadata", "image_rules"),
+    *("arrays", "config", "errors", "image_metadata", "image_rules"),
     *("images", "progress", "runtime", "sections", "storage", "structures"),
     *("weights",),
 }

@@ -71,7 +71,7 @@ _LONGEST_NAME = 80  # characters of what a user, or somebody else's file, wrote 
 def unknown(kind: str, name: str, names: Iterable[str]) -> UserError:
     """The error of a name that is none of ``names``: it names the nearest and lists all."""
     listed = list(names)
-    near = difflib.get_close_matches(name, listed, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(name[:200], listed, n=1, cutoff=0.0)
     nearest = f"did you mean {near[0]}? " if near else ""
     plain = name if name and name.isprintable() and len(name) <= _LONGEST_NAME else repr(name[:_LONGEST_NAME])
     return UserError(f"{kind} {plain}: unknown", f"{nearest}known: {', '.join(listed)}")

@@ -16,7 +16,7 @@ from reposer.annotation.annotators import AnnotatorChoice, Annotators
 from reposer.annotation.keypoints import KeypointFiles
 from reposer.annotation.person_mask import FolderMasks
 from reposer.data.keypoints import HEADER, read_keypoints_csv
-from reposer.data.problems import AnnotationError
+from reposer.data.records import AnnotationError
 from reposer.errors import UserError
 
 SIZE = (40, 24)

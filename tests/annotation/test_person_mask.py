@@ -28,7 +28,7 @@ from reposer.annotation.interfaces import (
 from reposer.annotation.keypoints import RcnnKeypoints, open_keypoint_detector
 from reposer.annotation.networks import TransformersNetwork
 from reposer.annotation.person_mask import DetectorMasker, FolderMasks, ParsingMasker, open_masker
-from reposer.data.problems import AnnotationError
+from reposer.data.records import AnnotationError
 from reposer.errors import UserError
 from reposer.structures import MISSING_LABEL
 from reposer.weights.files import LicenseError

@@ -13,7 +13,7 @@ from reposer.annotation.interfaces import AnnotatorInfo, Poses
 from reposer.annotation.keypoints import open_keypoint_detector
 from reposer.data.packed import PackedPeople
 from reposer.generation.pose_transfer import PoseTransfer
-from reposer.metrics.pose_and_parsing import pckh
+from reposer.metrics.similarity import pckh
 from reposer.workflows.evaluate import evaluate_model, read_named_pairs
 
 

@@ -23,7 +23,7 @@ from reposer.data.keypoints import (
     torso_length,
     write_keypoints_csv,
 )
-from reposer.data.problems import AnnotationError
+from reposer.data.records import AnnotationError
 from reposer.errors import UserError
 from reposer.storage.paths import RefusedFileError
 

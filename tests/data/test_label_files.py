@@ -13,7 +13,7 @@ from PIL import Image
 
 from reposer.data.label_files import read_labels, read_mask
 from reposer.data.parsing import PALETTE, read_parsing, write_parsing
-from reposer.data.problems import AnnotationError
+from reposer.data.records import AnnotationError
 from reposer.errors import UserError
 from reposer.storage.paths import RefusedFileError
 

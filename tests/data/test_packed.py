@@ -19,7 +19,7 @@ from PIL import Image
 
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.packing import pack
-from reposer.data.problems import AnnotationError
+from reposer.data.records import AnnotationError
 from reposer.errors import UserError
 from reposer.storage.lock import locked
 from reposer.structures import MISSING_LABEL, PersonRecord

@@ -20,7 +20,7 @@ from reposer.data.pairs import (
     read_pairs_csv,
     write_pairs_csv,
 )
-from reposer.data.problems import AnnotationError
+from reposer.data.records import AnnotationError
 from reposer.errors import UserError
 
 TORSO = [JOINTS.index(f"{side}-{part}") for side in ("right", "left") for part in ("shoulder", "hip")]

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from reposer.data.transforms import ParsingDraws, draw_parsing_transforms, transform_parsing
-from reposer.metrics.pose_and_parsing import label_confusion, label_iou, mean_iou
+from reposer.metrics.similarity import label_confusion, label_iou, mean_iou
 
 
 def test_iou_is_sklearns():

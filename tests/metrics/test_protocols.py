@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 from reposer.errors import MissingWeightsError, UserError
-from reposer.metrics.pose_and_parsing import pose_mask
 from reposer.metrics.protocols import (
     _MASKS,
     METRICS,
@@ -19,6 +18,7 @@ from reposer.metrics.protocols import (
     locate,
     weights_in,
 )
+from reposer.metrics.similarity import pose_mask
 
 CPU = torch.device("cpu")
 PIXELS = ("ssim", "ssim_patn", "ssim_gfla", "mask_ssim", "psnr", "l1", "mae_gfla", "mask_l1", "pckh")

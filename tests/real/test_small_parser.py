@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reposer.data.preparing.prepare import prepare_market1501
-from reposer.metrics.pose_and_parsing import label_confusion
+from reposer.metrics.similarity import label_confusion
 from reposer.trained.networks import PARSER, of_run
 from reposer.training.loop import train
 from reposer.training.parsing.task import ParsingData

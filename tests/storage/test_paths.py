@@ -42,8 +42,7 @@ from reposer.data.layouts.tables import list_table
 from reposer.data.packed import HEADER, ROWS, PackedPeople
 from reposer.data.pairs import load_pairs
 from reposer.data.preparing.annotation_lookup import Annotations
-from reposer.data.problems import AnnotationError, AnnotationProblem, problems_csv
-from reposer.data.records import _SCHEMA, read_manifest
+from reposer.data.records import _SCHEMA, AnnotationError, AnnotationProblem, problems_csv, read_manifest
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import KIND, REAL, REAL_COLUMNS, REAL_ROWS, columns_of
 from reposer.generation.forgetting import forget

@@ -23,7 +23,15 @@ from torch import nn
 from reposer.annotation.annotators import Annotators
 from reposer.annotation.faults import seal_annotations
 from reposer.annotation.interfaces import AnnotatorInfo
-from reposer.annotation.journal import BOOK, PHOTOS, AnnotationJob, read_book
+from reposer.annotation.journal import (
+    BOOK,
+    KEYPOINTS,
+    PHOTOS,
+    AnnotationJob,
+    AnnotationReport,
+    read_book,
+    write_results,
+)
 from reposer.annotation.keypoints import KeypointFiles
 from reposer.annotation.makers import (
     COPIES,
@@ -37,10 +45,9 @@ from reposer.annotation.makers import (
     PhotoMaker,
     crop_origins,
 )
-from reposer.annotation.results import KEYPOINTS, AnnotationReport, write_results
 from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
 from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.jobs.executors import in_processes, in_this_process
 from reposer.jobs.shards import Executor, Folder, Maker, Progress, Work, run_job

@@ -26,7 +26,7 @@ from reposer.annotation.segmentation_model import SIDES, Sides
 from reposer.data.keypoint_imports import FORMATS
 from reposer.data.keypoints import Pose
 from reposer.data.layouts.folder_scan import without_suffix
-from reposer.data.problems import AnnotationError, AnnotationProblem
+from reposer.data.records import AnnotationError, AnnotationProblem
 from reposer.errors import UserError, known
 from reposer.images import MAX_FILE_BYTES
 from reposer.storage.files import sha256_bytes

@@ -16,15 +16,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from reposer.annotation.journal import BOOK, PHOTOS, PLAN, place_fault, read_beside, read_shards, source_hash
+from reposer.annotation.journal import (
+    BOOK,
+    KEYPOINTS,
+    PHOTOS,
+    PLAN,
+    PROBLEMS,
+    REPORT,
+    count,
+    listed_poses,
+    place_fault,
+    read_beside,
+    read_shards,
+    row_problems,
+    source_hash,
+)
 from reposer.annotation.makers import CROP_COLUMNS, PHOTO_COLUMNS
 from reposer.annotation.overview import FLAGS
-from reposer.annotation.results import KEYPOINTS, PROBLEMS, REPORT, count, listed_poses, row_problems
 from reposer.config import read_json
 from reposer.data.keypoints import write_keypoints_csv
 from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
 from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
-from reposer.data.problems import AnnotationProblem, text_cell
+from reposer.data.records import AnnotationProblem, text_cell
 from reposer.errors import UserError
 from reposer.jobs.shards import STAGING, Rows
 from reposer.storage.manifest import (

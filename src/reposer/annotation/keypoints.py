@@ -30,7 +30,7 @@ from reposer.data.keypoint_imports import (
     refuse_other_kind,
 )
 from reposer.data.keypoints import COCO_JOINTS, Pose, coco_to_openpose
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError, find, known
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import printable

@@ -20,7 +20,7 @@ from reposer.annotation.journal import GIVEN, read_book, source_hash
 from reposer.annotation.overview import measure
 from reposer.data.layouts.folder_scan import without_suffix
 from reposer.data.parsing import PALETTE
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES, Picture, encode_png, read_picture, resize, without_metadata
 from reposer.jobs.shards import Encode, Put, Rows

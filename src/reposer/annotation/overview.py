@@ -17,9 +17,8 @@ from reposer.annotation.annotators import Annotation
 from reposer.data.keypoints import has_torso
 from reposer.data.label_files import read_mask
 from reposer.data.parsing import LIP_LABELS, PALETTE, colorize, read_parsing
-from reposer.grids import draw_grid
 from reposer.images import decode, encode_png
-from reposer.sections import Picture, Section, Table, write_sections
+from reposer.sections import Picture, Section, Table, draw_grid, write_sections
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import RefusedFileError, contained
 from reposer.structures import NUM_JOINTS

@@ -156,7 +156,6 @@ def verify(
     ],
 ) -> None:
     """Re-read a folder and compare every file with the hash that was written beside it."""
-    from reposer.storage.paths import printable
     from reposer.workflows.verify import verify_folder
 
     kind, faults = verify_folder(folder)

@@ -36,7 +36,7 @@ from reposer.data.keypoints import (
     whose_count,
     wrong_meaning,
 )
-from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
+from reposer.data.records import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError, known
 from reposer.storage.bounded import parse_json
 from reposer.storage.paths import RefusedFileError, printable, read_regular

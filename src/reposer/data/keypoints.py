@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
+from reposer.data.records import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import check_relative

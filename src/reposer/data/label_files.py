@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.data.problems import AnnotationError
+from reposer.data.records import AnnotationError
 from reposer.images import MAX_FILE_BYTES, decode_indices, decode_mask
 from reposer.storage.bounded import read_npy
 from reposer.storage.paths import read_regular

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from reposer.data.keypoints import Pose
-from reposer.data.problems import AnnotationError
+from reposer.data.records import AnnotationError
 from reposer.storage.bounded import parse_json
 from reposer.storage.files import sha256_bytes, sha256_file
 from reposer.storage.paths import RefusedFileError, read_regular, require_inside, require_regular

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.data.keypoints import Pose, has_torso
-from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
+from reposer.data.records import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import printable

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from reposer.data.label_files import check_size, read_labels
-from reposer.data.problems import AnnotationError
+from reposer.data.records import AnnotationError
 from reposer.errors import UserError, unknown
 from reposer.images import encode_png
 from reposer.storage.files import write_atomic

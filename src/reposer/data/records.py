@@ -1,4 +1,6 @@
-"""The manifest: person records as one Parquet file that any Parquet reader reads; same records, same bytes.
+"""What is known of a data set's images: problems of their files, and the manifest of those that are usable.
+
+The manifest is one Parquet file that any Parquet reader reads; same records, same bytes.
 
 A row is a PersonRecord; paths are relative to the data set's root. Keypoints are a list of 2 J numbers, x0,
 y0, x1, y1, ..., NaN for a missing joint. The reader trusts nothing: a manifest may come from somebody else.
@@ -6,10 +8,13 @@ y0, x1, y1, ..., NaN for a missing joint. The reader trusts nothing: a manifest 
 
 from __future__ import annotations
 
+import csv
 import io
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +25,81 @@ from numpy.typing import NDArray
 
 from reposer.errors import UserError
 from reposer.storage.files import write_atomic
-from reposer.storage.paths import RefusedFileError, check_relative, read_regular
+from reposer.storage.paths import RefusedFileError, check_relative, printable, read_regular
 from reposer.storage.tables import check_decoded
 from reposer.structures import NUM_JOINTS, PersonRecord
+
+# ---- Problems of annotation files: bad rows are listed and skipped, good rows are kept, nothing is guessed.
+
+_MAX_FILE_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationProblem:
+    """One thing that is wrong with one annotation; a line of a report."""
+
+    file: str  # path of the annotation file
+    row: int  # line number, the header is 1; 0 for a file that has no rows (an image)
+    field: str  # column, joint or property that is wrong
+    message: str  # what is wrong and what was done about it
+    rule: str = "bad-annotation"  # short id of the rule that found it (the tables of docs/reference/rules.md)
+
+    def __str__(self) -> str:
+        row = f", row {self.row}" if self.row else ""
+        return f"{self.file}{row}, {self.field}: {self.message}"
+
+
+class AnnotationError(UserError):
+    """An annotation file that cannot be used at all.
+
+    Args:
+        path: the file, as the user knows it.
+        field: column or property that is wrong.
+        message: what is wrong with it.
+        advice: what to do about it.
+        row: line number; 0 for a file that has no rows.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], field: str, message: str, advice: str = "", row: int = 0
+    ) -> None:
+        self.listed = AnnotationProblem(printable(path), row, field, message)
+        super().__init__(str(self.listed), advice)
+
+
+def text_lines(path: Path, root: Path | None = None) -> list[bytes]:
+    """Lines of a UTF-8 file without line ends; a byte-order mark and Windows line ends are dropped.
+
+    Split at line feeds only, unlike ``str.splitlines``, so that row numbers agree with every editor.
+
+    Args:
+        root: where given, a link that leads outside it is refused.
+
+    Raises:
+        RefusedFileError: the file is missing, no regular file, may not be read, or lies outside ``root``.
+    """
+    data = read_regular(path, max_bytes=_MAX_FILE_BYTES, root=root).removeprefix(b"\xef\xbb\xbf")
+    return [line.removesuffix(b"\r") for line in data.split(b"\n")]
+
+
+def text_cell(text: str) -> str:
+    """The text for a table that people open in a spreadsheet: a formula's start gets a ' before it, control
+    characters become escapes."""
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def problems_csv(problems: Iterable[AnnotationProblem]) -> bytes:
+    """The problems as UTF-8 CSV with the header file,row,field,rule,message; row is empty where it is 0."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "row", "field", "rule", "message"))
+    for problem in problems:
+        cells = map(text_cell, (problem.file, problem.field, problem.rule, problem.message))
+        file, field, rule, message = cells
+        writer.writerow((file, problem.row or "", field, rule, message))
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "query", "gallery")
@@ -47,7 +124,7 @@ _SCHEMA = pa.schema(
 _CLOTHES = pa.field("clothes", pa.int64(), nullable=False)  # only where some outfit is known
 _SCHEMA_CLOTHES = _SCHEMA.append(_CLOTHES)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MAX_FILE_BYTES = 2_000_000_000
+_MAX_MANIFEST_BYTES = 2_000_000_000
 _MAX_DECODED_BYTES = 4_000_000_000  # Parquet compresses: a small file may hold a bomb
 
 
@@ -150,7 +227,7 @@ def _record(values: dict[str, Any]) -> PersonRecord:
 def _read_table(path: Path) -> pa.Table:
     advice = "run reposer prepare again"
     try:
-        opened = pa.BufferReader(read_regular(path, max_bytes=_MAX_FILE_BYTES))
+        opened = pa.BufferReader(read_regular(path, max_bytes=_MAX_MANIFEST_BYTES))
         file = pq.ParquetFile(opened)
         metadata = file.metadata
         found = metadata.metadata or {}

@@ -23,7 +23,7 @@ from reposer.errors import UserError
 from reposer.evaluation.image_quality import nearest_donors
 from reposer.evaluation.image_sets import ImageQualityReport, MetricInfo, MetricResult
 from reposer.metrics.intervals import REPEATS, mean_interval
-from reposer.metrics.pose_and_parsing import (
+from reposer.metrics.similarity import (
     garments_added,
     garments_kept,
     label_confusion,

@@ -31,7 +31,7 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.data.samplers import budget_rows
 from reposer.data.sources import check_sources
-from reposer.data.synthetic.checks import RealSet
+from reposer.data.synthetic.people import RealSet
 from reposer.errors import UserError, known
 from reposer.generation.augmented_rows import (
     KIND,

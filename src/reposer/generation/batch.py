@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from reposer.data.problems import problems_csv
+from reposer.data.records import problems_csv
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import FURTHER_COLUMNS
 from reposer.generation.pair_sources import PairSource

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reposer.config import canonical_json
 from reposer.data.packed import ROWS, PackedPeople
 from reposer.data.preparing.annotation_lookup import Annotations
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.data.sources import FurtherSources
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import MORE_SOURCES
@@ -102,8 +102,8 @@ class PackedPairs:
 
     def fingerprint(self) -> str:
         """See PairSource."""
-        told = [self._people.header["content_hash"], self.names]
-        return sha256_bytes(canonical_json(told if self._further is None else [*told, self._sources]))
+        origin = [self._people.header["content_hash"], self.names]
+        return sha256_bytes(canonical_json(origin if self._further is None else [*origin, self._sources]))
 
     def _side(self, side: str, index: int) -> dict[str, Any]:
         people, digest = self._people, self._sha256[index]

@@ -28,7 +28,7 @@ from reposer.metrics.feature_networks import (
     PtInceptionLogits,
     packaged_heads,
 )
-from reposer.metrics.pose_and_parsing import pckh, pose_mask
+from reposer.metrics.similarity import pckh, pose_mask
 from reposer.storage.files import sha256_file
 from reposer.structures import MISSING_LABEL, PairBatch
 from reposer.weights.files import KNOWN, find_weights

@@ -21,11 +21,10 @@ from reposer.data.parsing import colorize
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
-from reposer.grids import draw_grid
 from reposer.images import encode_png
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
-from reposer.sections import Picture, Section, read_sections, write_sections
+from reposer.sections import Picture, Section, draw_grid, read_sections, write_sections
 from reposer.storage.files import remove_tree, write_atomic
 from reposer.studies.config import StudyConfig
 from reposer.studies.study import demo as demo_study

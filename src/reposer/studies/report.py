@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 
 from reposer.config import read_json
 from reposer.evaluation.plots import draw_curves, write_rank_lists
-from reposer.grids import draw_grid
 from reposer.images import decode, encode_png
 from reposer.metrics.intervals import mean_interval
 from reposer.reid.features import read_features
-from reposer.sections import Fold, Picture, Section, Table, write_sections
+from reposer.sections import Fold, Picture, Section, Table, draw_grid, write_sections
 from reposer.storage.manifest import IMAGES, read_rows
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import contained, made_folder, unlinked

@@ -25,12 +25,12 @@ from reposer.evaluation.image_sets import ImageQualityReport, claim_quality
 from reposer.evaluation.map_quality import MapQualityReport, Maps, claim_maps, evaluate_maps
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
-from reposer.grids import draw_grid
 from reposer.images import encode_png
 from reposer.metrics.protocols import find_metric, weights_in
 from reposer.models.embedding import EmbeddingInfo
 from reposer.models.generators import PREDICTORS
 from reposer.reid.features import embed_images, extract_features
+from reposer.sections import draw_grid
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.paths import contained
 from reposer.structures import FeatureSet, PairBatch

@@ -41,7 +41,7 @@ from reposer.data.layouts.labeled_files import (
 )
 from reposer.data.pairs import official_train_pairs, read_pairs_csv
 from reposer.data.preparing.annotation_lookup import Annotations, Places
-from reposer.data.problems import AnnotationProblem, text_lines
+from reposer.data.records import AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.storage.paths import RefusedFileError, printable, require_inside
 from reposer.structures import NUM_JOINTS, PersonRecord

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import sniff
 from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, require_regular

@@ -20,7 +20,7 @@ from pathlib import Path
 from reposer.data.layouts.folder_scan import format_of, nfc, portable_key, walk_files
 from reposer.data.layouts.labeled_files import IMAGE_SUFFIXES, NO_CAMERA, Listing, Problems, labeled
 from reposer.data.layouts.tables import read_rows, row_problem
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import FORMATS
 from reposer.storage.paths import printable

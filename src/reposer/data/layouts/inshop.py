@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reposer.data.keypoints import JOINTS, Pose, read_keypoints_csv, scale_keypoints
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.storage.paths import RefusedFileError, printable
 from reposer.structures import PersonRecord

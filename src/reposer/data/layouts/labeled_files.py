@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from reposer.data.layouts.folder_scan import drop_collisions, portable_key, unread, without_suffix
 from reposer.data.preparing.annotation_lookup import Annotations
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import ACCEPTED
 from reposer.images import read_picture

@@ -30,7 +30,7 @@ from reposer.data.layouts.labeled_files import (
     zero_problems,
 )
 from reposer.data.preparing.annotation_lookup import Annotations, Places
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.storage.paths import RefusedFileError, printable
 from reposer.structures import PersonRecord

@@ -43,7 +43,7 @@ from reposer.data.layouts.tables import list_table
 from reposer.data.pairs import development_pairs, official_train_pairs
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.preparing.report import TRAINING
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError, find, known
 from reposer.storage.paths import printable
 from reposer.structures import NUM_JOINTS, PersonRecord

@@ -14,7 +14,7 @@ import numpy as np
 
 from reposer.data.layouts.folder_scan import list_names
 from reposer.data.layouts.labeled_files import LabeledFile, Listing, Problems, labeled
-from reposer.data.problems import AnnotationProblem, text_lines
+from reposer.data.records import AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.storage.bounded import parse_json, read_mat
 from reposer.storage.paths import RefusedFileError, printable, read_regular

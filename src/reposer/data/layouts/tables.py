@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reposer.data.layouts.labeled_files import LabeledFile, Listing, Problems, labeled
-from reposer.data.problems import AnnotationProblem
-from reposer.data.records import SPLITS
+from reposer.data.records import SPLITS, AnnotationProblem
 from reposer.errors import UserError
 from reposer.storage.paths import check_relative, printable, read_regular
 from reposer.storage.tables import check_decoded

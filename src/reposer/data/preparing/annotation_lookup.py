@@ -23,7 +23,7 @@ from reposer.data.keypoints import Pose, read_keypoints_csv
 from reposer.data.label_files import PLAIN, MapRules, map_names
 from reposer.data.layouts.folder_scan import list_names, nfc, relative_folder, without_suffix
 from reposer.data.parsing import LABEL_SETS, known_labels, read_as_lip
-from reposer.data.problems import AnnotationError, AnnotationProblem, text_lines
+from reposer.data.records import AnnotationError, AnnotationProblem, text_lines
 from reposer.storage.paths import RefusedFileError, contained, printable
 from reposer.structures import PersonRecord
 

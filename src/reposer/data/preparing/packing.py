@@ -28,7 +28,7 @@ from reposer.data.keypoints import Pose, scale_keypoints
 from reposer.data.label_files import PLAIN, MapRules
 from reposer.data.packed import ARRAYS, HEADER, ROWS, SCHEMA_VERSION
 from reposer.data.parsing import read_as_lip
-from reposer.data.problems import AnnotationError, AnnotationProblem
+from reposer.data.records import AnnotationError, AnnotationProblem
 from reposer.errors import UserError, known
 from reposer.images import decode
 from reposer.storage.files import (

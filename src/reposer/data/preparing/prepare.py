@@ -27,8 +27,7 @@ from reposer.data.preparing.report import (
     find_leaks,
     refuse_synthetic,
 )
-from reposer.data.problems import problems_csv
-from reposer.data.records import write_manifest
+from reposer.data.records import problems_csv, write_manifest
 from reposer.errors import UserError, known
 from reposer.storage.files import (
     atomic_folder,

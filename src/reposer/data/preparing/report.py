@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from reposer.data.layouts.market1501 import DISTRACTOR, JUNK, OFFICIAL_COUNTS
-from reposer.data.problems import AnnotationProblem
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES

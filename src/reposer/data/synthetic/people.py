@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
 from reposer.config import canonical_json
-from reposer.data.packed import PackedPeople
-from reposer.data.synthetic.checks import RealSet, check, complete
+from reposer.data.packed import PackedPeople, hash_of_people
+from reposer.data.records import SPLITS
 from reposer.errors import UserError
 from reposer.images import read_picture, resize
 from reposer.storage.bounded import parse_json
@@ -29,8 +32,189 @@ from reposer.storage.files import (
     write_new,
 )
 from reposer.storage.lock import locked
-from reposer.storage.manifest import IMAGES, job_settings, read_rows
-from reposer.storage.paths import RefusedFileError, contained, read_regular, unlinked
+from reposer.storage.manifest import IMAGES, MANIFEST, job_settings, read_rows
+from reposer.storage.paths import RefusedFileError, check_relative, contained, read_regular, unlinked
+
+# ---- What a generated set must be before anybody trains on it: about training people, made from them.
+#
+# The manifest is not trusted: it may come from somebody else, or from before the data set was split again.
+# Test people are looked for by number and by the sha256 of the files, since a renamed copy keeps its bytes.
+
+REQUIRED = {  # column -> type, as the writers give them; no value may be missing
+    **dict.fromkeys(("file", "sha256", "source", "source_sha256", "donor", "donor_sha256"), pa.string()),
+    **dict.fromkeys(("source_pid", "source_camid", "donor_pid"), pa.int64()),
+    "synthetic": pa.bool_(),
+}
+DEFAULTS: dict[str, Callable[[pa.Table], Any]] = {  # of sets that `generate` wrote, which knows no such thing
+    "pid": lambda table: table["source_pid"],
+    "camid": lambda table: table["source_camid"],
+    "kept": lambda table: pa.array(np.ones(table.num_rows, np.bool_)),
+    "trained_on": lambda table: pa.array([""] * table.num_rows),
+}
+_ANOTHER = "generate the set from training people only"
+
+
+@dataclass(frozen=True, slots=True)
+class RealSet:
+    """What of a real data set the rows are held against."""
+
+    people: PackedPeople
+    splits: tuple[str, ...]  # that are trained on
+
+    @property
+    def trained(self) -> NDArray[np.bool_]:
+        """(N,) images that may be used."""
+        return np.isin(self.people.splits, self.splits) & (self.people.pids > 0)
+
+    @property
+    def held_out(self) -> NDArray[np.bool_]:
+        """(N,) images of all other splits, junk and distractors too."""
+        return ~np.isin(self.people.splits, self.splits)
+
+    def digests(self, rows: NDArray[np.bool_]) -> pa.Array:
+        """sha256 of the chosen images."""
+        return pa.array([self.people.sha256[i] for i in np.flatnonzero(rows).tolist()], pa.string())
+
+    def trainings_with_test_people(self) -> dict[str, str]:
+        """Identity hash -> who, of every training that we can think of with a held-out person in it.
+
+        These are the unions of splits, and the training folder prepared with another ``--holdout``.
+        """
+        test = np.unique(self.people.pids[self.held_out & (self.people.pids > 0)])
+        found = {}
+        present = [split for split in SPLITS if split in self.people.splits]
+        for count in range(1, len(present) + 1):
+            for splits in combinations(present, count):
+                if np.isin(self.people.pids[np.isin(self.people.splits, splits)], test).any():
+                    found[self.people.identity_hash(*splits)] = " + ".join(splits)
+        folder = np.unique(self.people.pids[np.isin(self.people.splits, ("train", "val"))])
+        for held in range(int(np.isin(folder, test).sum())):  # as labeled_files.hold_out chooses them
+            if np.isin(folder[: len(folder) - held], test).any():
+                found.setdefault(hash_of_people(folder[: len(folder) - held]), f"a holdout of {held} people")
+        return found
+
+
+def complete(table: pa.Table, folder: Path) -> pa.Table:
+    """The table with every column of REQUIRED and DEFAULTS, typed and without gaps.
+
+    Raises:
+        UserError: a column is missing or of another type, a value is missing, a name is none or there twice.
+    """
+    place = folder / MANIFEST
+    for name, kind in REQUIRED.items():
+        if name not in table.column_names or table[name].type != kind:
+            raise UserError(
+                f"{place}: no column {name} of type {kind}", "give a folder that augment has written"
+            )
+    for name, default in DEFAULTS.items():
+        if name not in table.column_names:
+            table = table.append_column(name, default(table))
+    rows = Rows(table, folder)
+    for name in (*REQUIRED, *DEFAULTS):
+        rows.refuse(_array(pc.is_null(table[name])), f"{name} is missing", "augment again")
+    names = table["file"].to_pylist()
+    no_name = np.array([not _is_name(name) for name in names], np.bool_)
+    rows.refuse(no_name, "file must be a plain file name", "augment again")
+    first: dict[str, int] = {}
+    again = np.array([first.setdefault(name, i) != i for i, name in enumerate(names)], np.bool_)
+    rows.refuse(again, "the file stands in an earlier row too", "augment again")
+    return table
+
+
+def check(table: pa.Table, folder: Path, real: RealSet) -> list[str]:
+    """Refuse what must not be trained on; returns what a reader of the result should know.
+
+    Args:
+        table: of :func:`complete`.
+        folder: of the generated set, for messages.
+        real: the data set that is trained on.
+
+    Raises:
+        UserError: a row that is not synthetic, of an unknown or test person, from a test person's source or
+            donor, with the bytes of a held-out image, or by a generator that was trained on test people.
+            Names the first row.
+    """
+    rows, people = Rows(table, folder), real.people
+    known, test = np.unique(people.pids[real.trained]), np.unique(people.pids[real.held_out])
+    test = test[test > 0]
+    pids, donors, sources = (table[name].to_numpy() for name in ("pid", "donor_pid", "source_pid"))
+    rows.refuse(~_array(table["synthetic"]), "synthetic is false", "only generated pictures belong here")
+    for name, numbers in (("pid", pids), ("donor_pid", donors)):
+        rows.refuse(np.isin(numbers, test), f"{name} {{}} is a test person", _ANOTHER, numbers)
+    rows.refuse(~np.isin(pids, known), "pid {} is nobody of the training people", _ANOTHER, pids)
+    rows.refuse(sources != pids, "pid is not that of its source, {}", "augment again", sources)
+    held_out = real.digests(real.held_out)
+    for name in ("sha256", "source_sha256", "donor_sha256"):
+        same = _array(pc.is_in(table[name], held_out))
+        rows.refuse(same, f"{name} is that of a held-out image", _ANOTHER)
+    trained_on = table["trained_on"].to_pylist()
+    bad = real.trainings_with_test_people()
+    unions = [bad.get(value) for value in trained_on]
+    rows.refuse(
+        np.array([union is not None for union in unions]),
+        "the generator was trained on test people ({})",
+        "use a generator trained on training people, or on another data set",
+        unions,
+    )
+    return list(_notes(table, real, known, set(trained_on)))
+
+
+def _notes(table: pa.Table, real: RealSet, known: NDArray[np.int64], trained_on: set[str]) -> Iterator[str]:
+    """Facts that refuse nothing."""
+    kept = _array(table["kept"])
+    if not kept.all():
+        yield f"{int((~kept).sum())} of {table.num_rows} generated pictures were dropped by the filter"
+    without = len(known) - len(np.unique(table["pid"].to_numpy()[kept]))
+    if without:
+        yield f"{without} of {len(known)} people have no generated picture"
+    training = real.digests(real.trained)
+    for side in ("source", "donor"):
+        other = int((~_array(pc.is_in(table[f"{side}_sha256"], training))).sum())
+        if other:
+            yield f"{other} generated pictures have a {side} that is no training image of this data set"
+    if "" in trained_on:
+        yield "who the generator was trained on is not recorded"
+    if trained_on - {"", real.people.identity_hash(*real.splits)}:
+        yield (
+            "the generator was trained on people other than this set's; that they are none of its test people"
+            " cannot be told from their hash"
+        )
+
+
+class Rows:
+    """Refusals by row of a manifest."""
+
+    def __init__(self, table: pa.Table, folder: Path) -> None:
+        self._table, self._folder = table, folder
+
+    def refuse(self, bad: NDArray[np.bool_], reason: str, advice: str, values: Sequence[Any] = ()) -> None:
+        """Raise UserError for the first of the ``bad`` (M,) rows, counted from 1, if there is one.
+
+        ``values`` (M,), where given, fill the {} of ``reason``.
+        """
+        where = np.flatnonzero(bad)
+        if not len(where):
+            return
+        row = int(where[0])
+        more = f" (and {len(where) - 1} rows more)" if len(where) > 1 else ""
+        place = f"{self._folder / MANIFEST}: row {row + 1}, {self._table['file'][row].as_py()}"
+        said = reason.format(values[row]) if len(values) else reason
+        raise UserError(f"{place}: {said}{more}", advice)
+
+
+def _array(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bool_]:
+    """A column of truth values."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.asarray(array.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_relative(name)
+    except ValueError:
+        return False
+    return bool(name) and "/" not in name
+
 
 # ---- Generated pictures decoded once into a memory-mapped array beside their set, again when the set
 # changes.
@@ -149,7 +333,7 @@ class GeneratedPeople:
             splits: that are trained on.
 
         Raises:
-            UserError: unfinished or damaged, or a row that must not be trained on (see checks.py).
+            UserError: unfinished or damaged, or a row that must not be trained on (see :func:`check`).
         """
         folder = Path(folder)
         table = complete(read_rows(folder), folder)

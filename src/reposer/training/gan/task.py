@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from reposer.data.parsing import colorize
 from reposer.errors import UserError
-from reposer.grids import draw_grid
 from reposer.images import to_float, to_uint8
 from reposer.losses.image_gan import GanNetworks, ImagePool, discriminator_loss, generate, generator_loss
 from reposer.losses.perceptual import PerceptualNetwork
@@ -31,6 +30,7 @@ from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.models.generators import build_generator
 from reposer.models.texture_transport import with_carried
 from reposer.runtime import Runtime
+from reposer.sections import draw_grid
 from reposer.storage import checkpoint
 from reposer.storage.checkpoint import Checkpoint, TensorGroups
 from reposer.storage.files import sha256_file

@@ -18,7 +18,7 @@ from reposer.data.samplers import draw_images, rank_slice
 from reposer.data.transforms import draw_parsing_transforms, transform_parsing
 from reposer.errors import UserError
 from reposer.losses.segmentation import parsing_loss, person_loss
-from reposer.metrics.pose_and_parsing import label_confusion, mean_iou
+from reposer.metrics.similarity import label_confusion, mean_iou
 from reposer.models.generators import build_predictor
 from reposer.models.parsing_networks import ParsingNetwork, decide_maps, load_imagenet
 from reposer.runtime import Runtime

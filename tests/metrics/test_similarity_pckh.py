@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reposer.metrics.pose_and_parsing import pckh
+from reposer.metrics.similarity import pckh
 
 
 def test_it_counts_joints_by_hand():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reposer.metrics.pose_and_parsing import garments_added, garments_kept, mask_iou, worn
+from reposer.metrics.similarity import garments_added, garments_kept, mask_iou, worn
 
 
 def maps(*rows: dict[int, int]) -> np.ndarray:

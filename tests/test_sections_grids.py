@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reposer.grids import GAP, TITLE_HEIGHT, draw_grid
+from reposer.sections import GAP, TITLE_HEIGHT, draw_grid
 
 
 def _picture(value: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reposer.metrics.pose_and_parsing import LIMBS, pose_mask
+from reposer.metrics.similarity import LIMBS, pose_mask
 
 H, W = 40, 24
 
