@@ -1,8 +1,8 @@
 """The two objectives of an image GAN: SAN's eq. 4 (adversarial), 5 (L1), 6 (perceptual) and their sum, eq. 7.
 
 Each is a function of networks and batch that returns the weighted sum and its parts, which are logged. The
-generator's terms stand in one dict: a further term is a function and a line there, its weight a setting of
-the training (``weights.NAME``).
+generator's terms stand in one dict, ``TERMS``, among them ``identity``, by which a re-posed person stays the
+same: a further term is a function and a line there, its weight a setting of the training (``weights.NAME``).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Metrics learned from pairs of training features: KISSME (Koestinger et al., CVPR 2012) and XQDA (Liao et
-al., CVPR 2015), each an estimator whose distance is smaller for closer.
+al., CVPR 2015), each an estimator whose distance is smaller for closer; their common fit, the default, is in
+``reid/quadratic.py``.
 """
 
 from __future__ import annotations

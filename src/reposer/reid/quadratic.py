@@ -1,4 +1,4 @@
-"""What KISSME and XQDA share: a learned squared distance (a - b)' M (a - b) and its embedding.
+"""The fit of KISSME and XQDA: a learned squared distance (a - b)' M (a - b) and its embedding.
 
 Both compare the covariance S of differences between two images of one person with that of two persons, T, and
 weigh each direction by how much more the latter spreads. With T v = w S v and v' S v = 1 the published

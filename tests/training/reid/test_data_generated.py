@@ -15,7 +15,7 @@ from tiny_training import final_hashes
 
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
-from reposer.losses.identity import triplet_loss
+from reposer.losses.embedding import triplet_loss
 from reposer.models.embedding import ReidOutput
 from reposer.runtime import setup
 from reposer.storage import checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reposer.losses.identity import center_loss, triplet_loss
+from reposer.losses.embedding import center_loss, triplet_loss
 from reposer.models.embedding import ReidOutput
 from reposer.structures import ReidBatch
 from reposer.training.reid.config import ReidLossConfig

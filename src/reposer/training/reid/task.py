@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reposer.config import load_config
 from reposer.errors import UserError
 from reposer.images import resize
-from reposer.losses.identity import (
+from reposer.losses.embedding import (
     center_loss,
     center_step,
     identity_loss,

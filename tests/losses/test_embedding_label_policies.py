@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.special import rel_entr
 
-from reposer.losses.identity import identity_loss, teacher_loss, triplet_loss, uniform_loss
+from reposer.losses.embedding import identity_loss, teacher_loss, triplet_loss, uniform_loss
 
 
 def test_uniform_labels_by_hand():

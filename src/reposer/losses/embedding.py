@@ -1,5 +1,7 @@
 """Losses that teach an embedding who is who: classification, triplets, centers, verification of pairs.
 
+The term that keeps a re-posed person the same is the generator's: ``identity`` in ``losses/image_gan.py``.
+
 Each gives a scalar in float32. ``weight`` (B,) says how much an image counts; the loss is the mean over the
 images divided by B, not by the sum of the weights, so that an image of weight 0 takes its share away.
 """

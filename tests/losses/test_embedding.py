@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reposer.losses.identity import (
+from reposer.losses.embedding import (
     center_loss,
     center_step,
     identity_loss,
