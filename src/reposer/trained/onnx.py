@@ -100,7 +100,24 @@ def _exported(module: nn.Module, sample: Tensor, names: tuple[str, str]) -> byte
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
         )
-        return file.read_bytes()
+        return _without_notes(file.read_bytes())
+
+
+def _without_notes(data: bytes) -> bytes:
+    """The model without what the exporter notes of each node: classes and paths of source files, which say
+    where on whose disk the program lies, and make the same network other bytes on another machine.
+    """
+    import onnx
+
+    model = onnx.load_from_string(data)
+    del model.graph.metadata_props[:]
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    for node in nodes:
+        del node.metadata_props[:]
+        nodes += [inner for attribute in node.attribute for inner in attribute.g.node]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+    return model.SerializeToString()
 
 
 # ---- An embedding as one ONNX file: uint8 images in, features of length 1 out, any number of them at a time.
