@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,17 +11,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from reposer.cli.main import app
 from reposer.data.packed import PackedPeople
 from reposer.data.samplers import budget_rows
 from reposer.errors import UserError
 from reposer.generation.augmentation import AugmentOptions
+from reposer.generation.batch import GenerateOptions, generate
 from reposer.generation.camera_colors import CameraColors
 from reposer.generation.forgetting import forget
 from reposer.generation.lineage import set_faults
+from reposer.generation.pair_sources import FolderPairs
+from reposer.generation.pictures import load_person
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.set_exports import export_set
 from reposer.runtime import setup
+from reposer.storage.manifest import find_faults, write_part
 
 SEVERAL = AugmentOptions(
     factor=2, background="donor", sources=3, camera="donor", batch_size=4, shard_items=8, file_format="png"
@@ -84,6 +91,66 @@ def test_several_processes_write_the_same_set(prepared, whole, tmp_path):
             for folder in (whole, tmp_path / "set")
         )
         assert ours == theirs
+
+
+def pair_list(folder: Path, rows: list[dict]) -> Path:
+    lines = ["from,to", *(f"{row['source']},{row['donor']}" for row in rows)]
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return folder / "pairs.csv"
+
+
+def test_a_pair_list_in_the_donors_colors_gives_the_pictures_of_a_set(prepared, whole, tmp_path):
+    rows, out = rows_of(whole)[:8], tmp_path / "out"
+    told = CliRunner().invoke(
+        app,
+        [
+            *("generate", "transport", "--data", str(prepared), "--pairs", str(pair_list(tmp_path, rows))),
+            *("--out", str(out), "--background", "donor", "--camera", "donor", "--sources", "3"),
+            *("--batch-size", "4", "--threads", "1"),
+        ],
+    )
+    assert told.exit_code == 0, told.output
+    assert "people get the colors of their donor's camera, by 6 pairs of cameras" in told.output
+    assert "no network: pixels of the source are carried to the target's pose" in told.output
+    made = rows_of(out)
+    for row, other in zip(made, rows, strict=True):
+        assert (row["camid"], row["more_sources"]) == (other["donor_camid"], other["more_sources"])
+        assert (out / "images" / row["file"]).read_bytes() == (whole / "images" / other["file"]).read_bytes()
+    settings = [json.loads((folder / "job.json").read_text())["settings"] for folder in (out, whole)]
+    assert [settings[0][key] for key in ("camera", "colors")] == ["donor", settings[1]["colors"]]
+    assert find_faults(out) == []
+    part = out / "manifest" / "part-00000.parquet"
+    columns = [(field.name, field.type) for field in pq.read_schema(part)][2:]
+    write_part(part, [made[0] | {"camid": 9}, *made[1:]], columns)
+    assert f"{made[0]['file']}: camid is not that of its donor" in "".join(find_faults(out))
+
+
+def test_pictures_between_cameras_without_common_people_are_counted(prepared, whole):
+    people = PackedPeople.open(prepared / "packed")
+    colors = CameraColors.fit(people, np.flatnonzero(people.splits == "train"))
+    assert len(colors.notes([1, 2, 3], [2, 2, 1])) == 1
+    assert colors.notes([1, 9, 9, 2], [9, 9, 1, 1])[1].startswith("2 of 4 pictures keep the source's colors")
+
+
+def test_colors_of_cameras_are_known_in_a_prepared_folder_only(prepared, tmp_path):
+    def refused(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["generate", "paste", *arguments, "--out", str(tmp_path / "out")])
+        assert result.exit_code
+        return str(result.exception) + result.output
+
+    files = ("--source", str(tmp_path), "--donor", str(tmp_path / "b.png"))
+    listed = ("--data", str(prepared), "--pairs", str(tmp_path / "none.csv"))
+    wanted = ("--camera", "donor", "--background", "donor")
+    assert "known in a prepared folder only: give --data and --pairs" in refused(*files, *wanted)
+    assert "add --background donor" in refused(*listed, *wanted[:2])
+    assert "known: source, donor" in refused(*files, "--camera", "mine")
+    pose = load_person(np.zeros((64, 32, 3), np.uint8), np.ones((64, 32), np.uint8), size=(64, 32))
+    options = GenerateOptions("donor", camera="donor")
+    draw = runner.draw_data_set(tmp_path / "raw", 2, 2) / "bounding_box_train"
+    shutil.copytree(tmp_path / "raw" / "parsing", draw / "parsing")
+    with pytest.raises(UserError, match="known in a prepared folder only"):
+        generate(PoseTransfer.from_pretrained("paste"), FolderPairs(draw, pose), tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_budget_hides_further_sources(prepared, tmp_path):

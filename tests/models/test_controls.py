@@ -50,3 +50,13 @@ def test_a_pasted_person_stands_where_the_source_stood(make_batch: Any) -> None:
     assert torch.equal(picture[:, :, :8, :2], batch.target_image[:, :, :8, :2])  # far from both persons
     hidden = np.s_[:, :, 52:58, 22:27]  # the donor's person, where the source has none
     assert not torch.equal(picture[hidden], batch.target_image[hidden])
+
+
+def test_they_say_how_their_pictures_come_about() -> None:
+    paste, carried = (PoseTransfer.from_pretrained(name) for name in ("paste", "transport"))
+    for background in ("generated", "source", "donor"):
+        assert paste.provenance(background).startswith("no network: each picture shows its source as it is")
+        assert "keypoints" not in paste.provenance(background)
+        assert carried.provenance(background) == (
+            "no network: pixels of the source are carried to the target's pose"
+        )

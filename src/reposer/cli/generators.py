@@ -181,6 +181,7 @@ def generate(
         str, typer.Option(help="given: the donor's label maps where there are any; predicted: never.")
     ] = "given",
     background: Background = "generated",
+    camera: Camera = "source",
     sources: Sources = 1,
     batch_size: BatchSize = 32,
     jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG instead of PNG.")] = False,
@@ -190,6 +191,7 @@ def generate(
     from reposer.data.packed import PackedPeople
     from reposer.data.preparing.prepare import PACKED
     from reposer.generation.batch import GenerateOptions
+    from reposer.generation.camera_colors import check_camera
     from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
     from reposer.workflows.generate import (
         generate_from_folder,
@@ -200,20 +202,24 @@ def generate(
     from reposer.workflows.reid_features import check_data
 
     set_threads(threads)
-    options = GenerateOptions(background, "jpg" if jpeg else "png", batch_size)
+    camera = check_camera(camera, background)
+    options = GenerateOptions(background, "jpg" if jpeg else "png", batch_size, camera=camera)
     if target and donor:
         raise UserError("--target and --donor each name a pose", "give one of them")
     if not (data and pairs) and not (source and (donor or target)):
         advice = "give --data and --pairs, or --source and one of --donor and --target"
         raise UserError("nothing to generate", advice)
+    if sources > 1 and not (data and pairs):
+        raise UserError("--sources: further images of a person are known in a prepared folder only", _PAIRS)
+    if camera == "donor" and not (data and pairs):
+        problem = "--camera donor: how cameras show colors is known in a prepared folder only"
+        raise UserError(problem, f"{_PAIRS}, or --camera source")
     refuse_inputs(out, model, data, pairs, source, source_parsing, donor, donor_parsing, target, predictor)
     if data:
         check_data(PackedPeople.open(data / PACKED), model, predictor)
     generator = PoseTransfer.from_pretrained(model).with_predictor(
         MapPredictor.from_pretrained(predictor) if predictor else None, maps
     )
-    if sources > 1 and not (data and pairs):
-        raise UserError("--sources: further images of a person are known in a prepared folder only", _PAIRS)
     if data and pairs:
         print(generate_pair_list(generator, data, pairs, out, options, sources))
     elif source and target:

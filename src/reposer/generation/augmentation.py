@@ -53,7 +53,7 @@ from reposer.generation.batch import (
     whole_batches,
     write_pictures,
 )
-from reposer.generation.camera_colors import CAMERAS, CameraColors
+from reposer.generation.camera_colors import camera_settings, check_camera
 from reposer.generation.donors import DonorPlan, choose_donors
 from reposer.generation.filters import FilterOptions, PictureFilter
 from reposer.generation.forgetting import refuse_removed
@@ -107,15 +107,14 @@ class AugmentedPictures:
         picture_filter: PictureFilter | None,
     ) -> None:
         self._model, self._people, self._options = pose_transfer, people, options
-        self._colors = None
-        if options.camera == "donor":
-            self._colors = CameraColors.fit(people, np.unique(plan.source))
         self._plan, self._filter = plan, picture_filter
         pairs = np.stack([plan.source, plan.donor], axis=1)
         # the sources of the plan are the images of the budget: no picture is made from others
         self._pairs = PackedPairs(people, pairs, options.sources, plan.source)
         if self._pairs.problems:
             raise UserError(f"{self._pairs.problems[0]}", "choose donors among images with a parsing map")
+        donors = options.camera == "donor"
+        self._colors, self.notes = self._pairs.camera_colors() if donors else (None, [])
         self._names = [
             generated_name(people.names[source], number, options.file_format)
             for source, number in zip(plan.source.tolist(), plan.copy.tolist(), strict=True)
@@ -142,13 +141,10 @@ class AugmentedPictures:
     def make(self, batch: PairsRead) -> Encode:
         """See Maker; the filters judge here, too."""
         people = self._model.completed(batch.pairs, self._options.background)
-        colors = None
-        if self._colors is not None:
-            here = slice(batch.items.start, batch.items.stop)
-            ends = (self._plan.source[here], self._plan.donor[here])
-            colors = self._colors.between(*(self._people.camids[rows].tolist() for rows in ends))
+        pairs = self._pairs.rows(batch.items)
+        colors = self._colors.of_rows(pairs) if self._colors else None
         pictures = self._model.paint(people, self._options.background, colors)
-        rows = self._manifest_rows(batch.items, self._judge(pictures, people, batch.items))
+        rows = self._manifest_rows(batch.items, pairs, self._judge(pictures, people, batch.items))
         files = [self._names[i] for i in batch.items]
         return partial(encode_batch, pictures, files, rows, self._options.file_format)
 
@@ -169,7 +165,7 @@ class AugmentedPictures:
             "filters": None if self._filter is None else self._filter.describe(),
             **{key: getattr(options, key) for key in _PLAIN},
             **({"sources": options.sources} if options.sources > 1 else {}),
-            **({} if self._colors is None else {"camera": "donor", "colors": self._colors.document()}),
+            **camera_settings(self._colors),
             **predictor_settings(model),
         }
 
@@ -189,7 +185,9 @@ class AugmentedPictures:
             for i, reason in enumerate(reasons)
         ]
 
-    def _manifest_rows(self, items: range, verdicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _manifest_rows(
+        self, items: range, pairs: list[dict[str, Any]], verdicts: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
         options = self._options
         same = {
             "policy": options.policy,
@@ -205,7 +203,7 @@ class AugmentedPictures:
             | {"copy": int(self._plan.copy[item])}
             | same
             | verdict
-            for item, pair, verdict in zip(items, self._pairs.rows(items), verdicts, strict=True)
+            for item, pair, verdict in zip(items, pairs, verdicts, strict=True)
         ]
 
 
@@ -271,7 +269,8 @@ def augment(
     def before(report: WriteReport) -> None:
         refuse_removed(out)
         origin = pose_transfer.provenance(options.background)
-        report.notes += [*([origin] if origin else []), *notes, *plan.notes, *real.place(out, options.real)]
+        told = [*([origin] if origin else []), *notes, *plan.notes, *maker.notes]
+        report.notes += [*told, *real.place(out, options.real)]
 
     def after(report: WriteReport) -> None:
         report.notes.append(_counted(write_summary(out)))
@@ -328,9 +327,7 @@ def _maker_in_process(
 
 def _check(options: AugmentOptions, processes: int) -> None:
     check_background(options.background)
-    known("camera", options.camera, CAMERAS)
-    if options.camera == "donor" and options.background != "donor":
-        raise UserError("camera donor: its colors belong to its background", "add --background donor")
+    check_camera(options.camera, options.background)
     check_format(options.file_format)
     known("real", options.real, PLACEMENTS)
     check_sources(options.sources)

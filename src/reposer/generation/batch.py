@@ -19,6 +19,7 @@ from torch import Tensor
 from reposer.data.records import problems_csv
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import FURTHER_COLUMNS
+from reposer.generation.camera_colors import CameraColors, camera_settings, check_camera
 from reposer.generation.pair_sources import PairSource
 from reposer.generation.pictures import JPEG_QUALITY, check_format, encode_marked, output_names
 from reposer.generation.pose_transfer import PoseTransfer
@@ -58,6 +59,8 @@ COLUMNS = (
     ("background", pa.string()),
     ("synthetic", pa.bool_()),  # always true: a row says it even without its file
 )
+# after these, where pictures are in the donor's colors: its camera, which they are to count as seen by
+CAMERA_COLUMNS = (("camid", pa.int64()),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class GenerateOptions:
     batch_size: int = 32  # pairs in one forward pass; part of the job, since it may change low bits
     shard_items: int = 512  # pictures made durable at once, rounded down to whole batches
     encoders: int = ENCODERS  # threads; the bytes do not depend on them
+    camera: str = "source"  # one of camera_colors.CAMERAS; "donor" belongs to the donor's background
 
 
 def generate(
@@ -90,10 +94,12 @@ def generate(
         A summary to print. What could not be used is listed in ``out``/problems.csv and counted there.
 
     Raises:
-        UserError: another size, no usable pair, a pair twice, or ``out`` holds something else.
+        UserError: another size, no usable pair, a pair twice, cameras whose colors are not known, or ``out``
+            holds something else.
         DiskError: the disk is full or faulty; a later call goes on.
     """
     options, out = options or GenerateOptions(), Path(out)
+    check_camera(options.camera, options.background)
     pose_transfer = pose_transfer.at_size(pairs.size)
     names = output_names(pairs.names, check_format(options.file_format))
     if not names:
@@ -106,9 +112,11 @@ def generate(
         raise UserError(
             f"the people are of size {pairs.size}, the model {pose_transfer.size}", f"prepare at {wanted}"
         )
+    colors, told = pairs.camera_colors() if options.camera == "donor" else (None, [])
+    columns = (*COLUMNS, *(CAMERA_COLUMNS if colors else ()), *(FURTHER_COLUMNS if pairs.several else ()))
     job = PictureJob(
-        Folder(out, out, COLUMNS + (FURTHER_COLUMNS if pairs.several else ()), synthetic=True),
-        _settings(pose_transfer, pairs, options),
+        Folder(out, out, columns, synthetic=True),
+        _settings(pose_transfer, pairs, options) | camera_settings(colors),
         environment(pose_transfer),
         items=len(names),
         shard_items=whole_batches(options.shard_items, options.batch_size),
@@ -118,11 +126,12 @@ def generate(
         if pairs.problems:
             write_atomic(out / PROBLEMS, problems_csv(pairs.problems))
 
-    maker = _PairMaker(pose_transfer, pairs, options, names)
+    maker = _PairMaker(pose_transfer, pairs, options, names, colors)
     executor = in_this_process(lambda: maker, options.encoders)
     report = write_pictures(job, executor, on_progress=on_progress, after=after)
     if origin := pose_transfer.provenance(options.background):
         report.notes.append(origin)
+    report.notes += told
     if pairs.problems:
         report.notes.append(f"{len(pairs.problems)} problems, see {PROBLEMS}; the first: {pairs.problems[0]}")
     return report
@@ -181,16 +190,19 @@ class _PairMaker:
     pairs: PairSource
     options: GenerateOptions
     names: list[str]  # of the files
+    colors: CameraColors | None  # of the donors' cameras; None: as generated
 
     def read(self, items: range) -> Iterator[PairsRead]:
         return read_pairs(self.pairs, items, self.options.batch_size)
 
     def make(self, batch: PairsRead) -> Encode:
-        background = self.options.background
-        pictures = self.pose_transfer(batch.pairs, background)
+        background, rows = self.options.background, self.pairs.rows(batch.items)
+        people = self.pose_transfer.completed(batch.pairs, background)
+        colors = self.colors.of_rows(rows) if self.colors else None
+        pictures = self.pose_transfer.paint(people, background, colors)
         checkpoint = self.pose_transfer.weights_hash
         same = {"checkpoint": checkpoint, "background": background, "synthetic": True}
-        rows = [row | same for row in self.pairs.rows(batch.items)]
+        rows = [row | same | ({"camid": row["donor_camid"]} if self.colors else {}) for row in rows]
         files = [self.names[i] for i in batch.items]
         return partial(encode_batch, pictures, files, rows, self.options.file_format)
 

@@ -7,9 +7,9 @@ masks are wrong (Theil and Sen's median of slopes). Nothing of test people takes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from reposer.data.packed import PackedPeople
-from reposer.errors import UserError
+from reposer.errors import UserError, known
 
 CAMERAS = ("source", "donor")  # whose colors, and whose number, a picture has
 FEWEST_PEOPLE = 8  # seen by both cameras; fewer tell nothing
@@ -58,6 +58,23 @@ class CameraColors:
             )
         return cls(lines)
 
+    def of_rows(self, rows: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Gain and offset (B, 3) of pictures by the rows of their manifest."""
+        pairs = [(row["source_camid"], row["donor_camid"]) for row in rows]
+        return self.between(*zip(*pairs, strict=True))
+
+    def notes(self, start: Iterable[int], end: Iterable[int]) -> list[str]:
+        """What somebody should know who makes N pictures from cameras (N,) to cameras (N,)."""
+        pairs = list(zip(start, end, strict=True))
+        unknown = sum(a != b and (a, b) not in self.lines for a, b in pairs)
+        notes = [f"people get the colors of their donor's camera, by {len(self.lines)} pairs of cameras"]
+        if unknown:
+            notes.append(
+                f"{unknown:,} of {len(pairs):,} pictures keep the source's colors: fewer than"
+                f" {FEWEST_PEOPLE} training people were seen by both cameras"
+            )
+        return notes
+
     def between(self, start: Iterable[int], end: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Gain and offset (B, 3) from camera to camera; 1 and 0 within one, or where none is known."""
         same: Line = (np.ones(3), np.zeros(3))
@@ -72,6 +89,22 @@ class CameraColors:
         return [
             [a, b, *np.round(np.concatenate(line), 4).tolist()] for (a, b), line in sorted(self.lines.items())
         ]
+
+
+def check_camera(camera: str, background: str) -> str:
+    """``camera`` itself if pictures over that background can be in its colors.
+
+    Raises:
+        UserError: it is not one of CAMERAS, or the donor's without its background.
+    """
+    if known("camera", camera, CAMERAS) == "donor" and background != "donor":
+        raise UserError("camera donor: its colors belong to its background", "add --background donor")
+    return camera
+
+
+def camera_settings(colors: CameraColors | None) -> dict[str, Any]:
+    """What a job's pictures depend on where they are in the donor's colors; empty where they are not."""
+    return {} if colors is None else {"camera": "donor", "colors": colors.document()}
 
 
 def recolor(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from reposer.data.records import AnnotationProblem
 from reposer.data.sources import FurtherSources
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import MORE_SOURCES
+from reposer.generation.camera_colors import CameraColors
 from reposer.generation.pictures import Person, load_person, people_batch
 from reposer.generation.targets import PoseTarget
 from reposer.images import read_picture
@@ -46,6 +47,13 @@ class PairSource(Protocol):
     def fingerprint(self) -> str:
         """Hash of everything that the pictures depend on besides the model."""
 
+    def camera_colors(self) -> tuple[CameraColors, list[str]]:
+        """How cameras show colors, and notes about what that means for these pairs.
+
+        Raises:
+            UserError: nothing is known of them.
+        """
+
 
 class PackedPairs:
     """Pairs of packed people; those in which somebody has no parsing map are left out. A PairSource.
@@ -54,7 +62,8 @@ class PackedPairs:
         people: the packed folder.
         pairs: (P, 2) indices of source and donor.
         sources: images of the source person that a picture is made from, at most.
-        rows: (N,) images that may be further sources; None: all.
+        rows: (N,) images that may be further sources, and that tell the colors of cameras; None: all may be
+            sources, and those of split "train" tell the colors.
     """
 
     def __init__(
@@ -72,9 +81,11 @@ class PackedPairs:
         self.names = [(people.names[s], people.names[d]) for s, d in self._pairs.tolist()]
         self.size = people.size
         self._sources, self.several = sources, sources > 1
-        further = np.flatnonzero(columns["has_parsing"].to_numpy())
-        further = further if rows is None else np.intersect1d(further, rows)
+        mapped = np.flatnonzero(columns["has_parsing"].to_numpy())
+        further = mapped if rows is None else np.intersect1d(mapped, rows)
         self._further = FurtherSources(people, further) if sources > 1 else None
+        trained = (people.splits[mapped] == "train") & (people.pids[mapped] > 0)
+        self._seen = mapped[trained] if rows is None else np.unique(rows)  # by which colors are fitted
         self.problems = [
             AnnotationProblem(people.names[i], 0, "parsing", "no parsing map; its pairs are left out")
             for i in np.unique(pairs[~usable]).tolist()
@@ -104,6 +115,11 @@ class PackedPairs:
         """See PairSource."""
         origin = [self._people.header["content_hash"], self.names]
         return sha256_bytes(canonical_json(origin if self._further is None else [*origin, self._sources]))
+
+    def camera_colors(self) -> tuple[CameraColors, list[str]]:
+        """See PairSource; no image of test people takes part."""
+        colors = CameraColors.fit(self._people, self._seen)
+        return colors, colors.notes(*self._people.camids[self._pairs].T.tolist())
 
     def _side(self, side: str, index: int) -> dict[str, Any]:
         people, digest = self._people, self._sha256[index]
@@ -187,6 +203,11 @@ class FolderPairs:
             parts += [record.name, record.sha256, *(sha256_file(path) for path in annotations)]
             parts.append(repr(None if record.keypoints is None else record.keypoints.tolist()))
         return sha256_bytes(canonical_json(parts))
+
+    def camera_colors(self) -> tuple[CameraColors, list[str]]:
+        """See PairSource."""
+        problem = f"{self._root}: camera donor: how cameras show colors is known in a prepared folder only"
+        raise UserError(problem, "give --data and --pairs, or --camera source")
 
     def _load(self, record: PersonRecord) -> Person:
         parsing, mask = (

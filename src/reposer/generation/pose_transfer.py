@@ -223,9 +223,17 @@ class PoseTransfer:
         return own if background == "generated" else (*own, "target_mask")
 
     def provenance(self, background: str = "generated") -> str:
-        """Where target maps come from, for reports; empty where the given ones are used as they are."""
-        if not {"target_parsing", "target_mask"} & set(self.needs(background)):
-            return "target maps are not read: the generator is driven by keypoints"
+        """What pictures are made from, for reports: how a control makes them, and where target maps come
+        from; empty for a trained generator that uses the given ones as they are.
+        """
+        own = getattr(self.generator, "provenance", "")
+        return "; ".join(text for text in (own, self._origin_of_maps(background)) if text)
+
+    def _origin_of_maps(self, background: str) -> str:
+        needs = set(self.needs(background))
+        if not {"target_parsing", "target_mask"} & needs:
+            driven = "target maps are not read: the generator is driven by keypoints"
+            return driven if "target_keypoints" in needs else ""
         if self.predictor is None:
             return ""
         missing = "" if self.maps == "predicted" else " where a target has none"

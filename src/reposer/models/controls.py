@@ -1,4 +1,7 @@
-"""Generators that learn nothing: what a trained one has to beat, under the same writer, metrics and study."""
+"""Generators that learn nothing: what a trained one has to beat, under the same writer, metrics and study.
+
+A control's ``provenance`` says how its pictures come about.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ class Transport(nn.Module):
     """The carried texture alone: pixels of the source in the target's pose, group colors where they lack."""
 
     needs = NEEDS
+    provenance = "no network: pixels of the source are carried to the target's pose"
 
     def forward(self, batch: PairBatch) -> Tensor:
         """(B, 3, H, W) in [-1, 1]."""
@@ -24,6 +28,7 @@ class Paste(nn.Module):
 
     needs = ("source_image", "source_mask")
     person = "source"  # whose mask cuts the generated person out
+    provenance = "no network: each picture shows its source as it is; nothing of the target's pose is read"
 
     def forward(self, batch: PairBatch) -> Tensor:
         """(B, 3, H, W) in [-1, 1]; back in uint8 it is the source to the last bit."""

@@ -60,6 +60,13 @@ def find_faults(folder: str | Path) -> list[str]:
         rows_read += rows.num_rows
         listed |= set(rows["file"].to_pylist())
         faults += [f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)]
+        if {"camid", "donor_camid"} <= set(rows.column_names):  # in the colors of the donor's camera
+            sides = (rows[name].to_pylist() for name in ("file", "camid", "donor_camid"))
+            faults += [
+                f"{MANIFEST}/{path.name}: {name}: camid is not that of its donor"
+                for name, camid, donors in zip(*sides, strict=True)
+                if camid != donors
+            ]
         if "synthetic" in rows.column_names:
             marks = zip(rows["file"].to_pylist(), rows["synthetic"].to_pylist(), strict=True)
             faults += [

@@ -37,7 +37,10 @@ def generate_pair_list(
     options: GenerateOptions,
     sources: int = 1,
 ) -> WriteReport:
-    """Every pair of a CSV (from: source, to: donor) of a prepared folder, by so many images of the source."""
+    """Every pair of a CSV (from: source, to: donor) of a prepared folder, by so many images of the source.
+
+    Camera "donor": in the colors of the donors' cameras, as the folder's training people tell them.
+    """
     people = PackedPeople.open(prepared / PACKED)
     check_sources(sources)
     return _generate(model, PackedPairs(people, read_named_pairs(pairs_csv, people), sources), out, options)
