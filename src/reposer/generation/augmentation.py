@@ -53,7 +53,7 @@ from reposer.generation.batch import (
     whole_batches,
     write_pictures,
 )
-from reposer.generation.camera_colors import camera_settings, check_camera
+from reposer.generation.camera_colors import CameraColors, camera_settings, check_camera
 from reposer.generation.donors import DonorPlan, choose_donors
 from reposer.generation.filters import FilterOptions, PictureFilter
 from reposer.generation.forgetting import refuse_removed
@@ -113,8 +113,10 @@ class AugmentedPictures:
         self._pairs = PackedPairs(people, pairs, options.sources, plan.source)
         if self._pairs.problems:
             raise UserError(f"{self._pairs.problems[0]}", "choose donors among images with a parsing map")
-        donors = options.camera == "donor"
-        self._colors, self.notes = self._pairs.camera_colors() if donors else (None, [])
+        self._colors: CameraColors | None = None
+        self.notes: list[str] = []
+        if options.camera == "donor":
+            self._colors, self.notes = self._pairs.camera_colors()
         self._names = [
             generated_name(people.names[source], number, options.file_format)
             for source, number in zip(plan.source.tolist(), plan.copy.tolist(), strict=True)
