@@ -37,6 +37,7 @@ class DrawnPairs:
 
     size = SIZE
     problems = ()
+    several = False
 
     def __init__(self, count):
         self.names = NAMES[:count]
