@@ -117,7 +117,8 @@ def _without_notes(data: bytes) -> bytes:
         nodes += [inner for attribute in node.attribute for inner in attribute.g.node]
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
         del value.metadata_props[:]
-    return model.SerializeToString()
+    stripped: bytes = model.SerializeToString()
+    return stripped
 
 
 # ---- An embedding as one ONNX file: uint8 images in, features of length 1 out, any number of them at a time.
