@@ -46,6 +46,18 @@ class Config(pydantic.BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
     )
 
+    # Fields that were added once files of the class lay on disks.
+    later: typing.ClassVar[frozenset[str]] = frozenset()
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_before(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A later field at its default is left out, so that earlier files and hashes stay as they are."""
+        data: dict[str, Any] = dump(self)
+        for name in self.later & data.keys():
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                del data[name]
+        return data
+
     @pydantic.field_validator("*")
     @classmethod
     def _in_range(cls, value: Any, info: pydantic.ValidationInfo) -> Any:

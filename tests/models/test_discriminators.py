@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer.errors import UserError
-from reposer.models.discriminators import ResidualBlock, ResnetDiscriminator, build_discriminator
+from reposer.images import to_float
+from reposer.models.discriminators import (
+    ResidualBlock,
+    ResidualDiscriminator,
+    ResnetDiscriminator,
+    build_discriminator,
+    seen,
+)
+from reposer.models.pose_maps import gaussian_maps
 from reposer.structures import PairBatch
 
 BatchMaker = Callable[..., PairBatch]
@@ -47,6 +56,9 @@ SEEN = {  # pairing, fake -> the fields that reach the logits besides the image 
     ("as_printed", True): {"target_image"},
     ("shape", False): {"target_mask", "target_parsing"},
     ("shape", True): {"target_mask", "target_parsing"},
+    ("source_pose", True): {"source_image", "target_keypoints"},
+    ("poses", False): {"source_image", "source_keypoints", "target_keypoints"},
+    ("poses", True): {"source_image", "source_keypoints", "target_keypoints"},
     ("none", True): set(),
 }
 
@@ -71,7 +83,13 @@ def test_pairing_decides_what_is_seen(pairing: str, fake: bool, make_batch: Batc
 
 
 @pytest.mark.parametrize(
-    "args", [{}, {"pairing": "shape"}, {"norm": "instance", "dropout": 0.5, "lrelu_slope": 0.0}]
+    "args",
+    [
+        {},
+        {"pairing": "shape"},
+        {"norm": "instance", "dropout": 0.5, "lrelu_slope": 0.0},
+        {"norm": "none", "pairing": "pose"},
+    ],
 )
 def test_every_parameter_and_the_image_get_a_gradient(args: dict[str, Any], make_batch: BatchMaker) -> None:
     net, batch = seeded(**args), make_batch(2)
@@ -137,3 +155,76 @@ def test_the_second_discriminator_may_see_key_points(make_batch: BatchMaker) -> 
     assert torch.equal(both(batch.source_image, batch.target_image, other_maps), logits)
     with pytest.raises(UserError, match="shape and pose"):
         build_discriminator(shape=True, pose=True)
+
+
+def test_the_planes_of_a_pairing_stand_in_the_order_of_its_paper(make_batch: BatchMaker) -> None:
+    batch = make_batch(2)
+    image = torch.rand(2, 3, 64, 32) * 2 - 1
+    poses = {
+        side: gaussian_maps(getattr(batch, f"{side}_keypoints"), 64, 32) for side in ("source", "target")
+    }
+    source = to_float(batch.source_image)
+    wanted = {
+        "none": [image],
+        "source_pose": [source, image, poses["target"]],
+        "poses": [source, poses["source"], image, poses["target"]],
+    }
+    for pairing, parts in wanted.items():
+        found = seen(pairing, batch.source_image, image, batch, fake=True, labels=20)
+        assert torch.equal(found, torch.cat(parts, 1)), pairing
+
+
+def test_the_residual_one_has_the_size_of_gfla(make_batch: BatchMaker) -> None:
+    batch = make_batch(1, 128, 64).to("meta")
+    with torch.device("meta"):
+        market, fashion = (ResidualDiscriminator(widths=w) for w in ((32, 64, 128), (32, 64, 128, 128)))
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (market, fashion)]
+    assert sizes == [238_209, 664_577]  # counted in the authors' code
+    assert market(batch.source_image, batch.target_image, batch).shape == (1, 1, 16, 8)
+
+
+def test_a_step_of_the_residual_one_is_its_branch_plus_its_shortcut(make_batch: BatchMaker) -> None:
+    torch.manual_seed(0)
+    net, batch = ResidualDiscriminator(widths=(4,)), make_batch(2)
+    image = torch.randn(2, 3, 64, 32)
+    branch, shortcut = net.branches[0], net.shortcuts[0][1]
+    inner = torch.where(image > 0, image, 0.1 * image)
+    inner = F.conv2d(inner, branch[1].weight, branch[1].bias, padding=1)
+    inner = torch.where(inner > 0, inner, 0.1 * inner)
+    inner = F.conv2d(inner, branch[3].weight, branch[3].bias, stride=2, padding=1)
+    means = image.reshape(2, 3, 32, 2, 16, 2).mean((3, 5))
+    x = inner + F.conv2d(means, shortcut.weight, shortcut.bias)
+    wanted = F.conv2d(torch.where(x > 0, x, 0.1 * x), net.to_logit.weight, net.to_logit.bias)
+    before = image.clone()
+    torch.testing.assert_close(net(batch.source_image, image, batch), wanted)
+    assert torch.equal(image, before)  # nothing works in place on what it was given
+
+
+@pytest.mark.parametrize(
+    "args", [{"kind": "residual", "widths": [4, 8]}, {"ndf": 4, "norm": "none", "blocks": 1, "pose": True}]
+)
+def test_spectral_norm_keeps_every_convolution_at_length_one(
+    args: dict[str, Any], make_batch: BatchMaker
+) -> None:
+    torch.manual_seed(0)
+    net, batch = build_discriminator(spectral=True, **args), make_batch(2)
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in layers:
+        layer.parametrizations.weight.original.data *= 50
+    for _ in range(30):  # a step of the power method each
+        net(batch.source_image, batch.target_image, batch)
+    net.eval()
+    for layer in layers:
+        length = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
+        assert length == pytest.approx(1, abs=0.05)
+    net.train()
+    net(batch.source_image, batch.target_image, batch).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_an_argument_that_a_kind_does_not_have_is_named() -> None:
+    for args, word in (({"kind": "resnt"}, "resnet"), ({"kind": "residual", "ndf": 3}, "ndf")):
+        with pytest.raises(UserError, match=word):
+            build_discriminator(**args)
+    with pytest.raises(UserError, match="widths"):
+        build_discriminator(kind="residual", widths=[])

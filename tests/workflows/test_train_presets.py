@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reposer.config import apply_overrides, differences, load_config, save_config
+from reposer.config import apply_overrides, config_hash, differences, load_config, save_config
 from reposer.errors import UserError
 from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator
@@ -72,6 +72,15 @@ def test_a_preset_survives_a_save_and_its_arguments_fit_the_networks(name, tmp_p
     with torch.device("meta"):
         build_discriminator(**config.discriminator_args)
         build_generator(config.generator, **config.generator_args)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("san_market", "2cf23978fab4"), ("rsa_market_small", "8c01df789b2c"), ("patn_market", "71c04253d05a")],
+)
+def test_a_preset_keeps_its_hash_so_that_runs_go_on_and_stages_are_found(name, digest):
+    """A new setting is one of ``later`` of its class: at its default no file names it."""
+    assert config_hash(PRESETS[name]())[:12] == digest
 
 
 def test_an_override_of_an_unknown_key_names_the_nearest():

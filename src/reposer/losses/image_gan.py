@@ -3,6 +3,7 @@
 Each is a function of networks and batch that returns the weighted sum and its parts, which are logged. The
 generator's terms stand in one dict, ``TERMS``, among them ``identity``, by which a re-posed person stays the
 same: a further term is a function and a line there, its weight a setting of the training (``weights.NAME``).
+Terms that a generator computes itself stand beside them.
 """
 
 from __future__ import annotations
@@ -215,7 +216,8 @@ def generator_loss(
         nets: the networks; the discriminator's weights should not require gradients here.
         batch: B pairs; target_image is what the generator should make, in [-1, 1].
         generated: (B, 3, H, W) in [-1, 1], with its graph.
-        weights: of the terms, keys of TERMS; a term of weight 0 is neither computed nor logged.
+        weights: of the terms: keys of TERMS, or else of ``auxiliary.terms``, which the generator computed; a
+            term of weight 0 is neither computed nor logged.
         mode: of the adversarial term (the non-saturating one).
         auxiliary: second result of ``generate``, for the generator's extra terms.
 
@@ -224,6 +226,7 @@ def generator_loss(
     """
     made = Made(nets, batch, generated, mode, auxiliary)
     terms = {name: term(made) for name, term in TERMS.items() if weights.get(name)}
+    terms |= {name: auxiliary.terms[name] for name, weight in weights.items() if weight and name not in TERMS}
     total = sum((weights[name] * term for name, term in terms.items()), generated.new_zeros(()))
     parts = {"loss": total, **terms}
     return total, {f"generator/{name}": part.detach() for name, part in parts.items()}

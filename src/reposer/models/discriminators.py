@@ -1,15 +1,19 @@
-"""The residual discriminator of PATN and SAN: two halvings, three residual blocks, a logit per patch.
+"""Discriminators: what each sees beside the image, and two kinds of network that give a logit per patch.
 
-Source: SAN section 3.2; widths, order and residual blocks as in PATN's public code. No sigmoid here: the
-losses work on logits (reposer.losses.image_gan).
+``resnet``: the residual one of PATN and SAN, two halvings, three residual blocks (SAN section 3.2; widths,
+order and blocks as in PATN's public code). ``residual``: that of GFLA (Ren et al., CVPR 2020), without norm.
+No sigmoid here: the losses work on logits (reposer.losses.image_gan).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from reposer.errors import UserError
 from reposer.images import to_float
@@ -17,18 +21,53 @@ from reposer.models.layers import (
     ConvNormAct,
     Padding,
     ResidualBlock,
-    check_arguments,
+    build,
     check_choice,
     conv,
     init_weights,
     join_planes,
 )
-from reposer.models.pose_maps import convolve, pose_maps
+from reposer.models.pose_maps import convolve, gaussian_maps, pose_maps
 from reposer.models.texture_transport import carried_to
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
-PAIRINGS = ("source", "as_printed", "shape", "pose", "carried", "none")
+# what a discriminator sees beside the image I -> its planes, without those of a label map
+PAIRINGS = {
+    "source": 3,  # I_s
+    "as_printed": 3,  # eq. 4: I_s beside a real image, I_t beside a generated one
+    "shape": 1,  # M_t and S_t
+    "pose": NUM_JOINTS,  # P_t
+    "source_pose": 3 + NUM_JOINTS,  # I_s and P_t (Intro-Flow)
+    "poses": 3 + 2 * NUM_JOINTS,  # I_s, P_s and P_t (Def-GAN)
+    "carried": 4,  # W, v
+    "none": 0,
+}
 HEADS = ("patch", "none")
+
+
+def seen(
+    pairing: str, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool, labels: int
+) -> Tensor:
+    """(B, 3 + planes, H, W): the image, and beside it what the pairing names; arguments as of ``forward``."""
+    image = to_float(image)
+    if pairing == "none":
+        return image
+    if pairing == "shape":
+        return join_planes([image, batch.target_mask.unsqueeze(1)], batch.target_parsing, labels)
+    if pairing == "carried":
+        carried = carried_to(batch)
+        return torch.cat([image, carried.image, carried.validity], dim=1)
+    source = to_float(batch.target_image if pairing == "as_printed" and fake else source_image)
+    if pairing in ("source", "as_printed"):
+        return torch.cat([source, image], dim=1)
+    height, width = image.shape[-2:]
+    target_pose = gaussian_maps(batch.target_keypoints, height, width)
+    if pairing == "pose":
+        return torch.cat([image, target_pose], dim=1)
+    if pairing == "source_pose":
+        return torch.cat([source, image, target_pose], dim=1)
+    source_pose = gaussian_maps(batch.source_keypoints, height, width)
+    return torch.cat([source, source_pose, image, target_pose], dim=1)
 
 
 class ResnetDiscriminator(nn.Module):
@@ -36,13 +75,12 @@ class ResnetDiscriminator(nn.Module):
 
     def __init__(
         self,
-        # beside the image: source I_s | as_printed eq. 4 | shape S_t, M_t | pose P_t | carried W, v | none
-        pairing: str = "source",
+        pairing: str = "source",  # what stands beside the image, a key of PAIRINGS
         head: str = "patch",  # patch: 3x3 to one logit per position | none: the 4 ndf maps themselves (PATN)
         ndf: int = 64,  # channels of the first layer
         halvings: int = 2,  # stride-2 convolutions
         blocks: int = 3,  # residual blocks
-        norm: str = "batch",  # batch | instance
+        norm: str = "batch",  # batch | instance | none
         lrelu_slope: float = 0.2,  # slope of every LeakyReLU below zero; 0 is PATN's ReLU
         dropout: float = 0.0,  # inside the residual blocks; PATN 0.5
         padding: Padding = "reflect",  # reflect | zeros
@@ -53,8 +91,7 @@ class ResnetDiscriminator(nn.Module):
         check_choice("head", head, HEADS)
         self.pairing = pairing
         self.labels = labels
-        beside = {"source": 3, "as_printed": 3, "shape": 1 + labels, "pose": NUM_JOINTS, "carried": 4}
-        channels = 3 + beside.get(pairing, 0)
+        channels = _planes(pairing, labels)
         steps: list[nn.Module] = []
         for i in range(halvings + 1):
             width = ndf * 2**i
@@ -72,30 +109,19 @@ class ResnetDiscriminator(nn.Module):
         """Logits, positive for real.
 
         Args:
-            source_image: (B, 3, H, W) I_s; read by the pairings source and as_printed.
+            source_image: (B, 3, H, W) I_s; read by the pairings that hold it.
             image: (B, 3, H, W) the image to judge.
-            batch: the rows that the images belong to; read by the pairings as_printed, shape, pose and
-                carried (the texture that was carried to the target, and how far it is to be trusted).
+            batch: the rows that the images belong to; read by the pairings but source and none.
             fake: whether ``image`` is generated; read by as_printed alone: eq. 4 pairs a real image with I_s
                 but a generated one with I_t.
 
         Returns:
             (B, 1, H/4, W/4) with the patch head, (B, 4 ndf, H/4, W/4) without.
         """
-        image = to_float(image)
-        if self.pairing == "shape":
-            pair = join_planes([image, batch.target_mask.unsqueeze(1)], batch.target_parsing, self.labels)
-        elif self.pairing == "pose":
-            return self._judge_pose(image, batch.target_keypoints)
-        elif self.pairing == "carried":
-            carried = carried_to(batch)
-            pair = torch.cat([image, carried.image, carried.validity], dim=1)
-        elif self.pairing == "none":
-            pair = image
-        else:
-            beside = batch.target_image if self.pairing == "as_printed" and fake else source_image
-            pair = torch.cat([to_float(beside), image], dim=1)
-        logits: Tensor = self.network(pair.contiguous(memory_format=torch.channels_last))
+        if self.pairing == "pose":
+            return self._judge_pose(to_float(image), batch.target_keypoints)
+        planes = seen(self.pairing, source_image, image, batch, fake, self.labels)
+        logits: Tensor = self.network(planes.contiguous(memory_format=torch.channels_last))
         return logits
 
     def _judge_pose(self, image: Tensor, keypoints: Tensor) -> Tensor:
@@ -104,10 +130,10 @@ class ResnetDiscriminator(nn.Module):
         assert isinstance(stem, ConvNormAct)
         layer = stem[0]
         assert isinstance(layer, nn.Conv2d)
-        image = image.contiguous(memory_format=torch.channels_last)
-        x: Tensor = layer._conv_forward(image, layer.weight[:, :3], None)
+        image, weight = image.contiguous(memory_format=torch.channels_last), layer.weight
+        x: Tensor = layer._conv_forward(image, weight[:, :3], layer.bias)
         maps = pose_maps(keypoints, x.shape[2], x.shape[3])
-        x = x + convolve(maps, layer.weight[:, 3:], 1, layer.kernel_size[0] // 2, layer.padding_mode)
+        x = x + convolve(maps, weight[:, 3:], 1, layer.kernel_size[0] // 2, layer.padding_mode)
         for step in (*list(stem)[1:], *list(self.network)[1:]):
             x = step(x)
         return x
@@ -119,7 +145,7 @@ class DiscriminatorPair(nn.Module):
     Their logits stand in two groups of channels; the losses average over all logits, so both weigh the same.
     """
 
-    def __init__(self, appearance: ResnetDiscriminator, shape: ResnetDiscriminator) -> None:
+    def __init__(self, appearance: nn.Module, shape: nn.Module) -> None:
         super().__init__()
         self.appearance, self.shape = appearance, shape  # the second may look at shape or pose
 
@@ -129,22 +155,85 @@ class DiscriminatorPair(nn.Module):
         return torch.cat([judge(source_image, image, batch, fake) for judge in judges], dim=1)
 
 
-def build_discriminator(shape: bool = False, pose: bool = False, **args: Any) -> nn.Module:
+class ResidualDiscriminator(nn.Module):
+    """GFLA's: residual halvings without a norm, by itself on the image alone; meant for spectral norm.
+
+    A step is [LeakyReLU, 3x3, LeakyReLU, 4x4 with stride 2] + [mean of 2x2, 1x1]; then LeakyReLU and a 1x1.
+    """
+
+    def __init__(
+        self,
+        pairing: str = "none",  # what stands beside the image, a key of PAIRINGS
+        widths: Sequence[int] = (32, 64, 128),  # channels behind each halving; DeepFashion one more 128
+        lrelu_slope: float = 0.1,
+        labels: int = NUM_LABELS,  # of the parsing maps, for pairing shape
+    ) -> None:
+        super().__init__()
+        check_choice("pairing", pairing, PAIRINGS)
+        if not widths or min(widths) < 1:
+            raise UserError(f"widths={list(widths)}: impossible", "give one width or more, each at least 1")
+        self.pairing, self.labels, self.lrelu_slope = pairing, labels, lrelu_slope
+        inside = (widths[0], *widths[:-1])
+        inputs = (_planes(pairing, labels), *widths[:-1])
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.LeakyReLU(lrelu_slope),  # not in place: the shortcut reads what it reads
+                nn.Conv2d(channels, hidden, 3, padding=1),
+                nn.LeakyReLU(lrelu_slope, inplace=True),
+                nn.Conv2d(hidden, width, 4, stride=2, padding=1),
+            )
+            for channels, hidden, width in zip(inputs, inside, widths, strict=True)
+        )
+        self.shortcuts = nn.ModuleList(
+            nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(channels, width, 1))
+            for channels, width in zip(inputs, widths, strict=True)
+        )
+        self.to_logit = nn.Conv2d(widths[-1], 1, 1)
+
+    def forward(self, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool = False) -> Tensor:
+        """Arguments as of :class:`ResnetDiscriminator`; (B, 1, H / 2^n, W / 2^n) for n widths."""
+        x = seen(self.pairing, source_image, image, batch, fake, self.labels)
+        x = x.contiguous(memory_format=torch.channels_last)
+        for branch, shortcut in zip(self.branches, self.shortcuts, strict=True):
+            x = branch(x) + shortcut(x)
+        logits: Tensor = self.to_logit(F.leaky_relu(x, self.lrelu_slope))
+        return logits
+
+
+DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
+    "resnet": ResnetDiscriminator,
+    "residual": ResidualDiscriminator,
+}
+
+
+def build_discriminator(
+    kind: str = "resnet", spectral: bool = False, shape: bool = False, pose: bool = False, **args: Any
+) -> nn.Module:
     """One discriminator (SAN), or two: the second sees what the target should look like.
 
     Args:
+        kind: a key of DISCRIMINATORS.
+        spectral: spectral norm on every convolution (Miyato et al., ICLR 2018).
         shape: the second one sees the target's mask and label map.
         pose: the second one sees the target's keypoint maps (PATN).
-        args: keywords of :class:`ResnetDiscriminator`.
+        args: keywords of the kind's constructor.
 
     Raises:
-        UserError: an impossible value, or both.
+        UserError: an impossible value, an argument that the kind does not have, or both ``shape`` and
+            ``pose``.
     """
     if shape and pose:
         raise UserError("shape and pose each ask for a second discriminator", "choose one of them")
-    check_arguments(args)
-    first = ResnetDiscriminator(**args)
-    if not (shape or pose):
-        return first
-    second = ResnetDiscriminator(**{**args, "pairing": "shape" if shape else "pose"})
-    return DiscriminatorPair(first, second)
+    judges = [build("discriminator", DISCRIMINATORS, kind, args)]
+    if shape or pose:
+        seconds = {**args, "pairing": "shape" if shape else "pose"}
+        judges.append(build("discriminator", DISCRIMINATORS, kind, seconds))
+    for layer in [layer for judge in judges for layer in judge.modules() if isinstance(layer, nn.Conv2d)]:
+        if spectral:
+            spectral_norm(layer)
+    return DiscriminatorPair(*judges) if len(judges) == 2 else judges[0]
+
+
+def _planes(pairing: str, labels: int) -> int:
+    """Planes of what a discriminator sees, the image's among them."""
+    return 3 + PAIRINGS[pairing] + (labels if pairing == "shape" else 0)

@@ -3,13 +3,19 @@
 A generator is an nn.Module with ``forward(PairBatch) -> (B, 3, H, W)`` float in [-1, 1]; it picks its fields,
 and ``needs`` names them. One that can be trained with terms on more than its image has a class attribute
 ``extra_terms``, loss term -> the constructor's option that must be true for it, and
-``forward(batch, parts=True)`` returns what the terms look at as a second result.
+``forward(batch, parts=True)`` returns what the terms look at as a second result. A term that
+``losses.image_gan.TERMS`` does not know is the generator's own: the second result has it, computed, in its
+mapping ``terms``, name -> scalar.
+
+One that is trained in stages has a class attribute ``stages``, stage -> the sub-networks that learn in it
+(names of submodules). The training sets its attribute ``stage``, "" in use, to the stage's name, so that
+``forward`` may leave out what a stage has no use for.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -50,6 +56,12 @@ def extra_terms(name: str) -> Mapping[str, str]:
     """The loss terms that the generator offers beyond its image; none for an unknown one."""
     terms: Mapping[str, str] = getattr(GENERATORS.get(name), "extra_terms", {})
     return terms
+
+
+def stages_of(name: str) -> Mapping[str, Sequence[str]]:
+    """The stages of the generator, each with the sub-networks that learn; none for an unknown one."""
+    stages: Mapping[str, Sequence[str]] = getattr(GENERATORS.get(name), "stages", {})
+    return stages
 
 
 def option_is_on(name: str, option: str, args: Mapping[str, Any]) -> bool:

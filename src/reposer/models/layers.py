@@ -95,7 +95,7 @@ def _places(x: Tensor) -> Tensor:
 
 Padding = Literal["reflect", "zeros"]
 
-NORMS = ("batch", "instance")
+NORMS = ("batch", "instance", "none")
 PADDINGS = ("reflect", "zeros")
 UPSAMPLERS = ("deconv", "resize")
 
@@ -177,8 +177,10 @@ def check_arguments(args: Mapping[str, object]) -> None:
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
-    """Batch norm with learned scale and shift, or instance norm without (PATN's choice for DeepFashion)."""
+    """Batch norm with learned scale and shift, instance norm without (PATN's on DeepFashion), or nothing."""
     check_choice("norm", kind, NORMS)
+    if kind == "none":
+        return nn.Identity()
     return nn.BatchNorm2d(channels) if kind == "batch" else InstanceNorm(channels)
 
 
@@ -211,7 +213,7 @@ class ConvNormAct(nn.Sequential):
         padding: Padding = "reflect",
     ) -> None:
         super().__init__(
-            conv(in_channels, out_channels, kernel, stride, padding),
+            conv(in_channels, out_channels, kernel, stride, padding, bias=norm == "none"),
             make_norm(norm, out_channels),
             nn.LeakyReLU(lrelu_slope, inplace=True),
         )
@@ -232,13 +234,13 @@ class ResidualBlock(nn.Module):
         self.branch = nn.Sequential(
             ConvNormAct(channels, channels, norm=norm, lrelu_slope=lrelu_slope, padding=padding),
             nn.Dropout(dropout) if dropout else nn.Identity(),
-            conv(channels, channels, padding=padding),
+            conv(channels, channels, padding=padding, bias=norm == "none"),
             make_norm(norm, channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         branch: Tensor = self.branch(x)
-        return branch.add_(x)  # in place: a norm's backward pass does not read its output
+        return branch.add_(x)  # in place: neither a norm nor a convolution reads its output on the way back
 
 
 class DoublingConv2d(nn.Conv2d):

@@ -161,9 +161,22 @@ class NonFiniteStepError(NonFiniteError):
         self.quantity, self.step, self.pairs = quantity, step, tuple(pairs)
 
 
-def build_adam(parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    """Adam with the fused kernel, which reads and writes each weight once (also on a CPU)."""
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
+def build_adam(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float = 0.0,
+    factor: float = 1.0,
+) -> torch.optim.Adam:
+    """Adam with the fused kernel, which reads and writes each weight once (also on a CPU).
+
+    Args:
+        parameters: what learns.
+        lr, betas, weight_decay: of Adam; the decay, times the weight, is added to the gradient.
+        factor: of the learning rate that :func:`set_learning_rate` is given.
+    """
+    group: dict[str, Any] = {"params": list(parameters)} | ({} if factor == 1 else {"factor": factor})
+    return torch.optim.Adam([group], lr=lr * factor, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

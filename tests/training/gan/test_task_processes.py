@@ -9,12 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import staged_generator
 import torch
 from tiny_training import ONE_THREAD, TRAIN, final_hashes, tiny_config
 
 from reposer.config import save_config
+from reposer.models.generators import GENERATORS
 from reposer.storage import checkpoint
-from reposer.training.gan.config import AdversarialConfig, GanConfig, GanOutputConfig
+from reposer.training.gan.config import (
+    AdversarialConfig,
+    GanConfig,
+    GanOutputConfig,
+    ScheduleConfig,
+    StageConfig,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +107,33 @@ def test_two_processes_resume_bit_for_bit(prepared, tmp_path):
     again = _torchrun(config, tmp_path / "stopped", tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     assert final_hashes(tmp_path / "stopped") == final_hashes(tmp_path / "whole")
+
+
+def test_two_processes_train_in_stages_and_resume_bit_for_bit(prepared, tmp_path, monkeypatch):
+    """What a stage leaves out has no gradient, and is waited for by nobody."""
+    helpers = str(Path(staged_generator.__file__).parent)
+    toy = (
+        f"import sys; sys.path.insert(0, {helpers!r}); from staged_generator import Coarse\n"
+        "from reposer.models.generators import GENERATORS; GENERATORS['coarse'] = Coarse\n"
+    )
+    stages = (
+        StageConfig(name="first", share=1, discriminator=False),
+        StageConfig(name="all", share=15),
+    )
+    monkeypatch.setitem(GENERATORS, "coarse", staged_generator.Coarse)
+    config = tiny_config(
+        prepared,
+        generator="coarse",
+        generator_args={},
+        schedule=ScheduleConfig(epochs_const=1, epochs_decay=1, stages=stages),
+    )
+    stopped = toy + TRAIN.replace("device='cpu'", "device='cpu', max_minutes=0") + "\n"  # at the boundary
+    for before in (toy, stopped):
+        run = tmp_path / str(len(before))
+        done = _torchrun(config, run, tmp_path, before=before)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (tmp_path / str(len(before)) for before in (toy, stopped))
+    assert final_hashes(one) == final_hashes(two)
 
 
 def test_a_dead_process_ends_the_other(prepared, tmp_path):

@@ -6,7 +6,7 @@ Where the paper can be read in more than one way, an option has each reading (do
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -31,24 +31,21 @@ class DataConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """Adam, the same for both networks."""
+    """Adam, the same for both networks unless ``gan.optimizer`` names another for the discriminator."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"weight_decay"})
 
     lr: float = Field(default=2e-4, gt=0)
     beta1: float = Field(default=0.5, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
-
-
-class ScheduleConfig(Config):
-    """Constant learning rate, then a straight line to zero."""
-
-    epochs_const: float = Field(default=300, ge=0)
-    epochs_decay: float = Field(default=200, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)  # times the weight, added to its gradient
 
 
 class LossWeights(Config):
     """Alpha, beta and gamma of eq. 7, and further terms; a term of weight 0 is not computed.
 
-    Any other key of ``losses.image_gan.TERMS`` is a setting too, 0 where it is not given.
+    Any other key of ``losses.image_gan.TERMS`` is a setting too, and any term that a generator owns
+    (``models.generators``), 0 where it is not given.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -69,12 +66,65 @@ class LossWeights(Config):
     def further_keys(cls) -> list[str]:
         """The terms without a field of their own."""
         from reposer.losses.image_gan import TERMS  # here, because it imports torchvision
+        from reposer.models.generators import GENERATORS, extra_terms
 
-        return [name for name in TERMS if name not in cls.model_fields]
+        terms = dict.fromkeys([*TERMS, *(term for name in GENERATORS for term in extra_terms(name))])
+        return [term for term in terms if term not in cls.model_fields]
 
     def of_terms(self) -> dict[str, float]:
         """The weight of each term that has one."""
         return {name: weight for name, weight in self.model_dump().items() if weight}
+
+
+class StageWeights(LossWeights):
+    """The terms of a stage: one that is not named has weight 0."""
+
+    adversarial: float = Field(default=0.0, ge=0)
+    l1: float = Field(default=0.0, ge=0)
+    perceptual: float = Field(default=0.0, ge=0)
+
+
+class StageConfig(Config):
+    """A part of the run in which some sub-networks of the generator learn and the others stand still.
+
+    Those are frozen, and in eval mode: BatchNorm keeps its statistics, dropout drops nothing.
+    """
+
+    name: str  # a key of the generator's ``stages``, which says what learns
+    share: float = Field(gt=0)  # of the steps, beside the shares of the other stages
+    weights: StageWeights | None = None  # of the terms; none: those of the run
+    discriminator: bool = True  # whether it plays; false: it rests, and there is no adversarial term
+    lr: float = Field(default=1.0, gt=0)  # factor of the learning rate
+
+
+class RampConfig(Config):
+    """How the weight of a term grows: a straight line, as a factor of the weight."""
+
+    start: float = Field(default=0.0, ge=0, le=1)  # the factor until ``begin``
+    begin: float = Field(default=0.0, ge=0, lt=1)  # where the line begins, a share of the run
+    end: float = Field(gt=0, le=1)  # where the factor is 1, and stays 1
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.begin >= self.end:
+            raise ValueError(f"begin {self.begin:g} must lie before end {self.end:g}")
+        return self
+
+    def factor(self, share: float) -> float:
+        """The factor once so much of the run is done."""
+        done = (share - self.begin) / (self.end - self.begin)
+        return self.start + (1 - self.start) * min(max(done, 0.0), 1.0)
+
+
+class ScheduleConfig(Config):
+    """Constant learning rate, then a straight line to zero; what else changes with the step."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"stages", "ramps"})
+
+    epochs_const: float = Field(default=300, ge=0)
+    epochs_decay: float = Field(default=200, ge=0)
+    stages: tuple[StageConfig, ...] = Field(default=(), max_length=16)  # none: everything learns all the time
+    ramps: dict[str, RampConfig] = Field(default_factory=dict)  # loss term -> how its weight grows
 
 
 class PerceptualConfig(Config):
@@ -104,10 +154,15 @@ class IdentityConfig(Config):
 class AdversarialConfig(Config):
     """The game between the two networks (eq. 4)."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"discriminator", "optimizer"})
+
     mode: Literal["bce", "lsgan"] = "bce"
     real_label: float = Field(default=1.0, gt=0, le=1)  # 0.9 is the "soft label" reading
     pool: int = Field(default=50, ge=0)  # earlier fakes shown again to the discriminator
     loss_scale: float = Field(default=0.5, gt=0)  # of the discriminator's loss
+    discriminator: bool = True  # false: there is none, and weights.adversarial is 0
+    # of the discriminator, whose learning rate keeps its ratio to the generator's; none: the generator's
+    optimizer: OptimizerConfig | None = None
 
 
 class GanOutputConfig(OutputConfig):
@@ -153,10 +208,11 @@ class GanConfig(EpochsConfig):
         return self.schedule.epochs_const + self.schedule.epochs_decay
 
     def rate(self, step: int, total: int) -> float:
-        """Learning rate of the update that follows ``step`` completed ones, of both networks."""
-        schedule = self.schedule
+        """Learning rate of the generator in the update that follows ``step`` completed ones."""
+        schedule, stage = self.schedule, self.stage(step)
         const, decay = self.steps_of(schedule.epochs_const), self.steps_of(schedule.epochs_decay)
-        return learning_rate(step, self.optimizer.lr, const, decay)
+        rate = learning_rate(step, self.optimizer.lr, const, decay)
+        return rate if stage is None else rate * stage.lr
 
     def stretched(self, images: float) -> Self:
         """The same schedule over so many drawn pairs."""
@@ -164,30 +220,98 @@ class GanConfig(EpochsConfig):
         const, decay = schedule.epochs_const * share, schedule.epochs_decay * share
         return self.changed(schedule=schedule.changed(epochs_const=const, epochs_decay=decay))
 
+    def stage(self, step: int) -> StageConfig | None:
+        """The stage of the update that follows ``step`` completed ones; None where the run has no stages."""
+        stages, total = self.schedule.stages, self.total_steps
+        whole, end = sum(stage.share for stage in stages), 0.0
+        for number, stage in enumerate(stages, start=1):
+            end += stage.share
+            # each has a step at least
+            last = min(max(round(total * end / whole), number), total - len(stages) + number)
+            if step < last or number == len(stages):
+                return stage
+        return None
+
+    def plays(self, stage: StageConfig | None) -> bool:
+        """Whether the discriminator does."""
+        return self.gan.discriminator and (stage is None or stage.discriminator)
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """The weight of each term in the update that follows ``step`` completed ones."""
+        stage = self.stage(step)
+        weights = self._weights_of(stage)
+        for term, ramp in self.schedule.ramps.items():
+            if term in weights:
+                weights[term] *= ramp.factor(step / self.total_steps)
+        return weights
+
+    def _weights_of(self, stage: StageConfig | None) -> dict[str, float]:
+        if stage is None:
+            return self.weights.of_terms()
+        weights = (stage.weights or self.weights).of_terms()
+        if not stage.discriminator:
+            weights.pop("adversarial", None)
+        return weights
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The loss terms in use, in any stage, each with its largest weight."""
+        used: dict[str, float] = {}
+        for stage in self.schedule.stages or (None,):
+            for term, weight in self._weights_of(stage).items():
+                used[term] = max(weight, used.get(term, 0.0))
+        return used
+
     @property
     def feature_layers(self) -> dict[str, tuple[str, ...]]:
         """Layers of the perceptual network by loss term, of the terms in use."""
-        phi, weights = self.perceptual, self.weights
+        phi = self.perceptual
         layers = {
-            "perceptual": (weights.perceptual, phi.layers),
-            "content": (weights.content, phi.style_layers),
-            "style": (weights.style, phi.style_layers),
-            "contextual": (weights.contextual, phi.contextual_layers),
+            "perceptual": phi.layers,
+            "content": phi.style_layers,
+            "style": phi.style_layers,
+            "contextual": phi.contextual_layers,
         }
-        return {term: names for term, (weight, names) in layers.items() if weight}
+        return {term: names for term, names in layers.items() if term in self.terms}
 
     @property
     def extra_terms(self) -> list[str]:
         """The terms in use that look at the generator's second result."""
         from reposer.models.generators import extra_terms
 
-        return [term for term in extra_terms(self.generator) if self.weights.of_terms().get(term)]
+        return [term for term in extra_terms(self.generator) if term in self.terms]
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        from reposer.models.generators import stages_of
+
+        names, offered = [stage.name for stage in self.schedule.stages], stages_of(self.generator)
+        for stage in self.schedule.stages:
+            if stage.name not in offered:
+                raise ValueError(
+                    f"schedule.stages: {self.generator} has no stage {stage.name};"
+                    f" it has {', '.join(offered) or 'none'}"
+                )
+            if not stage.discriminator and stage.weights is not None and stage.weights.adversarial:
+                raise ValueError(f"schedule.stages: {stage.name} has an adversarial term, no discriminator")
+            if not self._weights_of(stage):
+                raise ValueError(f"schedule.stages: {stage.name} has no term with a weight above 0")
+        if len(set(names)) < len(names):
+            raise ValueError("schedule.stages: each stage comes once")
+        if 0 < self.total_steps < len(names):
+            raise ValueError(f"schedule: {self.total_steps} steps are too few for {len(names)} stages")
+        for term in self.schedule.ramps:
+            if term not in self.terms:
+                raise ValueError(f"schedule.ramps: weights.{term} is not above 0")
+        if "adversarial" in self.terms and not self.gan.discriminator:
+            raise ValueError("weights.adversarial above 0 needs gan.discriminator=true")
+        return self
 
     @model_validator(mode="after")
     def _terms_have_a_generator(self) -> Self:
         from reposer.models.generators import GENERATORS, extra_terms, option_is_on
 
-        for term in self.weights.of_terms():
+        for term in self.terms:
             offering = [name for name in GENERATORS if term in extra_terms(name)]
             if not offering:
                 continue  # a term on the image, which every generator has
@@ -199,7 +323,7 @@ class GanConfig(EpochsConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if bool(self.weights.identity) != (self.identity.network is not None):
+        if ("identity" in self.terms) != (self.identity.network is not None):
             raise ValueError("weights.identity above 0 and identity.network=RUN belong together")
         if self.gan.pool and self.discriminator_args.get("pairing") == "carried":
             raise ValueError("the pairing carried needs gan.pool=0: a pool keeps no further sources")

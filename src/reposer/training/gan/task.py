@@ -23,11 +23,18 @@ from torch import Tensor, nn
 from reposer.data.parsing import colorize
 from reposer.errors import UserError
 from reposer.images import to_float, to_uint8
-from reposer.losses.image_gan import GanNetworks, ImagePool, discriminator_loss, generate, generator_loss
+from reposer.losses.image_gan import (
+    TERMS,
+    GanNetworks,
+    ImagePool,
+    discriminator_loss,
+    generate,
+    generator_loss,
+)
 from reposer.losses.perceptual import PerceptualNetwork
 from reposer.models.discriminators import build_discriminator
 from reposer.models.embedding import Embedding, EmbeddingInfo
-from reposer.models.generators import build_generator
+from reposer.models.generators import build_generator, extra_terms
 from reposer.models.texture_transport import with_carried
 from reposer.runtime import Runtime
 from reposer.sections import draw_grid
@@ -49,6 +56,8 @@ _VALIDATION_BATCH = 32
 class GanState(TrainingState):
     """Generator, discriminator, averaged generator, their optimizers, and the pool of earlier images.
 
+    Where no discriminator plays, one without a weight stands in its place, and checkpoints hold none.
+
     Args:
         config: sizes, seeds, learning rates.
         runtime: device and process group.
@@ -57,22 +66,17 @@ class GanState(TrainingState):
     def __init__(self, config: GanConfig, runtime: Runtime) -> None:
         generator = build_generator(config.generator, **config.generator_args)
         self.generator = place(generator, runtime, config.channels_last)
-        discriminator = build_discriminator(**config.discriminator_args)
+        played = config.gan.discriminator
+        discriminator = build_discriminator(**config.discriminator_args) if played else nn.Identity()
         self.discriminator = place(discriminator, runtime, config.channels_last)
         self.ema = build_ema(self.generator, config.ema_decay)
-        lr, betas = config.optimizer.lr, (config.optimizer.beta1, config.optimizer.beta2)
-        self.generator_optimizer = build_adam(self.generator.parameters(), lr, betas)
-        self.discriminator_optimizer = build_adam(self.discriminator.parameters(), lr, betas)
+        self.stage = ""  # of the generator; "" before the first, and where there are none
+        networks = {"generator": self.generator}
+        networks |= {"discriminator": self.discriminator} if played else {}
+        optimizers = {f"{name}_optimizer": _adam(network, config, name) for name, network in networks.items()}
         self.pool = ImagePool(config.gan.pool)
         self.pool_rng = torch.Generator().manual_seed(config.seed + runtime.rank)
-        super().__init__(
-            {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema.module},
-            {
-                "generator_optimizer": self.generator_optimizer,
-                "discriminator_optimizer": self.discriminator_optimizer,
-            },
-            {"pool": self.pool_rng},
-        )
+        super().__init__({**networks, "ema": self.ema.module}, optimizers, {"pool": self.pool_rng})
         torch.manual_seed(config.seed + runtime.rank)  # processes draw different dropout masks
 
     def pack(self, accelerator: Accelerator) -> tuple[TensorGroups, dict[str, Any]]:
@@ -94,14 +98,48 @@ class GanState(TrainingState):
         self.pool.load_state_dict({k: _bits(k, v) for k, v in below("pool.", own).items()}, device)
 
     def start_from(self, checkpoint: Checkpoint) -> None:
-        """Begin with the networks of another training: its averaged generator and its discriminator.
+        """Begin with the networks of another training: its averaged generator and, where both have one, its
+        discriminator.
 
         Raises:
             UserError: they are not of this configuration's sizes.
         """
         load_into(self.generator, checkpoint.groups["ema"])
         load_into(self.ema.module, checkpoint.groups["ema"])
-        load_into(self.discriminator, checkpoint.groups["discriminator"])
+        if "discriminator" in self.networks and "discriminator" in checkpoint.groups:
+            load_into(self.discriminator, checkpoint.groups["discriminator"])
+
+    def enter(self, stage: str) -> None:
+        """Begin or go on with a stage of the generator: what learns in it learns, and all else stands still.
+
+        Args:
+            stage: a key of the generator's ``stages``.
+        """
+        if stage == self.stage:
+            return
+        self.stage = stage
+        for network in (self.generator, self.ema.module):
+            network.stage = stage  # type: ignore[assignment]
+        learning: Sequence[str] = self.generator.stages[stage]  # type: ignore[index,assignment]
+        for name in learning:
+            self.generator.get_submodule(name)  # there is one
+        for name, parameter in self.generator.named_parameters():
+            parameter.requires_grad_(_inside(name, learning))
+        for name, module in self.generator.named_modules():
+            around = not name or any(_inside(one, (name,)) for one in learning)
+            module.training = around or _inside(name, learning)
+
+
+def _adam(network: nn.Module, config: GanConfig, name: str) -> torch.optim.Adam:
+    """The optimizer of the generator or the discriminator, by its name."""
+    ours = (config.gan.optimizer if name == "discriminator" else None) or config.optimizer
+    betas, factor = (ours.beta1, ours.beta2), ours.lr / config.optimizer.lr
+    return build_adam(network.parameters(), config.optimizer.lr, betas, ours.weight_decay, factor)
+
+
+def _inside(name: str, places: Sequence[str]) -> bool:
+    """Whether a submodule or parameter of that name is one of the places, or inside one."""
+    return any(f"{name}.".startswith(f"{place}.") for place in places)
 
 
 def _bits(name: str, tensor: Tensor) -> Tensor:
@@ -148,12 +186,16 @@ class GanTask:
 
     def step(self, batch: Iterator[Part]) -> None:
         """See Task: discriminator, then generator, then average (section 3.3)."""
+        stage = self.config.stage(self.state.step)
+        if stage is not None:
+            self.state.enter(stage.name)
         for part in batch:
             pairs = self._on_device(part.batch)
             with self._accelerator.accumulate(self._nets.generator, self._nets.discriminator):
                 with self._runtime.autocast():
                     generated, auxiliary = generate(self._nets, pairs)
-                self._discriminator_step(pairs, generated, part.names)
+                if self.config.plays(stage):
+                    self._discriminator_step(pairs, generated, part.names)
                 self._generator_step(pairs, generated, auxiliary, part.names)
         self.state.ema.update_parameters(self.state.generator)
 
@@ -181,7 +223,7 @@ class GanTask:
         self, pairs: PairBatch, generated: Tensor, auxiliary: Any, names: Sequence[str]
     ) -> None:
         """Eq. 7: make images that the discriminator, the target and its features agree with."""
-        weights = self.config.weights.of_terms()
+        weights = self.config.weights_at(self.state.step)
         with self._runtime.autocast(), _frozen(self.state.discriminator) as critic:
             against = replace(self._nets, discriminator=critic)
             loss, parts = generator_loss(against, pairs, generated, weights, self.config.gan.mode, auxiliary)
@@ -268,8 +310,12 @@ def _networks(
 ) -> GanNetworks:
     """The networks as a step calls them: compiled, and wrapped for several processes, where asked for."""
     runtime.accelerator.gradient_accumulation_steps = config.accumulate
-    generator = wrap(state.generator, runtime, config.compile)
-    discriminator = wrap(state.discriminator, runtime, config.compile)
+    owned = extra_terms(config.generator).keys() - TERMS.keys()
+    idle = bool(config.schedule.stages) or not owned <= config.terms.keys()
+    generator = wrap(state.generator, runtime, config.compile, unused=idle)
+    discriminator = state.discriminator
+    if config.gan.discriminator:
+        discriminator = wrap(discriminator, runtime, config.compile)
     perceptual, layers = None, config.feature_layers
     if layers:
         network, names = config.perceptual, list(dict.fromkeys(chain.from_iterable(layers.values())))
