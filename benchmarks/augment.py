@@ -26,7 +26,8 @@ from reposer.data.layouts.market1501 import generated_name
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, prepare_market1501
 from reposer.generation.augmentation import AugmentOptions, augment
-from reposer.generation.augmented_rows import COLUMNS, KIND, REAL_COLUMNS, REAL_ROWS, write_summary
+from reposer.generation.augmented_rows import KIND, REAL_COLUMNS, REAL_ROWS, write_summary
+from reposer.generation.batch import COLUMNS
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup

@@ -134,7 +134,7 @@ def test_no_file_imports_itself_by_way_of_others():
 # Of the whole program, not of one file of it.
 WHOLE = {
     *("architecture", "deprecations", "end_to_end", "fail_points", "forbidden_calls"),
-    *("docs", "extension_points", "hostile_values", "public_face", "reliability", "versions"),
+    *("benchmarks", "docs", "extension_points", "hostile_values", "public_face", "reliability", "versions"),
 }
 
 
