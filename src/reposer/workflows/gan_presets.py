@@ -189,6 +189,19 @@ def transport_market_small() -> GanConfig:
     )
 
 
+def transport_demo() -> GanConfig:
+    """The small one on rendered people, without outside weights; see ``san_demo``."""
+    demo, small = san_demo(), transport_market_small()
+    return small.changed(
+        data=demo.data.changed(sources=4),
+        weights=small.weights.changed(perceptual=0.0),
+        perceptual=PerceptualConfig(),
+        schedule=demo.schedule,
+        output=demo.output,
+        batch_size=demo.batch_size,
+    )
+
+
 PRESETS: dict[str, Callable[[], GanConfig]] = {
     "san_market": san_market,
     "san_deepfashion": san_deepfashion,
@@ -203,6 +216,7 @@ PRESETS: dict[str, Callable[[], GanConfig]] = {
     "patn_market_small": patn_market_small,
     "transport_market": transport_market,
     "transport_market_small": transport_market_small,
+    "transport_demo": transport_demo,
 }
 
 
