@@ -87,7 +87,7 @@ def compare(folder: Path, count: int, repeats: int) -> dict[str, float]:
     """The whole job beside the bare network."""
     model = export_scorer(folder / "scorer.onnx")
     images = draw(folder / "images", count)
-    opened = AnnotatorChoice(parser=str(model)).open()
+    opened = AnnotatorChoice(str(model), "parsing", "none").open()
     assert isinstance(opened.parser, SegmentationParser)
     network = OnnxNetwork(model, opened.parser.description)
     batches = [torch.zeros(BATCH, 3, *INPUT) for _ in range(count // BATCH)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from reposer.cli import main as cli
 
+os.environ["PIP_NO_INDEX"] = "1"  # no test fetches a network from the machine's package index by mistake
 ROOT = Path(__file__).parents[1]
 OURS = tuple(str(ROOT / folder) + "/" for folder in ("src", "tests", "benchmarks"))
 DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)

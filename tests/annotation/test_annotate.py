@@ -56,7 +56,10 @@ def test_a_real_parser_through_the_whole_way(folder, tmp_path, exported, describ
     model = described(file, size=[33, 33], labels="lip20")
     before = tree(folder)
     report = annotate(
-        folder, None, AnnotatorChoice(parser=str(model)).open, how=AnnotateOptions(batch_size=2)
+        folder,
+        None,
+        AnnotatorChoice(str(model), "parsing", "none").open,
+        how=AnnotateOptions(batch_size=2),
     )
     assert (report.images, report.annotated, report.left_out) == (12, 12, 0)
     assert {name: digest for name, digest in tree(folder).items() if name in before} == before
@@ -178,7 +181,7 @@ def test_refusals(folder, tmp_path):
     with pytest.raises(UserError, match="choose at least one"):
         AnnotatorChoice("none", "none", "none").open()
     with pytest.raises(UserError, match="there is no parser"):
-        AnnotatorChoice("none").open()
+        AnnotatorChoice("none", "parsing", "none").open()
 
 
 def test_a_link_that_leads_out_is_not_written_through(folder, tmp_path):
@@ -347,7 +350,8 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(folder, tmp_path, monke
 def test_the_command_makes_a_page(folder, exported, described):
     _, file = exported()
     model = described(file, size=[33, 33], labels="lip20")
-    arguments = ["annotate", str(folder), "--parser", str(model), "--sample", "4", "--batch-size", "2"]
+    arguments = ["annotate", str(folder), "--parser", str(model), "--mask", "parsing", "--keypoints", "none"]
+    arguments += ["--sample", "4", "--batch-size", "2"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     page = (folder / "annotation/sample/annotation/report.html").read_text()

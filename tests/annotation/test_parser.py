@@ -212,7 +212,7 @@ def test_who_tells_the_sides_can_be_chosen(exported, described, tmp_path):
     with pytest.raises(UserError, match="sides: input should be"):
         open_parser(described(file, "typo", size=[33, 33], labels="lip20", sides="joints"))
     with pytest.raises(UserError, match="--sides keypoints: needs a parser and keypoints"):
-        AnnotatorChoice(str(own), sides="keypoints").open()
+        AnnotatorChoice(str(own), "parsing", "none", sides="keypoints").open()
     with pytest.raises(UserError, match="--sides left: unknown"):
         chosen_sides("left")
 

@@ -207,8 +207,11 @@ def _texts() -> dict[str, str]:
     return texts
 
 
-OTHERS = {  # options of OpenPose, git, torchrun and sha256sum that the texts name
+OTHERS = {  # options of OpenPose, git, torchrun, sha256sum and pip that the texts name
     *("--keypoint_scale", "--error-unmatch", "--porcelain", "--nproc-per-node", "--check"),
+    *("--no-deps", "--require-hashes", "--only-binary", "--platform", "--python-version"),
+    *("--implementation", "--abi", "--no-cache-dir", "--no-input", "--progress-bar"),
+    *("--disable-pip-version-check", "--timeout", "--retries", "--dest"),
 }
 
 

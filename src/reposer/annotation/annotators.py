@@ -1,9 +1,14 @@
-"""What annotates an image: keypoints first (a parser without sides needs them), then map, then mask."""
+"""What annotates an image: keypoints first (a parser without sides needs them), then map and mask.
+
+The mask comes first where the map is made from it (interfaces.MaskedParser), else after it.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +18,30 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.annotation.interfaces import (
+    AUTO,
+    DETECTORS,
     AnnotatorInfo,
     KeypointDetector,
+    MaskedParser,
     Parser,
     PersonMasker,
     load_detector,
 )
-from reposer.annotation.keypoints import KeypointFiles, joint_scores, open_keypoint_detector
-from reposer.annotation.parser import SegmentationParser, open_parser
+from reposer.annotation.keypoints import (
+    KEYPOINT_DETECTORS,
+    KeypointFiles,
+    joint_scores,
+    open_keypoint_detector,
+)
+from reposer.annotation.mediapipe import open_finder
+from reposer.annotation.parser import PARSERS, SegmentationParser, open_parser
 from reposer.annotation.person_mask import MASKERS, FolderMasks, ParsingMasker, open_masker
 from reposer.annotation.segmentation_model import SIDES, Sides
 from reposer.data.keypoint_imports import FORMATS
 from reposer.data.keypoints import Pose
 from reposer.data.layouts.folder_scan import without_suffix
 from reposer.data.records import AnnotationError, AnnotationProblem
-from reposer.errors import UserError, known
+from reposer.errors import UserError, find, known
 from reposer.images import MAX_FILE_BYTES
 from reposer.storage.files import sha256_bytes
 from reposer.storage.paths import RefusedFileError, printable, read_regular
@@ -42,14 +56,29 @@ _MISSING = "missing"  # the rule of a file that is not there
 class AnnotatorChoice:
     """Which annotators, as the user says it."""
 
-    parser: str = "schp_lip"  # a name, NAME=FILE, my.onnx, a folder of transformers, or "none"
-    mask: str = "parsing"  # "parsing", "maskrcnn_v2", "maskrcnn" (or NAME=FILE), a folder of masks, or "none"
-    keypoints: str = NONE  # "keypointrcnn", "vitpose" (or NAME=FILE), KIND:PATH, or "none"
-    detect: str = NONE  # who finds the people in photos: one of detectors.DETECTORS (or NAME=FILE)
+    parser: str = AUTO  # a key of PARSERS, NAME=FILE, my.onnx, a folder of transformers, or "none"
+    mask: str = AUTO  # a key of MASKERS (or NAME=FILE), a folder of masks, or "none"
+    keypoints: str = AUTO  # a key of KEYPOINT_DETECTORS (or NAME=FILE), KIND:PATH, or "none"
+    detect: str = NONE  # who finds the people in photos: "auto" or one of DETECTORS (or NAME=FILE)
     accept_license: bool = False  # the user accepts the terms of the weights
-    may_download: bool = False
+    may_download: bool | None = None  # None: only what is free for all (Apache-2.0)
     device: str = "cpu"
     sides: Sides | None = None  # who tells left from right; None: as the parser's description says
+
+    def continuing(self, settings: Mapping[str, Any]) -> AnnotatorChoice:
+        """The same, with what is left to us chosen as a job of these settings has it: so that it goes on."""
+        known_names = {
+            "parser": {NONE, *PARSERS} - {AUTO},
+            "mask": {NONE, *MASKERS} - {AUTO},
+            "keypoints": {NONE, *KEYPOINT_DETECTORS} - {AUTO},
+        }
+        chosen: dict[str, Any] = {}
+        for option, names in known_names.items():
+            made_by = settings.get(option)
+            name = made_by.get("name") if isinstance(made_by, Mapping) else None
+            if getattr(self, option) == AUTO and name in names:
+                chosen[option] = str(name)
+        return replace(self, **chosen)
 
     def open(self) -> Annotators:
         """Load them.
@@ -67,6 +96,12 @@ class AnnotatorChoice:
             raise UserError("parser, mask and keypoints are all none", "choose at least one")
         if chosen.parser is None and isinstance(chosen.masks, ParsingMasker):
             raise UserError("masks come from parsing maps, and there is no parser", "use --mask none")
+        if isinstance(chosen.parser, MaskedParser):
+            if chosen.masks is None or isinstance(chosen.masks, ParsingMasker):
+                raise UserError(f"--parser {self.parser}: makes its maps from masks", "use --mask auto")
+            if chosen.parser.needs_keypoints and chosen.keypoints is None:
+                problem = f"--parser {self.parser}: makes its maps from keypoints"
+                raise UserError(problem, "use --keypoints auto")
         if self.sides == "keypoints" and (chosen.parser is None or chosen.keypoints is None):
             raise UserError("--sides keypoints: needs a parser and keypoints", "give both, or leave it away")
         return chosen
@@ -78,9 +113,9 @@ class AnnotatorChoice:
             UserError: as ``interfaces.load_detector``.
         """
         name, weights = _named(self.detect)
-        return load_detector(name, weights, **self._how())
+        return find("detector", name, _FINDERS)(weights, **self._how())
 
-    def _parser(self) -> Parser | None:
+    def _parser(self) -> Parser | MaskedParser | None:
         if self.parser == NONE:
             return None
         name, weights = _named(self.parser)
@@ -113,6 +148,14 @@ class AnnotatorChoice:
         }
 
 
+# Each is called with the user's weights (or None), accept_license, may_download and device.
+_FINDERS: dict[str, Callable[..., tuple[nn.Module, AnnotatorInfo]]] = {
+    AUTO: open_finder,
+    "pose_detection": open_finder,
+    **{name: partial(load_detector, name) for name in DETECTORS},
+}
+
+
 def chosen_sides(text: str | None) -> Sides | None:
     """The value of --sides.
 
@@ -140,7 +183,7 @@ class Annotation:
 class Annotators:
     """A parser, a source of masks, a source of keypoints; each may be missing."""
 
-    parser: Parser | None
+    parser: Parser | MaskedParser | None
     masks: PersonMasker | FolderMasks | None
     keypoints: KeypointDetector | KeypointFiles | None
 
@@ -193,13 +236,18 @@ class Annotators:
         annotations = [Annotation(given=self.given(name)) for name in names]
         size = (int(images.shape[2]), int(images.shape[3]))
         poses = self._add_keypoints(images, names, size, annotations)
+        given = None if poses is None else torch.from_numpy(poses)
         parsing = None
-        if self.parser is not None:
-            given = None if poses is None else torch.from_numpy(poses)
+        if isinstance(self.parser, MaskedParser):
+            self._add_masks(images, names, size, None, annotations)
+            parsing = self.parser(images, given, _known_masks(annotations, size))
+        elif self.parser is not None:
             parsing = self.parser(images, given if self.parser.needs_keypoints else None)
+        if parsing is not None:
             for annotation, one in zip(annotations, parsing.numpy(), strict=True):
                 annotation.parsing = one
-        self._add_masks(images, names, size, parsing, annotations)
+        if not isinstance(self.parser, MaskedParser):
+            self._add_masks(images, names, size, parsing, annotations)
         return annotations
 
     def _add_keypoints(
@@ -244,6 +292,13 @@ class Annotators:
                 annotation.people = max(annotation.people, int(masks.people[i]))
 
 
+def _known_masks(annotations: Sequence[Annotation], size: tuple[int, int]) -> Tensor:
+    """(B, H, W) bool, False everywhere where no person is known."""
+    nobody = np.zeros(size, np.bool_)
+    found = [nobody if a.mask is None or a.mask_source == "everything" else a.mask for a in annotations]
+    return torch.from_numpy(np.stack(found))
+
+
 def _own_mask(
     masks: FolderMasks, name: str, size: tuple[int, int], problems: list[AnnotationProblem]
 ) -> NDArray[np.bool_] | None:
@@ -280,12 +335,12 @@ def _state(path: Path, root: Path) -> str:
         return error.rule
 
 
-def _named(text: str) -> tuple[str, Path | None]:
-    """ "name=file" -> name and file; a bare name finds a folder of its own among the weights, if there is one
-    (transformers' models are folders)."""
+def _named(text: str) -> tuple[str, str | Path | None]:
+    """ "name=file" -> name and file, an address as it is; a bare name finds a folder of its own among the
+    weights, if there is one (transformers' models are folders)."""
     name, equals, path = text.partition("=")
     if equals:
-        return name, Path(path)
+        return name, path if "://" in path else Path(path)
     places = [folder / name for folder in cache_folders() if "/" not in name and (folder / name).is_dir()]
     return name, places[0] if places else None
 

@@ -20,7 +20,8 @@ from reposer.errors import UserError, find
 from reposer.storage.files import sha256_file
 from reposer.weights.files import KNOWN, licensed_weights, load_state_dict_file
 
-MaskSource = Literal["detector", "parsing", "folder", "everything"]
+AUTO = "auto"  # the name of what needs no choice: in each registry, a network that comes by itself
+MaskSource = Literal["detector", "network", "parsing", "folder", "everything"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,21 @@ class Parser(Protocol):
 
     def __call__(self, images: Tensor, keypoints: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) uint8 and, where needed, (B, 18, 2) float32 -> (B, H, W) uint8 LIP-20."""
+        ...
+
+
+@runtime_checkable
+class MaskedParser(Protocol):
+    """Images, keypoints and person masks to LIP-20 maps: masks are made before the map, not from it."""
+
+    info: AnnotatorInfo
+    needs_keypoints: bool  # as a Parser's
+    needs_masks: bool  # True
+
+    def __call__(
+        self, images: Tensor, keypoints: Tensor | None = None, masks: Tensor | None = None
+    ) -> Tensor:
+        """As a Parser's, with (B, H, W) bool masks, False everywhere where nobody was found."""
         ...
 
 
@@ -104,7 +120,7 @@ def load_detector(
     weights: str | Path | None = None,
     *,
     accept_license: bool = False,
-    may_download: bool = False,
+    may_download: bool | None = None,
     device: str = "cpu",
 ) -> tuple[nn.Module, AnnotatorInfo]:
     """A detector in eval mode, and what to write beside its annotations.

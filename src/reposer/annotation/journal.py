@@ -34,7 +34,7 @@ from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.jobs.shards import Job, Rows, Shard, Work
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
-from reposer.storage.manifest import FILE_COLUMNS, is_sealed, part_path, read_part
+from reposer.storage.manifest import FILE_COLUMNS, JOB, is_sealed, part_path, read_part
 from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, read_regular
 from reposer.structures import NUM_JOINTS
 
@@ -163,6 +163,15 @@ def read_beside(path: Path) -> list[str]:
     if not isinstance(beside, list) or not all(isinstance(folder, str) for folder in beside):
         raise UserError(f"{path}: holds no plan", "restore it, or annotate into another folder")
     return beside
+
+
+def earlier_settings(root: Path) -> dict[str, Any]:
+    """The settings of the job that was begun in this folder; none where there is none that can be read."""
+    try:
+        settings = read_json(root / BOOK / JOB).get("settings")
+    except UserError:
+        return {}  # no job here, or a damaged one: that of the command itself says so
+    return dict(settings) if isinstance(settings, dict) else {}
 
 
 def source_hash(path: Path, root: Path) -> str:

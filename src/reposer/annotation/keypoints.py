@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.annotation.interfaces import (
+    AUTO,
     AnnotatorInfo,
     KeypointDetector,
     Poses,
@@ -21,6 +22,7 @@ from reposer.annotation.interfaces import (
     load_detector,
     main_person,
 )
+from reposer.annotation.mediapipe import open_blazepose
 from reposer.annotation.networks import load_transformers
 from reposer.data.keypoint_imports import (
     FORMATS,
@@ -227,7 +229,7 @@ def open_keypoint_detector(
     weights: str | Path | None = None,
     *,
     accept_license: bool = False,
-    may_download: bool = False,
+    may_download: bool | None = None,
     device: str = "cpu",
 ) -> KeypointDetector:
     """A detector by name.
@@ -235,9 +237,11 @@ def open_keypoint_detector(
     Args:
         name: a key of KEYPOINT_DETECTORS.
         weights: for Keypoint R-CNN a state dict (None: the official one); for ViTPose a folder with
-            config.json and model.safetensors.
+            config.json and model.safetensors; for BlazePose the official file, a wheel with it, or its
+            address.
         accept_license: the user has accepted the terms of official weights.
-        may_download: get official weights where they are not on this machine.
+        may_download: get official weights where they are not on this machine; None: those whose license asks
+            for no acceptance.
         device: where it runs.
 
     Raises:
@@ -265,6 +269,9 @@ def _open_vitpose(weights: str | Path | None, *, device: str, **how: Any) -> Vit
 
 # Each is called with the user's weights (or None), accept_license, may_download and device.
 KEYPOINT_DETECTORS: dict[str, Callable[..., KeypointDetector]] = {
+    AUTO: partial(open_blazepose, "blazepose_full"),
+    "blazepose_full": partial(open_blazepose, "blazepose_full"),
+    "blazepose_heavy": partial(open_blazepose, "blazepose_heavy"),
     "keypointrcnn": _open_rcnn,
     "vitpose": _open_vitpose,
 }

@@ -71,7 +71,8 @@ def measure(annotation: Annotation) -> Quality:
     elif area is not None:
         flags += ["small-mask"] * (area < SMALL_MASK) + ["large-mask"] * (area > LARGE_MASK)
     agreement = None
-    if mask is not None and parsing is not None and annotation.mask_source in ("detector", "folder"):
+    apart = annotation.mask_source in ("detector", "network", "folder")  # not made from the map
+    if mask is not None and parsing is not None and apart:
         agreement = intersection_over_union(mask, parsing != 0)
         flags += ["mask-disagrees"] * (agreement < MIN_AGREEMENT)
     joints = None

@@ -10,15 +10,17 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reposer.annotation.interfaces import AnnotatorInfo
+from reposer.annotation.interfaces import AUTO, AnnotatorInfo, MaskedParser
 from reposer.annotation.interfaces import Parser as HumanParser
 from reposer.annotation.networks import Network, OnnxNetwork, TransformersNetwork
+from reposer.annotation.rule_parser import RuleParser
 from reposer.annotation.segmentation_model import (
     MODELS,
     SIDELESS,
@@ -214,10 +216,10 @@ def open_parser(
     weights: str | Path | None = None,
     *,
     accept_license: bool = False,
-    may_download: bool = False,
+    may_download: bool | None = None,
     device: str = "cpu",
     sides: Sides | None = None,
-) -> HumanParser:
+) -> HumanParser | MaskedParser:
     """A parser by name, or from a file or folder of the user's.
 
     Args:
@@ -270,7 +272,7 @@ def _open_known(
     sides: Sides | None,
     *,
     accept_license: bool,
-    may_download: bool,
+    may_download: bool | None,
     device: str,
 ) -> SegmentationParser:
     description = _with_sides(MODELS[name], name, sides)
@@ -308,5 +310,27 @@ def _build(
     return SegmentationParser(network, description, info)
 
 
+def _open_rule(weights: str | Path | None, sides: Sides | None, **how: Any) -> RuleParser:
+    del how  # it has no weights to accept, to fetch or to put on a device
+    if weights is not None:
+        raise UserError("--parser rule: has no weights", "leave the =FILE away")
+    if sides is not None:
+        raise UserError("--parser rule: keypoints tell left from right", "leave --sides away")
+    return RuleParser()
+
+
 # Each is called with the user's weights and sides (or None), accept_license, may_download and device.
-PARSERS: dict[str, Callable[..., HumanParser]] = {name: partial(_open_known, name) for name in MODELS}
+PARSERS: dict[str, Callable[..., HumanParser | MaskedParser]] = {
+    **{name: partial(_open_known, name) for name in MODELS},
+    "rule": _open_rule,
+}
+SHIPPED = "rendered_parser"  # of PARSERS: the one that the package brings
+
+
+def _open_auto(weights: str | Path | None, sides: Sides | None, **how: Any) -> HumanParser | MaskedParser:
+    """The shipped one where this installation has it, else the rule."""
+    best: Callable[..., HumanParser | MaskedParser] = PARSERS.get(SHIPPED, _open_rule)
+    return best(weights, sides, **how)
+
+
+PARSERS[AUTO] = _open_auto

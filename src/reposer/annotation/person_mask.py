@@ -1,4 +1,4 @@
-"""Person masks: from Mask R-CNN, from a parsing map, or from a folder of the user's."""
+"""Person masks: from selfie segmentation, Mask R-CNN, a parsing map, or a folder of the user's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.annotation.interfaces import (
+    AUTO,
     AnnotatorInfo,
     Masks,
     MaskSource,
@@ -20,6 +21,7 @@ from reposer.annotation.interfaces import (
     load_detector,
     main_person,
 )
+from reposer.annotation.mediapipe import open_selfie
 from reposer.data.label_files import map_names, read_mask
 from reposer.errors import UserError, find
 from reposer.structures import MISSING_LABEL
@@ -121,7 +123,7 @@ def open_masker(
     weights: str | Path | None = None,
     *,
     accept_license: bool = False,
-    may_download: bool = False,
+    may_download: bool | None = None,
     device: str = "cpu",
 ) -> PersonMasker:
     """The masker of that name, a key of MASKERS.
@@ -139,6 +141,8 @@ def _open_detector(name: str, weights: str | Path | None, **how: Any) -> PersonM
 
 # Each is called with the user's weights (or None), accept_license, may_download and device.
 MASKERS: dict[str, Callable[..., PersonMasker]] = {
+    AUTO: open_selfie,
+    "selfie": open_selfie,
     "parsing": lambda weights, **how: ParsingMasker(),
     "maskrcnn_v2": partial(_open_detector, "maskrcnn_v2"),
     "maskrcnn": partial(_open_detector, "maskrcnn"),

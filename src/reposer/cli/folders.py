@@ -16,6 +16,9 @@ from reposer.cli.options import (
     MOST_SIDE_BY_SIDE,
     BatchSize,
     Data,
+    MayDownload,
+    NetworkFolder,
+    NetworkTerms,
     ParserTerms,
     Processes,
     SetOption,
@@ -216,42 +219,39 @@ def annotate(
     parser: Annotated[
         str,
         typer.Option(
-            help="schp_lip, schp_atr, segformer_clothes, fashn, my.onnx (and my.json), a folder, or none."
+            help="auto, rule, schp_lip, schp_atr, segformer_clothes, fashn, my.onnx (and my.json), a folder,"
+            " or none."
         ),
-    ] = "schp_lip",
+    ] = "auto",
     mask: Annotated[
         str,
         typer.Option(
-            help="parsing (what the label map calls a person), maskrcnn_v2, maskrcnn, a folder, or none."
+            help="auto, selfie, parsing (what the label map calls a person), maskrcnn_v2, maskrcnn, a folder,"
+            " or none."
         ),
-    ] = "parsing",
+    ] = "auto",
     keypoints: Annotated[
         str,
         typer.Option(
-            help="none, keypointrcnn, vitpose, or {openpose,viton,pidm}:FOLDER, {alphapose,colon,comma}:FILE."
+            help="auto, blazepose_full, blazepose_heavy, keypointrcnn, vitpose, {openpose,viton,pidm}:FOLDER,"
+            " {alphapose,colon,comma}:FILE, or none."
         ),
-    ] = "none",
+    ] = "auto",
     sides: Annotated[
         str | None,
         typer.Option(help="Who tells left from right: model, keypoints; default: as the parser says."),
     ] = None,
     detect: Annotated[
         str | None,
-        typer.Option(help="The images are photos: cut people out first, by maskrcnn_v2 or keypointrcnn."),
+        typer.Option(help="The images are photos: cut people out, by auto, maskrcnn_v2 or keypointrcnn."),
     ] = None,
     sample: Annotated[
         int | None,
         typer.Option(min=1, max=LARGEST, help="Only so many, into OUT/annotation/sample: a look."),
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Folder of the models' files; default $REPOSER_WEIGHTS.")
-    ] = None,
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="You accept the terms of the models' weights.")
-    ] = False,
-    download: Annotated[
-        bool, typer.Option("--download", help="Get official weights that are not on this machine.")
-    ] = False,
+    weights: NetworkFolder = None,
+    accept_license: NetworkTerms = False,
+    download: MayDownload = None,
     batch_size: BatchSize = 32,
     processes: Processes = 1,
     threads: Threads = None,
@@ -265,7 +265,7 @@ def annotate(
     from reposer.annotation.annotate import AnnotateOptions
     from reposer.annotation.annotate import annotate as annotate_folder
     from reposer.annotation.annotators import NONE, AnnotatorChoice, chosen_sides
-    from reposer.annotation.journal import BOOK
+    from reposer.annotation.journal import BOOK, earlier_settings
     from reposer.report import write_report
 
     set_threads(threads)
@@ -274,6 +274,7 @@ def annotate(
     choice = AnnotatorChoice(
         parser, mask, keypoints, detect or NONE, accept_license, download, device, chosen_sides(sides)
     )
+    choice = choice.continuing(earlier_settings(out or folder))
     with ExitStack() as meters:
         how = AnnotateOptions(batch_size, sample, processes, partial(_meter, meters))
         report = annotate_folder(folder, out, choice.open, choice.open_detector if detect else None, how)

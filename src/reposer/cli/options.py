@@ -76,6 +76,21 @@ ParserTerms = Annotated[
 ]
 
 
+NetworkFolder = Annotated[
+    Path | None, typer.Option(help="Folder of the networks' files; default $REPOSER_WEIGHTS.")
+]
+NetworkTerms = Annotated[
+    bool, typer.Option("--accept-license", help="You accept the terms of the networks' weights.")
+]
+MayDownload = Annotated[
+    bool | None,
+    typer.Option(
+        "--download/--no-download",
+        help="Get official weights that are not on this machine; default: those free for all.",
+    ),
+]
+
+
 def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """Its parameters, by keyword only: one that must be given may then follow one that need not."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()

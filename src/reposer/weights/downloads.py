@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import HfApi, snapshot_download
 
 from reposer.errors import UserError
-from reposer.storage.files import require_space, sha256_file, sync_folder
+from reposer.storage.files import disk_faults, require_space, sha256_file, sync_folder
 from reposer.storage.lock import try_lock
 from reposer.storage.paths import printable
 
@@ -78,12 +78,25 @@ def fetch(
     _check_url(source.url)
     if _is_good(source, destination):
         return destination
-    destination.parent.mkdir(parents=True, exist_ok=True)
     part = destination.with_name(f".{destination.name}.part")
+    with disk_faults(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(source, destination, part, stall_seconds, total_seconds, on_progress)
+    return destination
+
+
+def _fetch(
+    source: Source,
+    destination: Path,
+    part: Path,
+    stall_seconds: float,
+    total_seconds: float,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
     with _sole_writer(source, part, total_seconds) as file:
         if _is_good(source, destination):  # made by the call that this one waited for
             part.unlink()
-            return destination
+            return
         require_space(destination.parent, max(source.max_bytes - file.seek(0, os.SEEK_END), 0))
         _fill(source, file, _Watch(source, stall_seconds, total_seconds), on_progress)
         file.flush()
@@ -95,7 +108,6 @@ def fetch(
             raise DownloadError(source.url, "hash", problem, "get the file from its official place")
         os.replace(part, destination)
     sync_folder(destination.parent)
-    return destination
 
 
 def _is_good(source: Source, destination: Path) -> bool:

