@@ -211,7 +211,7 @@ OTHERS = {  # options of OpenPose, git, torchrun, sha256sum and pip that the tex
     *("--keypoint_scale", "--error-unmatch", "--porcelain", "--nproc-per-node", "--check"),
     *("--no-deps", "--require-hashes", "--only-binary", "--platform", "--python-version"),
     *("--implementation", "--abi", "--no-cache-dir", "--no-input", "--progress-bar"),
-    *("--disable-pip-version-check", "--timeout", "--retries", "--dest"),
+    *("--disable-pip-version-check", "--timeout", "--retries", "--dest", "--hash"),
 }
 
 
