@@ -113,7 +113,7 @@ def apply_overrides(config: _C, overrides: Sequence[str], option: str = "--set")
     data = config.model_dump(mode="json")
     for override in overrides:
         _apply(type(config), data, override, f"{option} {override}")
-    return _validated(type(config), data, option)
+    return validated(type(config), data, option)
 
 
 def _apply(cls: type[_C], data: dict[str, Any], override: str, origin: str) -> None:
@@ -174,7 +174,7 @@ def load_config(cls: type[_C], path: str | os.PathLike[str], *, named: bool = Fa
     Raises:
         UserError: the file is missing, is no JSON, or does not fit ``cls``; one line for each field.
     """
-    return _validated(cls, read_json(path, named=named), str(path))
+    return validated(cls, read_json(path, named=named), str(path))
 
 
 def read_json(
@@ -304,7 +304,15 @@ def _parsed(cls: type[_C], data: dict[str, Any]) -> _C:
     return cls.model_validate_json(json.dumps(data), strict=True)
 
 
-def _validated(cls: type[_C], data: dict[str, Any], origin: str) -> _C:
+def validated(cls: type[_C], data: dict[str, Any], origin: str) -> _C:
+    """The configuration that ``data`` gives.
+
+    Args:
+        origin: where it comes from, for messages.
+
+    Raises:
+        UserError: it does not fit ``cls``; one line for each field.
+    """
     try:
         return _parsed(cls, data)
     except pydantic.ValidationError as error:

@@ -93,6 +93,39 @@ def test_identity_is_the_nearest_other_image_of_the_person(packed, run):
     assert described["embedding"]["identity_hash"] == packed.identity_hash("train")
 
 
+def test_a_margin_is_how_much_nearer_the_own_person_is(packed, run):
+    """By hand, one picture at a time; a picture at the limit passes, one that nothing is known of falls."""
+    judge = PictureFilter.fit(packed, TRAINING, FilterOptions(margin=True, margin_quantile=0.2), reid_run=run)
+    images = packed.pair_batch(TRAINING, TRAINING).source_image
+    embedding = of_run(EMBEDDING, run).network
+    with torch.no_grad():
+        features = embedding(images)
+
+    def margin(feature: torch.Tensor, source: int) -> float:
+        gaps = {i: float((feature - features[i]).norm()) for i in TRAINING.tolist() if i != source}
+        own = [gap for i, gap in gaps.items() if packed.pids[i] == packed.pids[source]]
+        others = [gap for i, gap in gaps.items() if packed.pids[i] != packed.pids[source]]
+        return min(others) - min(own) if own else np.nan
+
+    real = np.array([margin(feature, i) for i, feature in enumerate(features)])
+    limit = np.nanquantile(real, 0.2)
+    assert judge.thresholds == {"identity_margin": pytest.approx(limit, abs=1e-4)}
+    sources = np.array([0, 1, 4, 24])
+    pictures = images[[2, 20, 5, 24]]
+    scores = judge.score(pictures, packed.pair_batch(sources, sources), sources)
+    expected = [margin(features[i], s) for i, s in zip([2, 20, 5, 24], sources.tolist(), strict=True)]
+    np.testing.assert_allclose(scores["identity_margin"], expected, atol=1e-4)
+    assert expected[1] < 0  # the picture shows somebody else
+    assert judge.decide(scores)[1::2] == ["margin", "margin"]  # another person; one whose image is the only
+    verdicts = judge.decide({"identity_margin": real[:24]})
+    assert sum(reason is None for reason in verdicts) in (19, 20)
+    both = PictureFilter.fit(packed, TRAINING, FilterOptions(identity=True, margin=True), reid_run=run)
+    assert set(both.thresholds) == {"identity_distance", "identity_margin"}
+    assert filter_options(["margin", "margin_quantile=0.1"]) == FilterOptions(
+        margin=True, margin_quantile=0.1
+    )
+
+
 def test_the_filter_sees_its_rows_only(packed, run):
     few = np.array([0, 1, 4, 5, 8, 9])
     judge = PictureFilter.fit(packed, few, FilterOptions(identity=True), reid_run=run)

@@ -1,4 +1,4 @@
-"""Mistaken pictures, against one picture at a time; what is known of them, against the packed people."""
+"""Mistaken pictures and margins, one picture at a time; what is known of them, against the packed people."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ def test_a_picture_is_mistaken_when_somebody_else_is_nearer():
     names = tuple(f"{i}.jpg" for i in range(8))
     real = FeatureSet(unit(rng, 8), pids, np.ones(8, np.int64), names)
     pictures, sources = unit(rng, 300), rng.integers(0, 8, 300)
-    mistaken, distance = judged(pictures, pids[sources], [names[s] for s in sources], real)
-    for picture, source, wrong, own in zip(pictures, sources, mistaken, distance, strict=True):
+    told = judged(pictures, pids[sources], [names[s] for s in sources], real)
+    mistaken = told[0]
+    for picture, source, wrong, own, margin in zip(pictures, sources, *told, strict=True):
         gaps = {i: np.linalg.norm(picture - real.features[i]) for i in range(8) if i != source}
         mine = [gap for i, gap in gaps.items() if pids[i] == pids[source]]
         if not mine:
             assert np.isnan(own)  # person 3 has one image
+            assert np.isnan(margin)
             continue
+        others = min(gap for i, gap in gaps.items() if pids[i] != pids[source])
         assert own == pytest.approx(min(mine), abs=1e-5)
-        assert wrong == (min(gap for i, gap in gaps.items() if pids[i] != pids[source]) <= min(mine))
+        assert margin == pytest.approx(others - min(mine), abs=1e-5)
+        assert wrong == (others <= min(mine))
     assert 0.1 < mistaken[sources != 5].mean() < 0.9
 
 
@@ -65,11 +69,35 @@ def test_shares_count_pictures_and_their_spread_counts_people():
         "donor": ["same person"] * 4 + ["unknown"] * 2,
     }
     everything, same, unknown = shares(pa.table(columns))
+    assert everything["margin"] is None  # judged by an earlier version
     assert everything["mistaken"] == 0.5
     assert (everything["low"], everything["high"]) == (0.25, 1.0)  # person 1 twice, person 2 twice
     assert (same["bin"], same["pictures"], same["people"], same["mistaken"]) == ("same person", 4, 1, 0.25)
     assert same["low"] is None  # one person says nothing about others
     assert (unknown["mistaken"], unknown["low"]) == (1.0, None)  # nor do values that are all alike
+    with_margin = shares(pa.table(columns | {"margin": [0.1, 0.2, 0.3, 0.4, -0.2, np.nan]}))
+    assert [row["margin"] for row in with_margin] == pytest.approx([0.16, 0.25, -0.2])
+    low, high = (with_margin[0][f"margin_{end}"] for end in ("low", "high"))
+    assert (low, high) == pytest.approx((-0.2, 0.25))  # person 2 twice, person 1 twice
+    assert with_margin[1]["margin_low"] is None
+    assert [row["mistaken"] for row in with_margin] == [0.5, 0.25, 1.0]
+
+
+def test_a_margin_grows_where_a_yes_or_no_stands_still():
+    """Pictures between a person and another: all mistaken or all not, and yet some more than others."""
+    real = FeatureSet(
+        np.eye(3, dtype=np.float32)[[0, 0, 1]], np.array([1, 1, 2]), np.ones(3, np.int64), ("a", "b", "c")
+    )
+    angles = np.radians([0, 10, 30, 44.9, 45, 60, 90])
+    pictures = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1).astype(np.float32)
+    ones = np.ones(len(angles), np.int64)
+    mistaken, _, margin = judged(pictures, ones, ["a"] * len(angles), real)
+    assert mistaken.tolist() == [False] * 4 + [True] * 3
+    assert (np.diff(margin) < -1e-4).all()
+    chords = 2 * np.sin(np.abs(np.radians(90) - angles) / 2) - 2 * np.sin(angles / 2)
+    np.testing.assert_allclose(margin, chords, atol=1e-6)
+    alone = FeatureSet(real.features[:2], real.pids[:2], real.camids[:2], real.names[:2])
+    assert np.isnan(judged(pictures[:1], ones[:1], ["a"], alone)[2]).all()  # nobody else: no margin
 
 
 def test_a_study_tells_which_of_its_pictures_are_mistaken(small_prepared, tmp_path):
@@ -98,7 +126,15 @@ def test_a_study_tells_which_of_its_pictures_are_mistaken(small_prepared, tmp_pa
     np.fill_diagonal(distance, np.inf)
     nearest = features.pids[distance.argmin(1)]
     assert floor["mistaken"].to_pylist() == (nearest != features.pids).tolist()
+    distance[features.pids[:, None] == features.pids[None]] = np.inf
+    others = np.sqrt(distance.min(1))
+    assert (np.array(floor["margin"].to_pylist()) < others).all()
+    assert [margin <= 0 for margin in found["margin"].to_pylist()] == found["mistaken"].to_pylist()
     section = write_mistakes(plan, tmp_path)
+    means = [np.mean(table["margin"].to_pylist()) for table in (floor, found)]
+    first = section.tables[1].rows[0]
+    assert section.tables[1].caption == "100 % of the images, mean margin"
+    assert [cell.split(" ")[0] for cell in first[1:]] == [f"{mean:.3f}" for mean in means]
     assert section.tables[0].columns == ["pictures", REAL_IMAGES, "generated"]
     share = 100 * np.mean(found["mistaken"].to_pylist())
     assert section.tables[0].rows[0][2].startswith(f"{share:.0f} % [")

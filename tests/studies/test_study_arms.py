@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation, binary_erosion
 from tiny_study import ARMS, FILTERED, tiny
 from torch import nn
 
@@ -20,9 +21,17 @@ from reposer.images import decode
 from reposer.models.parsing_networks import ParsingPredictor
 from reposer.runtime import setup
 from reposer.storage.manifest import read_rows
-from reposer.studies.config import ArmFilter, Budget, GeneratorChoice, _describe_parser, training_config
+from reposer.studies.config import (
+    Arm,
+    ArmFilter,
+    Budget,
+    GeneratorChoice,
+    StudyRecipe,
+    _describe_parser,
+    training_config,
+)
 from reposer.studies.plan import StudyPlan
-from reposer.studies.study import configure, run_study
+from reposer.studies.study import CONTROLS, EXTRA_ARMS, configure, run_study
 from reposer.studies.study_stages import SET
 from reposer.trained.networks import GeneratorConfig
 
@@ -45,6 +54,130 @@ def test_settings_that_nobody_asked_for_are_in_no_key(prepared, tmp_path):
     assert not config.output.held_out  # test people are looked at once, at the end
     (judgment,) = plan.judgments
     assert judgment.stage.inputs.keys() == {"version", "data", "generator", "background"}
+    arm = plan.study.arms[2].model_dump(mode="json")
+    assert not {"sources", "camera", "start", "stop"} & arm.keys()  # nor in study.json
+    recipe = plan.cells[2].training.inputs["recipe"]["generated"]
+    assert (recipe["start_epoch"], recipe["stop_epoch"]) == (0, None)
+
+
+# ---- arms with several sources, the donor's camera, a schedule, and pictures that no network makes
+
+
+def test_sources_camera_and_schedule_are_in_the_keys_that_depend_on_them(prepared, tmp_path):
+    base = ARMS[2].changed(background="donor")
+    fields = {
+        "plain": {},
+        "four": {"sources": 4},
+        "camera": {"camera": "donor"},
+        "both": {"sources": 4, "camera": "donor"},
+        "later": {"start": 0.5},
+        "until": {"start": 0.25, "stop": 0.75},
+    }
+    arms = [base.changed(name=name, **values) for name, values in fields.items()]
+    study = tiny(prepared, arms=(ARMS[0], *arms), controls=(), seeds=(0,), steps=8)
+    plan = StudyPlan(study, tmp_path)
+    sets = {cell.arm.name: cell.augmented for cell in plan.cells if cell.augmented}
+    assert len({stage.key for stage in sets.values()}) == 4
+    assert sets["later"].key == sets["until"].key == sets["plain"].key  # the pictures are the same
+    assert {"sources", "camera"} & sets["plain"].inputs.keys() == set()
+    assert (sets["both"].inputs["sources"], sets["both"].inputs["camera"]) == (4, "donor")
+    assert len({cell.training.key for cell in plan.cells}) == 7
+    # the colors of a camera are no question of identity; the number of sources is
+    judged = {part.arms: part.stage.inputs.get("sources") for part in plan.judgments}
+    assert judged == {("plain", "camera", "later", "until"): None, ("four", "both"): 4}
+
+
+def test_a_schedule_counts_steps_whatever_the_recipe(prepared):
+    """Of 8 steps, generated images are seen from start to stop: every batch outside is of real images."""
+    for start, stop, seen in ((0, 1, range(8)), (0.5, 1, range(4, 8)), (0.25, 0.75, range(2, 6))):
+        for preset in ("reid_demo", "ide_small"):
+            arm = ARMS[2].changed(start=start, stop=stop)
+            study = tiny(prepared, recipes=(StudyRecipe(preset=preset),), steps=8, settings=())
+            config = training_config(study, study.recipes[0], arm, study.budgets[0], 0, prepared)
+            assert config.total_steps == 8
+            assert [step for step in range(8) if config.mixes(step)] == list(seen)
+    settings = ("generated.start_epoch=1",)
+    asked = training_config(
+        study, study.recipes[0], ARMS[2].changed(settings=settings), study.budgets[0], 0, prepared
+    )
+    assert asked.generated.start_epoch == 1  # of an arm that names no share
+
+
+def test_controls_without_weights_do_not_share_their_pictures(prepared, tmp_path):
+    """Both have no weights, so that the hash of these says nothing; each picture is its own."""
+    study = tiny(prepared, arms=(ARMS[0], *CONTROLS), controls=(), seeds=(0,))
+    plan = StudyPlan(study, tmp_path)
+    people, seen = plan.people, {}
+    for cell in plan.cells[1:]:
+        assert plan.cache.make(cell.augmented)
+        folder = plan.cache.folder(cell.augmented) / SET
+        rows = read_rows(folder).slice(0, 6)
+        sources, donors = (
+            np.array([people.index(name) for name in rows[side].to_pylist()]) for side in ("source", "donor")
+        )
+        seen[cell.arm.name] = [decode(folder / "images" / name) for name in rows["file"].to_pylist()]
+        assert rows["background"].to_pylist() == [cell.arm.background] * 6
+    for picture, source, donor in zip(seen["paste"], sources, donors, strict=True):
+        mask, own = people.mask[source] > 0, people.images[source].astype(int)
+        inside = binary_erosion(mask, iterations=4)
+        assert np.abs(picture.astype(int) - own)[inside].mean() < 12  # JPEG
+        outside = ~binary_dilation(mask | (people.mask[donor] > 0), iterations=6)
+        assert np.abs(picture.astype(int) - people.images[donor])[outside].mean() < 12
+    assert np.abs(np.stack(seen["paste"]).astype(int) - np.stack(seen["transport"])).mean() > 5
+
+
+def test_a_plan_in_a_file_is_a_study(prepared, tmp_path):
+    """Arms by name and by their fields; what the command line names goes before what the file says."""
+    file = tmp_path / "plan.json"
+    plan = {
+        "arms": [
+            *("real", "real_repeated", "paste", "transport", "x2_sources_4_donor_camera", "x2_after_real"),
+            {"name": "mine", "factor": 3, "sources": 2, "start": 0.25, "settings": ["generated.weight=0.5"]},
+        ],
+        "recipes": [{"preset": "reid_demo", "methods": ["euclidean"]}],
+        "generator": "shipped-rsa",
+        "steps": 9,
+    }
+    file.write_text(json.dumps(plan))
+    study = configure(str(file), prepared)
+    assert [arm.name for arm in study.arms] == [*plan["arms"][:-1], "mine"]
+    assert study.arms[4] == EXTRA_ARMS["x2_sources_4_donor_camera"]
+    assert study.arms[-1] == Arm(
+        name="mine", factor=3, sources=2, start=0.25, settings=("generated.weight=0.5",)
+    )
+    assert (study.generator, study.steps, study.data) == ("shipped-rsa", 9, prepared)
+    assert configure(str(file), prepared, "shipped", ["real", "mine"], ["steps=3"]).steps == 3
+    assert configure(str(file), prepared, "shipped").generator == "shipped"
+    for change, words in {
+        "arms": (["real", "realy"], "arm realy: unknown: did you mean real"),
+        "steps": (0, "steps: input should be greater than or equal to 1"),
+        "stepz": (3, "unknown key stepz: did you mean steps"),
+        "recipes": (3, "recipes"),
+    }.items():
+        file.write_text(json.dumps(plan | {change: words[0]}))
+        with pytest.raises(UserError, match=words[1]) as caught:
+            configure(str(file), prepared)
+        assert "plan.json" in str(caught.value)
+    with pytest.raises(UserError, match=r"none\.json"):
+        configure(str(tmp_path / "none.json"), prepared)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"camera": "donor"}, "the donor's camera belongs to the donor's background"),
+        ({"camera": "donors", "background": "donor"}, "camera donors: unknown: did you mean donor"),
+        ({"sources": 0}, "greater than or equal to 1"),
+        ({"sources": 17}, "less than or equal to 16"),
+        ({"start": 0.5, "stop": 0.5}, "stop must be greater than start"),
+        ({"start": 1}, "less than 1"),
+        ({"repeated": True, "sources": 2}, "repeated images have no donor, .* or further sources"),
+        ({"factor": 1, "start": 0.5}, "factor 1 adds no images"),
+    ],
+)
+def test_an_arm_that_asks_for_what_cannot_be_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        Arm(**{"name": "x", "factor": 2} | fields)
 
 
 # ---- arms with a generator or a predictor of their own

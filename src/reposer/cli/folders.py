@@ -23,6 +23,7 @@ from reposer.cli.options import (
     Processes,
     SetOption,
     Threads,
+    claim_out,
     parse_names,
     parse_size,
     set_threads,
@@ -42,6 +43,7 @@ def demo(
     threads: Threads = None,
 ) -> None:
     """Re-pose the built-in rendered people, measure, train a little, and write a report: no data needed."""
+    claim_out("demo", out)
     from reposer.report import write_report
     from reposer.studies.demo import run_demo
 
@@ -65,6 +67,7 @@ def render(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same bytes.")] = 0,
 ) -> None:
     """Render people with exact parsing, masks and keypoints: a data set without any real person in it."""
+    claim_out("render", out)
     from reposer.rendered.dataset import write_rendered_dataset
 
     summary = write_rendered_dataset(
@@ -83,12 +86,17 @@ def render(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="augmentation, market_dev, san_table or ablations.")],
+    name: Annotated[
+        str, typer.Argument(help="augmentation, market_dev, san_table, ablations, or a plan: FILE.json.")
+    ],
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the study; the same command goes on.")],
     generator: Annotated[
-        str, typer.Option(help="Run folder, exported folder, hub id, or `shipped`; not for ablations.")
-    ] = "shipped",
+        str,
+        typer.Option(
+            help="Run folder, exported folder, hub id, `shipped` (default) or a plan's; not for ablations."
+        ),
+    ] = "",
     arms: Annotated[str, typer.Option(help="Only these arms (rows), comma-separated.")] = "",
     variants: Annotated[
         list[str] | None,
@@ -108,6 +116,7 @@ def study(
     ] = 1,
 ) -> None:
     """Compare ways to train, with controls, seeds and p-values; every finished stage is kept and shared."""
+    claim_out("study", out, data, generator, predictor or None, parser or None)
     from reposer.report import write_report
 
     chosen = parse_names(arms)
@@ -136,7 +145,8 @@ def study(
         run_study(made, out, workers=workers)
     print((out / "table.md").read_text())
     lead = "Every number on this page was measured by `reposer study`; its files lie in the same folder."
-    print(f"report: {write_report(out, title=f'Reposer study: {name}', lead=lead)}")
+    title = f"Reposer study: {Path(name).stem}"
+    print(f"report: {write_report(out, title=title, lead=lead)}")
 
 
 # ---- ``reposer report`` and ``reposer verify``: what is in a folder, and is it whole.
@@ -184,6 +194,7 @@ def export_run(
     half: Annotated[bool, typer.Option("--half", help="float16 weights, half the size.")] = False,
 ) -> None:
     """Write the newest good checkpoint of a run with a card: data, license, limits, figures, hashes."""
+    claim_out("export-run", out, run, *(figures or ()))
     from reposer.workflows.export_run import export_run as export
 
     card = {"license_text": license_text, "trained_on": trained_on}
@@ -199,10 +210,10 @@ def export_parser(
     out: Annotated[Path, typer.Argument(help="The .onnx file to write; its description goes beside it.")],
 ) -> None:
     """Write a trained parser as an ONNX file and its description."""
+    claim_out("export-parser", out, run)
     from reposer.annotation.segmentation_model import export_parser as write
 
-    for file in (out, out.with_suffix(".json")):
-        refuse_inputs(file, run)
+    refuse_inputs(out.with_suffix(".json"), run)
     print(f"{write(run, out)}: with {out.with_suffix('.json').name}")
 
 
@@ -262,6 +273,8 @@ def annotate(
     `--sample 64` first, and look; then the whole folder; then `reposer prepare`. NAME=FILE is another file of
     a known network, as maskrcnn_v2=mine.pth. The same command goes on where it stopped.
     """
+    if out is not None:
+        claim_out("annotate", out)
     from reposer.annotation.annotate import AnnotateOptions
     from reposer.annotation.annotate import annotate as annotate_folder
     from reposer.annotation.annotators import NONE, AnnotatorChoice, chosen_sides

@@ -24,13 +24,13 @@ from reposer.cli.options import (
     Sources,
     Threads,
     WeightsFolder,
+    claim_out,
     parse_names,
     parse_numbers,
     set_threads,
     with_parameters,
 )
 from reposer.errors import UserError
-from reposer.storage.paths import refuse_inputs
 
 # ---- ``reposer train``: a network of any kind, by the name of its preset.
 
@@ -50,6 +50,7 @@ def training(
     def train_it(preset: str) -> object:
         from reposer.workflows.train import train_preset
 
+        claim_out("train", out)
         limits: dict[str, Any] = {"threads": threads, "device": device, "max_minutes": max_minutes}
         return train_preset(preset, data, out, overrides or [], **limits)
 
@@ -103,11 +104,12 @@ def evaluate(
 
     With --predictor a second row shows the generator with predicted target maps in place of the true ones.
     """
-    from reposer.metrics.protocols import METRICS
-
     if metrics == "list":
+        from reposer.metrics.protocols import METRICS
+
         print("\n".join(f"{name:26} {metric.protocol}" for name, metric in METRICS.items()))
         return
+    claim_out("evaluate", out, model, data, pairs, weights, reid, predictor)
     from reposer.data.packed import PackedPeople
     from reposer.data.preparing.prepare import PACKED
     from reposer.evaluation.image_quality import DEFAULT_METRICS
@@ -121,7 +123,6 @@ def evaluate(
     from reposer.workflows.reid_features import check_data
 
     set_threads(threads)
-    refuse_inputs(out, model, data, pairs, weights, reid, predictor)
     check_data(PackedPeople.open(data / PACKED), model, predictor, reid)
     if is_predictor(model):
         print(
@@ -188,6 +189,8 @@ def generate(
     threads: Threads = None,
 ) -> None:
     """Re-pose people: a pair list, a folder, or one image; stopped jobs go on where they were."""
+    inputs = (model, data, pairs, source, source_parsing, donor, donor_parsing, target, predictor)
+    claim_out("generate", out, *inputs)
     from reposer.data.packed import PackedPeople
     from reposer.data.preparing.prepare import PACKED
     from reposer.generation.batch import GenerateOptions
@@ -214,7 +217,6 @@ def generate(
     if camera == "donor" and not (data and pairs):
         problem = "--camera donor: how cameras show colors is known in a prepared folder only"
         raise UserError(problem, f"{_PAIRS}, or --camera source")
-    refuse_inputs(out, model, data, pairs, source, source_parsing, donor, donor_parsing, target, predictor)
     if data:
         check_data(PackedPeople.open(data / PACKED), model, predictor)
     generator = PoseTransfer.from_pretrained(model).with_predictor(
@@ -313,7 +315,7 @@ def augment(
     from reposer.workflows.generate import augment_prepared
 
     chosen, needed = filters
-    refuse_inputs(out, model, data, images, predictor, needed["reid_run"], needed["parser"])
+    claim_out("augment", out, model, data, images, predictor, needed["reid_run"], needed["parser"])
     options = AugmentOptions(
         factor=factor,
         policy=donors,
@@ -366,7 +368,7 @@ def export_set(
     copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of linking them.")] = False,
 ) -> None:
     """Write an augmented set as other Re-ID programs read it; pictures that a filter dropped stay out."""
+    claim_out("export-set", out, folder)
     from reposer.generation.set_exports import export_set as export
 
-    refuse_inputs(out, folder)
     print(export(folder, out, layout, copy=copy))

@@ -6,6 +6,7 @@ several times for each command, which made ``--help`` a third slower.
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from reposer.errors import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE, MOST_SOURCES, UserError
+from reposer.storage.outputs import refuse_others
+from reposer.storage.paths import refuse_inputs
 
 __all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
 
@@ -129,6 +132,72 @@ def with_parameters(
         return command_with(parameters, run, command)
 
     return decorate
+
+
+# ---- What a command leaves in the folder of its --out: with anything else there it is refused.
+
+_EXPORT = ("model.safetensors", "config.json", "README.md", "embedding.onnx", "seal.json")
+_IMAGE_SCORES = ("image_quality.*", "map_quality.*", "identity.json", "people.png", "maps.png")
+_REID_SCORES = ("reidentification.*", "features.*", "cmc.png", "ranklist_*.png", "map_*.png")
+_PICTURES = ("job.json", "images", "manifest", "problems.csv", "seal.json")
+_SET = (*_PICTURES, "real", "real.parquet", "summary.json", "packed_*", "forgetting.json", "removed.json")
+_RUN = ("environment.json", "metrics.jsonl", "samples", "checkpoints")  # before it is a run
+OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
+    "demo": ("people", "prepared", "training", "pictures", "evaluation", "study", "sections.json"),
+    "render": ("bounding_box_*", "query", "parsing", "mask", "people.json", "keypoints.csv"),
+    "study": (
+        "study.json",
+        "stages",
+        "workers",
+        "table.*",
+        "pictures",
+        "sections.json",
+        "mistakes.*",
+        "seal.json",
+    ),
+    "export-run": _EXPORT,
+    "export-parser": (),
+    "annotate": ("annotation",),
+    "train": _RUN,
+    "evaluate": _IMAGE_SCORES,
+    "generate": _PICTURES,
+    "augment": _SET,
+    "export-set": (),
+    "prepare": ("report.json", "manifest.parquet", "problems.csv", "pairs_*.csv", "packed", "seal.json"),
+    "reid train": _RUN,
+    "reid evaluate": _REID_SCORES,
+    "reid score": _REID_SCORES,
+    "reid export": _EXPORT,
+}
+# A run may hold its own evaluations, and annotated people have any name: these are known by a file.
+_MARKS = {
+    "train": ("config.json",),
+    "reid train": ("config.json",),
+    "annotate": ("annotation/job.json", "annotation/photos/job.json"),
+}
+_FILES = {"generate": (".png", ".jpg", ".jpeg"), "export-parser": (".onnx",)}  # that --out may be itself
+
+
+def claim_out(command: str, out: Path, *inputs: str | Path | None) -> None:
+    """Refuse an output that would go over what is read, or that lies among what others wrote; the first
+    thing that every command with an output does.
+
+    Args:
+        command: a key of OUTPUT_NAMES.
+        out: of its --out, or the argument that says where it writes.
+        inputs: what it reads.
+
+    Raises:
+        UserError: ``out`` holds one of the inputs, or a file that this command did not write.
+    """
+    refuse_inputs(out, *inputs)
+    if out.suffix.lower() in _FILES.get(command, ()) and not out.is_dir():
+        if command == "generate" and os.path.lexists(out):
+            from reposer.generation.pictures import claim_picture
+
+            claim_picture(out)
+        return
+    refuse_others(out, OUTPUT_NAMES[command], marks=_MARKS.get(command, ()), page="report.html")
 
 
 def parse_size(text: str) -> tuple[int, int]:

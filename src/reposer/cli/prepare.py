@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reposer.cli.options import LARGEST, command_with, parameters_of, parse_size
+from reposer.cli.options import LARGEST, claim_out, command_with, parameters_of, parse_size
 
 
 class _Layouts(TyperGroup):
@@ -148,6 +148,7 @@ def _prepare(layout: str, options: dict[str, Any], shared: dict[str, Any]) -> No
         return
     if shared["out"] is None:
         raise typer.BadParameter("a folder to write is wanted (or --dry-run)", param_hint="'--out'")
+    claim_out("prepare", shared["out"])
     report = prepare_people(layout, options=options, on_progress=Stages(), **shared)
     print(report.summary())
 

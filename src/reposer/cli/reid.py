@@ -13,13 +13,13 @@ from reposer.cli.options import (
     Data,
     Device,
     Threads,
+    claim_out,
     finite,
     parse_names,
     set_threads,
     with_parameters,
 )
 from reposer.errors import UserError, known
-from reposer.storage.paths import refuse_inputs
 
 app = typer.Typer(
     help="Train, evaluate, score and export person re-identification networks.", no_args_is_help=True
@@ -186,9 +186,9 @@ def reid_evaluate(
 
     Features are extracted once and kept in --out; the next call with other methods starts from them.
     """
+    claim_out("reid evaluate", out, model, data, query_list, gallery_list, crops)
     from reposer.workflows.reid_evaluation import evaluate_network
 
-    refuse_inputs(out, model, data, query_list, gallery_list, crops)
     report = evaluate_network(
         model,
         data,
@@ -234,11 +234,11 @@ def reid_score(
     threads: Threads = None,
 ) -> None:
     """Score features of any tool: splits query, gallery, train (for learned methods), multi_query (crops)."""
+    if out is not None:
+        claim_out("reid score", out, *features, *(images or ()))
     from reposer.workflows.reid_evaluation import score_files, score_splits
 
     set_threads(threads)
-    if out is not None:
-        refuse_inputs(out, *features, *(images or ()))
     if train_people is not None and folds is None:
         raise UserError("--train-people is of --folds", "give both, or neither")
     if folds is None and not each:
@@ -263,7 +263,7 @@ def reid_export(
     ] = False,
 ) -> None:
     """Export a network for others: Embedding.from_pretrained reads the folder, onnxruntime the ONNX file."""
+    claim_out("reid export", out, model)
     from reposer.workflows.reid_features import export_embedding
 
-    refuse_inputs(out, model)
     print(export_embedding(model, out, onnx=onnx))

@@ -4,10 +4,11 @@
                 was trained on real images of the training people only
     pose        how well a parser's map of the picture agrees with the donor's map
     sharpness   variance of the Laplacian on the person
+    margin      how much nearer the source's person is than anybody else, under that embedding
 
 Each threshold is a quantile of the same quantity on the real training images: their distance to the nearest
-other image of their person, the parser's agreement with their own maps, their own sharpness. No test image
-and no generated one takes part.
+other image of their person, the parser's agreement with their own maps, their own sharpness, their margin. No
+test image and no generated one takes part.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 from reposer.config import Config, apply_overrides
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError, unknown
-from reposer.generation.picture_scores import SHAPES, Given, Identity, Judge, Parser, Pose, Sharpness
+from reposer.generation.picture_scores import SHAPES, Given, Identity, Judge, Margin, Parser, Pose, Sharpness
 from reposer.structures import PairBatch
 
 Need = Literal["reid_run", "parser"]
@@ -62,6 +63,7 @@ FILTERS: dict[str, Filter] = {  # in the order in which reasons are named
     "identity": Filter("identity_distance", Identity, large_is_bad=True, quantile=0.95, needs="reid_run"),
     "pose": Filter("pose_agreement", Pose, choices=SHAPES, needs="parser"),
     "sharpness": Filter("sharpness", Sharpness),
+    "margin": Filter("identity_margin", Margin, needs="reid_run"),
 }
 
 
@@ -72,14 +74,17 @@ class FilterOptions(Config):
     """
 
     model_config = ConfigDict(extra="allow")
+    later: ClassVar[frozenset[str]] = frozenset({"margin", "margin_quantile"})
 
     identity: bool = False  # near enough to its person, under a network of real images alone
     sharpness: bool = False  # as sharp as real images; a small generator's pictures are hardly ever
     pose: Literal["merged8", "mask"] | None = None  # shows the map, or silhouette, that was asked for
+    margin: bool = False  # nearer to its person than to anybody else, under that network
     # of the real images' scores
     identity_quantile: float = Field(default=FILTERS["identity"].quantile, gt=0, le=1)
     sharpness_quantile: float = Field(default=FILTERS["sharpness"].quantile, ge=0, lt=1)
     pose_quantile: float = Field(default=FILTERS["pose"].quantile, ge=0, lt=1)
+    margin_quantile: float = Field(default=FILTERS["margin"].quantile, ge=0, lt=1)
 
     @classmethod
     def further_keys(cls) -> Collection[str]:
@@ -212,8 +217,8 @@ class PictureFilter:
         return {one.column: one.judge.score(pictures, batch, source_rows) for one in self._fitted}
 
     def decide(self, scores: dict[str, NDArray[np.float64]]) -> list[str | None]:
-        """(B,) None for a picture that is kept, else why it falls: "identity", "pose", "sharpness" or several
-        of them joined by "+". An unknown score falls.
+        """(B,) None for a picture that is kept, else why it falls: names of FILTERS joined by "+". An unknown
+        score falls.
         """
         fallen = {one.name: one.falls(scores[one.column]) for one in self._fitted}
         columns = zip(*fallen.values(), strict=True)

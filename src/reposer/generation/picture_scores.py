@@ -1,4 +1,4 @@
-"""What generated pictures are judged by without a true picture: identity, pose and sharpness.
+"""What generated pictures are judged by without a true picture: identity, margin, pose and sharpness.
 
 A judge is made for the real training images of a set, whose own scores tell what is usual.
 """
@@ -151,6 +151,53 @@ class Identity:
             if len(others):
                 nearest[i] = np.linalg.norm(self._features[others] - features[i], axis=1).min()
         return nearest
+
+
+class Margin(Identity):
+    """How much nearer the source's person is than anybody else: the distance to the nearest real image of
+    another person minus that to the nearest of the source's, the source aside; below 0 it is mistaken."""
+
+    def _nearest(self, features: NDArray[np.float32], sources: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(B,) margin of features (B, D); NaN where the person has no other image, or is alone."""
+        pids, sources = self._people.pids, np.asarray(sources)
+        return margins(features, pids[sources], sources, self._features, pids[self._rows], self._rows)[0]
+
+
+def margins(
+    features: NDArray[np.float32],
+    pids: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    real: NDArray[np.float32],
+    real_pids: NDArray[np.int64],
+    real_rows: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far the nearest other person is behind one's own, and how near one's own is.
+
+    Args:
+        features: (B, D) of pictures.
+        pids: (B,) the person each should show.
+        sources: (B,) the real image that each was made from, as numbers of ``real_rows``; it is left out.
+        real, real_pids, real_rows: (N, D), (N,), (N,) the real images.
+
+    Returns:
+        (B,) nearest other person's distance minus the nearest own one's, Euclidean, at most 2 in size for
+        features of length 1; NaN without an own image or without another person; (B,) the nearest own one's
+        distance, NaN where there is none.
+    """
+    own, other = np.full(len(features), np.inf), np.full(len(features), np.inf)
+    wide = real.astype(np.float64)
+    length = (wide**2).sum(1)
+    for start in range(0, len(features), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        mine = features[part].astype(np.float64)
+        square = (mine**2).sum(1)[:, None] + length - 2 * mine @ wide.T
+        distance = np.sqrt(np.maximum(square, 0))
+        distance[sources[part, None] == real_rows] = np.inf
+        same = pids[part, None] == real_pids
+        own[part] = np.where(same, distance, np.inf).min(1, initial=np.inf)
+        other[part] = np.where(same, np.inf, distance).min(1, initial=np.inf)
+    own[~np.isfinite(own)] = np.nan
+    return np.where(np.isfinite(other), other - own, np.nan), own
 
 
 def _check_training(run: Path, people: PackedPeople) -> dict[str, Any]:

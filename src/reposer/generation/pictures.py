@@ -256,11 +256,20 @@ def write_picture(path: str | Path, pixels: NDArray[np.uint8]) -> None:
     if suffix not in FORMATS:
         raise UserError(f"{path}: pictures are written as .png or .jpg", "give the file such a name")
     made_folder(path.parent)
+    claim_picture(path)
+    write_atomic(path, encode_marked(pixels, suffix))
+
+
+def claim_picture(path: Path) -> None:
+    """Refuse to replace what is no generated picture.
+
+    Raises:
+        UserError: something else has this name.
+    """
     if os.path.lexists(path) and not (path.is_file() and is_marked(path.read_bytes()[:MARKED_BYTES])):
         raise UserError(
             f"{printable(path)}: is there already, and is no generated picture", "choose another name"
         )
-    write_atomic(path, encode_marked(pixels, suffix))
 
 
 def output_names(pairs: Sequence[tuple[str, str]], file_format: str) -> list[str]:

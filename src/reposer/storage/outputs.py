@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,45 @@ def claim_outputs(folder: Path, names: Iterable[str], *, older: bool = False) ->
     if taken:
         with disk_faults(folder), in_turn(folder, _TURN):
             _write_outputs(folder, _outputs(folder) | taken)
+
+
+# a writer's own: temporaries, a folder that waits while its successor takes its place, locks
+_PASSING = re.compile(r"\..+\.(tmp-[0-9a-f]{8}|replaced)|\.lock")
+
+
+def refuse_others(out: Path, own: Sequence[str], *, marks: Sequence[str] = (), page: str = "") -> None:
+    """Refuse a folder to write into which holds what the command that writes there did not write.
+
+    Called before any work; looks at the names at the folder's top, not below. What :func:`claim_outputs` and
+    the formats of jobs, runs and data sets check about their own files comes on top of this.
+
+    Args:
+        out: need not exist.
+        own: patterns (``*`` any text) of the names that the command leaves there. Names in the folder's list
+            of outputs are a command's too. A link is nobody's.
+        marks: files by any of which the command knows its own folder; with one there, other files may lie
+            beside those of the command, which touches none of them.
+        page: name of the report of such a folder, which any command may find there.
+
+    Raises:
+        UserError: names the first such file; or ``out`` is no folder.
+    """
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise UserError(f"{printable(out)}: is no folder", "choose another --out, or move it away")
+    if any((out / mark).is_file() for mark in marks):
+        return
+    with disk_faults(out):
+        names = sorted(os.listdir(out))
+    listed = {OUTPUTS, page, *(_outputs(out) if OUTPUTS in names else ())}
+    for name in names:
+        theirs = name in listed or _PASSING.fullmatch(name) or any(fnmatchcase(name, one) for one in own)
+        if not theirs or (out / name).is_symlink():
+            raise UserError(
+                f"{printable(out)}: holds {printable(name)}, which this command did not write",
+                "choose another --out, or move that away",
+            )
 
 
 def is_older(path: Path, fits: Callable[[Any], bool]) -> bool:

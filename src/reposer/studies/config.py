@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
@@ -19,9 +19,10 @@ from reposer.annotation.parser import SegmentationParser, open_parser
 from reposer.config import Config, apply_overrides, config_bytes, differences, load_config
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
-from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError, find, unknown
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, MOST_SOURCES, UserError, find, unknown
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.generation.augmentation import check_generator
+from reposer.generation.camera_colors import CAMERAS
 from reposer.generation.filters import FilterOptions
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.reid.distances import DISTANCES
@@ -54,7 +55,8 @@ class GeneratorChoice:
         return model.with_predictor(MapPredictor.from_pretrained(self.predictor, model.runtime), "predicted")
 
     def describe(self, data: Path) -> dict[str, str]:
-        """Hashes of the weights, whatever their names; "predictor" only where there is one.
+        """Hashes of the weights, whatever their names, or the name of a control, which has none; "predictor"
+        only where there is one.
 
         Raises:
             UserError: as :meth:`open`; or it is of another size than the prepared folder ``data``, or was
@@ -101,9 +103,9 @@ def _describe_parser(choice: ParserChoice) -> dict[str, Any]:
 def _describe(painter: GeneratorChoice, data: Path) -> tuple[tuple[str, str], ...]:
     people = PackedPeople.open(data / PACKED)
     check_data(people, painter.generator, painter.predictor or None)
-    model = painter.open()
+    model = painter.open().at_size(people.size)
     check_generator(model, people)
-    hashes = [("generator", model.weights_hash)]
+    hashes = [("generator", model.weights_hash if model.learned else model.config.generator)]
     if model.predictor is not None:  # only then, so that sets made without one keep their names
         hashes.append(("predictor", model.predictor.weights_hash))
     return tuple(hashes)
@@ -111,6 +113,9 @@ def _describe(painter: GeneratorChoice, data: Path) -> tuple[tuple[str, str], ..
 
 STUDY_FILE = "study.json"
 STUDYS = "study"  # an arm's predictor: the one that the study names
+
+
+_OF_PICTURES = {"policy", "background", "sources", "camera", "generator", "predictor", "filter"}
 
 
 class ArmFilter(FilterOptions):
@@ -124,16 +129,26 @@ class ArmFilter(FilterOptions):
 class Arm(Config):
     """One way to make the training set; the words of the table come from ``name``."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"sources", "camera", "start", "stop"})
+
     name: Annotated[str, AfterValidator(check_name)]
     # images after augmentation per real one; 1: real images only
     factor: int = Field(default=1, ge=1, le=1000)
     repeated: bool = False  # the added images are the sources themselves: what more images alone bring
     policy: str = "any"  # of donors, a key of generation.donors.POLICIES
     background: str = "generated"  # generated | donor | source
+    # images of the person that a picture is made from, at most
+    sources: int = Field(default=1, ge=1, le=MOST_SOURCES)
+    camera: str = (
+        "source"  # source | donor, whose colors and number a picture has; donor wants its background
+    )
     generator: str = ""  # of this arm, as the study's; empty: the study's
     predictor: str = ""  # of target maps, of this arm, or "study"; empty: the donor's maps are used
     filter: ArmFilter | None = None
     donor_seed: int = 0
+    # shares of the training's steps: generated images are seen from start to stop, else real ones alone
+    start: float = Field(default=0.0, ge=0, lt=1)
+    stop: float = Field(default=1.0, gt=0, le=1)
     settings: tuple[str, ...] = ()  # overrides of the recipe, as generated.weight=0.5 or augment.erase=0.5
 
     @property
@@ -147,11 +162,18 @@ class Arm(Config):
             raise ValueError(
                 f"arm {self.name}: factor 1 adds no images, so its other fields are read by nobody"
             )
-        plain = (self.policy, self.background, self.filter) == ("any", "generated", None)
-        if self.repeated and not (plain and not self.generator and not self.predictor):
+        asked = self.model_dump(exclude_defaults=True).keys()
+        if self.repeated and asked & _OF_PICTURES:
             raise ValueError(
-                f"arm {self.name}: repeated images have no donor, background, generator, predictor or filter"
+                f"arm {self.name}: repeated images have no donor, background, camera, generator, predictor,"
+                " filter or further sources"
             )
+        if self.start >= self.stop:
+            raise ValueError(f"arm {self.name}: stop must be greater than start")
+        if self.camera not in CAMERAS:
+            raise ValueError(unknown(f"arm {self.name}: camera", self.camera, CAMERAS))
+        if self.camera == "donor" and self.background != "donor":
+            raise ValueError(f"arm {self.name}: the donor's camera belongs to the donor's background")
         if self.predictor and self.background == "donor":
             raise ValueError(
                 f"arm {self.name}: the donor's background needs the donor's mask, which a predictor replaces"
@@ -325,4 +347,11 @@ def training_config(
     config = config.changed(data=data, output=output, threads=study.threads, seed=seed)
     config = apply_overrides(config, [*recipe.settings, *study.settings])
     folder = [f"generated.folder={generated}"] if generated else []
-    return apply_overrides(config, [*folder, *arm.settings]).with_steps(study.steps)
+    config = apply_overrides(config, [*folder, *arm.settings]).with_steps(study.steps)
+    if (arm.start, arm.stop) == (0, 1):
+        return config
+    epochs: dict[str, float | None] = {
+        "start_epoch": arm.start * config.epochs,
+        "stop_epoch": arm.stop * config.epochs if arm.stop < 1 else None,
+    }
+    return config.changed(generated=config.generated.changed(**epochs))

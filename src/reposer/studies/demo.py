@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,15 @@ from reposer.data.preparing.prepare import prepare_market1501
 from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_pairs
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.images import encode_png
+from reposer.jobs.stages import LOGS, STAGES
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
 from reposer.sections import Picture, Section, draw_grid, read_sections, write_sections
-from reposer.storage.files import remove_tree, write_atomic
+from reposer.storage.files import refuse_foreign, remove_tree
+from reposer.storage.outputs import OUTPUTS, SEAL, claim_outputs, refuse_others, write_output
+from reposer.storage.paths import made_folder
 from reposer.studies.config import StudyConfig
+from reposer.studies.report import PICTURES
 from reposer.studies.study import demo as demo_study
 from reposer.studies.study import run_study
 from reposer.training.loop import train
@@ -40,6 +45,14 @@ TRAIN_MINUTES = 1.75  # of training from scratch
 STUDY = "study"  # folder in the demo's
 SHOWN = 10  # pairs in the first grid, one a row: its pictures stand at twice their size on the page
 POSES = 7  # donors of the one-person-in-many-poses grid
+GRIDS = ("pairs.png", "poses.png")  # in PICTURES
+_OF_STUDY = (  # what a study's folder holds, which is deleted before the next demo's takes its place
+    *("study.json", "sections.json", "table.*", "mistakes.*", SEAL, OUTPUTS, STAGES, LOGS, PICTURES),
+    *(f"{LOGS}/*.log", f"{PICTURES}/cmc_*.png", f"{PICTURES}/*_kept.png", f"{PICTURES}/*_dropped.png"),
+    *(f"{PICTURES}/ranks_*", f"{PICTURES}/ranks_*/*.png", f"{PICTURES}/{OUTPUTS}", f"{PICTURES}/*/{OUTPUTS}"),
+    *(f"{STAGES}/*-*", f"{STAGES}/*-*/set", f"{STAGES}/*-*/run"),
+    *(f"{STAGES}/*-*/{name}" for name in ("*.json", "*.npz", "*.parquet", ".lock", ".*.tmp-*")),
+)
 
 
 @dataclass(frozen=True)
@@ -60,12 +73,16 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
         out: folder for data, runs, tables and pictures; an earlier demo there is replaced.
         quick: a tenth of the work.
         threads: CPU threads; default: PyTorch's choice.
+
+    Raises:
+        UserError: ``out`` holds what no demo wrote.
     """
     say = Console(stderr=True, highlight=False).print
     study = demo_study().changed(data=out / "prepared", threads=threads)
     scale = Scale(TRAIN_PEOPLE, TEST_PEOPLE, PAIRS, TRAIN_MINUTES, study)
     if quick:
         scale = Scale(6, 3, 16, 0.2, study.changed(steps=4, settings=("batch_size=16",)))
+    _check_out(out)
     out.mkdir(parents=True, exist_ok=True)
     say("[1/5] rendering people")
     summary = write_rendered_dataset(
@@ -117,6 +134,22 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
     return out
 
 
+def _check_out(out: Path) -> None:
+    """Refuse, before any work, to write over or to delete what is not an earlier demo's."""
+    for folder in (out / PICTURES, out / STUDY):
+        refuse_others(folder, ("*",))  # a link, or no folder
+    refuse_foreign(out / STUDY, _is_of_study, "an earlier demo's study")
+    older = (out / "prepared" / "report.json").is_file()  # a demo's, of before outputs were listed
+    claim_outputs(out / PICTURES, GRIDS, older=older)
+
+
+def _is_of_study(name: str) -> bool:
+    """Whether a path in a study's folder is of what is written there; all in a part of a stage is."""
+    parts = name.split("/")
+    known = (one for one in _OF_STUDY if one.count("/") == len(parts[:3]) - 1)
+    return any(fnmatchcase("/".join(parts[:3]), one) for one in known)
+
+
 def _test_pairs(people: PackedPeople, wanted: int) -> NDArray[np.int64]:
     """(P, 2) source and target of the test people: a seeded sample of all ordered pairs of one person."""
     test = np.flatnonzero(people.splits != "train")
@@ -143,7 +176,7 @@ def _write_pictures(
         pairs: (P, 2) source and target rows.
         models: shipped SAN, the same with predicted maps, RSA-GAN, and the SAN from scratch.
     """
-    shipped = models[0]
+    shipped, pictures = models[0], made_folder(out, PICTURES)
     shown = pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]
     columns = [
         list(people.images[shown[:, 0]]),
@@ -153,7 +186,9 @@ def _write_pictures(
         list(people.images[shown[:, 1]]),
     ]
     titles = ["source", "target map", "SAN", "pose only", "RSA-GAN", "scratch", "stitched", "true target"]
-    _save(out / "pictures" / "pairs.png", draw_grid(list(zip(*columns, strict=True)), titles, scale=2))
+    write_output(
+        pictures / "pairs.png", encode_png(draw_grid(list(zip(*columns, strict=True)), titles, scale=2))
+    )
 
     first_of_each = np.unique(people.pids[pairs[:, 0]], return_index=True)[1]
     rows = []
@@ -162,7 +197,7 @@ def _write_pictures(
         donors = others[:: max(1, len(others) // POSES)][:POSES]
         asked = np.stack([np.full_like(donors, source), donors], axis=1)
         rows.append([people.images[source], *_pictures(shipped, people, asked, "donor")])
-    _save(out / "pictures" / "poses.png", draw_grid(rows, ["source"], scale=2))
+    write_output(pictures / "poses.png", encode_png(draw_grid(rows, ["source"], scale=2)))
 
 
 def _pictures(
@@ -170,11 +205,6 @@ def _pictures(
 ) -> list[NDArray[np.uint8]]:
     batch = people.pair_batch(pairs[:, 0], pairs[:, 1])
     return list(model(batch, background).permute(0, 2, 3, 1).numpy())
-
-
-def _save(path: Path, picture: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, encode_png(picture))
 
 
 def _study_sections(out: Path) -> list[Section]:

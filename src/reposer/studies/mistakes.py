@@ -1,9 +1,10 @@
 """Which pictures hurt: who a network of real images alone takes them for, by what is known of each.
 
-A picture is mistaken when the nearest real training image of the budget, the source itself left out, shows
-another person. The network is the first recipe's and seed's of the arm on real images alone, so real images
-("real images", each left out in turn) are ones that it was trained on: they are the floor, not a test.
-No test image takes part. People with a single real image cannot be recognized and are left out.
+A picture's margin is the distance to the nearest real training image of another person minus that to the
+nearest of its own, the source itself left out. It is mistaken where the margin is not above 0. The network is
+the first recipe's and seed's of the arm on real images alone, so real images ("real images", each left out in
+turn) are ones that it was trained on: they are the floor, not a test. No test image takes part. People with a
+single real image cannot be recognized and are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import PackedPeople
-from reposer.generation.picture_scores import pose_agreement, sharpness
+from reposer.generation.picture_scores import margins, pose_agreement, sharpness
 from reposer.generation.poses import LOWER, PoseSpace, outfits
 from reposer.images import decode
 from reposer.jobs.stages import Stage, StageCache
@@ -32,6 +33,7 @@ from reposer.trained.networks import EMBEDDING, of_run
 
 MISTAKES = "mistakes.parquet"
 MISTAKEN_PICTURES = 2000  # of a set, evenly spread, to spare time; the intervals say what that leaves open
+MARGIN = "margin"  # a column; stages of before it was measured have none
 UNKNOWN = "unknown"
 TERCILES = ("lowest third", "middle third", "highest third")
 TURNS = ("same orientation", "45 degrees", "90 degrees", "135 degrees", "180 degrees")
@@ -78,10 +80,13 @@ def mistakes_stage(
         embedding = of_run(EMBEDDING, cache.folder(judge) / RUN).network.to(place.runtime().device)
         images = np.stack([decode(root / IMAGES / name) for name in table["file"].to_pylist()])
         mine = embed_images(embedding, images)
-    mistaken, distance = judged(mine, people.pids[sources], [people.names[row] for row in sources], real)
+    mistaken, distance, margin = judged(
+        mine, people.pids[sources], [people.names[row] for row in sources], real
+    )
     known = np.isfinite(distance)
     columns["own_distance"] = _terciles(distance)
     found: dict[str, NDArray[Any]] = {"pid": people.pids[sources][known], "mistaken": mistaken[known]}
+    found[MARGIN] = margin[known]
     for name, values in columns.items():
         found[name] = values[known]
     sink = pa.BufferOutputStream()
@@ -92,8 +97,8 @@ def mistakes_stage(
 
 def judged(
     features: NDArray[np.float32], pids: NDArray[np.int64], sources: Sequence[str], real: FeatureSet
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Whether another person is as near as one's own, and how near one's own is.
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Whether another person is as near as one's own, how near one's own is, and by how much nearer.
 
     Args:
         features: (N, D) of length 1.
@@ -102,21 +107,14 @@ def judged(
         real: features of length 1.
 
     Returns:
-        (N,) mistaken; (N,) Euclidean distance to the nearest image of one's own, NaN where there is none.
+        (N,) mistaken; (N,) Euclidean distance to the nearest image of one's own, NaN where there is none;
+        (N,) that to the nearest image of another person minus it.
     """
-    column = {name: number for number, name in enumerate(real.names)}
-    left_out = np.array([column.get(name, -1) for name in sources], np.int64)
-    own, other = np.full(len(features), -np.inf), np.full(len(features), -np.inf)
-    for start in range(0, len(features), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        likeness = features[part].astype(np.float64) @ real.features.T.astype(np.float64)
-        rows = np.flatnonzero(left_out[part] >= 0)
-        likeness[rows, left_out[part][rows]] = -np.inf
-        same = pids[part, None] == real.pids[None]
-        own[part] = np.where(same, likeness, -np.inf).max(1)
-        other[part] = np.where(same, -np.inf, likeness).max(1)
-    distance = np.sqrt(np.maximum(2 - 2 * own, 0))  # of vectors of length 1
-    return other >= own, np.where(np.isfinite(own), distance, np.nan)
+    number = {name: n for n, name in enumerate(real.names)}
+    left_out = np.array([number.get(name, -1) for name in sources], np.int64)
+    rows = np.arange(len(real.names))
+    margin, distance = margins(features, pids, left_out, real.features, real.pids, rows)
+    return margin <= 0, distance, margin
 
 
 def _of_sources(people: PackedPeople, sources: NDArray[np.int64]) -> dict[str, NDArray[np.str_]]:

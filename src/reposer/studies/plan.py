@@ -70,7 +70,7 @@ class Judgment:
     """Whether the pictures of some arms keep who is shown, under a network trained on real images."""
 
     budget: Budget
-    arms: tuple[str, ...]  # whose pictures come from this generator and predictor, over this background
+    arms: tuple[str, ...]  # with this generator, predictor, background and number of sources
     background: str
     stage: Stage
 
@@ -155,6 +155,8 @@ class StudyPlan:
             policy=arm.policy,
             seed=arm.donor_seed,
             background=arm.background,
+            sources=arm.sources,
+            camera=arm.camera,
             batch_size=self.study.batch_size,
             file_format="png" if arm.repeated else "jpg",  # a repeated image is the same to the last bit
             real="none",
@@ -204,15 +206,17 @@ class StudyPlan:
     def _judgments(self) -> Iterator[Judgment]:
         """One for each budget, generator and background, where there is a network to judge the pictures."""
         for budget in self.study.budgets if self.study.real_arm else ():
-            made: dict[tuple[str, GeneratorChoice], list[str]] = {}
+            made: dict[tuple[str, int, GeneratorChoice], list[str]] = {}
             for arm in self.study.arms:
                 if arm.factor > 1 and not arm.repeated:
-                    made.setdefault((arm.background, self.study.painter_of(arm, budget)), []).append(arm.name)
+                    origin = (arm.background, arm.sources, self.study.painter_of(arm, budget))
+                    made.setdefault(origin, []).append(arm.name)
             judge = self._judge(budget)
-            for (background, painter), arms in made.items():
+            for (background, sources, painter), arms in made.items():
                 inputs = {"version": _VERSION, "data": self._data_hash, "background": background}
+                inputs |= {"sources": sources} if sources > 1 else {}  # as in earlier studies
                 inputs |= painter.describe(self.study.data)
-                make = partial(judge_stage, self.cache, judge, painter, self._place, background)
+                make = partial(judge_stage, self.cache, judge, painter, self._place, background, sources)
                 title = f"identity kept, {_percent(budget.share)}, {arms[0]}"
                 yield Judgment(
                     budget, tuple(arms), background, Stage("identity", title, inputs, make, (judge,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from reposer.storage.manifest import IMAGES, read_rows
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import contained, made_folder, unlinked
 from reposer.storage.tables import read_table
-from reposer.studies.config import STUDY_FILE
-from reposer.studies.mistakes import FACTORS, MISTAKEN_PICTURES, MISTAKES
+from reposer.studies.config import STUDY_FILE, Arm
+from reposer.studies.mistakes import FACTORS, MARGIN, MISTAKEN_PICTURES, MISTAKES
 from reposer.studies.plan import Cell, Coverage, StudyPlan
 from reposer.studies.results import ArmResult, Block, Results, block_cells, title_of, what_was_found
 from reposer.studies.study_stages import COVERAGE, FEATURES, IDENTITY, REPORT, SET, SUMMARY, score_features
@@ -49,6 +49,7 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("arm", "factor", "bin")),
         *((name, pa.int64()) for name in ("pictures", "people")),
         *((name, pa.float64()) for name in ("mistaken", "low", "high")),  # share, 95 % interval or null
+        *((name, pa.float64()) for name in (MARGIN, "margin_low", "margin_high")),  # mean, 95 % interval
     ]
 )
 
@@ -73,7 +74,16 @@ def write_mistakes(plan: StudyPlan, root: Path) -> Section | None:
         "Real images are judged by a network that has learned them: a floor. Lines are related to each"
         " other, so none is a cause by itself; the distance to one's own is part of the verdict.",
     ]
-    tables = [_table(rows, share) for share in dict.fromkeys(row["budget"] for row in rows)]
+    shown: list[tuple[str, Callable[[dict[str, Any]], str]]] = [("", _cell)]
+    if any(row[MARGIN] is not None for row in rows):
+        shown.append((", mean margin", _margin_cell))
+        text.append(
+            "Margin: distance to the nearest real image of another person minus that to the nearest of one's"
+            " own; below 0 a picture is mistaken, and a small margin teaches little. Of length-1 features, so"
+            " within -2 and 2. Sets that an earlier version judged have none."
+        )
+    budgets = list(dict.fromkeys(row["budget"] for row in rows))
+    tables = [_table(rows, share, words, cell) for words, cell in shown for share in budgets]
     parts = [f"# {TITLE}", *text]
     for table in tables:
         lines = [table.columns, ["---"] * len(table.columns), *table.rows]
@@ -101,26 +111,47 @@ def _share(factor: str, name: str, part: pa.Table) -> dict[str, Any]:
     found = mean_interval(mistaken, pids) if 0 < mistaken.mean() < 1 else None
     low, high = found or (None, None)  # drawing from equal values tells no spread
     row = {"factor": factor, "bin": name, "pictures": len(pids), "people": len(np.unique(pids))}
-    return row | {"mistaken": float(mistaken.mean()), "low": low, "high": high}
+    row |= {"mistaken": float(mistaken.mean()), "low": low, "high": high}
+    return row | dict(zip((MARGIN, "margin_low", "margin_high"), _margin(part), strict=True))
 
 
-def _table(rows: Sequence[dict[str, Any]], budget: float) -> Table:
+def _margin(part: pa.Table) -> tuple[float | None, float | None, float | None]:
+    """Mean margin and its 95 % interval over people; None where nothing tells it."""
+    if MARGIN not in part.column_names:
+        return None, None, None
+    values, pids = part[MARGIN].to_numpy(), part["pid"].to_numpy()
+    known = np.isfinite(values)
+    if not known.any():
+        return None, None, None
+    return float(values[known].mean()), *(mean_interval(values[known], pids[known]) or (None, None))
+
+
+def _table(
+    rows: Sequence[dict[str, Any]], budget: float, words: str, cell: Callable[[dict[str, Any]], str]
+) -> Table:
     """Of one budget: a line for each bin, a column for each set."""
     here = [row for row in rows if row["budget"] == budget]
     arms = list(dict.fromkeys(row["arm"] for row in here))
-    cells = {(row["arm"], row["factor"], row["bin"]): _cell(row) for row in here}
+    cells = {(row["arm"], row["factor"], row["bin"]): cell(row) for row in here}
     lines = [["all pictures", *(cells[arm, ALL, ALL] for arm in arms)]]
     for factor, names in FACTORS.items():
         for name in names:
             found = [cells.get((arm, factor, name), "") for arm in arms]
             if any(found):
                 lines.append([f"{_WORDS[factor]}: {name}", *found])
-    return Table(["pictures", *arms], lines, f"{100 * budget:g} % of the images")
+    return Table(["pictures", *arms], lines, f"{100 * budget:g} % of the images{words}")
 
 
 def _cell(row: dict[str, Any]) -> str:
     interval = "" if row["low"] is None else f" [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
     return f"{100 * row['mistaken']:.0f} %{interval} ({row['pictures']:,})"
+
+
+def _margin_cell(row: dict[str, Any]) -> str:
+    if row[MARGIN] is None:
+        return "not measured"
+    interval = "" if row["margin_low"] is None else f" [{row['margin_low']:.3f}, {row['margin_high']:.3f}]"
+    return f"{row[MARGIN]:.3f}{interval}"
 
 
 PICTURES = "pictures"
@@ -180,17 +211,26 @@ def _arms_table(plan: StudyPlan) -> Table:
             facts = _json(plan, found[key], COVERAGE) if key in found else None
             row = [f"{100 * budget.share:g} %", arm.name, str(arm.factor)]
             if facts is None:
-                row += ["" if arm.factor == 1 else "the sources again", *[""] * 4, ", ".join(arm.settings)]
+                row += ["" if arm.factor == 1 else "the sources again", *[""] * 4, _settings(arm)]
             else:
                 before, after = facts["before"], facts["after"]
                 row += [arm.policy, arm.background, _kept(plan, found[key])]
                 row += [_change(before, after, key) for key in ("orientations", "pose_gap")]
-                row += [", ".join(arm.settings)]
+                row += [_settings(arm)]
             rows.append(row)
     columns = ["budget", "arm", "factor", "donors", "background", "pictures kept"]
     columns += ["orientations a person (of 8)", "pose gap (torso lengths)", "settings"]
     caption = "Poses: real images → with the pictures, each taken to have its donor's pose."
     return Table(columns, rows, caption, plain=True)
+
+
+def _settings(arm: Arm) -> str:
+    """What an arm asks for beside donors and background, in words; its overrides as they are."""
+    words = [f"{arm.sources} sources"] if arm.sources > 1 else []
+    words += ["the donor's camera"] if arm.camera == "donor" else []
+    if (arm.start, arm.stop) != (0, 1):
+        words.append(f"generated images from {100 * arm.start:g} to {100 * arm.stop:g} % of the steps")
+    return ", ".join([*words, *arm.settings])
 
 
 def _kept(plan: StudyPlan, part: Coverage) -> str:

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from reposer.config import apply_overrides
+from reposer.config import apply_overrides, read_json, validated
 from reposer.errors import UserError, find
 from reposer.jobs.stages import make_all, seal_study
 from reposer.sections import SECTIONS_FILE
+from reposer.storage.paths import printable
 from reposer.studies.config import (
     STUDYS,
     Arm,
@@ -58,6 +59,22 @@ LEVERS = (  # what raised the pictures of real people most, alone and with a mil
     Arm(name="x2_same_identity_three_quarters_real", factor=2, policy="same_identity", settings=_MOSTLY_REAL),
     Arm(name="x2_filtered_strict", factor=2, filter=ArmFilter(identity_quantile=0.8)),
     Arm(name="x2_filtered_pose", factor=2, filter=ArmFilter(identity=False, pose="merged8")),
+    Arm(name="x2_filtered_margin", factor=2, filter=ArmFilter(identity=False, margin=True)),
+)
+CONTROLS = (  # pictures that no network makes; the source stays in its pose, or is carried into the donor's
+    Arm(name="paste", factor=2, generator="paste", background="donor"),
+    Arm(name="transport", factor=2, generator="transport"),
+)
+SOURCES = (  # several images of a person, and the donor's scene in its camera's colors or in the source's
+    Arm(name="x2_sources_4", factor=2, sources=4),
+    Arm(name="x2_donor_camera", factor=2, background="donor", camera="donor"),
+    Arm(name="x2_sources_4_donor_background", factor=2, sources=4, background="donor"),
+    Arm(name="x2_sources_4_donor_camera", factor=2, sources=4, background="donor", camera="donor"),
+)
+SCHEDULES = (  # real images alone first, then both; its control does the same with repeated images
+    Arm(name="x2_after_real", factor=2, start=0.5),
+    Arm(name="x2_sources_4_after_real", factor=2, sources=4, start=0.5),
+    Arm(name="real_repeated_after_real", factor=2, repeated=True, start=0.5),
 )
 PREDICTED = (  # the donor lends its pose only: target maps are the predictor's, from what the source wears
     Arm(name="x2_predicted", factor=2, predictor=STUDYS),
@@ -125,17 +142,35 @@ STUDIES: dict[str, Callable[[], StudyConfig]] = {
 }
 # of any study, by name
 EXTRA_ARMS: dict[str, Arm] = {
-    arm.name: arm for arm in (*CLASSICAL, *GENERATED, *POLICIES, *LABELS, *LEVERS, *PREDICTED)
+    arm.name: arm
+    for arm in (
+        *(REAL, REPEATED),
+        *(*CLASSICAL, *GENERATED, *POLICIES, *LABELS, *LEVERS, *PREDICTED),
+        *(*CONTROLS, *SOURCES, *SCHEDULES),
+    )
 }
 
 
 def find_study(name: str) -> StudyConfig:
-    """The study of that name.
+    """The study of that name, or of a plan: a JSON file with the fields of StudyConfig.
+
+    An arm of a plan is an object with the fields of Arm, or the name of one of EXTRA_ARMS; ``data`` may be
+    left out.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: there is none; names the nearest, or what is wrong with the file.
     """
-    return find("study", name, STUDIES, "ablations")()
+    if not name.endswith(".json"):
+        return find("study", name, STUDIES, "ablations")()
+    plan = {"data": "."} | read_json(name, named=True)
+    if isinstance(plan.get("arms"), list):
+        plan["arms"] = [
+            find(f"{printable(name)}: arm", arm, EXTRA_ARMS).model_dump(mode="json")
+            if isinstance(arm, str)
+            else arm
+            for arm in plan["arms"]
+        ]
+    return validated(StudyConfig, plan, printable(name))
 
 
 # ---- ``reposer study``: make every stage of an augmentation study, then its table, plots and sections.
@@ -170,7 +205,7 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
 def configure(
     name: str,
     data: Path,
-    generator: str,
+    generator: str = "",
     arms: Sequence[str] = (),
     overrides: Sequence[str] = (),
     *,
@@ -179,13 +214,15 @@ def configure(
     accept_license: bool = False,
     variants: Sequence[str] = (),
 ) -> StudyConfig:
-    """A study of STUDIES on a prepared folder.
+    """A study of STUDIES, or of a plan, on a prepared folder.
 
     Args:
+        name: as :func:`find_study` knows it.
+        generator: run folder, exported folder, hub id or "shipped"; empty: the study's own.
         arms: names, of the study's arms or EXTRA_ARMS; empty: the study's.
         overrides: "a.b=c", on top of the preset.
-        predictor: of target maps, for arms that take the study's.
-        parser: for arms that judge poses.
+        predictor: of target maps, for arms that take the study's; empty: the study's own, if any.
+        parser: for arms that judge poses; the same.
         accept_license: of the parser's weights.
         variants: further arms, each "NAME=ARM FIELD=VALUE ...": an arm above (or a variant before it) under
             another name with some fields changed, as "x2_other=x2_any generator=RUN".
@@ -194,8 +231,14 @@ def configure(
         UserError: an unknown study, arm or setting; a variant that says nothing new; an arm that needs a
             predictor or a parser where none is named, or one is named that no arm needs.
     """
-    study = find_study(name).changed(data=data, generator=generator)
-    study = study.changed(predictor=predictor, parser=parser, accept_license=accept_license)
+    named = {
+        "generator": generator,
+        "predictor": predictor,
+        "parser": parser,
+        "accept_license": accept_license,
+    }
+    study = find_study(name)
+    study = study.changed(data=data, **{field: value for field, value in named.items() if value})
     known = EXTRA_ARMS | {arm.name: arm for arm in study.arms}
     chosen = list(arms or (arm.name for arm in study.arms))
     for text in variants:

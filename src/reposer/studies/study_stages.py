@@ -248,11 +248,13 @@ def judge_stage(
     painter: GeneratorChoice,
     place: StageContext,
     background: str,
+    sources: int,
     folder: Path,
 ) -> Sequence[str]:
     """Are generated test people found among the real ones, by a network trained on real images?"""
     model = painter.open(place.runtime())
-    measure_identity(model, cache.folder(judge) / RUN, place.data, folder, background=background)
+    run = cache.folder(judge) / RUN
+    measure_identity(model, run, place.data, folder, background=background, sources=sources)
     return [IDENTITY]
 
 

@@ -1,0 +1,99 @@
+"""One small folder of every kind that a command writes, made by the commands themselves, for tests of what
+commands do with damaged ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from tiny_study import ARMS, tiny
+
+from reposer.rendered.dataset import write_rendered_dataset
+from reposer.studies.config import StudyRecipe
+from reposer.studies.study import run_study
+
+SIZE = (64, 32)
+ONE_STEP = ("--set", "schedule.epochs_const=0.001", "--set", "schedule.epochs_decay=0")
+SAN = "{ngf: 4, enc_strides: [2, 2, 1], blocks: 1, n_convs: 1, deep_channels: [8]}"
+SMALL_REID = (
+    *("augment.resize=[64,32]", "augment.crop=[64,32]", "embedding.size=[64,32]", "embedding.stripes=1"),
+    *("embedding.backbone_args={widths: [4, 6, 8]}", "data.images_per_person=2", "batch_size=4"),
+    *("schedule.epochs=0.01",),
+)
+RUN_KINDS = ("generator", "predictor", "embedding")
+
+
+def command(*arguments: object) -> None:
+    """The command line in this process.
+
+    Raises:
+        UserError, click's usage errors: as the command.
+    """
+    from reposer.cli.main import app
+
+    typer.main.get_command(app).main([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def settings(values: tuple[str, ...]) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def write_zoo(root: Path) -> dict[str, Path]:
+    """Folders and files by kind."""
+    zoo = {name: root / name for name in ("people", "prepared", "crops", *RUN_KINDS)}
+    write_rendered_dataset(
+        zoo["people"],
+        identities=4,
+        test_identities=2,
+        images_per_identity=4,
+        size=SIZE,
+        samples=1,
+        workers=1,
+    )
+    one = ("--threads", 1)
+    data = ("--data", zoo["prepared"])
+    command(
+        "prepare", "market1501", zoo["people"], "--out", zoo["prepared"], "--holdout", 1, "--size", "64x32"
+    )
+    san = (f"generator_args={SAN}", "discriminator_args={ndf: 4, blocks: 1}", "batch_size=2")
+    command("train", "san_demo", *data, "--out", zoo["generator"], *ONE_STEP, *settings(san), *one)
+    maps = ("optimizer.epochs=0.02", "predictor_args={width: 4}", "batch_size=2", "data.pairs_per_epoch=60")
+    command("train", "predictor_demo", *data, "--out", zoo["predictor"], *settings(maps), *one)
+    command("reid", "train", "reid_demo", *data, "--out", zoo["embedding"], *settings(SMALL_REID), *one)
+
+    def out(name: str) -> tuple[str, Path]:
+        zoo[name] = root / name
+        return "--out", zoo[name]
+
+    words = ("--license", "research only", "--trained-on", "rendered people")
+    command("export-run", zoo["generator"], *words, *out("exported_generator"))
+    command("reid", "export", zoo["embedding"], *out("exported_embedding"))
+    command("evaluate", zoo["generator"], *data, *out("evaluation"), "--metrics", "l1,ssim", *one)
+    scores = ("--methods", "euclidean", *one)
+    command("reid", "evaluate", zoo["embedding"], *data, *out("reid_evaluation"), *scores)
+    command("reid", "score", zoo["reid_evaluation"] / "features.npz", *out("scores"), *scores)
+    pairs = zoo["prepared"] / "pairs_val.csv"
+    command("generate", zoo["generator"], *data, "--pairs", pairs, *out("generated"), *one)
+    filters = ("--filter", "margin", "--reid", zoo["embedding"], "--images", zoo["people"])
+    command("augment", zoo["generator"], *data, *filters, *out("augmented"), *one, "--device", "cpu")
+    command("export-set", zoo["augmented"], *out("exported_set"))
+    (zoo["crops"] / "mask").mkdir(parents=True)
+    for number, path in enumerate(sorted((zoo["people"] / "bounding_box_train").iterdir())[:3]):
+        (zoo["crops"] / f"{number}.jpg").write_bytes(path.read_bytes())
+        (zoo["crops"] / "mask" / f"{number}.png").write_bytes(
+            (zoo["people"] / "mask" / f"{path.stem}.png").read_bytes()
+        )
+    given = ("--parser", "none", "--mask", zoo["crops"] / "mask")
+    command("annotate", zoo["crops"], *given, *out("annotated"), *one)
+    recipe = StudyRecipe(preset="reid_demo", methods=("euclidean",), settings=SMALL_REID[:-1])
+    study = tiny(
+        zoo["prepared"],
+        generator=str(zoo["generator"]),
+        arms=ARMS[:3],
+        recipes=(recipe,),
+        seeds=(0,),
+        settings=(),
+    )
+    zoo["study"] = run_study(study, root / "study")
+    command("report", zoo["study"])
+    return zoo
