@@ -140,7 +140,16 @@ _EXPORT = ("model.safetensors", "config.json", "README.md", "embedding.onnx", "s
 _IMAGE_SCORES = ("image_quality.*", "map_quality.*", "identity.json", "people.png", "maps.png")
 _REID_SCORES = ("reidentification.*", "features.*", "cmc.png", "ranklist_*.png", "map_*.png")
 _PICTURES = ("job.json", "images", "manifest", "problems.csv", "seal.json")
-_SET = (*_PICTURES, "real", "real.parquet", "summary.json", "packed_*", "forgetting.json", "removed.json")
+_SET = (
+    *_PICTURES,
+    "real",
+    "real.parquet",
+    "_real.sha256",
+    "summary.json",
+    "packed_*",
+    "forgetting.json",
+    "removed.json",
+)
 _RUN = ("environment.json", "metrics.jsonl", "samples", "checkpoints")  # before it is a run
 OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
     "demo": ("people", "prepared", "training", "pictures", "evaluation", "study", "sections.json"),
