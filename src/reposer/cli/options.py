@@ -169,7 +169,7 @@ OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
     "annotate": ("annotation",),
     "train": _RUN,
     "evaluate": _IMAGE_SCORES,
-    "generate": _PICTURES,
+    "generate": (*_PICTURES, "*___*.png", "*___*.jpg"),  # these: an image in several poses
     "augment": _SET,
     "export-set": (),
     "prepare": ("report.json", "manifest.parquet", "problems.csv", "pairs_*.csv", "packed", "seal.json"),
