@@ -313,7 +313,7 @@ def test_arms_are_named_on_the_command_line(prepared, others):
         (["x2_any"], {"parser": "P"}, "--parser P: no arm of the study uses it: take x2_filtered_pose"),
         ([], {"variants": ["mine"]}, "--arm mine: is no arm .*write NAME=ARM FIELD=VALUE"),
         ([], {"variants": ["mine=x2_any"]}, "--arm mine=x2_any: is no arm with another name and other"),
-        ([], {"variants": ["mine=x3 factor=3"]}, "arm x3: unknown: .*known: real_plain"),
+        ([], {"variants": ["mine=x3 factor=3"]}, "arm x3: unknown: .*known: real, real_repeated, real_plain"),
         ([], {"variants": ["x2_any=x2_any factor=3"]}, "there is an arm x2_any already"),
         ([], {"variants": ["mine=x2_any generatr=G"]}, "--arm mine=x2_any generatr=G: generatr=G: unknown"),
         ([], {"variants": ["mine=real generator=G"]}, "factor 1 adds no images"),

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from reposer.errors import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE, MOST_SOURCES, UserError
-from reposer.storage.outputs import refuse_others
 from reposer.storage.paths import refuse_inputs
 
 __all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
@@ -178,8 +177,11 @@ OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
     "reid score": _REID_SCORES,
     "reid export": _EXPORT,
 }
-# A run may hold its own evaluations, and annotated people have any name: these are known by a file.
+# Known by a file: a run, which may hold its own evaluations; annotated people, who have any name; and what is
+# looked through in full by the command itself.
 _MARKS = {
+    "prepare": ("report.json",),
+    "render": ("people.json",),
     "train": ("config.json",),
     "reid train": ("config.json",),
     "annotate": ("annotation/job.json", "annotation/photos/job.json"),
@@ -199,6 +201,8 @@ def claim_out(command: str, out: Path, *inputs: str | Path | None) -> None:
     Raises:
         UserError: ``out`` holds one of the inputs, or a file that this command did not write.
     """
+    from reposer.storage.outputs import refuse_others
+
     refuse_inputs(out, *inputs)
     if out.suffix.lower() in _FILES.get(command, ()) and not out.is_dir():
         if command == "generate" and os.path.lexists(out):
