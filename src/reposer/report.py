@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -27,7 +28,10 @@ _MAX_TEXT, _MAX_PICTURE, _MAX_PAGE = 4 * 2**20, 64 * 2**20, 2**30  # bytes that 
 _MOST_SECTIONS, _MOST_PICTURES, _MOST_CELLS = 1_000, 2_000, 1_000_000
 _MARKS = (b'content="reposer"', b"--mark: #0b6e4f")  # of pages now, and of those before they were marked
 _MARKED = 20_000  # bytes at whose start a page has its mark
-CURVES_PER_FIGURE = 6
+# what a terminal or an editor would obey, and what turns the reading direction; line ends and tabs stay
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_MOST_CURVES, _MOST_POINTS = 120, 5_000  # panels; points of one, evenly thinned
+_LONGEST_NAME = 60  # characters of a curve's name
 REID_COLUMNS = ("rank1", "rank5", "rank10", "rank20", "mAP_step", "mAP_trapezoid", "mINP")
 SAMPLES_SHOWN = 3  # first, middle and last sample grid of a training
 
@@ -54,6 +58,7 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
         lead=lead or "Everything on this page was read from the files of the run.",
         sections=sections,
     )
+    page = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), page)
     path = run_dir / REPORT_FILE
     _refuse_other_page(path)
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
@@ -216,6 +221,9 @@ def _curves_section(folder: Path, run_dir: Path) -> Section | None:
     )
     if not names:
         return None
+    if len(names) > _MOST_CURVES:
+        problem = f"{printable(path)}: logs {len(names):,} different values, at most {_MOST_CURVES} are drawn"
+        raise UserError(problem, "move it away, or give another folder")
     curves = {n: [(line["step"], line[n]) for line in lines if n in line] for n in names}
     return Section(
         title=_titled("Training curves", folder, run_dir),
@@ -237,8 +245,9 @@ def _plot(curves: dict[str, list[tuple[int, float]]]) -> str:
     ):
         figure, axes = pyplot.subplots(lines, columns, figsize=(3.3 * columns, 2.1 * lines), squeeze=False)
         for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
+            points = points[:: -(-len(points) // _MOST_POINTS)]
             axis.plot([p[0] for p in points], [p[1] for p in points], color="#0b6e4f", linewidth=1.1)
-            axis.set_title(name, fontsize=8, loc="left")
+            axis.set_title(printable(name[:_LONGEST_NAME]), fontsize=8, loc="left", parse_math=False)
             axis.grid(alpha=0.25, linewidth=0.5)
         for axis in axes.flat[len(curves) :]:
             axis.remove()

@@ -17,8 +17,10 @@ import pytest
 import typer
 
 from reposer.cli.main import app
+from reposer.cli.options import parse_numbers, parse_size
 from reposer.config import Config, apply_overrides
 from reposer.errors import UserError
+from reposer.runtime import setup
 from reposer.studies.ablations import AblationConfig
 from reposer.studies.study import find_study
 from reposer.workflows.gan_presets import PRESETS
@@ -99,6 +101,34 @@ def test_a_refusal_is_one_line_and_nothing_is_written(run, tmp_path):
     assert code == 2
     assert "--budget" in error
     assert not out.exists()
+
+
+# ---- numbers within texts
+
+NO_NUMBERS = ("", "-1", "nan", "1e3", "0x10", "\u00b2", "\u0665", "1_0", "9" * 5000)
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_a_number_in_a_text_is_one_or_the_line_names_the_option(text):
+    """A superscript two is a digit to Python and no number; five thousand nines are too many for it."""
+    for size in (f"{text}x5", f"5x{text}", text, f"0{text}x0", f"5000x{text or 1}"):
+        with pytest.raises(UserError, match=r"--size .*write HEIGHTxWIDTH") as told:
+            parse_size(size)
+        assert len(str(told.value)) < 200
+    for numbers in (text, f"1,{text or 'x'}", f"{text or '-'},4"):
+        with pytest.raises(UserError, match=r"--sources .*write 1,4") as told:
+            parse_numbers("--sources", numbers)
+        assert len(str(told.value)) < 200
+    for device in (f"cuda:{text}", f"cpu:{text}", f"gpu{text}"):
+        with pytest.raises(UserError, match="device") as told:
+            setup(device)
+        assert len(str(told.value)) < 400
+
+
+def test_numbers_in_texts_are_read():
+    assert parse_size("128X64") == (128, 64)
+    assert parse_size("4096x1") == (4096, 1)
+    assert parse_numbers("--sources", " 1, 4") == [1, 4]
 
 
 # ---- settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,9 @@ class FolderMasks:
         """Where the mask of the image ``stem`` is looked for; the first one counts."""
         names = [f"{stem}{suffix}" for suffix in _SUFFIXES]
         more = [spelled for name in map_names("mask", stem) for spelled in _spellings(name)]
-        there = [name for name in dict.fromkeys(more) if name not in names and (self.folder / name).is_file()]
+        there = [
+            name for name in dict.fromkeys(more) if name not in names and os.path.lexists(self.folder / name)
+        ]
         return [self.folder / name for name in (*names, *there)]
 
     def find(self, stem: str, size: tuple[int, int]) -> NDArray[np.bool_] | None:
@@ -107,7 +110,7 @@ class FolderMasks:
             AnnotationError: another size.
         """
         for path in self.places(stem):
-            if path.is_file():
+            if os.path.lexists(path):  # what is no file, or a link out, is refused and not passed over
                 return read_mask(path, size, self.folder)
         return None
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from reposer.errors import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE, MOST_SOURCES, UserError
-from reposer.storage.paths import refuse_inputs
+from reposer.storage.paths import printable, refuse_inputs
 
 __all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
 
@@ -42,7 +42,7 @@ BatchSize = Annotated[int, typer.Option(min=1, max=MOST_AT_ONCE, help="Pictures 
 Processes = Annotated[
     int, typer.Option(min=1, max=MOST_SIDE_BY_SIDE, help="Side by side; --threads is for each.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting, as optimizer.lr=1e-4; repeatable.")
 ]
@@ -213,16 +213,21 @@ def claim_out(command: str, out: Path, *inputs: str | Path | None) -> None:
     refuse_others(out, OUTPUT_NAMES[command], marks=_MARKS.get(command, ()), page="report.html")
 
 
+_LONGEST_SIDE = 4096  # pixels
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """ "128x64" -> (128, 64): height, width.
 
     Raises:
-        UserError: anything else.
+        UserError: anything else, or a side of more than 4,096 pixels.
     """
     height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise UserError(f"--size {text}: not a size", "write HEIGHTxWIDTH, as 128x64")
-    return int(height), int(width)
+    sides = [int(side) for side in (height, width) if side.isascii() and side.isdigit() and len(side) < 6]
+    if len(sides) < 2 or not all(1 <= side <= _LONGEST_SIDE for side in sides):
+        advice = f"write HEIGHTxWIDTH, as 128x64, each at most {_LONGEST_SIDE:,}"
+        raise UserError(f"--size {printable(text[:40])}: not a size", advice)
+    return sides[0], sides[1]
 
 
 def parse_names(text: str) -> list[str]:

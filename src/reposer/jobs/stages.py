@@ -32,7 +32,14 @@ from reposer.jobs.executors import end_with_parent, spawning
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.lock import held
 from reposer.storage.outputs import MARK, OUTPUTS, SEAL, seal_faults, write_seal
-from reposer.storage.paths import check_name, contained, made_folder, require_inside
+from reposer.storage.paths import (
+    check_name,
+    contained,
+    made_folder,
+    require_inside,
+    require_regular,
+    unlinked,
+)
 
 STAGES, DONE, _INPUTS, _LOCK = "stages", "done.json", "inputs.json", ".lock"
 _WAIT = 0.5  # seconds between two looks for a stage that is ready
@@ -277,6 +284,10 @@ def make_all(root: Path, plan: Plan, *, workers: int = 1, threads: int | None = 
         print(f"study: {progress_line(cache, stages, 1)}", file=sys.stderr)
         return
     made_folder(root, LOGS)
+    for number in range(workers):
+        log = _log_of(root, number)
+        if os.path.lexists(log):
+            require_regular(log)
     context = multiprocessing.get_context("spawn")
     with spawning(**({} if threads is None else dict.fromkeys(_THREADS, str(threads)))):
         running = [
@@ -320,6 +331,11 @@ def _watch(root: Path, cache: StageCache, stages: Sequence[Stage], running: list
     print(f"study: {progress_line(cache, stages, len(running))}", file=sys.stderr)
 
 
+def _log_of(root: Path, number: int) -> Path:
+    """Where a worker writes what it says; never through a link."""
+    return unlinked(root, f"{LOGS}/{number}.log")
+
+
 def _refuse_failed(root: Path, running: list[SpawnProcess]) -> None:
     for number, process in enumerate(running):
         if process.exitcode:
@@ -334,7 +350,7 @@ def _worker(root: Path, plan: Plan, number: int, threads: int | None) -> None:
     """A process of its own: everything it says goes to its log."""
     # however the parent ends, a training saves and stops; any other stage just stops
     end_with_parent(partial(os.kill, os.getpid(), signal.SIGTERM))
-    log = os.open(root / LOGS / f"{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    log = os.open(_log_of(root, number), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
     _use_threads(threads)

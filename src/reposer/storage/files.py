@@ -42,6 +42,7 @@ _DISK_FAULTS = {
     errno.EEXIST: "something of this name is in the way; choose another path",
     errno.EISDIR: "a folder of this name is in the way; choose another path",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link is in the way; remove it, or choose another path",
 }
 
 

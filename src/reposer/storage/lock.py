@@ -6,6 +6,7 @@ write its parts, so that a second start is refused until the last of them has en
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -65,8 +66,17 @@ def try_lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bo
 
 @contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file, which stays, until the block ends; False where another process does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    """Hold the lock of a file, which stays, until the block ends; False where another process does.
+
+    Raises:
+        UserError: something else than a file has this name.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+        raise UserError(f"{path}: is a link or a folder, not a lock", "delete it") from error
     try:
         yield try_lock(descriptor)
     finally:

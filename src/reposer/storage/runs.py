@@ -49,7 +49,7 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         """Lock ``folder`` and open its metrics; use :meth:`create` or :meth:`open`."""
         self.folder = folder
-        for name in (_METRICS, _LOCK, "samples", "checkpoints"):
+        for name in (_METRICS, _LOCK, "samples", "checkpoints", "tensorboard"):
             unlinked(folder, name)
         self._metrics = -1
         self._lock = _acquire(folder)

@@ -150,7 +150,7 @@ class AblationConfig(Config):
     metrics: tuple[str, ...] = DEFAULT_METRICS
     # CPU threads of each worker; results depend on it
     threads: int | None = Field(default=1, ge=1, le=MOST_SIDE_BY_SIDE)
-    device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
+    device: str = "auto"  # auto, cpu, cuda or mps; results depend on it
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

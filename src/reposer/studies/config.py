@@ -229,7 +229,7 @@ class StudyConfig(Config):
     batch_size: int = Field(default=32, ge=1, le=MOST_AT_ONCE)
     # CPU threads of each worker; results depend on it
     threads: int | None = Field(default=1, ge=1, le=MOST_SIDE_BY_SIDE)
-    device: str = "auto"  # auto, cpu, cuda or cuda:N; results depend on it
+    device: str = "auto"  # auto, cpu, cuda or mps; results depend on it
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
