@@ -58,7 +58,6 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
         lead=lead or "Everything on this page was read from the files of the run.",
         sections=sections,
     )
-    page = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), page)
     path = run_dir / REPORT_FILE
     _refuse_other_page(path)
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
@@ -300,4 +299,12 @@ def _template() -> Any:
     from jinja2 import Environment
 
     source = files("reposer.assets").joinpath("report.html.j2").read_text()
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_controls)
+    return made.from_string(source)
+
+
+def _without_controls(value: Any) -> Any:
+    """A text as it may stand on a page: controls are shown, not obeyed."""
+    if not isinstance(value, str) or not _CONTROLS.search(value):
+        return value
+    return type(value)(_CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), value))

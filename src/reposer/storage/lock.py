@@ -6,7 +6,6 @@ write its parts, so that a second start is refused until the last of them has en
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -74,7 +73,7 @@ def held(path: Path) -> Iterator[bool]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR):
+        if not (path.is_symlink() or path.is_dir()):
             raise
         raise UserError(f"{path}: is a link or a folder, not a lock", "delete it") from error
     try:
