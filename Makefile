@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SLOW_THREADS ?= 1
-EVERYTHING := .[dev,onnx,annotate,tensorboard]
-PINNED := .[dev,onnx,annotate,tensorboard,docs]
+EVERYTHING := .[dev,onnx,annotate,tensorboard,serve]
+PINNED := .[dev,onnx,annotate,tensorboard,serve,browser,docs]
 PIP := -m pip install --quiet --disable-pip-version-check
 # Thousands of small files that tests wait for the disk to keep: in memory where there are 4 GB to spare.
 ROOM := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000')
@@ -46,7 +46,8 @@ test-lowest: ## The fast suite with the lowest versions that pyproject.toml allo
 pins: ## Write constraints.txt from .venv-latest, after a green test-latest
 	.venv-latest/bin/python tests/helpers/versions.py installed > constraints.tmp && mv constraints.tmp constraints.txt
 
-test-slow: venv ## Run the long tests: kills, faults, two processes
+test-slow: venv ## Run the long tests: kills, faults, two processes; the page in Debian's chromium, where it is
+	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[browser]'
 	OMP_NUM_THREADS=$(SLOW_THREADS) $(BIN)/python -m pytest -m "slow and not real"
 
 test-real: venv ## Run the tests on real data beside the repository (skipped where it is absent)

@@ -33,6 +33,7 @@ ROOMS = {
     "evaluation": {"data", "models", "metrics", "reid", "trained", "annotation"},
     "workflows": BELOW,
     "studies": BELOW | {"workflows"},
+    "app": {"workflows", "report"},  # the web page
     "assets": set(),
 }
 GROUND_FLOOR = {

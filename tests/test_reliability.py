@@ -12,6 +12,7 @@ TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
 NAMED = re.findall(r"`([\w/]+\.py)::(\w+)`( \(slow\))?", PAGE)
 PROMISES = {*(f"A{n}" for n in range(1, 11)), *(f"B{n}" for n in range(1, 10)), "C1", "C2", "C3", "C4"}
+PROMISES |= {f"D{n}" for n in range(1, 6)}
 PROMISES |= {*(f"E{n}" for n in range(1, 7)), *(f"F{n}" for n in range(1, 7))}
 PROMISES |= {*(f"G{n}" for n in range(1, 11)), *(f"H{n}" for n in range(1, 7))}
 

@@ -11,7 +11,7 @@ import versions
 from packaging.requirements import Requirement
 
 CONSTRAINTS = versions.PROJECT.with_name("constraints.txt")
-EXTRAS_OF_MAKE = {"dev", "onnx", "annotate", "tensorboard"}
+EXTRAS_OF_MAKE = {"dev", "onnx", "annotate", "tensorboard", "serve"}
 
 
 def pinned() -> dict[str, Requirement]:

@@ -42,6 +42,23 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
     Raises:
         UserError: the folder is not there, or holds nothing that a report could show.
     """
+    page = _template().render(
+        title=title or f"Reposer: {run_dir.name}",
+        lead=lead or "Everything on this page was read from the files of the run.",
+        sections=report_sections(run_dir),
+    )
+    path = run_dir / REPORT_FILE
+    _refuse_other_page(path)
+    write_atomic(path, page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def report_sections(run_dir: Path) -> list[Section]:
+    """What a page about a folder shows, its pictures as data URIs.
+
+    Raises:
+        UserError: as :func:`write_report`.
+    """
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such folder", "give the folder of a run or of an evaluation")
     sections = read_sections(run_dir) + _run_sections(run_dir)
@@ -52,16 +69,7 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
             "give the folder that `reposer train`, `evaluate` or `reid evaluate` wrote",
         )
     _refuse_too_much(sections, run_dir)
-    sections = [_embed_pictures(section, run_dir) for section in sections]
-    page = _template().render(
-        title=title or f"Reposer: {run_dir.name}",
-        lead=lead or "Everything on this page was read from the files of the run.",
-        sections=sections,
-    )
-    path = run_dir / REPORT_FILE
-    _refuse_other_page(path)
-    write_atomic(path, page.encode("utf-8", "backslashreplace"))
-    return path
+    return [_embed_pictures(section, run_dir) for section in sections]
 
 
 def _refuse_too_much(sections: list[Section], run_dir: Path) -> None:

@@ -1114,6 +1114,7 @@ def test_the_search_lets_pass_what_is_checked() -> None:
 
 # What opens a file without a look at its kind, and why it may: all else goes through storage/paths.py.
 _OPENS = {
+    "app/server.py": "parts of the package",
     "annotation/faults.py": "written a moment before, in a scratch folder",
     "annotation/onnx_session.py": "a file of the kernel's",
     "cli/folders.py": "written a moment before",

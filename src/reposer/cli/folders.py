@@ -1,9 +1,9 @@
-"""Commands about whole folders: ``demo``, ``render``, ``study``, ``report``, ``verify``, ``export-parser``,
-``annotate``."""
+"""Commands about whole folders: ``demo``, ``render``, ``study``, ``report``, ``verify``, ``serve``,
+``export-parser``, ``annotate``."""
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -175,6 +175,31 @@ def verify(
     print("\n".join(map(printable, faults)) if faults else f"{printable(folder)}: {kind}: nothing is wrong")
     if faults:
         raise UserError(f"{printable(folder)}: {kind}: {len(faults)} faults", "make the damaged files again")
+
+
+# ---- ``reposer serve``: the same folders in a browser.
+
+
+@app.command()
+def serve(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of sets, annotated people, runs and studies; looked through.")
+    ] = Path("."),
+    host: Annotated[str, typer.Option(help="Address to listen on; this machine alone sees 127.0.0.1.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8765,
+) -> None:
+    """Show a folder's pictures, runs and studies as a page of this machine; keep or drop pictures there."""
+    try:
+        from reposer.app.server import serve as answer
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "uvicorn"):
+            raise
+        problem = f"the page needs {error.name}, not installed here"
+        raise UserError(problem, "pip install reposer[serve]") from error
+    with suppress(KeyboardInterrupt):
+        answer(folder, host=host, port=port)
 
 
 # ---- ``reposer export-run``: a run as a folder to share.

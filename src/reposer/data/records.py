@@ -1,4 +1,5 @@
-"""What is known of a data set's images: problems of their files, and the manifest of those that are usable.
+"""What is known of a data set's images: problems of their files, the manifest of those that are usable, and
+which of them somebody kept or dropped by hand.
 
 The manifest is one Parquet file that any Parquet reader reads; same records, same bytes.
 
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from reposer.errors import UserError
-from reposer.storage.files import write_atomic
-from reposer.storage.paths import RefusedFileError, check_relative, printable, read_regular
+from reposer.config import canonical_json, foreign_values, read_json
+from reposer.errors import UserError, known
+from reposer.storage.files import sha256_bytes, write_atomic
+from reposer.storage.lock import in_turn
+from reposer.storage.paths import RefusedFileError, check_relative, printable, read_regular, unlinked
 from reposer.storage.tables import check_decoded
 from reposer.structures import NUM_JOINTS, PersonRecord
 
@@ -253,3 +257,100 @@ def _read_table(path: Path) -> pa.Table:
 
 def _bad(file: str, row: int, what: str) -> UserError:
     return UserError(f"{file}: row {row}: {what}", "correct it or run reposer prepare again")
+
+
+# ---- What somebody kept or dropped by hand: beside the images of an annotated folder or a generated set.
+#
+# A decision is about a picture, by its name and the sha256 of its bytes: another picture of that name is not
+# meant. It outweighs what a filter decided.
+
+DECISIONS = "decisions.json"
+KEEP, DROP = "keep", "drop"
+_TURN = f".{DECISIONS}.tmp-00000000"  # a temporary: swept when its holder was killed
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One picture's."""
+
+    sha256: str  # of the picture that was looked at
+    keep: bool
+
+
+def read_decisions(folder: Path) -> dict[str, Decision]:
+    """Name, relative to where the folder's pictures are, -> decision; empty where nobody decided anything.
+
+    Raises:
+        UserError: the file is damaged, or holds something else; names the picture.
+    """
+    path = folder / DECISIONS
+    if not os.path.lexists(path):
+        return {}
+    value = read_json(path)
+    with foreign_values(path):
+        if value["schema_version"] != SCHEMA_VERSION:
+            raise UserError(f"{printable(path)}: is of another version", "restore this file")
+        return {_place(path, name): _decision(path, name, one) for name, one in value["decisions"].items()}
+
+
+def _place(path: Path, name: str) -> str:
+    try:
+        return check_relative(name)
+    except ValueError as error:
+        raise UserError(f"{printable(path)}: {printable(name)[:80]}: {error}", "correct it") from error
+
+
+def _decision(path: Path, name: str, value: Mapping[str, Any]) -> Decision:
+    place = f"{printable(path)}: {printable(name)}"
+    if not isinstance(value["sha256"], str) or not _SHA256.fullmatch(value["sha256"]):
+        raise UserError(f"{place}: sha256 is none", "correct it")
+    word = value["decision"] if isinstance(value["decision"], str) else repr(value["decision"])
+    return Decision(value["sha256"], known(f"{place}: decision", word, (KEEP, DROP)) == KEEP)
+
+
+def decide(folder: Path, changes: Mapping[str, Decision | None]) -> dict[str, Decision]:
+    """Write decisions, None takes one back, and return all of them; processes take turns.
+
+    Raises:
+        UserError: what is there is damaged, or a link.
+        DiskError: the disk refuses.
+    """
+    with in_turn(folder, _TURN):
+        decisions = read_decisions(folder)
+        for name, decision in changes.items():
+            decisions.pop(name, None)
+            if decision is not None:
+                decisions[check_relative(name)] = decision
+        body = {
+            name: {"sha256": one.sha256, "decision": KEEP if one.keep else DROP}
+            for name, one in sorted(decisions.items())
+        }
+        text = json.dumps({"schema_version": SCHEMA_VERSION, "decisions": body}, indent=1)
+        write_atomic(unlinked(folder, DECISIONS), f"{text}\n".encode())
+    return decisions
+
+
+def kept_by_hand(
+    folder: Path, names: Sequence[str], digests: Sequence[str], kept: Sequence[bool] | NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """(N,) ``kept`` with the folder's decisions about these pictures in its place.
+
+    Args:
+        folder: that holds decisions.json, or none.
+        names, digests: N pictures; an empty digest is not known, and the name alone counts.
+        kept: (N,) what was decided without them.
+    """
+    decided = np.array(kept, np.bool_)
+    decisions = read_decisions(folder)
+    for i, (name, digest) in enumerate(zip(names, digests, strict=True) if decisions else ()):
+        decision = decisions.get(name)
+        if decision is not None and digest in ("", decision.sha256):
+            decided[i] = decision.keep
+    return decided
+
+
+def decisions_hash(folder: Path) -> str:
+    """Hexadecimal sha256 of what was decided; empty where nothing was."""
+    decisions = read_decisions(folder)
+    lines = [[name, one.sha256, one.keep] for name, one in sorted(decisions.items())]
+    return sha256_bytes(canonical_json(lines)) if lines else ""

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from reposer.config import canonical_json
 from reposer.data.layouts.market1501 import check_names, generated_name, is_generated
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.prepare import PACKED
+from reposer.data.preparing.prepare import MANIFEST, PACKED
+from reposer.data.records import DECISIONS, kept_by_hand, read_decisions, read_manifest
 from reposer.data.samplers import budget_rows
 from reposer.data.sources import check_sources
 from reposer.data.synthetic.people import RealSet
@@ -66,6 +67,7 @@ from reposer.jobs.executors import help_ranks, in_processes, in_this_process, wi
 from reposer.jobs.shards import ENCODERS, Encode, Executor, Folder, Progress
 from reposer.runtime import setup
 from reposer.storage.files import sha256_bytes
+from reposer.storage.paths import contained
 from reposer.structures import PairBatch
 from reposer.trained.networks import GeneratorConfig
 
@@ -252,6 +254,7 @@ def augment(
     notes = check_generator(pose_transfer, people)
     rows = budget_rows(people, options.budget, options.budget_seed, (SPLIT,))
     _refuse_generated(people, rows)
+    rows = _without_dropped(people, prepared, None if images is None else Path(images), rows, notes)
     if pose_transfer.maps == "predicted":
         rows = _with_keypoints(people, rows, notes)
     plan = choose_donors(people, options.policy, options.factor, seed=options.seed, rows=rows)
@@ -380,6 +383,27 @@ def _with_keypoints(people: PackedPeople, rows: NDArray[np.int64], notes: list[s
     if not known.all():
         notes.append(f"{int((~known).sum()):,} images have no keypoints and are left out")
     return rows[known]
+
+
+def _without_dropped(
+    people: PackedPeople,
+    prepared: Path,
+    images: Path | None,
+    rows: NDArray[np.int64],
+    notes: list[str],
+) -> NDArray[np.int64]:
+    """The rows whose images nobody dropped by hand in the data set; the others are counted in ``notes``."""
+    if images is None or not read_decisions(images):
+        return rows
+    paths = {record.name: record.path for record in read_manifest(contained(prepared, MANIFEST))}
+    chosen = rows.tolist()
+    names, digests = [paths[people.names[row]] for row in chosen], [people.sha256[row] for row in chosen]
+    kept = kept_by_hand(images, names, digests, np.ones(len(chosen), np.bool_))
+    if not kept.any():
+        raise UserError(f"{images}: every training image was dropped by hand", f"look at {DECISIONS}")
+    if not kept.all():
+        notes.append(f"{int((~kept).sum()):,} images were dropped by hand ({DECISIONS}) and are left out")
+    return rows[kept]
 
 
 def _refuse_generated(people: PackedPeople, rows: NDArray[np.int64]) -> None:

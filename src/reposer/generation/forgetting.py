@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from reposer.config import foreign_values, read_json
 from reposer.data.layouts.market1501 import parse_generated, stem
+from reposer.data.records import decide, read_decisions
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
     KIND,
@@ -131,6 +132,7 @@ def forget(folder: str | Path, pid: int, runs: Sequence[Path] = ()) -> ForgetRep
             _clean_part(folder, path, pid, columns)
         _clean_real(folder, pid)
         unlisted = _clean_unlisted(folder, parts, note)
+        _clean_decisions(folder, parts)
         for leftover in LEFTOVERS:
             for place in folder.glob(leftover):
                 remove_tree(place)
@@ -251,6 +253,13 @@ def _clean_unlisted(folder: Path, parts: list[Path], note: dict[str, Any]) -> tu
         if (folder / inside).is_dir():
             sync_folder(folder / inside)
     return tuple(left)
+
+
+def _clean_decisions(folder: Path, parts: list[Path]) -> None:
+    """Forget what was decided about pictures that are gone."""
+    listed = {name for part in parts for name in read_part(part)["file"].to_pylist()}
+    if gone := read_decisions(folder).keys() - listed:
+        decide(folder, dict.fromkeys(gone))
 
 
 def _read_unsealed(folder: Path, path: Path) -> pa.Table:

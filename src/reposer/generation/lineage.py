@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from reposer.config import read_json
 from reposer.data.layouts.market1501 import generated_name, parse_generated, stem
+from reposer.data.records import DECISIONS
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
     REAL,
@@ -176,6 +177,7 @@ def _foreign(
     for extra in sorted({entry.name for entry in os.scandir(folder / MANIFEST)} - own):
         yield f"{MANIFEST}/{extra} does not belong to the manifest"
     own = {JOB, IMAGES, MANIFEST, REAL, REAL_ROWS, seal_path(folder / REAL_ROWS).name, SUMMARY, REMOVED, SEAL}
+    own |= {DECISIONS}
     for extra in sorted({entry.name for entry in os.scandir(folder)} - own):
         if not Path(extra).match(CACHES):
             yield f"{extra} does not belong to the set"

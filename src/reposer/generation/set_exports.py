@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reposer.data.layouts.market1501 import collisions, parse_name, with_camera
+from reposer.data.records import kept_by_hand
 from reposer.errors import UserError, find
 from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS
 from reposer.generation.forgetting import FORGETTING
@@ -96,8 +97,10 @@ def _images(folder: Path) -> Iterator[_Image]:
     for row in read_part(folder / REAL_ROWS).to_pylist():
         yield _Image(contained(folder, f"{REAL}/{row['file']}"), _name(row), row["pid"], row["camid"], False)
     for part in parts:
-        for row in read_part(part).select(["file", "pid", "camid", "kept"]).to_pylist():
-            if row["kept"]:
+        rows = read_part(part).select(["file", "sha256", "pid", "camid", "kept"])
+        columns = (rows[name].to_pylist() for name in ("file", "sha256", "kept"))
+        for row, kept in zip(rows.to_pylist(), kept_by_hand(folder, *columns), strict=True):
+            if kept:
                 path = contained(folder, f"{IMAGES}/{row['file']}")
                 name = with_camera(_name(row), row["camid"])  # of the donor's, where it has its colors
                 yield _Image(path, name, row["pid"], row["camid"], True)

@@ -26,6 +26,7 @@ from reposer.storage.tables import read_table
 SCHEMA_VERSION = 1
 JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
 FILE_COLUMNS = (("file", pa.string()), ("sha256", pa.string()))  # the first columns of every manifest
+_UNSEALED = (SEAL, "forgetting.json", "decisions.json")  # people may decide again after the end
 _SMALL = 1 << 16  # bytes
 MAX_PART_BYTES = 2**30
 
@@ -88,7 +89,7 @@ def seal_job(folder: Path) -> None:
     beside = [
         entry.name
         for entry in folder.iterdir()
-        if entry.is_file() and not entry.name.startswith(".") and entry.name not in (SEAL, "forgetting.json")
+        if entry.is_file() and not entry.name.startswith(".") and entry.name not in _UNSEALED
     ]
     write_seal(folder, [*beside, *(f"{MANIFEST}/{path.name}" for path in (folder / MANIFEST).iterdir())])
 

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from reposer.config import load_config
+from reposer.data.records import decisions_hash
 from reposer.generation.augmentation import AugmentOptions
 from reposer.jobs.stages import Stage, StageCache, in_order
 from reposer.storage.files import sha256_file
@@ -193,7 +194,7 @@ class StudyPlan:
         folder = self.cache.folder(augmented) / SET if augmented else None
         config = training_config(self.study, recipe, arm, budget, seed, folder)
         inputs = {"version": _VERSION, "data": self._data_hash, "recipe": _described(config)}
-        inputs |= {"device": self.study.device}
+        inputs |= {"device": self.study.device} | self._decided(augmented)
         title = f"{recipe.preset}, {_percent(budget.share)}, {arm.name}, seed {seed}"
         return Stage(
             "training",
@@ -228,7 +229,7 @@ class StudyPlan:
             for arm in self.study.arms:
                 if arm.factor > 1 and not arm.repeated:
                     made = self.augmented(arm, budget)
-                    inputs = {"version": _VERSION, "data": self._data_hash}
+                    inputs = {"version": _VERSION, "data": self._data_hash} | self._decided(made)
                     make = partial(
                         cover_stage, self.cache, made, self._place, budget.share, self.study.budget_seed
                     )
@@ -249,6 +250,11 @@ class StudyPlan:
                 title = f"mistaken pictures of {name}, {_percent(judge.budget.share)}"
                 needs = (judge.training, judge.features, *([made] if made else []))
                 yield Mistakes(judge.budget, name, Stage("mistakes", title, inputs, make, needs))
+
+    def _decided(self, augmented: Stage | None) -> dict[str, str]:
+        """What was kept or dropped by hand of a set; nothing where nothing was, as in earlier studies."""
+        decided = decisions_hash(self.cache.folder(augmented) / SET) if augmented else ""
+        return {"decisions": decided} if decided else {}
 
     @property
     def _data_hash(self) -> str:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reposer.config import read_json
+from reposer.data.records import kept_by_hand
 from reposer.evaluation.plots import draw_curves, write_rank_lists
 from reposer.images import decode, encode_png
 from reposer.metrics.intervals import mean_interval
@@ -314,7 +315,8 @@ def _draw_pictures(plan: StudyPlan, part: Coverage, kept: bool, path: Path) -> b
     """Evenly spread pictures of a set with their source and donor; False where there is none."""
     folder = plan.cache.folder(part.stage.needs[0]) / SET
     table, people = read_rows(folder), plan.people
-    rows = np.flatnonzero(table["kept"].to_numpy() == kept)
+    columns = (table[name].to_pylist() for name in ("file", "sha256", "kept"))
+    rows = np.flatnonzero(kept_by_hand(folder, *columns) == kept)
     if not len(rows):
         return False
     lines = []

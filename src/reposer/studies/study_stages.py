@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
+from reposer.data.records import kept_by_hand
 from reposer.data.samplers import budget_rows
 from reposer.evaluation.reid_comparison import ReidReport, compare_methods
 from reposer.evaluation.reidentification import Rerank
@@ -175,8 +176,10 @@ def cover_stage(
 ) -> Sequence[str]:
     """Orientations and poses that the people have with real images, and with the pictures that were kept."""
     people = place.people
-    table = read_rows(cache.folder(augmented) / SET)
-    kept = table.filter(table["kept"])
+    place_of_set = cache.folder(augmented) / SET
+    table = read_rows(place_of_set)
+    columns = (table[name].to_pylist() for name in ("file", "sha256", "kept"))
+    kept = table.filter(pa.array(kept_by_hand(place_of_set, *columns)))
     source, donor = (
         np.array([people.index(name) for name in kept[side].to_pylist()], np.int64)
         for side in ("source", "donor")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ from reposer.data.layouts.tables import list_table
 from reposer.data.pairs import development_pairs, official_train_pairs
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.preparing.report import TRAINING
-from reposer.data.records import AnnotationProblem
+from reposer.data.records import DECISIONS, AnnotationProblem, kept_by_hand
 from reposer.errors import UserError, find, known
 from reposer.storage.paths import printable
 from reposer.structures import NUM_JOINTS, PersonRecord
@@ -152,9 +152,33 @@ def read_layout(layout: str, root: Path, options: dict[str, Any], reading: Readi
     reader = find("layout", layout, LAYOUTS)
     if isinstance(reader, Whole):
         _check_options(layout, options)
-        return reader.read(root, reading, **options)
+        return _without_dropped(reader.read(root, reading, **options), root)
     people = read_people(layout, root, options=options, **reading.of_readers())
-    return _with_pairs(people, reading, anonymous=bool(options.get("anonymous")))
+    found = _with_pairs(people, reading, anonymous=bool(options.get("anonymous")))
+    return _without_dropped(found, root)
+
+
+def _without_dropped(found: Found, root: Path) -> Found:
+    """Without the images that somebody dropped by hand in ``reposer serve``, and without their pairs."""
+    records = found.records
+    names, digests = [record.path for record in records], [record.sha256 for record in records]
+    kept = kept_by_hand(root, names, digests, np.ones(len(records), np.bool_))
+    if kept.all():
+        return found
+    if not kept.any():
+        raise UserError(f"{printable(root)}: every image was dropped by hand", f"look at {DECISIONS}")
+    gone = {record.name for record, keep in zip(records, kept, strict=True) if not keep}
+    message = f"dropped by hand, see {DECISIONS}; left out"
+    problems = [
+        AnnotationProblem(printable(record.path), 0, "image", message, "dropped-by-hand")
+        for record in records
+        if record.name in gone
+    ]
+    left = [record for record in records if record.name not in gone]
+    pairs = {
+        split: [pair for pair in listed if gone.isdisjoint(pair)] for split, listed in found.pairs.items()
+    }
+    return replace(found, records=left, problems=[*found.problems, *problems], pairs=pairs)
 
 
 def options_of(layout: str) -> list[inspect.Parameter]:

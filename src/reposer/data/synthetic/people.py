@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reposer.config import canonical_json
 from reposer.data.packed import PackedPeople, hash_of_people
-from reposer.data.records import SPLITS
+from reposer.data.records import DECISIONS, SPLITS, kept_by_hand
 from reposer.errors import UserError
 from reposer.images import read_picture, resize
 from reposer.storage.bounded import parse_json
@@ -342,7 +342,9 @@ class GeneratedPeople:
         notes = check(table, folder, RealSet(people, splits))
         names, digests = table["file"].to_pylist(), table["sha256"].to_pylist()
         pids, camids = table["pid"].to_numpy(), table["camid"].to_numpy()
-        kept = np.array(table["kept"].to_pylist(), np.bool_)
+        kept = kept_by_hand(folder, names, digests, table["kept"].to_pylist())
+        by_hand = int((kept != np.array(table["kept"].to_pylist())).sum())
+        notes += [f"{by_hand} pictures were kept or dropped by hand ({DECISIONS})"] if by_hand else []
         said = [f"{pid} {camid} {keep}" for pid, camid, keep in zip(pids, camids, kept, strict=True)]
         return cls(
             folder=folder,

@@ -1,0 +1,310 @@
+"""The page's server: who is answered, how much is taken, what every answer forbids, what a page can ask."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import augment_runner as runner
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from reposer.app import server
+from reposer.app.server import MAX_BODY, Guard, hosts_of, listen, make_app
+from reposer.data.records import read_decisions
+from reposer.errors import UserError
+from reposer.images import encode_png
+from reposer.sections import Picture, Section, Table, write_sections
+from reposer.workflows.review import Library
+
+TOKEN = "correct-horse"
+HOME = "http://127.0.0.1:8765"
+OWN = {"origin": HOME}
+PAGE = Path(server.__file__).parents[1] / "assets" / "page"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of pictures, and a folder with a report."""
+    root = tmp_path_factory.mktemp("served")
+    prepared = runner.prepare_drawn(root / ".data", 3)
+    runner.write(prepared, root / "set", 2)
+    (root / "run").mkdir()
+    picture = np.zeros((4, 4, 3), np.uint8)
+    (root / "run" / "grid.png").write_bytes(encode_png(picture))
+    drawing = "data:image/svg+xml;base64,PHN2ZyB4bWxucz0iaHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmciLz4="
+    pictures = [Picture("a grid", file="grid.png"), Picture("a curve", data=drawing)]
+    write_sections(
+        root / "run", [Section("What was found", ["<b>text</b>"], pictures, [Table(["a"], [["1"]])])]
+    )
+    return root
+
+
+@pytest.fixture
+def client(folder: Path) -> Iterator[TestClient]:
+    guard: Any = Guard(make_app(Library(folder)), TOKEN, hosts_of("127.0.0.1", 8765))
+    with TestClient(guard, base_url=HOME, raise_server_exceptions=False) as client:
+        yield client
+
+
+def library(client: TestClient) -> dict[str, Any]:
+    return dict(client.get(f"/{TOKEN}/api/library").json())
+
+
+def set_of(client: TestClient) -> str:
+    return f"/{TOKEN}/api/sets/{library(client)['sets'][0]['id']}"
+
+
+# ---- who is answered
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost:8765", "[::1]:8765", "LOCALHOST:8765"])
+def test_the_names_of_this_machine_are_answered(client: TestClient, host: str) -> None:
+    assert client.get(f"/{TOKEN}/", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:8765", "127.0.0.1", "127.0.0.1:80", "127.0.0.1.evil:8765", ""]
+)
+def test_a_foreign_name_is_refused(client: TestClient, host: str) -> None:
+    """DNS rebinding: a stranger's name that leads to this machine."""
+    assert client.get(f"/{TOKEN}/", headers={"host": host}).status_code == 421
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/library", "/correct-hors/", "/correct-horses/", f"/{TOKEN}", f"//{TOKEN}/"]
+)
+def test_without_the_token_nothing_is_there(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert "reposer serve" in answer.text
+    assert TOKEN not in answer.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "https://127.0.0.1:8765"},
+        {"origin": "http://127.0.0.1:8766"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "cross-site", "origin": HOME},
+    ],
+)
+def test_other_pages_are_refused(client: TestClient, headers: dict[str, str]) -> None:
+    assert client.get(f"/{TOKEN}/api/library", headers=headers).status_code == 403
+    body = {"rows": [0], "decision": "drop"}
+    assert client.post(f"{set_of(client)}/decisions", json=body, headers=headers).status_code == 403
+
+
+def test_a_change_must_say_where_it_comes_from(client: TestClient, folder: Path) -> None:
+    answer = client.post(f"{set_of(client)}/decisions", json={"rows": [0], "decision": "drop"})
+    assert answer.status_code == 403
+    assert read_decisions(folder / "set") == {}
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+def test_other_methods_are_refused(client: TestClient, method: str) -> None:
+    assert client.request(method, f"/{TOKEN}/", headers=OWN).status_code == 405
+
+
+def test_two_names_of_one_host_are_refused(client: TestClient) -> None:
+    headers = [("host", "127.0.0.1:8765"), ("host", "evil.example")]
+    assert client.get(f"/{TOKEN}/", headers=headers).status_code == 421
+
+
+# ---- how much is taken
+
+
+def test_a_large_body_is_refused_by_what_it_says_and_by_what_it_is(client: TestClient) -> None:
+    place = f"{set_of(client)}/decisions"
+    kind = {"content-type": "application/json", **OWN}
+    assert client.post(place, content=b"x" * (MAX_BODY + 1), headers=kind).status_code == 413
+
+    def drip() -> Iterator[bytes]:  # no content-length
+        for _ in range(MAX_BODY // 1000 + 2):
+            yield b"x" * 1000
+
+    assert client.post(place, content=drip(), headers=kind).status_code == 413
+    for length in ("-1", "1e3", "9" * 30):
+        answer = client.post(place, content=b"", headers=kind | {"content-length": length})
+        assert answer.status_code in (400, 413)
+
+
+def test_a_slow_body_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_PATIENCE", 0.05)
+    guard: Any = Guard(make_app(Library(folder)), TOKEN, hosts_of("127.0.0.1", 8765))
+    scope = {"type": "http", "method": "POST", "path": f"/{TOKEN}/api/sets/x/decisions", "query_string": b""}
+    headers = [("host", "127.0.0.1:8765"), ("origin", HOME), ("content-type", "application/json")]
+    scope |= {"headers": [(name.encode(), value.encode()) for name, value in headers]}
+    said: list[dict[str, Any]] = []
+
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    asyncio.run(guard(scope, never, send))
+    assert [message["type"] for message in said] == ["http.response.start", "http.response.body"]
+    assert said[0]["status"] == 408
+
+
+def test_a_long_address_is_refused(client: TestClient) -> None:
+    assert client.get(f"/{TOKEN}/{'a' * 3000}").status_code == 414
+
+
+# ---- what every answer forbids
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("", 200),
+        ("page.js", 200),
+        ("api/library", 200),
+        ("api/sets/none", 400),
+        ("nothing", 404),
+        ("../../etc", 404),
+    ],
+)
+def test_every_answer_carries_the_rules(client: TestClient, path: str, status: int) -> None:
+    answer = client.get(f"/{TOKEN}/{path}")
+    assert answer.status_code == status
+    rules = answer.headers["content-security-policy"].split("; ")
+    assert rules[0] == "default-src 'self'"
+    assert not {"unsafe-inline", "unsafe-eval", "*"} & set(re.split(r"[ ';]+", " ".join(rules)))
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    assert "set-cookie" not in answer.headers
+    refused = client.get("/", headers={"host": "evil.example"})
+    assert refused.headers["content-security-policy"] == answer.headers["content-security-policy"]
+
+
+def test_the_page_names_no_other_place_and_holds_no_inline_script() -> None:
+    for path in PAGE.iterdir():
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?:|wss?:\/\/|[\"'(`]//", text), path.name
+        assert "innerHTML" not in text
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r"<script([^>]*)>([^<]*)", page) == [(' type="module" src="page.js"', "")]
+    assert not re.search(r"\son\w+=|\sstyle=|<style", page)
+
+
+def test_no_description_of_the_api_is_served(client: TestClient) -> None:
+    for path in ("docs", "redoc", "openapi.json"):
+        assert client.get(f"/{TOKEN}/{path}").status_code == 404
+
+
+# ---- what a page can ask
+
+
+def test_pictures_are_shown_and_decided_about(client: TestClient, folder: Path) -> None:
+    place = set_of(client)
+    page = client.get(place, params={"count": 3}).json()
+    assert (len(page["rows"]), page["pictures"]) == (3, page["kept"])
+    shown = client.get(f"{place}/pictures/1")
+    assert shown.headers["content-type"] == "image/jpeg"
+    assert shown.content == (folder / "set" / "images" / page["rows"][1]["file"]).read_bytes()
+    answer = client.post(f"{place}/decisions", json={"rows": [1], "decision": "drop"}, headers=OWN).json()
+    assert answer["changed"] == [{"row": 1, "kept": False, "by_hand": True}]
+    (decided,) = read_decisions(folder / "set")
+    assert decided == page["rows"][1]["file"]
+    assert client.get(place, params={"state": "dropped"}).json()["fitting"] == 1
+    client.post(f"{place}/decisions", json={"rows": [1], "decision": "undo"}, headers=OWN)
+    assert read_decisions(folder / "set") == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("sets/..%2F..%2Fetc%2Fpasswd", None, 404),
+        ("sets/../../etc/passwd", None, 404),
+        ("sets/{set}/pictures/..%2f..%2fjob.json", None, 404),
+        ("sets/{set}/pictures/99999999", None, 400),
+        ("sets/{set}/pictures/-1", None, 400),
+        ("sets/{set}/pictures/1e0", None, 422),
+        ("sets/{set}/pictures/job.json", None, 422),
+        ("sets/{set}/maps/0", None, 400),
+        ("sets/{set}?count=100000", None, 422),
+        ("sets/{set}?start=-1", None, 422),
+        ("sets/{set}?state=x", None, 400),
+        ("sets/{set}/decisions", {"rows": [99999], "decision": "drop"}, 400),
+        ("sets/{set}/decisions", {"rows": [0], "decision": "burn"}, 400),
+        ("sets/{set}/decisions", {"rows": ["../a"], "decision": "drop"}, 422),
+        ("sets/{set}/decisions", {"rows": list(range(300)), "decision": "drop"}, 422),
+        ("sets/{set}/decisions", [], 422),
+        ("reports/{set}", None, 400),
+        ("reports/{run}/pictures/7", None, 400),
+    ],
+)
+def test_what_a_page_would_never_ask_is_one_line(
+    client: TestClient, folder: Path, path: str, body: Any, status: int
+) -> None:
+    known = library(client)
+    place = f"/{TOKEN}/api/{path.format(set=known['sets'][0]['id'], run=known['reports'][0]['id'])}"
+    answer = client.get(place) if body is None else client.post(place, json=body, headers=OWN)
+    assert answer.status_code == status
+    assert "Traceback" not in answer.text
+    if status in (400, 422):
+        assert "\n" not in answer.json()["error"]
+    assert read_decisions(folder / "set") == {}
+
+
+def test_a_nan_bound_shows_nothing_and_breaks_nothing(client: TestClient) -> None:
+    answer = client.get(set_of(client), params={"score": "sharpness", "low": "nan"})
+    assert answer.status_code == 200
+
+
+def test_a_report_is_text_and_pictures(client: TestClient) -> None:
+    (place,) = library(client)["reports"]
+    where = f"/{TOKEN}/api/reports/{place['id']}"
+    report = client.get(where).json()
+    assert report["sections"][0]["text"] == ["<b>text</b>"]  # the page makes it text, never markup
+    assert report["sections"][0]["tables"][0]["rows"] == [["1"]]
+    grid, curve = (client.get(f"{where}/pictures/{number}") for number in (0, 1))
+    assert grid.headers["content-type"] == "image/png"
+    assert curve.headers["content-type"] == "image/svg+xml"
+    assert curve.headers["content-disposition"].startswith("attachment")  # no document of its own
+
+
+def test_a_fault_of_ours_shows_no_trace(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Library) -> None:
+        raise RuntimeError("/a/secret/path")
+
+    monkeypatch.setattr(Library, "places", broken)
+    answer = client.get(f"/{TOKEN}/api/library")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.headers["content-security-policy"]
+
+
+# ---- where it listens
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port}.*--port"):
+            listen("127.0.0.1", port)
+
+
+def test_the_default_is_this_machine_alone() -> None:
+    assert inspect.signature(server.serve).parameters["host"].default == "127.0.0.1"
+    with listen("127.0.0.1", 0) as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+    assert hosts_of("127.0.0.1", 1) == {"127.0.0.1:1", "localhost:1", "[::1]:1"}
+    assert hosts_of("photos.lan", 1) == {"photos.lan:1"}
