@@ -295,7 +295,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
             folders[:] = [name for name in folders if name not in _INNER]
         if folder.name == STAGES:  # of a study: what is finished, not its parts
             folders[:] = [name for name in folders if name.startswith(("augmented-", "training-"))]
-            folders[:] = [name for name in folders if (folder / name / DONE).is_file()]
+            folders[:] = [name for name in folders if contained(folder, f"{name}/{DONE}").is_file()]
 
 
 def _kinds(folder: Path, names: set[str], folders: set[str]) -> Iterator[str]:
