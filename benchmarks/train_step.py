@@ -5,12 +5,13 @@ of SAN "lean", then of RSA-GAN (reconstruction from the abstract) as ``rsa_marke
 start from the same weights, see the same random pairs, and generate once a step. They differ in precision
 (bfloat16 where the hardware has it), memory layout, fused updates, memory handling and, for RSA-GAN, the
 attention kernel (the plain arm computes softmax(Q K^T / sqrt(d)) V step by step) and the forms of
-``parts/plain_rsa.py``. Each arm lives in a process of its own and they take turns. The perceptual network has
-random weights: timing does not depend on them. With ``--memory`` it is the peak memory of a step of
-``rsa_deepfashion`` instead (``parts/train_memory.py``).
+``parts/plain_rsa.py``. Of any other generator it is its small preset, or with ``--preset`` another; of one
+that is trained in stages the last, and without a discriminator where none plays. Each arm lives in a process
+of its own and they take turns. The perceptual network has random weights: timing does not depend on them.
+With ``--memory`` it is the peak memory of a step of ``rsa_deepfashion`` instead (``parts/train_memory.py``).
 
-Usage: python benchmarks/train_step.py [--model san|rsa|both] [--quick] [--threads N] [--repeats N]
-       [--compile] [--memory BATCH ...]
+Usage: python benchmarks/train_step.py [--model san|rsa|both|NAME] [--preset NAME] [--quick] [--threads N]
+       [--repeats N] [--compile] [--memory BATCH ...]
 """
 
 from __future__ import annotations
@@ -50,8 +51,13 @@ TITLES = {"san": "SAN", "rsa": "RSA-GAN (reconstruction from the abstract)"}
 VGG_SHAPES = {"0.weight": (64, 3, 3, 3), "0.bias": (64,), "2.weight": (64, 64, 3, 3), "2.bias": (64,)}
 
 
-def configuration(model: str, quick: bool, ours: bool) -> GanConfig:
-    """SAN "lean" with the paper's objective, or RSA-GAN's small preset; quick: smaller ones, fewer pairs."""
+def configuration(model: str, preset: str, quick: bool, ours: bool) -> GanConfig:
+    """SAN "lean" with the paper's objective, or a generator's preset; quick: smaller ones, fewer pairs."""
+    if model not in TITLES or preset:
+        config = find_preset(preset or f"{model}_market_small")
+        batch_size = min(4, config.batch_size) if quick else config.batch_size
+        precision = "auto" if ours else "float32"
+        return config.changed(batch_size=batch_size, precision=precision, channels_last=ours)
     if model == "rsa":
         config = find_preset("rsa_market_small")
         args = {**config.generator_args, "width": 32 if quick else config.generator_args["width"]}
@@ -90,11 +96,12 @@ def our_step(
     perceptual: PerceptualNetwork | None = None,
 ) -> Callable[[PairBatch], Tensor]:
     """What ``reposer.training.loop.train`` does in a step, guards included."""
-    perceptual = perceptual or perceptual_network(channels_last=True)
-    norm, layers = config.perceptual.norm, config.feature_layers
-    extra = bool(config.extra_terms)
-    nets = GanNetworks(state.generator, state.discriminator, perceptual, norm, layers, extra)
-    weights, game = config.weights.of_terms(), config.gan
+    perceptual = perceptual or perceptual_network(config, channels_last=True)
+    nets = networks(config, state.generator, state.discriminator, perceptual)
+    last = config.total_steps - 1
+    weights, game, stage = config.weights_at(last), config.gan, config.stage(last)
+    if stage is not None:
+        state.enter(stage.name)
     if compiled:
         state.generator.compile()
         state.discriminator.compile()
@@ -102,14 +109,16 @@ def our_step(
     def step(batch: PairBatch) -> Tensor:
         with runtime.autocast():
             generated, auxiliary = generate(nets, batch)
-            loss, parts = discriminator_loss(
-                *(nets, batch, generated, state.pool, state.pool_rng),
-                *(game.mode, game.real_label, game.loss_scale),
-            )
-        loss.backward()
-        check_finite({**parts, "gradient": gradient_norm(state.discriminator)}, 0, ())
-        state.optimizers["discriminator_optimizer"].step()
-        state.optimizers["discriminator_optimizer"].zero_grad()
+        if game.discriminator:
+            with runtime.autocast():
+                loss, parts = discriminator_loss(
+                    *(nets, batch, generated, state.pool, state.pool_rng),
+                    *(game.mode, game.real_label, game.loss_scale),
+                )
+            loss.backward()
+            check_finite({**parts, "gradient": gradient_norm(state.discriminator)}, 0, ())
+            state.optimizers["discriminator_optimizer"].step()
+            state.optimizers["discriminator_optimizer"].zero_grad()
         state.discriminator.requires_grad_(False)
         with runtime.autocast():
             loss, parts = generator_loss(nets, batch, generated, weights, game.mode, auxiliary)
@@ -129,28 +138,33 @@ def plain_step(config: GanConfig) -> Callable[[PairBatch], Tensor]:
     plain_rsa.install()
     # in GanState's order: same weights
     generator = build_generator(config.generator, **config.generator_args)
-    discriminator = build_discriminator(**config.discriminator_args)
+    played = config.gan.discriminator
+    discriminator = build_discriminator(**config.discriminator_args) if played else nn.Identity()
     for module in (*generator.modules(), *discriminator.modules()):
         if isinstance(
             module, nn.Conv2d | nn.ConvTranspose2d
         ):  # our models lay their inputs out channels last
             module.register_forward_pre_hook(lambda _, inputs: contiguous(inputs))
-    extra = bool(config.extra_terms)
-    nets = GanNetworks(generator, discriminator, perceptual_network(channels_last=False), extra_terms=extra)
-    weights, game = config.weights.of_terms(), config.gan
+    nets = networks(config, generator, discriminator, perceptual_network(config, channels_last=False))
+    weights, game = config.weights_at(config.total_steps - 1), config.gan
+    if (stage := config.stage(config.total_steps - 1)) is not None:
+        learning = tuple(f"{name}." for name in generator.stages[stage.name])  # type: ignore[index]
+        for name, parameter in generator.named_parameters():
+            parameter.requires_grad_(name.startswith(learning))
     pool, rng = ImagePool(config.gan.pool), torch.Generator().manual_seed(config.seed)
     rates = (config.optimizer.lr, (config.optimizer.beta1, config.optimizer.beta2))
     adam_g = torch.optim.Adam(generator.parameters(), *rates)
-    adam_d = torch.optim.Adam(discriminator.parameters(), *rates)
+    adam_d = torch.optim.Adam(discriminator.parameters(), *rates) if played else None
     average = {name: value.clone() for name, value in generator.state_dict().items()}
 
     def step(batch: PairBatch) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
             generated, auxiliary = generate(nets, batch)
-        adam_d.zero_grad()
-        options = (game.mode, game.real_label, game.loss_scale)
-        discriminator_loss(nets, batch, generated, pool, rng, *options)[0].backward()
-        adam_d.step()
+        if adam_d is not None:
+            adam_d.zero_grad()
+            options = (game.mode, game.real_label, game.loss_scale)
+            discriminator_loss(nets, batch, generated, pool, rng, *options)[0].backward()
+            adam_d.step()
         discriminator.requires_grad_(False)
         adam_g.zero_grad()
         loss = generator_loss(nets, batch, generated, weights, game.mode, auxiliary)[0]
@@ -171,8 +185,31 @@ def contiguous(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
 
 
-def perceptual_network(channels_last: bool) -> PerceptualNetwork:
-    """VGG-19 up to relu1_2 with random weights."""
+def networks(
+    config: GanConfig, generator: nn.Module, discriminator: nn.Module, perceptual: PerceptualNetwork | None
+) -> GanNetworks:
+    """All that play in a step of the configuration."""
+    return GanNetworks(
+        generator,
+        discriminator,
+        perceptual,
+        config.perceptual.norm,
+        config.feature_layers,
+        bool(config.extra_terms),
+        together=config.gan.together,
+        source_fake=config.gan.source_fake,
+    )
+
+
+def perceptual_network(config: GanConfig, channels_last: bool) -> PerceptualNetwork | None:
+    """VGG-19 to the deepest layer that the configuration asks for, with random weights; None for no layer."""
+    if not config.feature_layers:
+        return None
+    if config.generator not in ("san", "rsa_gan"):
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            network = train_memory.perceptual_network(config)
+        return network if channels_last else network.to(memory_format=torch.contiguous_format)
     rng = torch.Generator().manual_seed(SEED)
     weights = {name: torch.randn(shape, generator=rng) * 0.05 for name, shape in VGG_SHAPES.items()}
     network = PerceptualNetwork("vgg19", ("relu1_2",), weights)
@@ -182,7 +219,9 @@ def perceptual_network(channels_last: bool) -> PerceptualNetwork:
 def work(arm: str, model: str, options: argparse.Namespace, pipe: Connection) -> None:
     """One arm in its process: a step for each number received; sends loss, wall and processor seconds."""
     ours = arm == "ours"
-    config, size = configuration(model, options.quick, ours), (64, 32) if options.quick else (128, 64)
+    config = configuration(model, options.preset, options.quick, ours)
+    size = (256, 256) if "deepfashion" in config.data.folder.name else (128, 64)
+    size = (64, 32) if options.quick else size
     torch.manual_seed(SEED)
     torch.set_num_threads(options.threads)
     if ours:
@@ -193,6 +232,7 @@ def work(arm: str, model: str, options: argparse.Namespace, pipe: Connection) ->
     while (number := pipe.recv()) is not None:
         batch = random_pairs(config, size, number)
         batch = replace(batch, target_image=to_float(batch.target_image))
+        torch.manual_seed(SEED + number)  # the same noise for both arms
         wall, processor = time.perf_counter(), time.process_time()
         loss = step(batch)
         pipe.send((float(loss), time.perf_counter() - wall, time.process_time() - processor))
@@ -201,7 +241,10 @@ def work(arm: str, model: str, options: argparse.Namespace, pipe: Connection) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", choices=("san", "rsa", "both"), default="both", help="default both")
+    parser.add_argument(
+        "--model", default="both", help="san, rsa, both (default), or NAME of NAME_market_small"
+    )
+    parser.add_argument("--preset", default="", help="of that model, in place of the small one")
     parser.add_argument("--quick", action="store_true", help="smaller networks, 64x32, 4 pairs")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each arm (default 2)")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each arm (default 5)")
@@ -215,9 +258,9 @@ def main() -> None:
         return
     figures: dict[str, Any] = {}
     for model in ("san", "rsa") if options.model == "both" else (options.model,):
-        print(f"\n{TITLES[model]}")
+        print(f"\n{TITLES.get(model, options.preset or model)}")
         measured = measure(model, options)
-        figures |= measured if model == "san" else {f"rsa_{name}": value for name, value in measured.items()}
+        figures |= {name if model == "san" else f"{model}_{name}": value for name, value in measured.items()}
     figures |= {
         "precision": "bfloat16" if cpu_has_fast_bf16() else "float32",
         "has_avx512_bf16": cpu_has_fast_bf16(),
@@ -253,7 +296,8 @@ def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
     for arm, pipe in pipes.items():
         pipe.send(None)
         peaks[arm] = pipe.recv()
-    return report(configuration(model, options.quick, ours=True), losses, walls, processor, peaks)
+    config = configuration(model, options.preset, options.quick, ours=True)
+    return report(config, losses, walls, processor, peaks)
 
 
 def report(

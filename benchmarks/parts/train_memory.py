@@ -21,10 +21,10 @@ from reposer.training.gan.config import GanConfig
 from reposer.training.gan.task import GanState
 from reposer.workflows.gan_presets import find_preset
 
-VGG19_SHAPES = {  # up to relu5_1: index in torchvision's list -> channels out, in
+VGG19_SHAPES = {  # up to relu5_2: index in torchvision's list -> channels out, in
     **{0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128)},
     **dict.fromkeys((12, 14, 16), (256, 256)),
-    **{19: (512, 256), 21: (512, 512), 23: (512, 512), 25: (512, 512), 28: (512, 512)},
+    **{19: (512, 256), **dict.fromkeys((21, 23, 25, 28, 30), (512, 512))},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reposer.errors import UserError
-from reposer.losses.image_gan import ImagePool, discriminator_adversarial_loss, generator_adversarial_loss
+from reposer.losses.image_gan import (
+    GanNetworks,
+    ImagePool,
+    discriminator_adversarial_loss,
+    discriminator_loss,
+    generator_adversarial_loss,
+    generator_loss,
+)
 from reposer.structures import PairBatch
 
 REAL, FAKE = (2.0, -1.0), (0.5, -3.0)
@@ -173,3 +181,57 @@ def test_pool_refuses_a_state_of_another_pool() -> None:
         ImagePool(4).load_state_dict({name: value for name, value in state.items() if name != "pids"})
     with pytest.raises(UserError, match="does not fit"):
         ImagePool(4).load_state_dict({**state, "pids": state["pids"][:2]})
+
+
+class _BatchNormed(torch.nn.Module):
+    """A logit an image, less the mean of all in the batch; what it was asked is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(self, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool = False) -> Tensor:
+        self.asked.append((source_image, image, batch.pids))
+        values = image.float().mean((1, 2, 3))
+        return values - values.mean()
+
+
+def _played(numbers: list[int], **game: bool) -> tuple[Tensor, Tensor, _BatchNormed]:
+    """The losses of both networks: real images 0.5, generated ones their number / 10, sources 7 / 255."""
+    image, batch = numbered(numbers)
+    shape = (len(numbers), 3, 2, 2)
+    batch = replace(
+        batch, target_image=torch.full(shape, 0.5), source_image=torch.full(shape, 7, dtype=torch.uint8)
+    )
+    made = (image.mean((1, 2, 3), keepdim=True) / 10).expand(shape)
+    judge = _BatchNormed()
+    nets = GanNetworks(torch.nn.Identity(), judge, None, **game)
+    first, _ = discriminator_loss(nets, batch, made, ImagePool(0), torch.Generator())
+    second, _ = generator_loss(nets, batch, made, {"adversarial": 1.0})
+    return first, second, judge
+
+
+def test_a_source_taken_for_generated_counts_a_quarter() -> None:
+    """PG2: 1/2 of the real, 1/4 of the generated, 1/4 of the sources."""
+    loss, _, judge = _played([1, 3], source_fake=True)
+    assert len(judge.asked) == 4  # real, generated, source; then the generator's
+    real, fake, source = [0.0, 0.0], [-0.1, 0.1], [0.0, 0.0]
+    positive = mean([-math.log(sigmoid(x)) for x in real])
+    negative = [mean([-math.log(1 - sigmoid(x)) for x in logits]) for logits in (fake, source)]
+    assert loss.item() == pytest.approx(positive / 2 + negative[0] / 4 + negative[1] / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("source_fake", [False, True])
+def test_judged_together_all_images_have_the_statistics_of_all(source_fake: bool) -> None:
+    loss, ours, judge = _played([1, 3], together=True, source_fake=source_fake)
+    assert len(judge.asked) == 2
+    source = 2 * 7 / 255 - 1
+    values = [0.5, 0.5, 0.1, 0.3] + [source] * 2 * source_fake
+    logits = [x - mean(values) for x in values]
+    positive = mean([-math.log(sigmoid(x)) for x in logits[:2]])
+    negative = mean([-math.log(1 - sigmoid(x)) for x in logits[2:]])
+    assert loss.item() == pytest.approx((positive + negative) / 2, rel=1e-5)
+    assert ours.item() == pytest.approx(mean([-math.log(sigmoid(x)) for x in logits[2:4]]), rel=1e-5)
+    for _, images, pids in judge.asked:
+        assert pids.tolist() == [1, 3] * (2 + source_fake)  # each beside its own row
+        assert len(images) == len(pids)

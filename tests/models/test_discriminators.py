@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.discriminators import (
+    DcganDiscriminator,
     ResidualBlock,
     ResidualDiscriminator,
     ResnetDiscriminator,
@@ -228,3 +229,28 @@ def test_an_argument_that_a_kind_does_not_have_is_named() -> None:
             build_discriminator(**args)
     with pytest.raises(UserError, match="widths"):
         build_discriminator(kind="residual", widths=[])
+
+
+@pytest.mark.parametrize(
+    ("args", "published"),
+    [({}, 4_324_737), ({"size": (256, 256), "widths": (64, 128, 256, 512, 512)}, 10_896_257)],
+)
+def test_dcgan_has_the_size_of_pg2(args: dict[str, Any], published: int) -> None:
+    with torch.device("meta"):
+        net = build_discriminator(kind="dcgan", **args)
+    assert sum(p.numel() for p in net.parameters()) == published
+
+
+def test_dcgan_gives_one_logit_an_image_of_any_size(make_batch: BatchMaker) -> None:
+    torch.manual_seed(0)
+    net = DcganDiscriminator(size=(32, 16), widths=(4, 8))
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.weight.abs().max() <= 0.02 * 3**0.5
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not isinstance(net.steps[0][1], nn.BatchNorm2d)
+    for height, width in ((32, 16), (64, 32), (20, 50)):
+        batch = make_batch(3, height, width)
+        assert net(batch.source_image, batch.target_image, batch).shape == (3, 1)
+    with pytest.raises(UserError, match="divide by 16"):
+        build_discriminator(kind="dcgan", size=(128, 60))

@@ -48,6 +48,51 @@ def test_patn_market_has_the_numbers_of_its_code():
     assert sizes == pytest.approx([3.93e6, 3.98e6], rel=2e-3)
 
 
+def test_vunet_has_the_numbers_of_its_code():
+    for name, batch, steps in (("vunet_market", 16, 100_000), ("vunet_deepfashion", 8, 100_000)):
+        config = PRESETS[name]()
+        assert (config.total_steps, config.batch_size) == (steps, batch)
+        assert [config.rate(step, steps) for step in (0, 999, 1_000)] == pytest.approx([1e-3] * 3)
+        assert config.rate(50_500, steps) == pytest.approx(5e-4)
+        kl = [config.weights_at(step)["kl"] * 637.5 for step in (0, 50_000, 62_500, 75_000, 99_999)]
+        assert kl == pytest.approx([1e-6, 1e-6, 0.5, 1, 1], rel=1e-5)
+        assert (config.optimizer.beta1, config.optimizer.beta2) == (0.5, 0.9)
+        assert not config.gan.discriminator
+
+
+def test_pg2_has_the_numbers_of_its_code():
+    for name, batch, steps, masked in (("pg2_market", 16, 60_000, 10), ("pg2_deepfashion", 1, 80_000, 50)):
+        config = PRESETS[name]()
+        assert (config.total_steps, config.batch_size) == (steps, batch)
+        assert [config.stage(step).name for step in (0, 21_999, 22_000)] == ["coarse", "coarse", "fine"]
+        assert config.weights_at(0) == {"masked_l1": 1}
+        assert config.weights_at(22_000) == {"adversarial": 1, "masked_l1": masked}
+        assert config.plays(config.stage(22_000))
+        assert not config.plays(config.stage(0))
+        assert {config.rate(step, steps) for step in (0, 30_000, steps - 1)} == {2e-5}
+
+
+def test_dpig_has_the_numbers_of_its_code():
+    config = PRESETS["dpig_market"]()
+    assert (config.total_steps, config.batch_size) == (120_000, 16)
+    assert config.terms == {"adversarial": 1, "l1": 20}
+    steps = (0, 49_999, 50_000, 99_999, 100_000, 119_999)
+    rates = [config.rate(step, 120_000) / 2e-5 for step in steps]
+    assert rates == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25])
+    short = config.with_steps(12)
+    assert [short.rate(step, 12) / 2e-5 for step in (4, 5, 9, 10)] == pytest.approx([1, 0.5, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("name", ["vunet_market_small", "pg2_market_small", "dpig_market_small"])
+def test_a_small_baseline_has_the_budget_of_the_small_san(name):
+    san, config = PRESETS["san_market_small"](), PRESETS[name]()
+    assert (config.batch_size, config.total_steps) == (san.batch_size, san.total_steps)
+    assert (config.data, config.ema_decay, config.output) == (san.data, san.ema_decay, san.output)
+    with torch.device("meta"):
+        net = build_generator(config.generator, **config.generator_args)
+    assert 3.3e6 < sum(p.numel() for p in net.parameters()) < 5.2e6
+
+
 def test_the_small_presets_differ_from_the_small_san_in_generator_and_critics_only():
     san = PRESETS["san_market_small"]()
     for name in ("san_keypoints_market_small", "patn_market_small"):

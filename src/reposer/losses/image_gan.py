@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer.errors import UserError, known
+from reposer.images import to_float
 from reposer.losses.perceptual import (
     PerceptualNetwork,
     content_loss,
@@ -159,6 +160,8 @@ class GanNetworks:
     # (B, 3, H, W) model floats -> feature (B, D) and maps (B, C, h, w) of a frozen Re-ID network
     identity: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     identity_maps: float = 0.0  # weight of the maps beside the feature
+    together: bool = False  # the discriminator judges real and generated images in one pass
+    source_fake: bool = False  # the source image is one more generated one to the discriminator
 
 
 def discriminator_loss(
@@ -187,11 +190,32 @@ def discriminator_loss(
         the loss, a scalar, and its parts: the loss and the mean logits of real and fake images.
     """
     fake, fake_batch = pool.query(generated.detach(), batch, pool_rng)
-    real_logits = nets.discriminator(batch.source_image, batch.target_image, batch)
-    fake_logits = nets.discriminator(fake_batch.source_image, fake, fake_batch, fake=True)
+    real_logits, fake_logits = _judged(nets, batch, fake, fake_batch)
     loss = discriminator_adversarial_loss(real_logits, fake_logits, mode, real_label, loss_scale)
     parts = {"loss": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
     return loss, {f"discriminator/{name}": part.detach() for name, part in parts.items()}
+
+
+def _judged(
+    nets: GanNetworks, batch: PairBatch, fake: Tensor, fake_batch: PairBatch
+) -> tuple[Tensor, Tensor]:
+    """The logits of the real and the generated images, among these the sources where they count as such."""
+    judge = nets.discriminator
+    fakes, conditions = [fake], [fake_batch]
+    if nets.source_fake:
+        fakes.append(to_float(batch.source_image))
+        conditions.append(batch)
+    if not nets.together:
+        real_logits = judge(batch.source_image, batch.target_image, batch)
+        fake_logits = [
+            judge(rows.source_image, image, rows, fake=True)
+            for image, rows in zip(fakes, conditions, strict=True)
+        ]
+        return real_logits, torch.cat(fake_logits) if len(fake_logits) > 1 else fake_logits[0]
+    columns = {name: torch.cat([getattr(rows, name) for rows in (batch, *conditions)]) for name in _FIELDS}
+    joined = replace(batch, **columns, more_sources=None, carried=None)
+    logits = judge(joined.source_image, torch.cat([batch.target_image, *fakes]), joined)
+    return logits[: len(batch)], logits[len(batch) :]
 
 
 def generate(nets: GanNetworks, batch: PairBatch) -> tuple[Tensor, Any]:
@@ -331,7 +355,10 @@ def closed_gate_loss(gate: Tensor, batch: PairBatch) -> Tensor:
 
 
 def _adversarial(made: Made) -> Tensor:
-    logits = made.nets.discriminator(made.batch.source_image, made.image, made.batch, fake=True)
+    if made.nets.together:
+        logits = _judged(made.nets, made.batch, made.image, made.batch)[1][: len(made.batch)]
+    else:
+        logits = made.nets.discriminator(made.batch.source_image, made.image, made.batch, fake=True)
     return generator_adversarial_loss(logits, made.mode)
 
 

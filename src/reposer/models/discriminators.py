@@ -1,7 +1,8 @@
-"""Discriminators: what each sees beside the image, and two kinds of network that give a logit per patch.
+"""Discriminators: what each sees beside the image, and three kinds of network, of a logit per patch or one.
 
 ``resnet``: the residual one of PATN and SAN, two halvings, three residual blocks (SAN section 3.2; widths,
 order and blocks as in PATN's public code). ``residual``: that of GFLA (Ren et al., CVPR 2020), without norm.
+``dcgan``: that of PG2 (Ma et al., NIPS 2017) and DPIG, with one logit for the whole image.
 No sigmoid here: the losses work on logits (reposer.losses.image_gan).
 """
 
@@ -27,7 +28,7 @@ from reposer.models.layers import (
     init_weights,
     join_planes,
 )
-from reposer.models.pose_maps import convolve, gaussian_maps, pose_maps
+from reposer.models.pose_maps import convolve, gaussian_maps, pose_maps, resized
 from reposer.models.texture_transport import carried_to
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
@@ -200,9 +201,56 @@ class ResidualDiscriminator(nn.Module):
         return logits
 
 
+class DcganDiscriminator(nn.Module):
+    """PG2's and DPIG's: 5x5 convolutions with stride 2 and BatchNorm, then one logit for the whole image."""
+
+    def __init__(
+        self,
+        pairing: str = "none",  # what stands beside the image, a key of PAIRINGS
+        size: Sequence[int] = (128, 64),  # (H, W) it works at; what it sees of another size is resized
+        widths: Sequence[int] = (64, 128, 256, 512),  # channels behind each halving; DeepFashion one more 512
+        lrelu_slope: float = 0.2,
+        labels: int = NUM_LABELS,  # of the parsing maps, for pairing shape
+    ) -> None:
+        super().__init__()
+        check_choice("pairing", pairing, PAIRINGS)
+        self.pairing, self.labels = pairing, labels
+        stride = 2 ** len(widths)
+        if len(size) != 2 or not widths or min(widths) < 1 or any(s < 1 or s % stride for s in size):
+            raise UserError(
+                f"size={list(size)}, widths={list(widths)}: impossible together",
+                f"give widths of at least 1 and two sides that divide by {stride}",
+            )
+        self.size = (int(size[0]), int(size[1]))
+        channels = (_planes(pairing, labels), *widths[:-1])
+        self.steps = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, width, 5, stride=2, padding=2),
+                nn.BatchNorm2d(width) if level else nn.Identity(),
+                nn.LeakyReLU(lrelu_slope, inplace=True),
+            )
+            for level, (before, width) in enumerate(zip(channels, widths, strict=True))
+        )
+        self.to_logit = nn.Linear(widths[-1] * (self.size[0] // stride) * (self.size[1] // stride), 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.uniform_(layer.weight, -0.02 * 3**0.5, 0.02 * 3**0.5)  # of deviation 0.02
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool = False) -> Tensor:
+        """Arguments as of :class:`ResnetDiscriminator`; (B, 1)."""
+        x = resized(seen(self.pairing, source_image, image, batch, fake, self.labels), *self.size)
+        x = x.contiguous(memory_format=torch.channels_last)
+        for step in self.steps:
+            x = step(x)
+        logits: Tensor = self.to_logit(x.flatten(1))
+        return logits
+
+
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResnetDiscriminator,
     "residual": ResidualDiscriminator,
+    "dcgan": DcganDiscriminator,
 }
 
 

@@ -10,6 +10,10 @@ mapping ``terms``, name -> scalar.
 One that is trained in stages has a class attribute ``stages``, stage -> the sub-networks that learn in it
 (names of submodules). The training sets its attribute ``stage``, "" in use, to the stage's name, so that
 ``forward`` may leave out what a stage has no use for.
+
+One whose start follows from data has a method ``begin(batch)``, called once with 64 training pairs before the
+first step. One that re-builds a paper's names it in the class attribute ``about``, a sentence or two of what
+it deviates in, which model cards repeat.
 """
 
 from __future__ import annotations
@@ -20,18 +24,24 @@ from typing import Any
 
 from torch import nn
 
+from reposer.models.dpig import DPIG
 from reposer.models.layers import build
 from reposer.models.parsing_networks import ParsingPredictor
 from reposer.models.patn import PATN
+from reposer.models.pg2 import PG2
 from reposer.models.rsa_gan import RSAGAN
 from reposer.models.san import SAN
 from reposer.models.transport_unet import TransportUNet
+from reposer.models.vunet import VUNet
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "san": SAN,
     "rsa_gan": RSAGAN,
     "patn": PATN,
     "transport_unet": TransportUNet,
+    "vunet": VUNet,
+    "pg2": PG2,
+    "dpig": DPIG,
 }
 
 
@@ -62,6 +72,11 @@ def stages_of(name: str) -> Mapping[str, Sequence[str]]:
     """The stages of the generator, each with the sub-networks that learn; none for an unknown one."""
     stages: Mapping[str, Sequence[str]] = getattr(GENERATORS.get(name), "stages", {})
     return stages
+
+
+def about(name: str) -> str:
+    """What the generator of that name deviates in from its paper; empty where it does not say."""
+    return str(getattr(GENERATORS.get(name), "about", ""))
 
 
 def option_is_on(name: str, option: str, args: Mapping[str, Any]) -> bool:

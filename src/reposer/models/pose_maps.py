@@ -1,4 +1,4 @@
-"""Pose maps: one Gaussian per joint, made on the batch's device from keypoints (never stored on disk).
+"""Pose maps, made on the batch's device from keypoints (never stored on disk): Gaussians, discs, limbs.
 
 PATN and its descendants store exp(-d^2 / 2 sigma^2) with sigma = 6 pixels at full size, a missing joint as an
 all-zero channel. PATN's DeepFashion script writes them as uint8, which leaves one lit pixel per joint; these
@@ -102,3 +102,82 @@ def _windows(along: Tensor, kernel: int, stride: int, padding: int, mode: str) -
     """(B, J, N) -> (B, J, N', kernel), what each place of the result sees."""
     padded = F.pad(along, (padding, padding), mode="constant" if mode == "zeros" else mode)
     return padded.unfold(2, kernel, stride)
+
+
+# ---- Discs and limbs; where a network works at a size of its own, pictures and keypoints brought to it.
+
+# of OpenPose-18: what PG2 and DPIG, Def-GAN and GFLA draw of a body
+LIMBS = (
+    *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)),
+    *((1, 0), (0, 14), (14, 16), (0, 15), (15, 17), (1, 16), (1, 17), (8, 11), (11, 5), (8, 2), (16, 17)),
+)
+
+
+def disc_maps(
+    keypoints: Tensor, height: int, width: int, radius: float = 4.0, truncate: bool = False
+) -> Tensor:
+    """(B, J, 2) x, y in pixels, NaN missing -> (B, J, H, W) float32, 1 within the radius and 0 elsewhere.
+
+    A missing joint gives zeros. With ``truncate`` joints move to whole pixels first, as in PG2.
+    """
+    points = keypoints.to(torch.float32)
+    points = points.trunc() if truncate else points
+    x = torch.arange(width, device=points.device, dtype=torch.float32) - points[..., 0:1]  # (B, J, W)
+    y = torch.arange(height, device=points.device, dtype=torch.float32) - points[..., 1:2]
+    return (y.square()[..., :, None] + x.square()[..., None, :] <= radius**2).float()
+
+
+def segment_distance(
+    start: Tensor, end: Tensor, height: int, width: int, steps: Tensor | None = None
+) -> Tensor:
+    """Squared distance of each pixel to each segment, or to equally spaced points on it.
+
+    Args:
+        start, end: (B, N, 2) x, y in pixels; NaN gives NaN.
+        height, width: of the picture.
+        steps: (B, N) how many equal steps lead from start to end; None: all points of the segment count.
+
+    Returns:
+        (B, N, H, W) float32.
+    """
+    x = torch.arange(width, device=start.device, dtype=torch.float32)
+    y = torch.arange(height, device=start.device, dtype=torch.float32)
+    x, y = (x - start[..., 0:1])[..., None, :], (y - start[..., 1:2])[..., :, None]  # from the start
+    dx, dy = (end - start)[..., None, None, :].unbind(-1)  # (B, N, 1, 1)
+    along = ((x * dx + y * dy) / (dx.square() + dy.square()).clamp_min(1e-6)).clamp(0, 1)
+    if steps is not None:
+        along = (along * steps[..., None, None]).round() / steps[..., None, None]
+    return (x - along * dx).square() + (y - along * dy).square()
+
+
+def limb_mask(keypoints: Tensor, height: int, width: int, radius: float = 4.0) -> Tensor:
+    """The pose mask of PG2 and DPIG: (B, J, 2) x, y in pixels -> (B, 1, H, W) float32, 1 near a limb.
+
+    Discs of the radius at both ends of each limb that has both, and at int(length / radius) - 1 equal steps
+    between; then dilated and eroded by 5x5. Nobody's mask is empty.
+    """
+    joints = keypoints.to(torch.float32).trunc()
+    mask = torch.zeros(len(joints), 1, height, width, device=joints.device)
+    for first, second in LIMBS:  # one by one, which needs little memory
+        start, end = joints[:, first : first + 1], joints[:, second : second + 1]
+        steps = ((end - start).norm(dim=-1) / radius).trunc().clamp_min(1)
+        near = segment_distance(start, end, height, width, steps) <= radius**2
+        mask = torch.where(near, 1.0, mask)
+    grown = F.max_pool2d(mask, 5, stride=1, padding=2)
+    return -F.max_pool2d(-grown, 5, stride=1, padding=2)
+
+
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, h, w) float -> (B, C, height, width), bilinear, averaging where it shrinks."""
+    if image.shape[-2:] == (height, width):
+        return image
+    return F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=True)
+
+
+def moved(keypoints: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """(B, J, 2) x, y in pixels of a picture of ``old`` (H, W) -> in pixels of the same at ``new`` (H, W)."""
+    keypoints = keypoints.to(torch.float32)
+    if old == new:
+        return keypoints
+    scale = keypoints.new_tensor([new[1] / old[1], new[0] / old[0]])
+    return (keypoints + 0.5) * scale - 0.5

@@ -12,6 +12,7 @@ from functools import cached_property
 from importlib.resources import as_file
 from importlib.resources import files as resources
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field, field_validator
@@ -21,7 +22,7 @@ from reposer.config import Config, foreign_values, read_json
 from reposer.errors import UserError
 from reposer.models.controls import CONTROLS
 from reposer.models.embedding import Embedding, EmbeddingInfo
-from reposer.models.generators import PREDICTORS, build_generator, build_predictor
+from reposer.models.generators import PREDICTORS, about, build_generator, build_predictor
 from reposer.models.layers import MAX_SIDE
 from reposer.models.parsing_networks import ParsingNetwork
 from reposer.storage import checkpoint
@@ -315,6 +316,11 @@ tags: [person-re-identification, pose-transfer, synthetic-data]
 """
 
 
+def deviations(name: str) -> str:
+    """A card's paragraph on what a re-built generator deviates in; empty where it does not say."""
+    return f"\n{fill(about(name), 110)}\n" if about(name) else ""
+
+
 def model_card(config: GeneratorConfig) -> str:
     """The model card that can be written from the configuration alone."""
     height, width = config.size
@@ -325,7 +331,7 @@ def model_card(config: GeneratorConfig) -> str:
 Generator `{config.generator}` ({args}), {config.step:,} optimizer steps at {height}x{width}, parsing maps in
 the label set {config.labels}. Trained on: {config.trained_on or "not recorded"}. Training people (hash of
 their ids): `{config.identity_hash or "not recorded"}`.
-
+{deviations(config.generator)}
 ## Use
 
     from reposer.generation.pose_transfer import PoseTransfer

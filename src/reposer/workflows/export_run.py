@@ -10,7 +10,7 @@ from reposer.config import Config, read_json
 from reposer.errors import UserError
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import contained, printable, read_regular
-from reposer.trained.networks import EMBEDDING, GENERATOR, PARSER, PREDICTOR, Kind, of_run
+from reposer.trained.networks import EMBEDDING, GENERATOR, PARSER, PREDICTOR, Kind, deviations, of_run
 from reposer.weights.network_folder import CONFIG, save_network
 from reposer.workflows.evaluate import identity_table
 
@@ -115,7 +115,7 @@ tags: [person-re-identification]
 
 {config.step:,} optimizer steps. Trained on: {_one_line(trained_on)}.
 Training people (hash of their ids): `{config.identity_hash or "not recorded"}`.
-
+{deviations(getattr(config, "generator", ""))}
 ## License and limits
 
 {_one_line(license_text)}. The weights carry what they learned about people who may not have consented one by

@@ -18,6 +18,7 @@ from reposer.training.gan.config import (
     PerceptualConfig,
     ScheduleConfig,
 )
+from reposer.workflows import baseline_presets as baselines
 
 
 def san_market() -> GanConfig:
@@ -217,6 +218,15 @@ PRESETS: dict[str, Callable[[], GanConfig]] = {
     "transport_market": transport_market,
     "transport_market_small": transport_market_small,
     "transport_demo": transport_demo,
+    "vunet_market": baselines.vunet_market,
+    "vunet_deepfashion": baselines.vunet_deepfashion,
+    "vunet_market_small": lambda: baselines.vunet_market_small(san_market_small()),
+    "pg2_market": baselines.pg2_market,
+    "pg2_deepfashion": baselines.pg2_deepfashion,
+    "pg2_market_small": lambda: baselines.pg2_market_small(san_market_small()),
+    "dpig_market": baselines.dpig_market,
+    "dpig_deepfashion": baselines.dpig_deepfashion,
+    "dpig_market_small": lambda: baselines.dpig_market_small(san_market_small()),
 }
 
 

@@ -20,6 +20,7 @@ from reposer.training.gan.config import (
     AdversarialConfig,
     GanConfig,
     GanOutputConfig,
+    LossWeights,
     ScheduleConfig,
     StageConfig,
 )
@@ -134,6 +135,32 @@ def test_two_processes_train_in_stages_and_resume_bit_for_bit(prepared, tmp_path
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (tmp_path / str(len(before)) for before in (toy, stopped))
     assert final_hashes(one) == final_hashes(two)
+
+
+def test_what_follows_from_data_before_the_first_step_is_the_same_in_all_processes(prepared, tmp_path):
+    """VU-Net's start: each process has noise of its own."""
+    config = tiny_config(
+        prepared,
+        generator="vunet",
+        generator_args={"size": (32, 16), "width": 4, "cap": 8, "scales": 4},
+        weights=LossWeights(adversarial=0, l1=1, perceptual=0, kl=0.1),
+        gan=AdversarialConfig(discriminator=False),
+        schedule=ScheduleConfig(epochs_const=0.25, epochs_decay=0),
+    )
+    tell = (
+        "import hashlib, os\nfrom reposer.training.gan.task import GanTask\nreal = GanTask.step\n"
+        "def step(self, batch):\n"
+        "    real(self, batch)\n"
+        "    told = hashlib.sha256()\n"
+        "    for tensor in self.state.generator.state_dict().values():\n"
+        "        told.update(tensor.numpy().tobytes())\n"
+        f"    place = {str(tmp_path)!r} + '/rank' + os.environ['RANK']\n"
+        "    open(place, 'w').write(told.hexdigest())\n"
+        "GanTask.step = step\n"
+    )
+    done = _torchrun(config, tmp_path / "run", tmp_path, before=tell)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text()
 
 
 def test_a_dead_process_ends_the_other(prepared, tmp_path):

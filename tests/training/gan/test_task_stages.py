@@ -274,3 +274,38 @@ def test_settings_that_came_later_leave_earlier_configurations_as_they_were(prep
     changed = config.changed(optimizer=config.optimizer.changed(weight_decay=0.1))
     assert changed.model_dump(mode="json")["optimizer"]["weight_decay"] == 0.1
     assert config_hash(changed) != config_hash(config)
+
+
+class _Begins(Coarse):
+    """Its first weight follows from the first 64 pairs."""
+
+    def begin(self, batch: PairBatch) -> None:
+        assert len(batch) == 64
+        with torch.no_grad():
+            self.coarse["net"][3].bias.fill_(float(to_float(batch.target_image).mean()))
+
+
+def test_a_generator_may_look_at_pairs_once_before_its_first_step(prepared, tmp_path, monkeypatch):
+    monkeypatch.setitem(GENERATORS, "begins", _Begins)
+    config = staged(prepared, (), generator="begins", optimizer=OptimizerConfig(lr=1e-30))
+    bias = "coarse.net.3.bias"
+    train(config, tmp_path / "run", device="cpu", max_minutes=0)
+    first = checkpoint.latest(tmp_path / "run" / "checkpoints").groups
+    assert first["generator"][bias].unique().numel() == 1
+    assert torch.equal(first["generator"][bias], first["ema"][bias])
+    monkeypatch.setattr(_Begins, "begin", None)  # neither a resumed run nor one that starts from another
+    train(config, tmp_path / "run", device="cpu")
+    again = config.changed(start_from=tmp_path / "run").with_steps(1)
+    train(again, tmp_path / "again", device="cpu")
+    later = checkpoint.latest(tmp_path / "again" / "checkpoints").groups
+    torch.testing.assert_close(later["generator"][bias], first["generator"][bias])
+
+
+def test_judging_together_needs_a_pairing_that_can(prepared):
+    with pytest.raises(ValidationError, match="together"):
+        staged(
+            prepared,
+            (),
+            gan=AdversarialConfig(pool=0, together=True),
+            discriminator_args={"pairing": "as_printed"},
+        )

@@ -119,12 +119,15 @@ class RampConfig(Config):
 class ScheduleConfig(Config):
     """Constant learning rate, then a straight line to zero; what else changes with the step."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"stages", "ramps"})
+    later: ClassVar[frozenset[str]] = frozenset({"stages", "ramps", "halve_every"})
 
     epochs_const: float = Field(default=300, ge=0)
     epochs_decay: float = Field(default=200, ge=0)
     stages: tuple[StageConfig, ...] = Field(default=(), max_length=16)  # none: everything learns all the time
     ramps: dict[str, RampConfig] = Field(default_factory=dict)  # loss term -> how its weight grows
+    halve_every: float = Field(
+        default=0, ge=0
+    )  # epochs after which the rate is halved, again and again; 0: never
 
 
 class PerceptualConfig(Config):
@@ -154,7 +157,7 @@ class IdentityConfig(Config):
 class AdversarialConfig(Config):
     """The game between the two networks (eq. 4)."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"discriminator", "optimizer"})
+    later: ClassVar[frozenset[str]] = frozenset({"discriminator", "optimizer", "together", "source_fake"})
 
     mode: Literal["bce", "lsgan"] = "bce"
     real_label: float = Field(default=1.0, gt=0, le=1)  # 0.9 is the "soft label" reading
@@ -163,6 +166,9 @@ class AdversarialConfig(Config):
     discriminator: bool = True  # false: there is none, and weights.adversarial is 0
     # of the discriminator, whose learning rate keeps its ratio to the generator's; none: the generator's
     optimizer: OptimizerConfig | None = None
+    # the discriminator judges real and generated images in one pass: BatchNorm has the statistics of both
+    together: bool = False
+    source_fake: bool = False  # the discriminator takes the source image for generated, too
 
 
 class GanOutputConfig(OutputConfig):
@@ -212,13 +218,17 @@ class GanConfig(EpochsConfig):
         schedule, stage = self.schedule, self.stage(step)
         const, decay = self.steps_of(schedule.epochs_const), self.steps_of(schedule.epochs_decay)
         rate = learning_rate(step, self.optimizer.lr, const, decay)
+        if schedule.halve_every:
+            rate *= 0.5 ** (step // self.steps_of(schedule.halve_every))
         return rate if stage is None else rate * stage.lr
 
     def stretched(self, images: float) -> Self:
         """The same schedule over so many drawn pairs."""
         schedule, share = self.schedule, images / self.data.pairs_per_epoch / self.epochs
         const, decay = schedule.epochs_const * share, schedule.epochs_decay * share
-        return self.changed(schedule=schedule.changed(epochs_const=const, epochs_decay=decay))
+        halve = schedule.halve_every * share
+        changed = schedule.changed(epochs_const=const, epochs_decay=decay, halve_every=halve)
+        return self.changed(schedule=changed)
 
     def stage(self, step: int) -> StageConfig | None:
         """The stage of the update that follows ``step`` completed ones; None where the run has no stages."""
@@ -327,6 +337,8 @@ class GanConfig(EpochsConfig):
             raise ValueError("weights.identity above 0 and identity.network=RUN belong together")
         if self.gan.pool and self.discriminator_args.get("pairing") == "carried":
             raise ValueError("the pairing carried needs gan.pool=0: a pool keeps no further sources")
+        if self.gan.together and self.discriminator_args.get("pairing") in ("carried", "as_printed"):
+            raise ValueError("gan.together does not go with the pairings carried and as_printed")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.data.parsing import colorize
+from reposer.data.samplers import draw_pairs
 from reposer.errors import UserError
 from reposer.images import to_float, to_uint8
 from reposer.losses.image_gan import (
@@ -49,6 +50,7 @@ from reposer.training.state import TrainingState, below, build_adam, build_ema, 
 
 SAMPLE_TITLES = ("source", "target parsing", "generated", "target")
 _VALIDATION_BATCH = 32
+_BEGIN_WITH = 64  # pairs that a generator sees before the first step, where it asks for some
 
 # ---- Everything that changes during a GAN training.
 
@@ -274,9 +276,18 @@ class GanTask:
     # ---- What the run folder keeps.
 
     def begin(self) -> None:
-        """See Task: take the networks of ``start_from``, where it is given."""
+        """See Task: take the networks of ``start_from``, or let a generator that wants to see data begin."""
         if self.config.start_from is not None:
             self.state.start_from(_newest(self.config.start_from))
+            return
+        begin = getattr(self.state.generator, "begin", None)
+        if begin is None:
+            return
+        rows = draw_pairs(len(self._data.pairs), _BEGIN_WITH, self.config.seed, 0)
+        begin(self._data.batch(self._data.pairs[rows]).to(self._runtime.device))
+        if self._runtime.world_size > 1:  # each has noise of its own
+            for tensor in self.state.generator.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
 
     def inputs(self, new: bool) -> dict[str, str]:
         """See Task: prepared folder, pair lists, perceptual network's weights, what a new run starts from."""
@@ -333,6 +344,8 @@ def _networks(
         extra_terms=bool(config.extra_terms),
         identity=None if judge is None else judge.network.feature_and_maps,
         identity_maps=config.identity.maps,
+        together=config.gan.together,
+        source_fake=config.gan.source_fake,
     )
 
 
