@@ -26,8 +26,7 @@ from reposer.data.layouts.market1501 import generated_name
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, prepare_market1501
 from reposer.generation.augmentation import AugmentOptions, augment
-from reposer.generation.augmented_rows import KIND, REAL_COLUMNS, REAL_ROWS, write_summary
-from reposer.generation.batch import COLUMNS
+from reposer.generation.augmented_rows import KIND, REAL_COLUMNS, REAL_ROWS, columns_of, write_summary
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
@@ -178,7 +177,7 @@ def write_set(folder: Path, rows: int) -> None:
             }
             (folder / IMAGES / row["file"]).hardlink_to(folder / "contents" / str(item % CONTENTS))
             part.append(row)
-        write_part(part_path(folder, shard), part, COLUMNS)
+        write_part(part_path(folder, shard), part, columns_of(settings))
     shutil.rmtree(folder / "contents")
     write_summary(folder)
 

@@ -8,13 +8,15 @@ in :meth:`Runtime.describe`. Two threads give other bits than one.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import random
 import signal
 import threading
 import time
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -99,6 +101,8 @@ def setup(
     threads: int | None = None,
     seed: int = 0,
     timeout: float = 1800.0,
+    *,
+    alone: bool = False,
 ) -> Runtime:
     """Prepare this process: process group, device, threads, global seeds, deterministic algorithms on a CPU.
 
@@ -109,6 +113,7 @@ def setup(
         threads: CPU threads of this process; None keeps torch's own choice (OMP_NUM_THREADS, else the cores).
         seed: for python, numpy and torch on every device; equal on all processes.
         timeout: seconds after which a process gives up waiting for another.
+        alone: join no process group, although a launcher started several: each has its own part of a job.
 
     Raises:
         UserError: an unknown or absent device, an unknown precision.
@@ -119,7 +124,8 @@ def setup(
     if absent.get(device, False):
         raise UserError(f"device {device}: there is none on this machine", "use device=auto or device=cpu")
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[group])
+    with _outside_groups() if alone else nullcontext():
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[group])
     where = torch.device(accelerator.device)
     if device not in ("auto", where.type):
         raise UserError(
@@ -134,6 +140,24 @@ def setup(
     if where.type == "cpu":
         _keep_freed_memory()
     return Runtime(accelerator, where, _resolve(precision, where), torch.get_num_threads(), seed)
+
+
+_GROUPS = ("PMI_", "OMPI_", "MV2_")  # of MPI's launchers; torchrun's have no common name
+
+
+@contextmanager
+def _outside_groups() -> Iterator[None]:
+    """Hide the launcher from libraries that would join its group; this process takes the launcher's GPU."""
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    names |= {name for name in os.environ if name.startswith(_GROUPS)}
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    local = hidden.get("LOCAL_RANK", "")
+    try:
+        if local.isdigit() and torch.cuda.device_count() > 1:
+            torch.cuda.set_device(int(local) % torch.cuda.device_count())
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _keep_freed_memory() -> None:

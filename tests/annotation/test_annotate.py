@@ -30,6 +30,7 @@ from reposer.cli.main import app
 from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
+from reposer.jobs.workers import Step
 from reposer.storage.files import DiskError
 from reposer.storage.outputs import OUTPUTS
 
@@ -358,3 +359,24 @@ def test_the_command_makes_a_page(folder, exported, described):
     assert "Contact sheet" in page
     assert page.count("data:image/") >= 3
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_workers_annotate_what_one_process_does(folder, tmp_path):
+    whole = Path(shutil.copytree(folder, tmp_path / "whole"))
+    annotate(whole, None, stubs)
+
+    def step(name, i=0):
+        how = AnnotateOptions(step=Step(name, (i, 3) if name == "work" else None, lease=1))
+        return str(annotate(folder, None, stubs, how=how))
+
+    assert "is planned: 3 of 3 shards are to be made" in step("plan")
+    Image.new("RGB", (24, 40)).save(folder / "new.png")  # too late for this plan
+    with pytest.raises(UserError, match=r"annotation: 3 of 3 shards are missing: 0-2: let workers"):
+        step("finish")
+    assert "12 images made here" in step("work", 1)
+    assert "0 images made here" in step("work", 2)
+    step("finish")
+    (folder / "new.png").unlink()
+    assert tree(folder) == tree(whole)
+    with pytest.raises(UserError, match="holds no plan for workers"):
+        step("work")

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from annotate_runner import StubParser, edit_rows, flip, stubs
+from annotate_runner import StubParser, edit_rows, flip, stubs, tree
 from annotate_runner import cut as cut_file
 from PIL import Image
 from torch import nn
@@ -29,6 +29,7 @@ from reposer.annotation.makers import LONG_SIDE, PHOTO_COLUMNS, choose_cuts, fin
 from reposer.annotation.person_mask import DetectorMasker
 from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
+from reposer.jobs.workers import Step
 from reposer.workflows.verify import verify_folder
 
 SIZE = (400, 600)  # of a photo
@@ -334,3 +335,19 @@ def test_real_detectors_of_random_weights_through_the_whole_way(tmp_path):
         mask = np.array(Image.open(out / row["mask"]))
         assert row["mask_source"] == expected.source[0]
         assert (mask == expected.mask[0]).mean() > 0.99
+
+
+def test_workers_cut_people_out_and_then_annotate_them(photos, tmp_path):
+    folder, _ = photos
+    annotate(folder, tmp_path / "whole", stubs, redness)
+
+    def step(name):
+        how = AnnotateOptions(step=Step(name, lease=1))
+        return str(annotate(folder, tmp_path / "out", stubs, redness, how))
+
+    assert "is planned: 1 of 1 shards" in step("plan")
+    assert "5 images made here" in step("work")
+    assert "is planned: 1 of 1 shards" in step("finish")  # of the cutting: the people are known now
+    assert "3 images made here" in step("work")
+    step("finish")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")

@@ -21,7 +21,7 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.packing import pack
 from reposer.data.records import AnnotationError
 from reposer.errors import UserError
-from reposer.storage.lock import locked
+from reposer.storage.lock import try_lock
 from reposer.structures import MISSING_LABEL, PersonRecord
 
 MakePeople = Callable[..., list[PersonRecord]]
@@ -198,10 +198,14 @@ def test_after_a_kill_the_next_run_is_complete(
 def test_the_folder_of_a_living_writer_is_not_removed(tmp_path: Path, make_people: MakePeople) -> None:
     living = tmp_path / ".packed.tmp-00000000"
     living.mkdir()
-    with locked(living, wait=True):
+    lock = os.open(living, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert try_lock(lock)
         with pytest.raises(UserError, match="another process is writing there"):
             pack(make_people(2), tmp_path / "root", tmp_path / "packed", SIZE)
         assert living.is_dir()
+    finally:
+        os.close(lock)
     os.utime(living, (0, 0))  # what is of this moment may be a writer's that has not locked it yet
     pack(make_people(2), tmp_path / "root", tmp_path / "packed", SIZE)
     assert not living.exists()

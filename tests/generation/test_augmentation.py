@@ -11,10 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import augment_runner as runner
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -29,12 +31,14 @@ from reposer.data.layouts.market1501 import (
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.errors import UserError
+from reposer.generation import set_exports
 from reposer.generation.augmentation import AugmentOptions
 from reposer.generation.filters import FilterOptions
 from reposer.generation.forgetting import forget
 from reposer.generation.lineage import set_faults
 from reposer.generation.pictures import is_marked
-from reposer.generation.set_exports import export_set
+from reposer.generation.set_exports import export_set, unpack_set
+from reposer.jobs.workers import Step
 
 RUNNER = Path(runner.__file__)
 
@@ -104,6 +108,92 @@ def test_a_picture_is_the_generator_s_answer_to_its_row(prepared, whole):
     wanted = model(batch, "donor")[0].permute(1, 2, 0).numpy().astype(float)
     found = np.asarray(Image.open(io.BytesIO((whole / "images" / row["file"]).read_bytes())), float)
     assert np.abs(found - wanted).mean() < 6, "JPEG of noise"
+
+
+def test_workers_write_the_set_of_one_process(prepared, whole, tmp_path):
+    out, options = tmp_path / "out", AugmentOptions(3, background="donor", batch_size=8, shard_items=8)
+
+    def step(name, i=0):
+        step = Step(name, (i, 4) if name == "work" else None, lease=1)
+        return str(runner.augmented(runner.stub_model(), prepared, out, options, step=step))
+
+    step("plan")
+    assert sorted(os.listdir(out / "real")) == sorted(os.listdir(whole / "real"))
+    assert "30 pictures made here" in step("work", 3)
+    assert "every shard is made" in step("work", 0)
+    assert "15 real and 30 generated images of 5 people" in step("finish")
+    assert tree(out) == tree(whole)
+    assert set_faults(out) == []
+    with pytest.raises(UserError, match="--step work with --processes 2: start one process for each worker"):
+        runner.augmented(runner.stub_model(), prepared, out, options, step=Step("work"), processes=2)
+
+
+def packed_members(folder):
+    """(member, bytes, time, owner) of all tar files, in their order."""
+    for place in sorted(folder.glob("*.tar")):
+        with tarfile.open(place) as tar:
+            for member in tar:
+                yield member.name, tar.extractfile(member).read(), member.mtime, (member.uid, member.uname)
+
+
+def test_packed_layouts_hold_every_image_once_and_always_in_the_same_bytes(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(set_exports, "PACKED_IMAGES", 20)
+    for layout in ("webdataset", "parquet"):
+        for out in (tmp_path / layout, tmp_path / f"{layout} again"):
+            assert "15 real and 30 generated images" in export_set(whole, out, layout)
+        assert tree(tmp_path / layout) == tree(tmp_path / f"{layout} again")
+    wanted = [
+        (place.name, place.read_bytes()) for kind in ("real", "images") for place in (whole / kind).iterdir()
+    ]
+    members = list(packed_members(tmp_path / "webdataset"))
+    assert sorted(wanted) == sorted((name, data) for name, data, *_ in members if not name.endswith(".json"))
+    assert {(when, owner) for *_, when, owner in members} == {(0, (0, ""))}
+    index = json.loads((tmp_path / "webdataset" / "index.json").read_text())
+    for shard, images in zip(index["shardlist"], (20, 20, 5), strict=True):
+        data = (tmp_path / "webdataset" / shard["url"]).read_bytes()
+        assert (shard["nsamples"], shard["filesize"]) == (images, len(data))
+        assert shard["sha256"] == hashlib.sha256(data).hexdigest()
+    rows = pq.read_table(tmp_path / "webdataset" / "manifest.parquet").to_pylist()
+    told = [json.loads(data) for name, data, *_ in members if name.endswith(".json")]
+    assert [{k: row[k] for k in told[0]} for row in rows] == told
+    packed = pq.read_table(tmp_path / "parquet" / "data").to_pylist()
+    assert sorted((row["image"]["path"], row["image"]["bytes"]) for row in packed) == sorted(wanted)
+    assert [row["pid"] for row in packed] == [row["pid"] for row in rows]
+    assert sum(row["synthetic"] for row in packed) == 30
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_a_packed_set_is_unpacked_to_the_files_that_it_was_made_of(whole, tmp_path, monkeypatch, layout):
+    monkeypatch.setattr(set_exports, "PACKED_IMAGES", 20)
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    export_set(whole, packed, layout)
+    export_set(whole, tmp_path / "list", "list", copy=True)
+    assert "15 real and 30 generated images" in unpack_set(packed, out)
+    assert tree(out) == tree(tmp_path / "list")
+    shard = sorted(packed.rglob("train-*"))[1]
+    data = shard.read_bytes()
+    at = data.index(b"\xff\xd8") + 200  # in a picture
+    for broken in (data[: len(data) // 2], data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], b""):
+        shard.write_bytes(broken)
+        with pytest.raises(UserError, match=r"train-000001|cannot be read|manifest.parquet"):
+            unpack_set(packed, tmp_path / "again")
+        assert not (tmp_path / "again").exists()
+    shard.write_bytes(data)
+    manifest = packed / "manifest.parquet"
+    rows = pq.read_table(manifest)
+    for column, hostile in (
+        ("file", "../../evil.jpg"),
+        ("shard", "../packed/train-000000.tar"),
+        ("pid", None),
+    ):
+        changed = rows.slice(0, 20).to_pylist()
+        for row in changed:
+            row[column] = hostile
+        pq.write_table(pa.Table.from_pylist(changed, rows.schema), manifest)
+        with pytest.raises(UserError):
+            unpack_set(packed, tmp_path / "again")
+        assert not (tmp_path / "again").exists()
+        assert not list(tmp_path.rglob("evil.jpg"))
 
 
 def test_real_images_are_links_copies_or_left_out(prepared, whole, tmp_path):

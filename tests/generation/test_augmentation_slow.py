@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
+import json
 import os
 import random
 import shutil
@@ -15,8 +17,12 @@ import sys
 from pathlib import Path
 
 import augment_runner as runner
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from reposer.generation import set_exports
 from reposer.generation.lineage import set_faults
 from reposer.storage.manifest import read_rows
 
@@ -86,6 +92,85 @@ def test_torchrun_writes_the_same_tree(prepared, whole, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     fast.run_runner("write", prepared, tmp_path / "out", 6, 1, 64, launcher=launcher)
     assert tree_hash(tmp_path / "out") == tree_hash(whole)
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_workers_of_their_own_write_the_same_tree(prepared, whole, tmp_path, processes):
+    """As tasks of an array: no process group, each by its number."""
+    out = tmp_path / "out"
+    fast.run_runner("plan", prepared, out, 6, 1, 64)
+    line = [sys.executable, str(RUNNER), "work", prepared, out, "6", "1", "64"]
+    place = {"SLURM_ARRAY_TASK_COUNT": str(processes), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(line, env={**os.environ, **place, "SLURM_ARRAY_TASK_ID": str(i)})
+        for i in range(processes)
+    ]
+    assert [one.wait() for one in started] == [0] * processes
+    fast.run_runner("finish", prepared, out, 6, 1, 64)
+    assert tree_hash(out) == tree_hash(whole)
+
+
+def test_workers_under_torchrun_form_no_group(prepared, whole, tmp_path):
+    out = tmp_path / "out"
+    fast.run_runner("plan", prepared, out, 6, 1, 64)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    fast.run_runner("work", prepared, out, 6, 1, 64, launcher=launcher)
+    fast.run_runner("finish", prepared, out, 6, 1, 64)
+    assert tree_hash(out) == tree_hash(whole)
+
+
+def test_an_array_of_seven_in_random_order_two_of_them_killed(prepared, whole, tmp_path):
+    out, order = tmp_path / "out", random.Random(3).sample(range(7), 7)
+    fast.run_runner("plan", prepared, out, 6, 1, 64)
+    for number, i in enumerate([*order, *order[:2]]):
+        done = len(list((out / "manifest").glob("_*")))
+        line = [sys.executable, str(RUNNER), "work", prepared, out, "6", "1", "64"]
+        place = {"SLURM_ARRAY_TASK_COUNT": "7", "SLURM_ARRAY_TASK_ID": str(i), "OMP_NUM_THREADS": "1"}
+        task = subprocess.Popen(line, env={**os.environ, **place})
+        while number < 2 and task.poll() is None:
+            if len(list((out / "manifest").glob("_*"))) > done:
+                task.kill()
+        assert task.wait() == (-9 if number < 2 else 0)
+    fast.run_runner("finish", prepared, out, 6, 1, 64)
+    assert tree_hash(out) == tree_hash(whole)
+
+
+def test_webdataset_and_datasets_read_the_packed_layouts(whole, tmp_path, monkeypatch):
+    """The real libraries: every image, its bytes or pixels, and its labels."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    webdataset = pytest.importorskip("webdataset")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(set_exports, "PACKED_IMAGES", 400)
+    wanted = {}
+    for row in read_rows(whole).to_pylist():
+        wanted[row["file"]] = (row["pid"], row["camid"], True, (whole / "images" / row["file"]).read_bytes())
+    for row in pq.read_table(whole / "real.parquet").to_pylist():
+        wanted[row["file"]] = (row["pid"], row["camid"], False, (whole / "real" / row["file"]).read_bytes())
+    for layout in ("webdataset", "parquet"):
+        set_exports.export_set(whole, tmp_path / layout, layout)
+
+    def values(told):
+        return told["pid"], told["camid"], told["synthetic"]
+
+    tars = sorted(map(str, (tmp_path / "webdataset").glob("*.tar")))
+    assert len(tars) == 3
+    found = {}
+    for sample in webdataset.WebDataset(tars, shardshuffle=False):
+        told = json.loads(sample["json"])
+        found[told["file"]] = (*values(told), sample["jpg"])
+    assert found == wanted
+    for sample in datasets.load_dataset("webdataset", data_files=tars, split="train"):
+        told, image = sample["json"], np.asarray(sample["jpg"])
+        *labels, data = wanted[told["file"]]
+        assert values(told) == tuple(labels)
+        assert np.array_equal(image, np.asarray(Image.open(io.BytesIO(data))))
+    loaded = datasets.load_dataset(str(tmp_path / "parquet" / "data"), split="train")
+    assert loaded.num_rows == len(wanted)
+    for sample in loaded:
+        *labels, data = wanted[sample["file"]]
+        assert values(sample) == tuple(labels)
+        assert np.array_equal(np.asarray(sample["image"]), np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_two_processes_killed_with_their_parent_resume_to_the_same_tree(prepared, whole, tmp_path):

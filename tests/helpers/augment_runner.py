@@ -1,6 +1,6 @@
 """For the tests of augmented sets: a drawn data set, and augment with a stub in processes of its own.
 
-    augment_runner.py write PREPARED OUT FACTOR PROCESSES SHARD    also under torchrun
+    augment_runner.py write PREPARED OUT FACTOR PROCESSES SHARD    also under torchrun; or plan, work, finish
     augment_runner.py kills PREPARED OUT FACTOR PROCESSES SHARD KILLS    killed so often, then finished
     augment_runner.py forget SET OUT PID    OUT/<n>: SET copied, killed at the nth lasting change, finished
 
@@ -28,6 +28,7 @@ from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.forgetting import forget
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_jpeg, encode_png
+from reposer.jobs.workers import STEPS, Step
 from reposer.runtime import setup
 from reposer.trained.networks import GeneratorConfig
 
@@ -47,10 +48,10 @@ class Stub(nn.Module):
         return batch.source_image.float() / 127.5 - 1 + self.strength * batch.target_parsing[:, None]
 
 
-def stub_model(identity_hash: str = "", seconds: float = 0.0) -> PoseTransfer:
+def stub_model(identity_hash: str = "", seconds: float = 0.0, alone: bool = False) -> PoseTransfer:
     """The stub in use, on one thread."""
     config = GeneratorConfig(generator="stub", size=SIZE, identity_hash=identity_hash)
-    return PoseTransfer(Stub(seconds), config, setup("cpu", "float32", threads=1))
+    return PoseTransfer(Stub(seconds), config, setup("cpu", "float32", threads=1, alone=alone))
 
 
 def draw_data_set(root: Path, people: int, images: int, *, parsing: bool = True) -> Path:
@@ -85,11 +86,12 @@ def augmented(model, prepared, out, options, **how):
     return augment(model, prepared, out, options, **{"images": Path(prepared).parent / "raw"} | how)
 
 
-def write(prepared, out, factor, processes=1, shard=16, seconds=0.0):
-    """One attempt."""
+def write(prepared, out, factor, processes=1, shard=16, seconds=0.0, step="all"):
+    """One attempt, at all of it or at a step."""
     batch = min(shard, 64)
     options = AugmentOptions(factor=factor, background="donor", batch_size=batch, shard_items=shard)
-    return augmented(stub_model("", seconds), prepared, out, options, processes=processes)
+    model = stub_model("", seconds, alone=step != "all")
+    return augmented(model, prepared, out, options, processes=processes, step=Step(step, lease=2))
 
 
 def kills(prepared, out, factor, processes, shard, wanted):
@@ -134,8 +136,9 @@ def forget_killed(source, out, pid):
 def main():
     mode, first, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     numbers = [int(n) for n in sys.argv[4:]]
-    if mode == "write":
-        print(write(first, out, *numbers))
+    if mode in ("write", *STEPS):
+        step = "all" if mode == "write" else mode
+        print(write(first, out, *numbers, seconds=0.02 * (step == "work"), step=step))
     elif mode == "kills":
         print(kills(first, out, *numbers))
     else:

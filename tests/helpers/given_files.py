@@ -13,6 +13,7 @@ import pyarrow as pa
 from reposer.generation.batch import PictureJob, WriteReport, write_pictures
 from reposer.jobs.executors import in_this_process
 from reposer.jobs.shards import Encode, Folder, Put, Rows
+from reposer.jobs.workers import Step
 
 File = tuple[str, bytes, dict[str, Any]]  # name in images/, content, the columns after FILE_COLUMNS
 
@@ -46,8 +47,10 @@ def write_given(
     settings: dict[str, Any],
     environment: dict[str, Any],
     encoders: int = 2,
+    step: Step | None = None,
 ) -> WriteReport:
-    """Write them by the rules of reposer.jobs.shards."""
+    """Write them by the rules of reposer.jobs.shards, or do a step of that."""
     folder = Folder(out, out, columns, synthetic=True)
-    job = PictureJob(folder, settings, environment, items=items, shard_items=shard_items)
-    return write_pictures(job, in_this_process(lambda: maker, encoders))
+    names = [maker.file(item)[0] for item in range(items)]
+    job = PictureJob(folder, settings, environment, items=items, shard_items=shard_items, names=names)
+    return write_pictures(job, in_this_process(lambda: maker, encoders), step)

@@ -1125,6 +1125,7 @@ _OPENS = {
     "data/synthetic/people.py": "a cache, after its sha256",
     "evaluation/image_sets.py": "after is_file",
     "generation/pictures.py": "after is_file",
+    "jobs/claims.py": "a file of the kernel's",
     "jobs/shards.py": "makes a file",
     "jobs/stages.py": "a log of this process",
     "reid/features.py": "after is_file",

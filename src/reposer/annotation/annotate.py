@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reposer.annotation.annotators import Annotators
+from reposer.annotation.annotators import NONE, AnnotatorChoice, Annotators
 from reposer.annotation.faults import seal_annotations
 from reposer.annotation.interfaces import AnnotatorInfo
 from reposer.annotation.journal import (
@@ -29,6 +29,7 @@ from reposer.annotation.journal import (
     PHOTOS,
     AnnotationJob,
     AnnotationReport,
+    earlier_settings,
     read_book,
     write_results,
 )
@@ -49,8 +50,10 @@ from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
 from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
+from reposer.jobs.claims import is_planned
 from reposer.jobs.executors import in_processes, in_this_process
-from reposer.jobs.shards import Executor, Folder, Maker, Progress, Work, run_job
+from reposer.jobs.shards import Executor, Folder, Maker, Progress, Work
+from reposer.jobs.workers import Step, refuse_groups, take_step
 from reposer.storage.files import remove_tree
 from reposer.storage.paths import check_relative, printable, unlinked
 
@@ -66,6 +69,7 @@ class AnnotateOptions:
     sample: int | None = None  # only so many images, evenly spread, into OUT/annotation/sample
     processes: int = 1
     on_progress: Callable[[str], Progress] = lambda stage: None  # a progress for each stage
+    step: Step = field(default_factory=Step)  # which part of the job to do
 
 
 def annotate(
@@ -89,29 +93,30 @@ def annotate(
             What was finished stays.
     """
     folder, how = Path(folder), how or AnnotateOptions()
-    if not folder.is_dir():
-        raise UserError(f"{printable(folder)}: no such folder", "check the path")
     root = folder if out is None else Path(out)
-    apart = _is_apart(folder, root)
-    if open_detector is not None and not apart:
-        raise UserError("people cut out of photos need a folder of their own", "give --out")
+    apart = _checked(folder, root, how, cuts=open_detector is not None)
     problems: list[AnnotationProblem] = []
     annotators = open_annotators()
     beside = annotators.folders_in(folder)
-    images = _images(folder, problems, beside)
+    # workers go by the plan: a list of all images by each of them would take the disk's time
+    images = [] if how.step.name == "work" else _images(folder, problems, beside)
     if how.sample is not None:
         images = _spread(images, how.sample)
         root, apart = unlinked(root, f"{BOOK}/{SAMPLE}"), True
         remove_tree(root)  # a first look is always a new one
     origins: Mapping[str, Mapping[str, Any]] = {}
     if open_detector is not None:
-        cut = _cut_people(folder, root, images, open_detector, how)
+        step, cut = _cut_people(folder, root, images, open_detector, how)
+        if cut.said and step is None:
+            return AnnotationReport(0, 0, 0, {}, {}, {}, root, cut)
+        how = replace(how, step=step or how.step)
+        listed = _left_out(root / BOOK / PHOTOS)
         origins = crop_origins(root / BOOK / PHOTOS)
-        problems += cut
+        problems += listed
         folder, images, apart = root, sorted(origins), False
         if not images:
             raise UserError(
-                f"{printable(root)}: nobody was found in {len(cut):,} photos", "give photos of people"
+                f"{printable(root)}: nobody was found in {len(listed):,} photos", "give photos of people"
             )
     settings = {
         "kind": "annotation",
@@ -142,12 +147,44 @@ def annotate(
     def finish() -> None:
         listed = problems + _table_problems(annotators)
         with_keypoints, own_mask = annotators.keypoints is not None, annotators.own_mask
-        report = write_results(job, work, listed, with_keypoints=with_keypoints, own_mask=own_mask)
-        finished.append(report)
+        finished.append(write_results(job, work, listed, with_keypoints=with_keypoints, own_mask=own_mask))
         seal_annotations(root)
 
-    run_job(job, executor, work, on_progress=how.on_progress("annotating"), after=finish)
-    return finished[0]
+    take_step(how.step, job, executor, work, on_progress=how.on_progress("annotating"), after=finish)
+    return finished[0] if finished else AnnotationReport(0, 0, 0, {}, {}, {}, root, work)
+
+
+def annotate_step(
+    folder: Path,
+    out: Path | None,
+    choice: AnnotatorChoice,
+    batch_size: int,
+    threads: int | None,
+    step: Step,
+    processes: int = 1,
+    sample: int | None = None,
+    on_progress: Callable[[str], Progress] = lambda stage: None,
+) -> AnnotationReport:
+    """:func:`annotate` with the annotators of a choice; picklable, for a step in a process elsewhere."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    choice = choice.continuing(earlier_settings(out or folder))
+    detector = choice.open_detector if choice.detect != NONE else None
+    how = AnnotateOptions(batch_size, sample, processes, on_progress, step)
+    return annotate(folder, out, choice.open, detector, how)
+
+
+def _checked(folder: Path, root: Path, how: AnnotateOptions, *, cuts: bool) -> bool:
+    """Whether the annotations go to another folder than the images'; refuses what does not go together."""
+    refuse_groups(how.step, how.processes)
+    if how.step.name != "all" and how.sample is not None:
+        raise UserError("--sample is a look, for one process", "leave --step out, or --sample")
+    if not folder.is_dir():
+        raise UserError(f"{printable(folder)}: no such folder", "check the path")
+    apart = _is_apart(folder, root)
+    if cuts and not apart:
+        raise UserError("people cut out of photos need a folder of their own", "give --out")
+    return apart
 
 
 def _images(folder: Path, problems: list[AnnotationProblem], beside: Sequence[str]) -> list[str]:
@@ -192,8 +229,12 @@ def _is_apart(folder: Path, root: Path) -> bool:
 
 def _cut_people(
     folder: Path, root: Path, photos: Sequence[str], open_detector: OpenDetector, how: AnnotateOptions
-) -> list[AnnotationProblem]:
-    """Cut the people out of the photos; returns what was left out."""
+) -> tuple[Step | None, Work]:
+    """Cut the people out of the photos, or do a step of that.
+
+    Returns:
+        What to do with the people next: None, where workers cut first; and what was done here.
+    """
     detector, info = open_detector()
     book = root / BOOK / PHOTOS
     job = AnnotationJob(
@@ -210,7 +251,21 @@ def _cut_people(
         lambda: PhotoMaker(detector, folder),
         partial(_photo_maker, torch.get_num_threads(), open_detector, folder),
     )
-    run_job(job, executor, Work(len(photos)), on_progress=how.on_progress("cutting"))
+    step, work, meter = how.step, Work(len(photos)), how.on_progress("cutting")
+    if step.name in ("work", "finish") and not is_planned(book):
+        return step, work  # of what was cut out before
+    take_step(step, job, executor, work, on_progress=meter)
+    if step.name == "plan" and work.kept == work.items:
+        work = Work()
+        take_step(replace(step, name="finish"), job, executor, work)
+    elif step.name in ("plan", "work"):
+        return None, work
+    # who finishes the cutting plans what follows
+    return replace(step, name="plan") if step.name == "finish" else step, work
+
+
+def _left_out(book: Path) -> list[AnnotationProblem]:
+    """What a finished journal of photos lists."""
     return [
         AnnotationProblem(cell["file"], 0, cell["field"], cell["message"], cell["rule"])
         for row in read_book(book).to_pylist()

@@ -88,7 +88,11 @@ class AnnotationJob(Job):
             shards += [new[i : i + SHARD_ITEMS] for i in range(0, len(new), SHARD_ITEMS)]
             plan = {"shards": shards} | ({"beside": beside} if beside else {})
             write_atomic(path, f"{json.dumps(plan)}\n".encode())
-        return [Shard(number, images) for number, images in enumerate(shards)]
+        return _numbered(shards)
+
+    def planned(self) -> list[Shard]:
+        """See Job: those of plan.json."""
+        return _numbered(read_shards(self.folder.book / PLAN))
 
     def fault(self, part: Path, shard: Shard) -> str:
         """See Job."""
@@ -120,6 +124,10 @@ class AnnotationJob(Job):
     def again(self, shard: Shard, fault: str) -> str:
         """See Job."""
         return f"{shard.items[0]} and {len(shard.items) - 1} more are annotated again: {fault}"
+
+
+def _numbered(shards: Sequence[Sequence[str]]) -> list[Shard]:
+    return [Shard(number, images) for number, images in enumerate(shards)]
 
 
 def read_book(book: Path) -> pa.Table:
@@ -230,6 +238,8 @@ class AnnotationReport:
 
     def __str__(self) -> str:
         work = self.work
+        if work.said:
+            return "\n".join([f"{self.root}: {work.said}", *work.notes])
         there = f", {work.kept:,} were done before" if work.kept else ""
         lines = [f"{self.root}: {work.written:,} images annotated{work.speed()}{there}", *work.notes]
         if self.left_out:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,8 +14,12 @@ from reposer.cli.options import (
     LARGEST,
     LARGEST_SEED,
     MOST_SIDE_BY_SIDE,
+    Address,
     BatchSize,
+    Cpus,
     Data,
+    Engine,
+    Gpus,
     MayDownload,
     NetworkFolder,
     NetworkTerms,
@@ -26,7 +30,10 @@ from reposer.cli.options import (
     claim_out,
     parse_names,
     parse_size,
+    ray_cluster,
     set_threads,
+    stepping,
+    with_parameters,
 )
 from reposer.errors import UserError
 from reposer.storage.paths import printable, refuse_inputs
@@ -114,12 +121,17 @@ def study(
         int,
         typer.Option(min=1, max=MOST_SIDE_BY_SIDE, help="Processes, each with --set threads=N of its own."),
     ] = 1,
+    engine: Engine = "here",
+    address: Address = None,
+    cpus: Cpus = 1.0,
+    gpus: Gpus = 0.0,
 ) -> None:
     """Compare ways to train, with controls, seeds and p-values; every finished stage is kept and shared."""
     claim_out("study", out, data, generator, predictor or None, parser or None)
     from reposer.report import write_report
 
-    chosen = parse_names(arms)
+    chosen, cluster = parse_names(arms), ray_cluster(engine, address, cpus, gpus)
+    run: Callable[..., object]
     if name == "ablations":
         from reposer.studies.ablations import ablations, run_ablations
 
@@ -127,7 +139,7 @@ def study(
             raise UserError(
                 "study ablations: has no use for --arm, --predictor and --parser", "leave them out"
             )
-        run_ablations(ablations(data, chosen, overrides or []), out, workers=workers)
+        run = partial(run_ablations, ablations(data, chosen, overrides or []), out)
     else:
         from reposer.studies.study import configure, run_study
 
@@ -142,7 +154,12 @@ def study(
             accept_license=accept_license,
             variants=variants or [],
         )
-        run_study(made, out, workers=workers)
+        run = partial(run_study, made, out)
+    if cluster:
+        from reposer.jobs.workers import spread_copies
+
+        spread_copies(run, cluster, workers)
+    run(workers=1 if cluster else workers)
     print((out / "table.md").read_text())
     lead = "Every number on this page was measured by `reposer study`; its files lie in the same folder."
     title = f"Reposer study: {Path(name).stem}"
@@ -246,6 +263,7 @@ def export_parser(
 
 
 @app.command()
+@with_parameters(stepping, "step")
 def annotate(
     folder: Annotated[Path, typer.Argument(help="Folder of crops of people, or of photos; only read.")],
     out: Annotated[
@@ -292,6 +310,8 @@ def annotate(
     processes: Processes = 1,
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    *,
+    step: Any,  # a jobs.workers.Step
 ) -> None:
     """Make parsing maps, masks and keypoints beside the images, and a page that shows them.
 
@@ -300,10 +320,9 @@ def annotate(
     """
     if out is not None:
         claim_out("annotate", out)
-    from reposer.annotation.annotate import AnnotateOptions
-    from reposer.annotation.annotate import annotate as annotate_folder
+    from reposer.annotation.annotate import annotate_step
     from reposer.annotation.annotators import NONE, AnnotatorChoice, chosen_sides
-    from reposer.annotation.journal import BOOK, earlier_settings
+    from reposer.annotation.journal import BOOK
     from reposer.report import write_report
 
     set_threads(threads)
@@ -312,11 +331,11 @@ def annotate(
     choice = AnnotatorChoice(
         parser, mask, keypoints, detect or NONE, accept_license, download, device, chosen_sides(sides)
     )
-    choice = choice.continuing(earlier_settings(out or folder))
-    with ExitStack() as meters:
-        how = AnnotateOptions(batch_size, sample, processes, partial(_meter, meters))
-        report = annotate_folder(folder, out, choice.open, choice.open_detector if detect else None, how)
+    do = partial(annotate_step, folder, out, choice, batch_size, threads)
+    report = _annotated(do, step, processes, sample)
     print(report)
+    if report.work.said:
+        return
     page = write_report(report.root / BOOK, f"Annotations of {folder.name}", str(report.root))
     print(f"look at {page}")
     if not report.annotated:
@@ -324,6 +343,18 @@ def annotate(
             f"{printable(folder)}: none of {report.images:,} images could be annotated",
             "see annotation/problems.csv for what is wrong with each",
         )
+
+
+def _annotated(do: Callable[..., Any], step: Any, processes: int, sample: int | None) -> Any:
+    """The AnnotationReport of ``annotate_step`` here, or by workers of Ray."""
+    from reposer.jobs.workers import with_ray
+
+    if step.engine is None:
+        with ExitStack() as meters:
+            return do(step, processes, sample, partial(_meter, meters))
+    if sample is not None:
+        raise UserError("--sample is a look, for one process", "leave --engine out, or --sample")
+    return with_ray(do, step, processes)
 
 
 def _meter(meters: ExitStack, stage: str) -> Callable[[int, int], None]:
@@ -339,3 +370,52 @@ def _meter(meters: ExitStack, stage: str) -> Callable[[int, int], None]:
         started[0].update(done)
 
     return show
+
+
+# ---- ``reposer slurm``: annotate, augment and study as an array of jobs.
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def slurm(
+    verb: Annotated[str, typer.Argument(help="annotate, augment or study.")],
+    words: Annotated[list[str], typer.Argument(help="Its own words and options.")],
+    array: Annotated[int, typer.Option(min=1, max=LARGEST, help="Tasks of the array.")],
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help="An option of sbatch, as --sbatch=--mem=8G; repeatable.")
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Submit it instead of printing it.")] = False,
+) -> None:
+    """Print, or submit, a script that runs annotate, augment or study as an array of SLURM jobs.
+
+    One job plans, the array's tasks share the shards, one job finishes; a task that is lost costs its shard.
+    """
+    import subprocess
+    import sys
+
+    from reposer.cli import generators
+    from reposer.errors import known
+    from reposer.jobs.workers import slurm_script
+
+    known("command", verb, ("annotate", "augment", "study"))
+    group: Any = typer.main.get_command(generators.app if verb == "augment" else app)
+    inner = group.commands[verb]
+    values = inner.make_context(verb, list(words)).params  # a wrong word is told now, and not in a queue
+    for option, usual in (("step", "all"), ("shard", None), ("processes", 1), ("sample", None)):
+        if values.get(option, usual) != usual:
+            raise UserError(f"--{option}: has no place in a job of SLURM", "leave it out")
+    script = slurm_script([sys.executable, "-m", "reposer", verb, *words], verb, array, sbatch or ())
+    if not submit:
+        print(script, end="")
+        return
+    try:
+        done = subprocess.run(["/bin/sh"], input=script, text=True, capture_output=True, check=False)
+    except OSError as error:
+        raise UserError(
+            f"the script cannot be run: {error.strerror}", "print it, and run it yourself"
+        ) from error
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+        raise UserError(
+            f"SLURM refused: {printable(reason)}", "mend that; what was submitted is in `squeue --me`"
+        )
+    print(done.stdout, end="")

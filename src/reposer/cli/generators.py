@@ -1,6 +1,7 @@
 """``reposer train``, ``evaluate``, ``generate`` and ``augment``: the commands of trained networks."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from reposer.cli.options import (
     parse_names,
     parse_numbers,
     set_threads,
+    stepping,
     with_parameters,
 )
 from reposer.errors import UserError
@@ -274,6 +276,7 @@ def _filtering(
 
 
 @app.command()
+@with_parameters(stepping, "step")
 @with_parameters(_filtering, "filters")
 def augment(
     model: Model,
@@ -306,6 +309,7 @@ def augment(
     processes: Processes = 1,
     threads: Threads = None,
     device: Device = "auto",
+    step: Any,  # a jobs.workers.Step
 ) -> None:
     """Enlarge a Re-ID training set by pictures of its people in other poses; the same command goes on.
 
@@ -330,20 +334,24 @@ def augment(
         budget_seed=budget_seed,
         filters=chosen,
     )
-    print(
-        augment_prepared(
-            model,
-            data,
-            out,
-            options,
-            images=images,
-            predictor=predictor,
-            **needed,
-            processes=processes,
-            threads=threads,
-            device=device,
-        )
+    do: Callable[..., Any] = partial(
+        augment_prepared,
+        model,
+        data,
+        out,
+        options,
+        images=images,
+        predictor=predictor,
+        **needed,
+        threads=threads,
+        device=device,
     )
+    if step.engine:
+        from reposer.jobs.workers import with_ray
+
+        print(with_ray(do, step, processes))
+    else:
+        print(do(step, processes))
 
 
 @app.command()
@@ -364,7 +372,7 @@ def forget(
 def export_set(
     folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
     out: Annotated[Path, typer.Option(help="New folder.")],
-    layout: Annotated[str, typer.Option(help="market, folders or list.")] = "market",
+    layout: Annotated[str, typer.Option(help="market, folders, list, webdataset or parquet.")] = "market",
     copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of linking them.")] = False,
 ) -> None:
     """Write an augmented set as other Re-ID programs read it; pictures that a filter dropped stay out."""
@@ -372,3 +380,15 @@ def export_set(
     from reposer.generation.set_exports import export_set as export
 
     print(export(folder, out, layout, copy=copy))
+
+
+@app.command("unpack-set")
+def unpack_set(
+    folder: Annotated[Path, typer.Argument(help="Folder of `export-set`, layout webdataset or parquet.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+) -> None:
+    """Write the images of a packed set as files, each held against its sha256: the layout list."""
+    claim_out("unpack-set", out, folder)
+    from reposer.generation.set_exports import unpack_set as unpack
+
+    print(unpack(folder, out))

@@ -93,6 +93,68 @@ MayDownload = Annotated[
 ]
 
 
+Engine = Annotated[
+    str, typer.Option(help="here, or ray: as many workers as --processes (study: --workers) says, by Ray.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of Ray's cluster, HOST:PORT or auto; default: a cluster of this machine, for now."),
+]
+Cpus = Annotated[
+    float, typer.Option(min=0, max=MOST_SIDE_BY_SIDE, callback=finite, help="Of each worker of Ray.")
+]
+Gpus = Annotated[
+    float, typer.Option(min=0, max=64, callback=finite, help="Of each worker of Ray; 0.5: two share one.")
+]
+
+
+def stepping(
+    step: Annotated[
+        str, typer.Option(help="all, or one for many workers: plan once, work anywhere, finish once.")
+    ] = "all",
+    shard: Annotated[
+        str | None,
+        typer.Option(help="I/N: where worker I of N begins; default: as SLURM, torchrun or Kubernetes say."),
+    ] = None,
+    lease: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            max=86_400,
+            callback=finite,
+            help="With --step plan: a worker silent for so many seconds is lost.",
+        ),
+    ] = 120.0,
+    engine: Engine = "here",
+    address: Address = None,
+    cpus: Cpus = 1.0,
+    gpus: Gpus = 0.0,
+) -> Any:
+    """The parameters of a job that many workers share; returns a jobs.workers.Step."""
+    from reposer.jobs.workers import Step, parse_shard
+
+    cluster = ray_cluster(engine, address, cpus, gpus)
+    if cluster is not None and step != "all":
+        raise UserError(f"--step {step} with --engine ray, which does all steps", "leave one of them out")
+    return Step(step, None if shard is None else parse_shard(shard), lease, cluster)
+
+
+def ray_cluster(engine: str, address: str | None, cpus: float, gpus: float) -> Any:
+    """A jobs.workers.RayCluster, or None where this machine works.
+
+    Raises:
+        UserError: an unknown engine, or an address for none.
+    """
+    from reposer.errors import known
+    from reposer.jobs.workers import RayCluster
+
+    if known("engine", engine, ("here", "ray")) == "ray":
+        return RayCluster(address, cpus, gpus)
+    if address is not None:
+        raise UserError(f"--address {address}: is for --engine ray", "add that, or leave --address out")
+    return None
+
+
 def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """Its parameters, by keyword only: one that must be given may then follow one that need not."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()
@@ -171,6 +233,7 @@ OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
     "generate": (*_PICTURES, "*___*.png", "*___*.jpg"),  # these: an image in several poses
     "augment": _SET,
     "export-set": (),
+    "unpack-set": (),
     "prepare": ("report.json", "manifest.parquet", "problems.csv", "pairs_*.csv", "packed", "seal.json"),
     "reid train": _RUN,
     "reid evaluate": _REID_SCORES,

@@ -65,6 +65,7 @@ from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.stitching import check_background
 from reposer.jobs.executors import help_ranks, in_processes, in_this_process, with_ranks
 from reposer.jobs.shards import ENCODERS, Encode, Executor, Folder, Progress
+from reposer.jobs.workers import Step, refuse_groups
 from reposer.runtime import setup
 from reposer.storage.files import sha256_bytes
 from reposer.storage.paths import contained
@@ -136,6 +137,7 @@ class AugmentedPictures:
             environment(self._model),
             items=len(self._names),
             shard_items=whole_batches(options.shard_items, options.batch_size),
+            names=self._names,
         )
 
     def read(self, items: range) -> Iterator[PairsRead]:
@@ -221,11 +223,13 @@ def augment(
     processes: int = 1,
     reid_run: Path | None = None,
     parser: Parser | None = None,
+    step: Step | None = None,
     on_progress: Progress = None,
 ) -> WriteReport:
     """Write the augmented set of a prepared folder's training people.
 
-    Under torchrun every process calls this with the same arguments, and each writes whole shards.
+    Under torchrun every process calls this with the same arguments, and each writes whole shards. With a
+    step of :mod:`reposer.jobs.workers`, any number of workers on any number of machines share the job.
 
     Args:
         pose_transfer: a generator that was trained on none of the people held out by the prepared folder.
@@ -237,6 +241,7 @@ def augment(
         processes: that generate side by side, each with the threads of ``pose_transfer.runtime``.
         reid_run: a Re-ID training on the real training images, for a filter that needs one.
         parser: for a filter that needs one; with several processes it is pickled.
+        step: which part of the job to do; None: all of it.
         on_progress: called with (pictures done, pictures in all).
 
     Returns:
@@ -249,6 +254,7 @@ def augment(
     """
     prepared, out, runtime = Path(prepared), Path(out), pose_transfer.runtime
     _check(options, processes)
+    refuse_groups(step, processes, runtime.world_size)
     people = PackedPeople.open(prepared / PACKED)
     pose_transfer = pose_transfer.at_size(people.size)
     notes = check_generator(pose_transfer, people)
@@ -265,17 +271,18 @@ def augment(
         raise UserError("a Re-ID run or a parser is named, and no filter", "choose one, or leave it out")
     maker = AugmentedPictures(pose_transfer, people, options, plan, picture_filter)
     job = maker.job(out)
-    root = None if images is None else Path(images)
-    real = RealImages.of(prepared, people, rows.tolist(), root, options.real)
+    root, real = None if images is None else Path(images), None
+    if step is None or step.name in ("all", "plan"):
+        real = RealImages.of(prepared, people, rows.tolist(), root, options.real)
     if runtime.rank:
-        written = help_ranks(runtime, job.folder, job.ranges(), maker, options.encoders)
+        written = help_ranks(runtime, job.folder, job.planned(), maker, options.encoders)
         return WriteReport(written, written=written, folder=out)
 
     def before(report: WriteReport) -> None:
         refuse_removed(out)
         origin = pose_transfer.provenance(options.background)
         told = [*([origin] if origin else []), *notes, *plan.notes, *maker.notes]
-        report.notes += [*told, *real.place(out, options.real)]
+        report.notes += [*told, *(real.place(out, options.real) if real else ())]
 
     def after(report: WriteReport) -> None:
         report.notes.append(_counted(write_summary(out)))
@@ -285,7 +292,7 @@ def augment(
         executor = with_ranks(runtime, maker, options.encoders)
     elif processes > 1:
         executor = _in_processes(pose_transfer, prepared, options, plan, picture_filter, processes)
-    return write_pictures(job, executor, on_progress=on_progress, before=before, after=after)
+    return write_pictures(job, executor, step, on_progress=on_progress, before=before, after=after)
 
 
 # ---- several processes

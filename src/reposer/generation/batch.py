@@ -7,7 +7,7 @@ for files. The result is a plain folder: job.json, manifest/ with a row for each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,9 +36,10 @@ from reposer.jobs.shards import (
     Rows,
     Shard,
     Work,
-    run_job,
 )
+from reposer.jobs.workers import Step, take_step
 from reposer.storage.files import write_atomic
+from reposer.storage.lock import LOCK
 from reposer.storage.manifest import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, file_faults, read_part, seal_job
 from reposer.storage.paths import made_folder
 from reposer.structures import PairBatch
@@ -120,6 +121,7 @@ def generate(
         environment(pose_transfer),
         items=len(names),
         shard_items=whole_batches(options.shard_items, options.batch_size),
+        names=names,
     )
 
     def after(report: WriteReport) -> None:
@@ -229,6 +231,7 @@ class PictureJob(Job):
 
     items: int
     shard_items: int
+    names: Sequence[str] = ()  # of the files, in the items' order; (): not known beforehand
 
     def document(self) -> dict[str, Any]:
         """See Job."""
@@ -238,12 +241,12 @@ class PictureJob(Job):
     def refuse_foreign(self) -> None:
         """See Job: what a killed start left may be there."""
         names = (entry.name for entry in self.folder.root.iterdir())
-        foreign = sorted(name for name in names if not name.startswith(f".{JOB}.tmp-"))
+        foreign = sorted(name for name in names if name != LOCK and not name.startswith(f".{JOB}.tmp-"))
         if foreign:
             raise UserError(f"{self.folder.root}: is not empty (holds {foreign[0]})", "choose a new folder")
 
-    def ranges(self) -> list[Shard]:
-        """The fixed ranges of items."""
+    def planned(self) -> list[Shard]:
+        """See Job: fixed ranges of items."""
         starts = range(0, self.items, self.shard_items)
         ends = (min(start + self.shard_items, self.items) for start in starts)
         return [Shard(n, range(*ends)) for n, ends in enumerate(zip(starts, ends, strict=True))]
@@ -251,7 +254,7 @@ class PictureJob(Job):
     def shards(self, notes: list[str]) -> list[Shard]:
         """See Job."""
         made_folder(self.folder.root, IMAGES)
-        return self.ranges()
+        return self.planned()
 
     def fault(self, part: Path, shard: Shard) -> str:
         """See Job."""
@@ -261,6 +264,11 @@ class PictureJob(Job):
             return str(error)
         if rows.num_rows != len(shard.items):
             return f"{part.name} has {rows.num_rows} rows, not {len(shard.items)}"
+        if self.names and rows["file"].to_pylist() != [self.names[item] for item in shard.items]:
+            return f"{part.name} is of another plan: it names other pictures"
+        weights = self.settings.get("checkpoint")
+        if weights and "checkpoint" in rows.column_names and set(rows["checkpoint"].to_pylist()) != {weights}:
+            return f"{part.name} is of another plan: other weights made it"
         faults = file_faults(self.folder.root, rows)
         return next((f"{IMAGES}/{name} {reason}" for name, reason in faults), "")
 
@@ -276,6 +284,8 @@ class WriteReport(Work):
     folder: Path = Path()
 
     def __str__(self) -> str:
+        if self.said:
+            return "\n".join([f"{self.folder}: {self.said}", *self.notes])
         there = f", {self.kept:,} were there already" if self.kept else ""
         lines = [f"{self.folder}: {self.written:,} pictures written{self.speed()}{there}", *self.notes]
         lines.append(f"pictures in {IMAGES}/, a row for each in {MANIFEST}/*.parquet, settings in {JOB}")
@@ -285,19 +295,21 @@ class WriteReport(Work):
 def write_pictures(
     job: PictureJob,
     executor: Executor,
+    step: Step | None = None,
     *,
     on_progress: Progress = None,
     before: Callable[[WriteReport], None] = lambda report: None,
     after: Callable[[WriteReport], None] = lambda report: None,
 ) -> WriteReport:
-    """Do the job, or what is left of it, and seal its folder; see :func:`~reposer.jobs.shards.run_job`."""
+    """Do the job, or a step of it, and seal its folder; see :func:`~reposer.jobs.workers.take_step`."""
     report = WriteReport(job.items, folder=job.folder.root)
 
     def end() -> None:
         after(report)
         seal_job(job.folder.root)
 
-    run_job(job, executor, report, on_progress=on_progress, before=lambda: before(report), after=end)
+    hooks = {"before": lambda: before(report), "after": end}
+    take_step(step or Step(), job, executor, report, on_progress=on_progress, **hooks)
     return report
 
 

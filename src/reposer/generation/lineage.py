@@ -31,7 +31,9 @@ from reposer.generation.augmented_rows import (
     summarize,
 )
 from reposer.generation.forgetting import CACHES, FORGETTING, REMOVED, removed_counts
+from reposer.storage.lock import LOCK
 from reposer.storage.manifest import (
+    DECODING,
     FILE_COLUMNS,
     IMAGES,
     JOB,
@@ -177,7 +179,7 @@ def _foreign(
     for extra in sorted({entry.name for entry in os.scandir(folder / MANIFEST)} - own):
         yield f"{MANIFEST}/{extra} does not belong to the manifest"
     own = {JOB, IMAGES, MANIFEST, REAL, REAL_ROWS, seal_path(folder / REAL_ROWS).name, SUMMARY, REMOVED, SEAL}
-    own |= {DECISIONS}
+    own |= {DECISIONS, LOCK, DECODING}
     for extra in sorted({entry.name for entry in os.scandir(folder)} - own):
         if not Path(extra).match(CACHES):
             yield f"{extra} does not belong to the set"

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -32,7 +32,7 @@ Computed = Callable[[int], None]
 def in_this_process(make_maker: Callable[[], Maker], encoders: int = ENCODERS) -> Executor:
     """The Maker is made when there is something to do."""
 
-    def execute(folder: Folder, todo: Sequence[Shard], computed: Computed) -> Generator[int, None, None]:
+    def execute(folder: Folder, todo: Iterable[Shard], computed: Computed) -> Generator[int, None, None]:
         if todo:
             yield from write_shards(folder, make_maker(), todo, computed, encoders)
 
@@ -47,8 +47,8 @@ def in_processes(make_maker: Callable[[], Maker], processes: int, encoders: int 
         processes: how many.
     """
 
-    def execute(folder: Folder, todo: Sequence[Shard], computed: Computed) -> Generator[int, None, None]:
-        for items in run_in_processes(partial(_begin, folder, make_maker, encoders), todo, processes):
+    def execute(folder: Folder, todo: Iterable[Shard], computed: Computed) -> Generator[int, None, None]:
+        for items in run_in_processes(partial(_begin, folder, make_maker, encoders), list(todo), processes):
             computed(items)
             yield items
 
@@ -71,7 +71,8 @@ def _begin(folder: Folder, make_maker: Callable[[], Maker], encoders: int) -> Ca
 def with_ranks(runtime: Runtime, maker: Maker, encoders: int = ENCODERS) -> Executor:
     """For rank 0: tell all ranks what is to do and do a share; the others call :func:`help_ranks`."""
 
-    def execute(folder: Folder, todo: Sequence[Shard], computed: Computed) -> Generator[int, None, None]:
+    def execute(folder: Folder, shards: Iterable[Shard], computed: Computed) -> Generator[int, None, None]:
+        todo = list(shards)
         _broadcast(runtime, [shard.number for shard in todo])
 
         def all_computed(items: int) -> None:

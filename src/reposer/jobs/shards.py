@@ -20,7 +20,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -45,6 +45,7 @@ from reposer.storage.outputs import MARK, SEAL
 from reposer.storage.paths import RefusedFileError, made_folder, printable, unlinked
 
 STAGING, _ENVIRONMENT = ".staging", "environment"
+CLAIMS = ".claims"  # which worker makes which shard (``workers.py``)
 ENCODERS = 2  # threads; the bytes do not depend on them
 _READ_AHEAD = 2  # batches
 _FSYNC_THREADS = 8  # waiting for a disk takes no processor time
@@ -56,11 +57,28 @@ Progress = Callable[[int, int], None] | None  # (items done, items in all)
 Waiting = TypeVar("Waiting")
 
 
+class ClaimLostError(Exception):
+    """Another worker has taken this shard over: what was made of it here is dropped."""
+
+
+class Claimed(Protocol):
+    """The right of one of several workers to make a shard (``workers.py``)."""
+
+    token: str  # of no other claim
+
+    def begin_commit(self) -> None:
+        """Raises ClaimLostError."""
+
+    def seal(self, path: Path, data: bytes) -> None:
+        """Put the seal of the shard's part there, or raise ClaimLostError."""
+
+
 class Shard(NamedTuple):
     """Items that become durable at once."""
 
     number: int
     items: Sequence[Any]  # a range, or the names of images
+    claim: Claimed | None = None  # where other workers may be at the same job
 
 
 class Maker(Protocol):
@@ -116,6 +134,10 @@ class Job(ABC):
         """All shards, planned and recorded; called under the lock, may add notes for the user."""
 
     @abstractmethod
+    def planned(self) -> list[Shard]:
+        """The shards as they were recorded; changes nothing."""
+
+    @abstractmethod
     def fault(self, part: Path, shard: Shard) -> str:
         """Why a sealed shard is not what is wanted now; empty when it is."""
 
@@ -126,13 +148,14 @@ class Job(ABC):
 
 @dataclass(slots=True)
 class Work:
-    """What a call of :func:`run_job` did."""
+    """What a call of :func:`run_job`, or a step of it, did."""
 
     items: int = 0  # of the whole job
     kept: int = 0  # were done before
     written: int = 0  # by this call
     seconds: float = 0.0  # for these
     notes: list[str] = field(default_factory=list)  # shards made again, another environment
+    said: str = ""  # of a step that ends with the job unfinished: what it did
 
     def speed(self) -> str:
         """In brackets after a number of items; empty where nothing was made."""
@@ -140,7 +163,7 @@ class Work:
 
 
 # (where to, the shards to make, called with each number of computed items) -> items of each durable shard
-Executor = Callable[[Folder, Sequence[Shard], Callable[[int], None]], Generator[int, None, None]]
+Executor = Callable[[Folder, Iterable[Shard], Callable[[int], None]], Generator[int, None, None]]
 
 
 def run_job(
@@ -167,15 +190,16 @@ def run_job(
         DiskError: the disk is full or faulty. Finished shards stay in any case, and a later call goes on.
     """
     folder = job.folder
-    with _named_disk_faults(job, work):
+    with named_disk_faults(job, work):
         inside = folder.book.relative_to(folder.root).as_posix()
         made_folder(folder.root, "" if inside == "." else inside)
-        with locked(folder.book) as lock:
-            _open(job, work.notes)
+        with locked(folder.book, notes=work.notes) as lock:
+            open_job(job, work.notes)
+            remove_tree(unlinked(folder.book, CLAIMS))  # who was to work with others does all of it now
             if before is not None:
                 before()
             shards = job.shards(work.notes)
-            todo = _unfinished(job, shards, work.notes)
+            todo = unfinished(job, shards, work.notes)
             share(folder.book, lock)
             work.items = sum(len(shard.items) for shard in shards)
             computed = work.kept = work.items - sum(len(shard.items) for shard in todo)
@@ -192,10 +216,10 @@ def run_job(
                 with closing(executor(folder, todo, show)) as durable:
                     for items in durable:
                         work.written += items
-                _clear_staging(folder)
+                clear_staging(folder)
             except BaseException:
                 with suppress(OSError, RefusedFileError):
-                    _clear_staging(folder)  # the room may be wanted
+                    clear_staging(folder)  # the room may be wanted
                 raise
             work.seconds = time.monotonic() - started
             if after is not None:
@@ -205,7 +229,7 @@ def run_job(
 def write_shards(
     folder: Folder,
     maker: Maker,
-    todo: Sequence[Shard],
+    todo: Iterable[Shard],
     computed: Callable[[int], None] = lambda items: None,
     encoders: int = ENCODERS,
 ) -> Iterator[int]:
@@ -221,7 +245,7 @@ def write_shards(
         files: ShardFiles | None = None
         for shard, batch in _ahead(reader, _batches(maker, todo)):
             if files is None:
-                files, encoded = ShardFiles(folder, shard.number), []
+                files, encoded = ShardFiles(folder, shard.number, shard.claim), []
             if batch is not None:
                 encoded.append(pool.submit(maker.make(batch), files.put))
                 if len(encoded) > 2 * encoders:  # do not run ahead of the encoders; stop at their error
@@ -239,9 +263,10 @@ def write_shards(
 class ShardFiles:
     """The files of one shard on their way: staged by ``put``, then moved to their places by ``commit``."""
 
-    def __init__(self, folder: Folder, number: int) -> None:
-        self._folder, self._number = folder, number
-        self._staging = made_folder(folder.book, f"{STAGING}/{number}")
+    def __init__(self, folder: Folder, number: int, claim: Claimed | None = None) -> None:
+        self._folder, self._number, self._claim = folder, number, claim
+        own = f"{number}-{claim.token}" if claim else f"{number}"  # two may be at it, of whom one commits
+        self._staging = made_folder(folder.book, f"{STAGING}/{own}")
         self._places: dict[str, Path] = {}
 
     def put(self, place: str, data: bytes) -> str:
@@ -257,10 +282,16 @@ class ShardFiles:
         return sha256_bytes(data)
 
     def commit(self, rows: Rows) -> None:
-        """Make all of it durable, move it to its place, and only then say so in the manifest."""
-        root = self._folder.root
+        """Make all of it durable, move it to its place, and only then say so in the manifest.
+
+        Raises:
+            ClaimLostError: another worker commits this shard, or has.
+        """
+        root, claim = self._folder.root, self._claim
         with ThreadPoolExecutor(_FSYNC_THREADS) as pool:
             deque(pool.map(sync_file, self._places.values()), maxlen=0)
+        if claim is not None:
+            claim.begin_commit()
         folders: dict[str, Path] = {}  # by their relative paths
         for place, staged in self._places.items():
             unlinked(root, place)
@@ -272,14 +303,19 @@ class ShardFiles:
         for folder in sorted((one for one in above if one.is_relative_to(root)), reverse=True):
             sync_folder(folder)
         part = part_path(self._folder.book, self._number)
-        write_part(part, rows, self._folder.columns, synthetic=self._folder.synthetic)
+        seal = write_atomic if claim is None else claim.seal
+        write_part(part, rows, self._folder.columns, synthetic=self._folder.synthetic, seal=seal)
         os.rmdir(self._staging)
+
+    def drop(self) -> None:
+        """Delete what is staged."""
+        remove_tree(self._staging)
 
 
 # ---- the folder of a job: is it the same job, which of its shards are done
 
 
-def _open(job: Job, notes: list[str]) -> None:
+def open_job(job: Job, notes: list[str]) -> None:
     """Start the job or recognize it, and clear away what a killed writer left; under the lock."""
     book = job.folder.book
     path = book / JOB
@@ -287,21 +323,31 @@ def _open(job: Job, notes: list[str]) -> None:
         job.refuse_foreign()
         document = {**job.document(), MARK: SEAL, _ENVIRONMENT: dict(job.environment)}
         write_atomic(path, f"{json.dumps(document, indent=2, sort_keys=True)}\n".encode())
-    earlier = read_json(path)
+    refuse_another(job, notes)
+    remove_temporaries(book)
+    made_folder(book, MANIFEST)
+    remove_temporaries(book / MANIFEST)
+    clear_staging(job.folder)
+
+
+def refuse_another(job: Job, notes: list[str]) -> None:
+    """Recognize the job in its folder; another environment is noted.
+
+    Raises:
+        UserError: the folder is that of another job.
+    """
+    book = job.folder.book
+    earlier = read_json(book / JOB)
     environment = earlier.pop(_ENVIRONMENT, {})
     earlier.pop(MARK, None)
     if changed := job.changed(earlier):
         problem, advice = job.another
         raise UserError(f"{printable(book)}: {problem}, these differ: {'; '.join(changed)}", advice)
-    remove_temporaries(book)
-    made_folder(book, MANIFEST)
-    remove_temporaries(book / MANIFEST)
-    _clear_staging(job.folder)
     if other := differences(environment, job.environment):
         notes.append(f"started in another environment, {job.drift}: {'; '.join(other)}")
 
 
-def _unfinished(job: Job, shards: Sequence[Shard], notes: list[str]) -> list[Shard]:
+def unfinished(job: Job, shards: Sequence[Shard], notes: list[str]) -> list[Shard]:
     """The shards that are not done; adds a note for each that has to be made again."""
     todo = []
     for shard in shards:
@@ -315,12 +361,12 @@ def _unfinished(job: Job, shards: Sequence[Shard], notes: list[str]) -> list[Sha
     return todo
 
 
-def _clear_staging(folder: Folder) -> None:
+def clear_staging(folder: Folder) -> None:
     remove_tree(unlinked(folder.book, STAGING))
 
 
 @contextmanager
-def _named_disk_faults(job: Job, work: Work) -> Iterator[None]:
+def named_disk_faults(job: Job, work: Work) -> Iterator[None]:
     """Say how far the job came when the disk, or a process, gave up."""
     try:
         yield
@@ -345,7 +391,7 @@ def _done(job: Job, work: Work) -> str:
 # ---- the steps of a shard
 
 
-def _batches(maker: Maker, todo: Sequence[Shard]) -> Iterator[tuple[Shard, Any]]:
+def _batches(maker: Maker, todo: Iterable[Shard]) -> Iterator[tuple[Shard, Any]]:
     """Every batch of every shard, and None at the end of a shard."""
     for shard in todo:
         for batch in maker.read(shard.items):
@@ -363,8 +409,15 @@ def _ahead(reader: ThreadPoolExecutor, iterator: Iterator[Waiting]) -> Iterator[
 
 
 def _commit(files: ShardFiles, items: Sequence[Any], encoded: Sequence[Future[Rows]]) -> int:
-    """Rows of the items themselves come in the items' order, those of new files in that of the batches."""
+    """Rows of the items themselves come in the items' order, those of new files in that of the batches.
+
+    Returns the number of items; 0 where another worker has taken the shard over.
+    """
     place = {item: n for n, item in enumerate(items)}
     rows = [row for rows in encoded for row in rows.result()]
-    files.commit(sorted(rows, key=lambda row: place.get(row["file"], 0)))
+    try:
+        files.commit(sorted(rows, key=lambda row: place.get(row["file"], 0)))
+    except ClaimLostError:
+        files.drop()
+        return 0
     return len(items)

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reposer.errors import UserError
-from reposer.storage.lock import try_lock
+from reposer.storage.lock import NO_LOCKS, try_lock
 from reposer.storage.paths import foreign_names, open_regular, printable
 
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{8}$")
@@ -254,7 +254,10 @@ def clean_up_after_killed(path: Path, *, always: bool = False, but: Path | None 
         try:
             if entry.is_symlink():
                 continue  # no writer makes links
-            handle = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            mode = (
+                os.O_RDONLY if entry.is_dir() else os.O_RDWR
+            )  # a network disk locks no file that is only read
+            handle = os.open(entry, mode | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError:
             continue
         try:
@@ -280,7 +283,7 @@ def _try_lock(handle: int) -> bool:
     try:
         return try_lock(handle)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+        if error.errno not in NO_LOCKS:
             raise
     return True
 

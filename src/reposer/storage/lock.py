@@ -1,11 +1,14 @@
 """Who may write: locks of the kernel's, which let go with their process, however that ends.
 
-A folder's lock is exclusive while a job is opened and looked through, then shared by the processes that
-write its parts, so that a second start is refused until the last of them has ended. Imports no torch.
+A folder's lock is taken on the file ``.lock`` in it, opened for writing: network disks keep no lock of a
+folder, and an exclusive one only of a file that may be written. It is exclusive while a job is opened and
+looked through, then shared by the processes that write its parts, so that a second start is refused until the
+last of them has ended; the last one takes the file away. Imports no torch.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -14,27 +17,64 @@ from pathlib import Path
 
 from reposer.errors import UserError
 
+LOCK = ".lock"  # in a folder, while somebody writes there; also what a killed writer leaves
+# what a disk says that keeps no locks: NFS without its lock service, Lustre without flock, some FUSE
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+
 
 @contextmanager
-def locked(folder: Path, *, shared: bool = False, wait: bool = False) -> Iterator[int]:
+def locked(folder: Path, *, shared: bool = False, notes: list[str] | None = None) -> Iterator[int]:
     """Hold the folder, alone or with other writers of the same job.
 
     Args:
-        wait: until nobody else holds it.
+        notes: where the disk keeps no locks, this gets a line, and the block runs without one; None: refused.
 
     Yields:
         The descriptor, for :func:`share`.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the disk keeps no locks.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    path = folder / LOCK
+    descriptor = _take(path, shared, notes)
     try:
-        if not try_lock(descriptor, shared=shared, wait=wait):
-            raise _taken(folder)
         yield descriptor
     finally:
+        with suppress(OSError):  # others of this job may still be at it: the last takes the file away
+            if try_lock(descriptor) and _is_at(descriptor, path):
+                os.unlink(path)
         os.close(descriptor)
+
+
+def _take(path: Path, shared: bool, notes: list[str] | None) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            if not try_lock(descriptor, shared=shared):
+                raise _taken(path.parent)
+            if _is_at(descriptor, path):
+                return descriptor
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                problem = f"{path.parent}: this disk keeps no locks ({error.strerror})"
+                if notes is not None:
+                    notes.append(f"{problem}: nothing stops a second start, so see that there is none")
+                    return descriptor
+                os.close(descriptor)
+                raise UserError(problem, "use a disk that does, or mount it with locks") from error
+            os.close(descriptor)
+            raise
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the one before took it away meanwhile: again
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether this open file is the one that has the name now."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    return False
 
 
 def share(folder: Path, descriptor: int) -> None:
@@ -43,8 +83,12 @@ def share(folder: Path, descriptor: int) -> None:
     Raises:
         UserError: another start slipped in between (the kernel's change of a lock has a gap).
     """
-    if not try_lock(descriptor, shared=True):
-        raise _taken(folder)
+    try:
+        if not try_lock(descriptor, shared=True):
+            raise _taken(folder)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # said when it was taken
+            raise
 
 
 def try_lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
@@ -101,8 +145,7 @@ def in_turn(folder: Path, name: str) -> Iterator[None]:
         try:
             with suppress(OSError):  # a disk without locks counts as held
                 try_lock(descriptor, wait=True)
-            with suppress(FileNotFoundError):  # the one before took it away: again
-                held = os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+            held = _is_at(descriptor, path)  # else the one before took it away: again
             if held:
                 try:
                     yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -27,6 +27,7 @@ SCHEMA_VERSION = 1
 JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
 FILE_COLUMNS = (("file", pa.string()), ("sha256", pa.string()))  # the first columns of every manifest
 _UNSEALED = (SEAL, "forgetting.json", "decisions.json")  # people may decide again after the end
+DECODING = ".packed_turn"  # in a set, while a training decodes its pictures; what a killed one leaves
 _SMALL = 1 << 16  # bytes
 MAX_PART_BYTES = 2**30
 
@@ -104,10 +105,20 @@ def is_sealed(path: Path) -> bool:
     return seal_path(path).is_file()
 
 
-def write_part(path: Path, rows: list[dict[str, Any]], columns: Columns, *, synthetic: bool = True) -> None:
+def write_part(
+    path: Path,
+    rows: list[dict[str, Any]],
+    columns: Columns,
+    *,
+    synthetic: bool = True,
+    seal: Callable[[Path, bytes], None] = write_atomic,
+) -> None:
     """Write rows, then their seal: a file with the part's sha256, as ``sha256sum`` prints it.
 
     The same rows give the same bytes. Parquet readers pass over the seal, whose name begins with "_".
+
+    Args:
+        seal: puts the seal to its place.
     """
     metadata = {"reposer": json.dumps({"schema_version": SCHEMA_VERSION, "synthetic": synthetic})}
     table = pa.Table.from_pylist(rows, pa.schema([*FILE_COLUMNS, *columns], metadata))
@@ -115,7 +126,7 @@ def write_part(path: Path, rows: list[dict[str, Any]], columns: Columns, *, synt
     pq.write_table(table, sink, compression="zstd")
     data = bytes(sink.getvalue())
     write_atomic(path, data)
-    write_atomic(seal_path(path), f"{sha256_bytes(data)}  {path.name}\n".encode())
+    seal(seal_path(path), f"{sha256_bytes(data)}  {path.name}\n".encode())
 
 
 def read_part(path: Path) -> pa.Table:

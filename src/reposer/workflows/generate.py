@@ -18,6 +18,7 @@ from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
 from reposer.generation.pictures import Person, load_person, output_names, write_picture
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
+from reposer.jobs.workers import Step, refuse_groups
 from reposer.models.parsing_networks import ParsingPredictor
 from reposer.progress import Meter, progress
 from reposer.runtime import setup
@@ -160,17 +161,18 @@ def augment_prepared(
     prepared: Path,
     out: Path,
     options: AugmentOptions,
+    step: Step | None = None,
+    processes: int = 1,
     *,
     images: Path | None,
     predictor: str | None,
     reid_run: Path | None,
     parser: str | None,
     accept_license: bool,
-    processes: int,
     threads: int | None,
     device: str,
 ) -> WriteReport:
-    """The augmented set of a prepared folder.
+    """The augmented set of a prepared folder, or a step towards it.
 
     Args:
         model: as ``PoseTransfer.from_pretrained`` knows it.
@@ -180,7 +182,8 @@ def augment_prepared(
         parser: as ``open_parser`` knows it, for a filter that needs one.
         accept_license: of the parser's weights.
     """
-    runtime = setup(device, threads=threads)
+    refuse_groups(step, processes)
+    runtime = setup(device, threads=threads, alone=step is not None and step.name != "all")
     check_data(PackedPeople.open(prepared / PACKED), model, predictor)
     generator = PoseTransfer.from_pretrained(model, runtime)
     if predictor:
@@ -202,5 +205,6 @@ def augment_prepared(
             processes=processes,
             reid_run=reid_run,
             parser=open_parser(parser, accept_license=accept_license) if parser else None,
+            step=step,
             on_progress=show,
         )

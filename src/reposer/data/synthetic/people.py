@@ -31,8 +31,8 @@ from reposer.storage.files import (
     sha256_file,
     write_new,
 )
-from reposer.storage.lock import locked
-from reposer.storage.manifest import IMAGES, MANIFEST, job_settings, read_rows
+from reposer.storage.lock import in_turn
+from reposer.storage.manifest import DECODING, IMAGES, MANIFEST, job_settings, read_rows
 from reposer.storage.paths import RefusedFileError, check_relative, contained, read_regular, unlinked
 
 # ---- What a generated set must be before anybody trains on it: about training people, made from them.
@@ -255,9 +255,10 @@ def decoded(
         unlinked(cache, name)
     shape = (len(names), *size, 3)
     key = {"files": files_hash(names, digests), "shape": list(shape)}
-    with locked(folder / IMAGES, wait=True):  # one process at a time decodes a set
-        if not _is_current(cache, key):
-            _build(cache, folder / IMAGES, list(zip(names, digests, strict=True)), shape, key)
+    if not _is_current(cache, key):
+        with in_turn(folder, DECODING):  # one process at a time decodes a set
+            if not _is_current(cache, key):
+                _build(cache, folder / IMAGES, list(zip(names, digests, strict=True)), shape, key)
     array = np.load(cache / _ARRAY, mmap_mode="r", allow_pickle=False)
     return np.asarray(array)  # as in data/packed.py: np.take on np.memmap itself is slower
 

@@ -1,0 +1,237 @@
+"""What sharing a job among workers costs: the plan of a large set, and a simulation with workers that die.
+
+``plan``: ``augment --step plan`` of many pictures of drawn people, in a process of its own: seconds and peak
+memory; and what one worker pays before its first picture. ``simulate``: files of a few bytes by workers on
+this machine, of which a share is killed at random moments and never comes back, against the same files by one
+process: the finished trees are compared by the sha256 of every name and content. What is measured there is
+the claims, manifests and fsyncs, with no network at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from reposer.data.preparing.prepare import prepare_market1501
+from reposer.generation.augmentation import AugmentOptions, augment
+from reposer.generation.batch import PictureJob, WriteReport, write_pictures
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.images import encode_jpeg, encode_png
+from reposer.jobs.executors import in_this_process
+from reposer.jobs.shards import Encode, Folder, Put, Rows
+from reposer.jobs.workers import Step
+from reposer.runtime import setup
+from reposer.structures import PairBatch
+from reposer.trained.networks import GeneratorConfig
+
+SIZE = (32, 16)
+SHARD, IMAGES_EACH, COPIES = 512, 16, 100
+
+
+def main() -> None:
+    """Print the figures, then one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("plan", "simulate"))
+    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--killed", type=float, default=0.1, help="share of the workers")
+    parser.add_argument("--folder", type=Path, help="where to; default: a temporary one")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        if options.part == "plan":
+            figures = plan(Path(folder), options.pictures)
+        else:
+            figures = simulate(Path(folder), options.pictures, options.workers, options.killed)
+    print(json.dumps(figures))
+
+
+# ---- the plan of a large set
+
+
+class Stub(nn.Module):
+    """The source image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        return batch.source_image.float() / 127.5 - 1
+
+
+def plan(folder: Path, pictures: int) -> dict[str, float]:
+    """Seconds and megabytes of the plan of a set of so many pictures."""
+    images = -(-pictures // COPIES)
+    draw(folder / "raw", images)
+    in_child(lambda: prepare_market1501(folder / "raw", folder / "prepared", size=SIZE))
+    figures: dict[str, float] = {"pictures": images * COPIES}
+    for name in ("plan", "work"):
+        out = folder / f"{name}.json"
+        in_child(partial(stepped, folder, name, out))
+        found = json.loads(out.read_text())
+        figures |= {f"{name}_{key}": value for key, value in found.items()}
+        print(f"{name}: {found['seconds']:.1f} s, peak {found['peak_mb']:.0f} MB")
+    return figures
+
+
+def stepped(folder: Path, name: str, out: Path) -> None:
+    """The step "plan", or a worker that is stopped where it would begin."""
+    options = AugmentOptions(factor=COPIES + 1, shard_items=SHARD)
+    config = GeneratorConfig(generator="stub", size=SIZE)
+    model = PoseTransfer(Stub(), config, setup("cpu", "float32", threads=1))
+    started = time.perf_counter()
+
+    def begins(done: int, total: int) -> None:
+        raise StopIteration
+
+    how = {"images": folder / "raw", "step": Step(name)}
+    with suppress(StopIteration):
+        augment(model, folder / "prepared", folder / "out", options, on_progress=begins, **how)
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    out.write_text(json.dumps({"seconds": round(time.perf_counter() - started, 1), "peak_mb": round(peak)}))
+
+
+def draw(root: Path, images: int) -> None:
+    """Noise with a map, in Market-1501's layout; a hundred files behind all names."""
+    rng = np.random.default_rng(0)
+    for place in ("bounding_box_train", "parsing", "some"):
+        (root / place).mkdir(parents=True)
+    for number in range(100):
+        labels = np.zeros(SIZE, np.uint8)
+        labels[4:28, 4:12] = rng.integers(1, 20, (24, 8))
+        pixels = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        (root / "some" / f"{number}.jpg").write_bytes(encode_jpeg(pixels, 90))
+        (root / "some" / f"{number}.png").write_bytes(encode_png(labels))
+    for number in range(images):
+        stem = f"{number // IMAGES_EACH + 1:04d}_c{number % 6 + 1}s1_{number:06d}_00"
+        for place, suffix in (("bounding_box_train", "jpg"), ("parsing", "png")):
+            shutil.copy(root / "some" / f"{number % 100}.{suffix}", root / place / f"{stem}.{suffix}")
+
+
+# ---- a simulation
+
+
+class Few:
+    """A Maker of files of a few bytes."""
+
+    def read(self, items: range) -> Iterator[range]:
+        for start in range(0, len(items), 64):
+            yield items[start : start + 64]
+
+    def make(self, batch: range) -> Encode:
+        return partial(self._encode, batch)
+
+    def _encode(self, batch: range, put: Put) -> Rows:
+        names = [f"{item:08d}.bin" for item in batch]
+        return [
+            {"file": name, "sha256": put(f"images/{name}", content(item)), "number": item}
+            for name, item in zip(names, batch, strict=True)
+        ]
+
+
+def content(item: int) -> bytes:
+    """Of a file."""
+    return hashlib.sha256(str(item).encode()).digest() * 4
+
+
+def step(out: Path, pictures: int, how: Step) -> WriteReport:
+    """One of the job."""
+    folder = Folder(out, out, [("number", pa.int64())], synthetic=True)
+    job = PictureJob(folder, {"stub": True}, {}, items=pictures, shard_items=SHARD)
+    return write_pictures(job, in_this_process(Few), how)
+
+
+def simulate(folder: Path, pictures: int, workers: int, share: float) -> dict[str, float]:
+    """Workers, of whom a share is killed; then the same job by one process."""
+    out, times = folder / "out", {}
+    times["plan"] = timed(lambda: step(out, pictures, Step("plan")))
+    dice, doomed = random.Random(0), round(share * workers)
+    times["work"] = timed(lambda: work(out, pictures, workers, doomed, dice))
+    times["finish"] = timed(lambda: step(out, pictures, Step("finish")))
+    times["one_process"] = timed(lambda: step(folder / "one", pictures, Step()))
+    same = tree_hash(out) == tree_hash(folder / "one")
+    print(f"{pictures:,} files, {workers} workers, {doomed} killed: trees {'equal' if same else 'DIFFER'}")
+    print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items()))
+    if not same:
+        raise SystemExit("the trees differ")
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    figures = {f"{name}_s": round(seconds, 1) for name, seconds in times.items()}
+    return {"pictures": pictures, "workers": workers, "killed": doomed, **figures, "peak_mb": peak // 1024}
+
+
+def work(out: Path, pictures: int, workers: int, doomed: int, dice: random.Random) -> None:
+    """All workers at once; those who are to die do at a random share of the work."""
+    running = {fork(partial(step, out, pictures, Step("work", (i, workers)))): i for i in range(workers)}
+    shards = -(-pictures // SHARD)
+    moments = sorted(dice.uniform(0.05, 0.9) for _ in range(doomed))
+    victims = dice.sample(sorted(running), doomed)
+    for moment, victim in zip(moments, victims, strict=True):
+        while len(list((out / "manifest").glob("_*"))) < moment * shards:
+            time.sleep(0.05)
+        os.kill(victim, signal.SIGKILL)
+    for child in running:
+        _, status = os.waitpid(child, 0)
+        if (os.WIFSIGNALED(status) or status) and child not in victims:
+            raise SystemExit("a worker failed")
+
+
+def fork(do: Callable[[], object]) -> int:
+    """A child that does it; its process id."""
+    child = os.fork()
+    if not child:
+        try:
+            do()
+            os._exit(0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            os._exit(1)
+    return child
+
+
+def in_child(do: Callable[[], object]) -> None:
+    """The peak memory of a process ought to be its own."""
+    _, status = os.waitpid(fork(do), 0)
+    if status:
+        raise SystemExit("a step failed")
+
+
+def timed(do: Callable[[], object]) -> float:
+    """Seconds."""
+    started = time.perf_counter()
+    do()
+    return time.perf_counter() - started
+
+
+def tree_hash(folder: Path) -> str:
+    """sha256 over the names and contents of everything below a folder."""
+    digest = hashlib.sha256()
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(place, name)
+            digest.update(os.path.relpath(path, folder).encode())
+            with open(path, "rb") as file:
+                digest.update(hashlib.sha256(file.read()).digest())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()
