@@ -78,6 +78,7 @@ def lines(kind: str, folder: Path, zoo: Zoo, out: Path) -> dict[str, Line]:
     good, to = zoo | {kind: folder}, ("--out", out)
     data = ("--data", good["prepared"])
     pairs = ("--pairs", good["prepared"] / "pairs_val.csv")
+    no_models = ("--parser", "none", "--keypoints", "none")
     words = ("--license", "x", "--trained-on", "y")
     generate: Line = ("generate", good["generator"], *data, *pairs, *to, *ONE)
     augment: Line = ("augment", good["generator"], *data, *to, "--real", "none", "--device", "cpu", *ONE)
@@ -106,10 +107,10 @@ def lines(kind: str, folder: Path, zoo: Zoo, out: Path) -> dict[str, Line]:
         ],
         "annotated": [
             *(verify, ("report", folder / "annotation"), ("prepare", "folder", folder, *to, "--anonymous")),
-            ("annotate", zoo["crops"], "--parser", "none", "--mask", zoo["crops"] / "mask", "--out", folder),
+            ("annotate", zoo["crops"], *no_models, "--mask", zoo["crops"] / "mask", "--out", folder),
         ],
         "crops": [
-            ("annotate", folder, "--parser", "none", "--mask", folder / "mask", *to),
+            ("annotate", folder, *no_models, "--mask", folder / "mask", *to),
             ("prepare", "folder", folder, *to, "--anonymous"),
         ],
         "generated": [verify, ("generate", good["generator"], *data, *pairs, "--out", folder, *ONE)],

@@ -132,7 +132,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, dict]
         else:
             path.write_bytes(content() if callable(content) else content)
     out = root / "out"
-    given = ("annotate", crops, "--parser", "none", "--mask", masks, "--out", out, "--threads", 1)
+    nothing = ("--parser", "none", "--keypoints", "none")
+    given = ("annotate", crops, *nothing, "--mask", masks, "--out", out, "--threads", 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reposer", *map(str, given)])
         with pytest.raises(SystemExit) as stop:

@@ -37,6 +37,8 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]
 
 
 WRITERS = dict(commands(typer.main.get_command(app)))
+ALIKE = [words for words in WRITERS if words.startswith("prepare ") and words != "prepare folder"]
+EACH = [pytest.param(words, marks=pytest.mark.slow if words in ALIKE else ()) for words in WRITERS]
 
 
 def line(words: str, out: Path) -> list[object]:
@@ -124,7 +126,7 @@ def snapshot(root: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("words", WRITERS)
+@pytest.mark.parametrize("words", EACH)
 def test_an_output_among_what_others_wrote_is_refused_in_one_line(words, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, make in enumerate(TAKEN):
@@ -141,7 +143,7 @@ def test_an_output_among_what_others_wrote_is_refused_in_one_line(words, run, tm
         assert snapshot(tmp_path) == before, make.__name__
 
 
-@pytest.mark.parametrize("words", WRITERS)
+@pytest.mark.parametrize("words", EACH)
 def test_a_link_under_a_name_of_the_command_s_own_is_refused(words, run, tmp_path, monkeypatch):
     """What lies behind it is not the command's."""
     monkeypatch.chdir(tmp_path)

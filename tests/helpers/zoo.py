@@ -70,7 +70,7 @@ def write_zoo(root: Path, *, few: bool = False) -> dict[str, Path]:
         mask = zoo["people"] / "mask" / f"{path.stem}.png"
         (zoo["crops"] / f"{number}.jpg").write_bytes(path.read_bytes())
         (zoo["crops"] / "mask" / f"{number}.png").write_bytes(mask.read_bytes())
-    given = ("--parser", "none", "--mask", zoo["crops"] / "mask")
+    given = ("--parser", "none", "--keypoints", "none", "--mask", zoo["crops"] / "mask")
     command("annotate", zoo["crops"], *given, *out("annotated"), *one)
     if few:
         return zoo
