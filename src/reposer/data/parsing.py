@@ -67,12 +67,15 @@ ATR_LABELS = (
 )
 PASCAL_LABELS = ("background", "head", "torso", "upper-arms", "lower-arms", "upper-legs", "lower-legs")
 MERGED8_LABELS = ("background", "lower-clothes", "hair", "glove", "face", "upper-clothes", "arms", "legs")
+# What coarse parsers and rules can tell apart: gloves count as arms, socks as legs, dresses as upper clothes.
+PARTS8_LABELS = ("background", "hair", "face", "upper-clothes", "lower-clothes", "arms", "legs", "shoes")
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     "lip20": LIP_LABELS,
     "cihp20": CIHP_LABELS,
     "atr18": ATR_LABELS,
     "pascal7": PASCAL_LABELS,
     "merged8": MERGED8_LABELS,  # what ADGAN and CASD merge LIP into
+    "parts8": PARTS8_LABELS,
 }
 
 CONVERTIBLE = ("lip20", "cihp20", "atr18")  # sets that LIP-20 can be made of; the others are coarser
@@ -136,6 +139,7 @@ _TABLES: dict[tuple[str, str], tuple[int, ...]] = {
         6,
     ),
     ("lip20", "merged8"): (0, 2, 2, 3, 4, 5, 5, 5, 7, 1, 5, 5, 1, 4, 6, 6, 7, 7, 7, 7),
+    ("lip20", "parts8"): (0, 1, 1, 5, 2, 3, 3, 3, 6, 4, 3, 3, 4, 2, 5, 5, 6, 6, 7, 7),
 }
 
 _MIRRORED: dict[str, tuple[tuple[int, int], ...]] = {
@@ -144,6 +148,7 @@ _MIRRORED: dict[str, tuple[tuple[int, int], ...]] = {
     "atr18": ((9, 10), (12, 13), (14, 15)),
     "pascal7": (),
     "merged8": (),
+    "parts8": (),
 }
 
 

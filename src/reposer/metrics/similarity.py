@@ -229,6 +229,14 @@ def label_confusion(
     return np.bincount(index, minlength=labels * labels).reshape(labels, labels)
 
 
+def merged_confusion(confusion: NDArray[np.int64], groups: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(G, G) of labels that count as one: ``groups`` (L,) is the group of each label, from 0 to G - 1."""
+    count = int(groups.max()) + 1
+    merged = np.zeros((count, count), np.int64)
+    np.add.at(merged, (groups[:, None], groups[None]), confusion)
+    return merged
+
+
 def label_iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """(L,) pixels of both over pixels of either, for each label; NaN for a label that the truth lacks."""
     both = np.diag(confusion).astype(np.float64)

@@ -1,8 +1,8 @@
-"""Networks of label maps: the parser (image to map), the predictor (a person to the map of another pose)."""
+"""Networks of label maps: parsers (image to map), the predictor (a person to the map of another pose)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from reposer.models.layers import (
     ConvNormAct,
     ResidualBlock,
     UpNormAct,
+    build,
     check_arguments,
     crop_to,
     init_weights,
@@ -25,7 +26,7 @@ from reposer.models.layers import (
     pad_to_multiple,
 )
 from reposer.models.pose_maps import gaussian_maps
-from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
+from reposer.structures import MISSING_LABEL, NUM_JOINTS, NUM_LABELS, PairBatch
 from reposer.weights.files import find_weights, load_state_dict_file
 
 # ---- A small parser of our own: MobileNetV2 features and a light decoder, (B, 3, H, W) -> (B, 20, H, W)
@@ -110,6 +111,105 @@ def _conv_norm_act(in_channels: int, out_channels: int) -> nn.Sequential:
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
+
+
+# ---- A parser that is guided: image, person mask and joints -> scores; mask and joints may be missing.
+#
+# For networks that have seen rendered people only: where a person is and where the limbs run is drawn by
+# mask and joints, which are the same for drawn and for real people, so the network needs to read little
+# from the texture. The form is ours: a U-Net (Ronneberger et al., MICCAI 2015) with sums in place of
+# concatenations on the way up. Scores are made at half the size.
+
+# Pairs of joints that limbs run between: trunk, arms, legs, head (OpenPose order).
+LIMBS = (
+    *((1, 2), (2, 3), (3, 4), (1, 5), (5, 6), (6, 7), (1, 8), (8, 9)),
+    *((9, 10), (1, 11), (11, 12), (12, 13), (1, 0), (2, 5), (8, 11)),
+)
+
+
+class GuidedParser(nn.Module):
+    """Images and, where known, masks and joints to LIP-20 scores. Any height and width."""
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 96, 128),  # at 1/2, 1/4, 1/8, 1/16
+        blocks: int = 2,  # residual ones at 1/16
+        sigma: float = 0.025,  # of joints and limbs, in image heights
+    ) -> None:
+        super().__init__()
+        check_arguments({"widths": widths, "blocks": blocks, "sigma": sigma})
+        if len(widths) != 4 or min(widths) < 1:
+            raise UserError(f"widths={list(widths)}: four positive numbers are wanted")
+        self.sigma = sigma
+        layer: dict[str, Any] = {"padding": "zeros"}
+        half, quarter, eighth, last = widths
+        self.image = ConvNormAct(3, half, 3, 2, **layer)
+        self.guide = ConvNormAct(2 + NUM_JOINTS + len(LIMBS), half, 1, **layer)
+        self.join = ConvNormAct(2 * half, half, **layer)
+        self.down = nn.ModuleList(
+            nn.Sequential(ConvNormAct(a, b, 3, 2, **layer), *(ResidualBlock(b, **layer) for _ in range(n)))
+            for a, b, n in ((half, quarter, 1), (quarter, eighth, 1), (eighth, last, blocks))
+        )
+        self.context = nn.Linear(last, last)  # of the whole image, added everywhere
+        ups = list(pairwise((last, eighth, quarter, half)))
+        self.narrow = nn.ModuleList(ConvNormAct(a, b, 1, **layer) for a, b in ups)
+        self.merge = nn.ModuleList(ConvNormAct(b, b, **layer) for _, b in ups)
+        self.head = nn.Conv2d(half, NUM_LABELS, 1)
+
+    def forward(self, image: Tensor, mask: Tensor | None = None, keypoints: Tensor | None = None) -> Tensor:
+        """Scores (B, 20, H, W).
+
+        Args:
+            image: (B, 3, H, W) uint8 or model float.
+            mask: (B, H, W) uint8: 1 on the person, 0 beside it, MISSING_LABEL unknown; None: all unknown.
+            keypoints: (B, 18, 2) x, y in pixels, NaN for a missing joint; None: all are missing.
+        """
+        height, width = image.shape[-2:]
+        x = pad_to_multiple(to_float(image), 16)
+        guide = self._guide(x, (height, width), mask, keypoints)
+        x = self.join(torch.cat([self.image(x), self.guide(guide)], 1))
+        maps = [x]
+        for step in self.down:
+            maps.append(step(maps[-1]))
+        x = maps.pop()
+        x = x + self.context(x.mean((2, 3)))[:, :, None, None]
+        for narrow, merge in zip(self.narrow, self.merge, strict=True):
+            x = F.interpolate(narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = merge(x + maps.pop())
+        scores = F.interpolate(self.head(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return crop_to(scores, height, width)
+
+    def _guide(
+        self, padded: Tensor, size: tuple[int, int], mask: Tensor | None, keypoints: Tensor | None
+    ) -> Tensor:
+        """(B, 35, H/2, W/2): person, ground, joints and limbs in [0, 1]; 0 where nothing is known."""
+        batch, rows, columns = padded.shape[0], padded.shape[2], padded.shape[3]
+        if mask is None:
+            mask = torch.full((batch, *size), MISSING_LABEL, dtype=torch.uint8, device=padded.device)
+        known = torch.stack([mask == 1, mask == 0], 1).to(padded.dtype)
+        planes = F.avg_pool2d(pad_to_multiple(known, 16), 2)
+        if keypoints is None:
+            keypoints = torch.full((batch, NUM_JOINTS, 2), torch.nan, device=padded.device)
+        left, top = (columns - size[1]) // 2, (rows - size[0]) // 2
+        places = (keypoints.float() + keypoints.new_tensor([left + 0.5, top + 0.5])) / 2 - 0.5
+        sigma = self.sigma * size[0] / 2
+        joints = gaussian_maps(places, rows // 2, columns // 2, sigma)
+        return torch.cat([planes, joints, limb_maps(places, rows // 2, columns // 2, sigma)], 1)
+
+
+def limb_maps(keypoints: Tensor, height: int, width: int, sigma: float) -> Tensor:
+    """(B, 18, 2) -> (B, 15, H, W) exp(-d^2 / 2 sigma^2) of the distance d to each of LIMBS; 0 if missing."""
+    ends = keypoints[:, torch.tensor(LIMBS, device=keypoints.device)]  # (B, L, 2, 2)
+    present = ~ends.isnan().flatten(2).any(2)
+    ends = torch.where(present[..., None, None], ends, 0.0)
+    start, line = ends[:, :, 0], ends[:, :, 1] - ends[:, :, 0]
+    x = torch.arange(width, device=ends.device) - start[..., :1]  # (B, L, W)
+    y = torch.arange(height, device=ends.device) - start[..., 1:]  # (B, L, H)
+    unit = line / line.square().sum(-1, keepdim=True).clamp_min(1e-6)
+    along = ((unit[..., 1:] * y)[..., None] + (unit[..., :1] * x)[..., None, :]).clamp_(0, 1)
+    far = (y[..., None] - along * line[..., 1:, None]).square_()
+    far += (x[..., None, :] - along * line[..., :1, None]).square_()
+    return far.mul_(-0.5 / sigma**2).exp_() * present[..., None, None]
 
 
 # ---- A predictor of the target's maps: what the source wears, in the target's pose.
@@ -220,3 +320,20 @@ def decide_maps(scores: PredictedMaps) -> tuple[Tensor, Tensor]:
     mask = scores.mask > 0
     mask = torch.where(mask.flatten(1).any(1)[:, None, None], mask, parsing > 0)
     return parsing, torch.where(mask.flatten(1).any(1)[:, None, None], mask, True)
+
+
+# ---- Parsers by name: an entry makes a network of a class here one that runs can hold.
+
+PARSERS: dict[str, Callable[..., nn.Module]] = {
+    "parsing_network": ParsingNetwork,
+    "guided_parser": GuidedParser,
+}
+
+
+def build_parser(name: str, **args: Any) -> nn.Module:
+    """The parser of that name with keywords of its constructor.
+
+    Raises:
+        UserError: an unknown name or keyword, or an impossible value.
+    """
+    return build("parser", name, PARSERS, args)

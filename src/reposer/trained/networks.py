@@ -24,7 +24,7 @@ from reposer.models.controls import CONTROLS
 from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.models.generators import PREDICTORS, about, build_generator, build_predictor
 from reposer.models.layers import MAX_SIDE
-from reposer.models.parsing_networks import ParsingNetwork
+from reposer.models.parsing_networks import PARSERS, build_parser
 from reposer.storage import checkpoint
 from reposer.weights.network_folder import (
     CONFIG,
@@ -215,9 +215,10 @@ def _predictor_of_run(settings: Mapping[str, Any], found: checkpoint.Checkpoint)
 
 
 def _parser_of_run(settings: Mapping[str, Any], found: checkpoint.Checkpoint) -> GeneratorConfig:
+    guided = settings.get("guided")
     return GeneratorConfig(
-        generator="parsing_network",
-        generator_args=settings["parser"],
+        generator="parsing_network" if guided is None else "guided_parser",
+        generator_args=settings["parser"] if guided is None else guided,
         size=found.meta["size"],
         **_facts(settings, found),
     )
@@ -263,14 +264,17 @@ PREDICTOR: Kind[nn.Module, GeneratorConfig] = Kind(
     fits=lambda info: info.generator in PREDICTORS,
     other=("a generator, not a predictor of label maps", "name a predictor"),
 )
-PARSER: Kind[ParsingNetwork, GeneratorConfig] = Kind(
+PARSER: Kind[nn.Module, GeneratorConfig] = Kind(
     word="parser",
     of_what="a parser",
     training="a parser's training",
     setting="parser",
     info=GeneratorConfig,
     info_of_run=_parser_of_run,
-    build=lambda info: ParsingNetwork(**info.generator_args),
+    build=lambda info: build_parser(info.generator, **info.generator_args),
+    shipped={"rendered_parser": "parser_rendered"},
+    fits=lambda info: info.generator in PARSERS,
+    other=("a generator or a predictor, not a parser", "name a parser"),
 )
 EMBEDDING: Kind[Embedding, EmbeddingInfo] = Kind(
     word="embedding",

@@ -10,10 +10,12 @@ from reposer.errors import find
 from reposer.training.gan.config import DataConfig
 from reposer.training.loop import train
 from reposer.training.parsing.config import (
+    GuidedParserConfig,
     MapOptimizerConfig,
     MapOutputConfig,
     ParsingConfig,
     ParsingDataConfig,
+    ParsingOptimizerConfig,
     PredictorConfig,
 )
 from reposer.training.reid.config import (
@@ -204,6 +206,22 @@ def parser_small() -> ParsingConfig:
     return ParsingConfig(data=ParsingDataConfig(folder=Path("prepared/market1501"), tuning_people=51))
 
 
+def rendered_parser() -> ParsingConfig:
+    """The parser that the package ships: image, mask and joints (each of the latter may be missing) to a map.
+
+    Learned from rendered people alone; colors, textures, scenes, lenses, masks and joints are randomized
+    (data/randomization.py). About an hour of one core; 40 people are held out to watch.
+    """
+    return ParsingConfig(
+        data=ParsingDataConfig(folder=Path("prepared/rendered"), tuning_people=40),
+        guided=GuidedParserConfig(),
+        initial="random",
+        optimizer=ParsingOptimizerConfig(lr=2e-3, epochs=6, warmup_steps=200),
+        output=MapOutputConfig(validate_every=500, checkpoint_every=100),
+        batch_size=16,
+    )
+
+
 def predictor_small() -> PredictorConfig:
     """The predictor of label maps for CPUs: 9 epochs of 4,000 pairs, mirrored half of the time."""
     return PredictorConfig(
@@ -226,6 +244,7 @@ def predictor_demo() -> PredictorConfig:
 
 PARSING_PRESETS: dict[str, Callable[[], ParsingConfig | PredictorConfig]] = {
     "parser_small": parser_small,
+    "rendered_parser": rendered_parser,
     "predictor_small": predictor_small,
     "predictor_demo": predictor_demo,
 }

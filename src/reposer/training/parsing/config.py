@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from reposer.config import Config
+from reposer.data.randomization import RandomizeConfig
 from reposer.training.config import OutputConfig, TrainingConfig, half_cosine, steps_of
 from reposer.training.gan.config import DataConfig
 
@@ -72,6 +73,14 @@ class ParsingNetworkConfig(Config):
     keras: bool = False  # MobileNetV2 in Keras' form
 
 
+class GuidedParserConfig(Config):
+    """The network that sees mask and joints too; its keywords are those of ``GuidedParser`` there."""
+
+    widths: tuple[int, int, int, int] = (32, 64, 96, 128)  # at 1/2, 1/4, 1/8, 1/16
+    blocks: int = Field(default=2, ge=0)  # residual ones at 1/16
+    sigma: float = Field(default=0.025, gt=0)  # of joints and limbs, in image heights
+
+
 class ParsingOptimizerConfig(MapOptimizerConfig):
     """The shared optimizer; ``lr`` is that of the decoder."""
 
@@ -88,9 +97,13 @@ class ParsingLossConfig(Config):
 class ParsingConfig(MapTrainingConfig):
     """Everything that a parser's weights depend on."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"guided", "randomize"})
+
     data: ParsingDataConfig
     augment: ParsingAugmentConfig = ParsingAugmentConfig()
     parser: ParsingNetworkConfig = ParsingNetworkConfig()
+    guided: GuidedParserConfig | None = None  # this network in place of ``parser``
+    randomize: RandomizeConfig = RandomizeConfig()  # of a guided network's images, in place of ``augment``
     optimizer: ParsingOptimizerConfig = ParsingOptimizerConfig()
     loss: ParsingLossConfig = ParsingLossConfig()
     initial: Literal["random", "imagenet"] = "imagenet"  # weights of the encoder before the first step
@@ -100,6 +113,8 @@ class ParsingConfig(MapTrainingConfig):
     def _parts_fit(self) -> Self:
         if not (self.loss.cross_entropy or self.loss.dice):
             raise ValueError("every loss has weight 0")
+        if self.guided is not None and self.initial != "random":
+            raise ValueError("a guided parser begins with random weights: initial=random")
         if self.initial_path is not None and self.initial == "random":
             raise ValueError("initial_path is given but initial=random would not read it")
         return self

@@ -6,7 +6,7 @@ With several processes, the Dice loss and BatchNorm statistics on CPUs are those
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.data.packed import PackedPeople
+from reposer.data.parsing import convert
+from reposer.data.randomization import STREAM, Guided, Person, randomize
 from reposer.data.samplers import draw_images, rank_slice
 from reposer.data.transforms import draw_parsing_transforms, transform_parsing
 from reposer.errors import UserError
 from reposer.losses.segmentation import parsing_loss, person_loss
-from reposer.metrics.similarity import label_confusion, mean_iou
+from reposer.metrics.similarity import label_confusion, mean_iou, merged_confusion
 from reposer.models.generators import build_predictor
-from reposer.models.parsing_networks import ParsingNetwork, decide_maps, load_imagenet
+from reposer.models.parsing_networks import GuidedParser, ParsingNetwork, decide_maps, load_imagenet
 from reposer.runtime import Runtime
 from reposer.storage.files import sha256_file
 from reposer.structures import MISSING_LABEL, NUM_LABELS
@@ -107,7 +109,12 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=options.lr, fused=True)
 
 
-# ---- A parser's training: images to the maps that were given for them.
+# ---- A parser's training: images to the maps that were given for them; of a guided one, images, masks and
+# joints, all of them randomized.
+
+_PARTS = convert(np.arange(NUM_LABELS, dtype=np.uint8)[None], "lip20", "parts8")[
+    0
+]  # (20,) part of each label
 
 
 class ParserTask(MapTask):
@@ -122,21 +129,28 @@ class ParserTask(MapTask):
         self._data = ParsingData(config, runtime.rank, runtime.world_size)
         self.total_steps = self._data.total_steps
         self._initial: dict[str, str] = {}  # hash of the first weights' file
-        network, initial = ParsingNetwork(**config.parser.model_dump()), "random weights"
-        if config.initial != "random":
+        network: nn.Module = ParsingNetwork(**config.parser.model_dump())
+        initial = "random weights"
+        if config.guided is not None:
+            network = GuidedParser(**config.guided.model_dump())
+        elif config.initial != "random":
+            assert isinstance(network, ParsingNetwork)
             file = load_imagenet(network, config.initial_path)
             self._initial, initial = {"initial": sha256_file(file)}, f"ImageNet weights {file.name}"
         super().__init__(config, runtime, network, initial, {"encoder.": config.optimizer.encoder_factor})
 
-    def fetch(self, step: int) -> tuple[Tensor, Tensor, list[str]]:
-        """See Task: images (b, 3, H, W) uint8, maps (b, H, W) uint8 and names."""
-        return self._data.batch(step)
+    def fetch(self, step: int) -> Labeled:
+        """See Task."""
+        if self.config.guided is not None:
+            return self._data.guided_batch(step)
+        images, maps, names = self._data.batch(step)
+        return Labeled((images,), maps, names)
 
-    def step(self, batch: tuple[Tensor, Tensor, list[str]]) -> None:
+    def step(self, batch: Labeled) -> None:
         """See Task: cross-entropy and Dice of the image's own map."""
-        images, labels, names = batch
+        inputs, labels, names = batch
         with self._runtime.autocast():
-            scores = self._network(images.to(self._runtime.device))
+            scores = self._network(*(x.to(self._runtime.device) for x in inputs))
         weights = self.config.loss
         labels = labels.to(self._runtime.device)
         loss, parts = parsing_loss(scores, labels, weights.cross_entropy, weights.dice)
@@ -150,12 +164,18 @@ class ParserTask(MapTask):
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
         confusion = np.zeros((NUM_LABELS, NUM_LABELS), np.int64)
         for start in range(0, len(rows), _VALIDATION_BATCH):
-            images, maps = self._data.read(rows[start : start + _VALIDATION_BATCH])
+            part = rows[start : start + _VALIDATION_BATCH]
+            images, maps = self._data.read(part)
+            inputs = (images, *(self._data.guides(part) if self.config.guided is not None else ()))
             with torch.inference_mode(), self._runtime.autocast():
-                predicted = self._bare(images.to(self._runtime.device)).argmax(1).to(torch.uint8).cpu()
+                scores = self._bare(*(x.to(self._runtime.device) for x in inputs))
+            predicted = scores.argmax(1).to(torch.uint8).cpu()
             confusion += label_confusion(maps.numpy(), predicted.numpy())
         accuracy = float(np.trace(confusion) / max(confusion.sum(), 1))
-        return {"validation/miou": mean_iou(confusion), "validation/accuracy": accuracy}
+        figures = {"validation/miou": mean_iou(confusion), "validation/accuracy": accuracy}
+        if self.config.guided is not None:
+            figures["validation/parts_miou"] = mean_iou(merged_confusion(confusion, _PARTS))
+        return figures
 
     def inputs(self, new: bool) -> dict[str, str]:
         """See Task."""
@@ -169,6 +189,14 @@ class ParserTask(MapTask):
             **people.training_facts(*self.config.data.splits),
             "size": list(people.size),
         }
+
+
+class Labeled(NamedTuple):
+    """Images of a step with their maps."""
+
+    inputs: tuple[Tensor, ...]  # of the network: images (b, 3, H, W) uint8; of a guided one masks, joints
+    maps: Tensor  # (b, H, W) uint8
+    names: list[str]
 
 
 class ParsingData:
@@ -218,6 +246,37 @@ class ParsingData:
         )[self._part]
         images, maps = transform_parsing(*self.read(rows), draws)
         return images, maps, [self.people.names[row] for row in rows]
+
+    def guided_batch(self, step: int) -> Labeled:
+        """Randomized images, masks (b, H, W) uint8 with MISSING_LABEL, joints (b, 18, 2) and maps."""
+        config = self._config
+        rows = self.rows[draw_images(len(self.rows), config.batch_size, config.seed, step)]
+        samples = [self._randomized(rows, step, p) for p in range(config.batch_size)[self._part]]
+        images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
+        maps, masks, joints = (
+            torch.from_numpy(np.stack([getattr(s, name) for s in samples]))
+            for name in ("parsing", "mask", "keypoints")
+        )
+        return Labeled((images, masks, joints), maps, [self.people.names[row] for row in rows[self._part]])
+
+    def _randomized(self, rows: NDArray[np.int64], step: int, position: int) -> Guided:
+        """The sample at a position of the global batch."""
+        rng = np.random.default_rng([self._config.seed, STREAM, step, position])
+        person, companion = (
+            self._person(rows[position]),
+            self._person(self.rows[rng.integers(len(self.rows))]),
+        )
+        return randomize(person, companion, self._config.randomize, rng)
+
+    def _person(self, row: int) -> Person:
+        people = self.people
+        parsing = np.where(people.parsing[row] == MISSING_LABEL, np.uint8(0), people.parsing[row])
+        return Person(people.images[row], parsing, people.keypoints[row])
+
+    def guides(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Masks (b, H, W) uint8 and joints (b, 18, 2) as they are stored."""
+        masks = np.take(self.people.mask, rows, axis=0).astype(np.uint8)
+        return torch.from_numpy(masks), torch.from_numpy(np.take(self.people.keypoints, rows, axis=0))
 
     def read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """(b, 3, H, W) uint8 and (b, H, W) uint8 as they are stored."""
