@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from reposer.annotation.interfaces import AUTO, AnnotatorInfo, MaskedParser
 from reposer.annotation.interfaces import Parser as HumanParser
@@ -31,13 +32,17 @@ from reposer.annotation.segmentation_model import (
     onto_image,
     resample,
 )
-from reposer.config import load_config
+from reposer.config import load_config, read_json
 from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError, find
+from reposer.images import resize
+from reposer.storage.checkpoint import CHECKPOINTS
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import RefusedFileError
-from reposer.structures import NUM_JOINTS
+from reposer.structures import MISSING_LABEL, NUM_JOINTS
+from reposer.trained.networks import PARSER, open_network
 from reposer.weights.files import KNOWN, licensed_weights, require_license
+from reposer.weights.network_folder import CONFIG
 
 # ---- Left and right by keypoints: a pixel belongs to the nearer of the person's two limbs.
 #
@@ -197,6 +202,84 @@ class SegmentationParser:
         )
 
 
+# ---- A guided parser of this program's own (models/parsing_networks.py).
+
+
+class GuidedPersonParser:
+    """Image, and what is known of mask and joints, to a map.
+
+    Where a mask is known the map keeps to it: beside it background, inside it the best other label. The
+    network has learned so (data/randomization.py).
+
+    Args:
+        network: a ``GuidedParser`` in eval mode.
+        size: (H, W) it was trained at; images are brought to it, scores back.
+        info: what to write beside its maps.
+        sides: "keypoints": they decide where they know both limbs, the network elsewhere.
+    """
+
+    needs_keypoints = True
+    needs_masks = True
+
+    def __init__(
+        self, network: nn.Module, size: tuple[int, int], info: AnnotatorInfo, sides: Sides = "model"
+    ) -> None:
+        self.info = info
+        self._network, self._size, self._sides = network, size, sides
+
+    def __call__(
+        self, images: Tensor, keypoints: Tensor | None = None, masks: Tensor | None = None
+    ) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> (B, H, W) uint8 LIP-20, on the CPU.
+
+        Args:
+            images: of one size.
+            keypoints: (B, 18, 2) pixels, NaN for a missing joint; None: all are missing.
+            masks: (B, H, W) bool, False everywhere where no person is known; None: nowhere.
+        """
+        size, count = (int(images.shape[2]), int(images.shape[3])), len(images)
+        device = next(self._network.parameters()).device
+        known = torch.full((count, *size), MISSING_LABEL, dtype=torch.uint8)
+        if masks is not None:
+            found = masks.cpu().flatten(1).any(1)
+            known[found] = masks.cpu()[found].to(torch.uint8)
+        joints = torch.full((count, NUM_JOINTS, 2), torch.nan)
+        if keypoints is not None:
+            scale = torch.tensor([self._size[1] / size[1], self._size[0] / size[0]])
+            joints = (keypoints.cpu().float() + 0.5) * scale - 0.5
+        small = F.interpolate(known[:, None], self._size, mode="nearest-exact")[:, 0]
+        with torch.inference_mode():
+            inputs = (resize(images.to(device), self._size), small.to(device), joints.to(device))
+            scores = self._network(*inputs)
+            scores = F.interpolate(scores, size, mode="bilinear", align_corners=False).cpu()
+        scores[:, 0][known == 1] = -torch.inf
+        parsing = torch.where(known == 0, torch.zeros((), dtype=torch.uint8), best_class(scores))
+        if self._sides == "keypoints" and keypoints is not None:
+            pairs = zip(parsing.numpy(), keypoints.cpu().numpy(), strict=True)
+            parsing = torch.from_numpy(np.stack([correct_sides(one, pose) for one, pose in pairs]))
+        return parsing
+
+
+def _open_guided(
+    name: str | Path,
+    weights: str | Path | None = None,
+    sides: Sides | None = None,
+    *,
+    device: str,
+    **how: Any,
+) -> GuidedPersonParser:
+    """A network that this program trained: shipped with it, a run folder, or an exported one."""
+    del how  # what comes with the program, or from the user, has no terms to accept and is never fetched
+    trained = open_network(PARSER, name if weights is None else weights)
+    if trained.info.generator != "guided_parser":
+        problem = (
+            f"{name if weights is None else weights}: a {trained.info.generator}, which sees images only"
+        )
+        raise UserError(problem, "write it as .onnx with export-parser, and name that file")
+    info = AnnotatorInfo(str(name), trained.weights_hash, "Apache-2.0" if weights is None else "")
+    return GuidedPersonParser(trained.network.to(device), trained.info.size, info, sides or "model")
+
+
 def best_class(scores: Tensor) -> Tensor:
     """(B, L, H, W) -> (B, H, W) uint8, the class with the highest score, the first of equal ones.
 
@@ -224,7 +307,8 @@ def open_parser(
 
     Args:
         model: a key of PARSERS; or ``x.onnx`` with its description ``x.json`` beside it; or a folder of
-            transformers with the description ``parser.json`` in it.
+            transformers with the description ``parser.json`` in it; or a run folder of
+            `reposer train rendered_parser`, or an export of it.
         weights: for a name: the file (.onnx) or folder (transformers) to use instead of the official one.
         accept_license: the user has accepted the terms of the weights.
         may_download: get official weights that are not on this machine.
@@ -242,6 +326,8 @@ def open_parser(
         made = PARSERS[name]
         return made(weights, sides, accept_license=accept_license, may_download=may_download, device=device)
     path = Path(model)
+    if path.is_dir() and _is_own(path):
+        return _open_guided(path.name, path, sides, device=device)
     if path.is_dir():
         place = path / DESCRIPTION
     elif path.suffix.lower() == ".onnx":
@@ -258,6 +344,15 @@ def open_parser(
         raise UserError(f"{path}: no such file", "check the path")
     description = _with_sides(load_config(SegmentationModel, place, named=True), path.name, sides)
     return _build(path.stem, path, description, accept_license, device)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder is a run of this program or an export of one, and no description lies in it."""
+    if (folder / DESCRIPTION).exists():
+        return False
+    return (folder / CHECKPOINTS).is_dir() or (
+        (folder / CONFIG).is_file() and "weights_sha256" in read_json(folder / CONFIG)
+    )
 
 
 def _with_sides(description: SegmentationModel, name: str, sides: Sides | None) -> SegmentationModel:
@@ -323,6 +418,7 @@ def _open_rule(weights: str | Path | None, sides: Sides | None, **how: Any) -> R
 PARSERS: dict[str, Callable[..., HumanParser | MaskedParser]] = {
     **{name: partial(_open_known, name) for name in MODELS},
     "rule": _open_rule,
+    **{name: partial(_open_guided, name) for name in PARSER.shipped},
 }
 SHIPPED = "rendered_parser"  # of PARSERS: the one that the package brings
 

@@ -281,13 +281,16 @@ def export_parser(run_dir: str | Path, path: str | Path) -> Path:
         path: x.onnx; each file appears complete or not at all, the description last.
 
     Raises:
-        UserError: no such run, another suffix, a missing package, or the disk refuses.
+        UserError: no such run, a guided parser, another suffix, a missing package, or the disk refuses.
     """
     path = Path(path)
     if path.suffix != ".onnx":
         raise UserError(f"{path}: not an .onnx file", "give a name that ends with .onnx")
     claim_outputs(path.parent, [path.name, path.with_suffix(".json").name], older=_is_older(path))
     trained = of_run(PARSER, run_dir)
+    if trained.info.generator != "parsing_network":
+        problem = f"{run_dir}: a parser that sees masks and joints too, which no .onnx description can say"
+        raise UserError(problem, "give the run folder itself, or its export, as --parser")
     height, width = trained.info.size
     half = (0.5, 0.5, 0.5)  # model float: [-1, 1]
     # it mixes up legs (docs/results), so keypoints decide where there are any

@@ -132,7 +132,7 @@ class GuidedParser(nn.Module):
 
     def __init__(
         self,
-        widths: Sequence[int] = (32, 64, 96, 128),  # at 1/2, 1/4, 1/8, 1/16
+        widths: Sequence[int] = (24, 48, 96, 128),  # at 1/2, 1/4, 1/8, 1/16
         blocks: int = 2,  # residual ones at 1/16
         sigma: float = 0.025,  # of joints and limbs, in image heights
     ) -> None:

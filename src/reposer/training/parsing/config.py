@@ -76,7 +76,7 @@ class ParsingNetworkConfig(Config):
 class GuidedParserConfig(Config):
     """The network that sees mask and joints too; its keywords are those of ``GuidedParser`` there."""
 
-    widths: tuple[int, int, int, int] = (32, 64, 96, 128)  # at 1/2, 1/4, 1/8, 1/16
+    widths: tuple[int, int, int, int] = (24, 48, 96, 128)  # at 1/2, 1/4, 1/8, 1/16
     blocks: int = Field(default=2, ge=0)  # residual ones at 1/16
     sigma: float = Field(default=0.025, gt=0)  # of joints and limbs, in image heights
 
