@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reposer.metrics.similarity import garments_added, garments_kept, mask_iou, worn
+from reposer.metrics.similarity import (
+    garments_added,
+    garments_kept,
+    label_confusion,
+    mask_iou,
+    merged_confusion,
+    worn,
+)
 
 
 def maps(*rows: dict[int, int]) -> np.ndarray:
@@ -38,3 +45,12 @@ def test_kept_and_added_by_hand():
     predicted = maps({5: 80, 9: 90}, {5: 100, 9: 50, 7: 50}, {5: 10}, {})
     assert garments_kept(predicted, source) == pytest.approx([1, 1 / 2, np.nan, 0], nan_ok=True)
     assert garments_added(predicted, source) == pytest.approx([0, 2 / 3, 1, 0])
+
+
+def test_the_confusion_of_joined_labels_is_that_of_joined_maps():
+    rng = np.random.default_rng(0)
+    groups = np.array([0, 1, 1, 2, 0])
+    truth, predicted = rng.integers(0, 5, (2, 3, 8, 8), dtype=np.uint8)
+    joined = (groups[maps].astype(np.uint8) for maps in (truth, predicted))
+    found = merged_confusion(label_confusion(truth, predicted, 5), groups)
+    assert np.array_equal(found, label_confusion(*joined, 3))
