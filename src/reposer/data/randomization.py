@@ -152,11 +152,11 @@ def _repainted(pixels: Pixels, labels: Labels, config: RandomizeConfig, rng: np.
     count = np.bincount(flat, minlength=NUM_LABELS)
     mean = np.maximum(np.bincount(flat, gray.ravel(), NUM_LABELS) / np.maximum(count, 1), 8)
     depth = rng.uniform(0.4, 1.3, NUM_LABELS).astype(np.float32)
-    shade = 1 + depth[labels] * (gray / mean.astype(np.float32)[labels] - 1).clip(-0.8, 1.5)
+    shade = 1 + depth.take(labels) * (gray / mean.astype(np.float32).take(labels) - 1).clip(-0.8, 1.5)
     changed = rng.random(NUM_LABELS) < config.recolor
     changed[list(_SKIN)], changed[list(_SHOES)] = changed[_FACE], changed[_SHOES[0]]
-    amount = (changed * rng.uniform(0.6, 1.0, NUM_LABELS)).astype(np.float32)[labels][..., None]
-    pixels = pixels + amount * (_paints(rng)[labels] * shade[..., None] - pixels)
+    amount = (changed * rng.uniform(0.6, 1.0, NUM_LABELS)).astype(np.float32).take(labels)[..., None]
+    pixels = pixels + amount * (_paints(rng).take(labels, 0) * shade[..., None] - pixels)
     height, width = labels.shape
     woven = (rng.random(NUM_LABELS) < config.texture) * rng.uniform(5, 45, NUM_LABELS)
     woven[list(_SKIN)] *= 0.25
@@ -168,7 +168,7 @@ def _repainted(pixels: Pixels, labels: Labels, config: RandomizeConfig, rng: np.
         across = np.arange(height)[:, None] * np.cos(angle) + np.arange(width) * np.sin(angle)
         field = np.sin(2 * np.pi * across / period) * (2 if rng.random() < 0.5 else 1)
     field = field.clip(-1.5, 1.5).astype(np.float32)
-    return pixels + tint.astype(np.float32)[labels] * field[..., None]
+    return pixels + tint.astype(np.float32).take(labels, 0) * field[..., None]
 
 
 def _paints(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -281,7 +281,7 @@ def _photographed(pixels: Pixels, config: RandomizeConfig, rng: np.random.Genera
         pixels = _blurred(pixels, (sigma, sigma * rng.uniform(0.6, 1.4), 0))
     pixels += rng.standard_normal(pixels.shape, np.float32) * np.float32(rng.uniform(0, config.noise))
     curve = 255 * (np.arange(256) / 255) ** np.exp(rng.normal(0, light))
-    image: NDArray[np.uint8] = np.rint(curve).astype(np.uint8)[pixels.clip(0, 255).astype(np.uint8)]
+    image: NDArray[np.uint8] = np.rint(curve).astype(np.uint8).take(pixels.clip(0, 255).astype(np.uint8))
     if rng.random() < config.jpeg:
         image = decode_bytes(encode_jpeg(image, quality=int(rng.integers(25, 95))), "randomized.jpg")
     return image
