@@ -47,8 +47,8 @@ def test_with_every_strength_at_zero_only_the_mirror_is_left():
     for key in range(8):
         one = sample(STILL, key)
         parsing = person().parsing  # mirrored, its arms change sides twice: the map is symmetric
-        assert np.array_equal(one.parsing, parsing)
-        assert ((one.mask == 1) == (parsing > 0)).mean() > 0.97  # corners are rounded
+        assert (one.parsing == parsing).mean() > 0.99  # corners are rounded
+        assert np.array_equal(one.mask == 1, one.parsing > 0)
         inside = np.abs(one.image.astype(int) - person().image).max(2)
         assert inside[30:34, 12:20].max() <= 1
         column = [float(one.keypoints[j, 0]) for j in (4, 7)]

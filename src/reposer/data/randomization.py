@@ -97,10 +97,8 @@ def randomize(person: Person, companion: Person, config: RandomizeConfig, rng: n
         labels = np.where(where, np.uint8(0), labels)
         if rng.random() < 0.7:
             joints = _hidden(joints, where)
-    image = _photographed(pixels, config, rng)
-    return Guided(
-        image, labels, _seen_mask(labels, config, rng), _seen_joints(joints, labels.shape, config, rng)
-    )
+    image, mask = _photographed(pixels, config, rng), _seen_mask(labels, config, rng)
+    return Guided(image, _within(labels, mask), mask, _seen_joints(joints, labels.shape, config, rng))
 
 
 # ---- Place, size, mirror.
@@ -259,7 +257,7 @@ def _between(n: int, cells: int) -> NDArray[np.float32]:
     """(n, cells + 1) weights of linear interpolation."""
     place = np.linspace(0, cells, n)
     weights = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells + 1)))
-    return weights.astype(np.float32)
+    return np.asarray(weights, np.float32)
 
 
 # ---- The camera.
@@ -270,12 +268,12 @@ def _photographed(pixels: Pixels, config: RandomizeConfig, rng: np.random.Genera
     height, width = pixels.shape[:2]
     light = config.light
     gray = (pixels @ _GRAY)[..., None]
-    pixels = gray + (pixels - gray) * rng.uniform(max(0.0, 1 - 1.8 * light), 1 + light)
+    pixels = gray + (pixels - gray) * np.float32(rng.uniform(max(0.0, 1 - 1.8 * light), 1 + light))
     middle = float(gray.mean())
-    gain = rng.uniform(1 - light, 1 + light) * rng.uniform(1 - light / 3, 1 + light / 3, 3)
-    gain = gain.astype(np.float32) * rng.uniform(1 - light, 1 + light)
-    pixels = (pixels - middle) * gain + gain * middle
-    pixels *= 1 + light * rng.normal(0, 0.5) * _smooth(rng, (height, width), (2, 2))[..., None]
+    tint = rng.uniform(1 - light, 1 + light) * rng.uniform(1 - light / 3, 1 + light / 3, 3)
+    gain = tint.astype(np.float32)
+    pixels = (pixels - middle) * (gain * np.float32(rng.uniform(1 - light, 1 + light))) + gain * middle
+    pixels *= 1 + np.float32(light * rng.normal(0, 0.5)) * _smooth(rng, (height, width), (2, 2))[..., None]
     sigma = rng.uniform(0, config.blur) * height / 128
     if sigma > 0.2:
         pixels = _blurred(pixels, (sigma, sigma * rng.uniform(0.6, 1.4), 0))
@@ -305,7 +303,7 @@ def _seen_mask(labels: Labels, config: RandomizeConfig, rng: np.random.Generator
         person = person | (_thing(labels.shape, rng) & (_blurred(person.astype(np.float32), 4.0) > 0.05))
     if chance[1] < 0.1:
         person = person & ~_thing(labels.shape, rng)
-    soft = _blurred(person.astype(np.float32), rng.uniform(0.5, 4.5) * height / 128)
+    soft = _blurred(person.astype(np.float32), rng.uniform(0.5, 0.5 + 10 * config.mask_noise) * height / 128)
     cells = int(rng.integers(4, 20))
     wander = _smooth(rng, (height, width), (cells, max(2, cells // 2)))
     level = 0.5 + config.mask_noise * (
@@ -327,8 +325,8 @@ def _seen_joints(
 ) -> Pose:
     """Displaced, sometimes exchanged, some or all of them missing."""
     height, width = shape
-    noise = rng.uniform(0, config.joint_noise) * height / 128
-    joints = joints + rng.normal(0, noise, joints.shape) if noise else joints.copy()
+    noise = rng.standard_normal(joints.shape, np.float32)
+    joints = joints + noise * np.float32(rng.uniform(0, config.joint_noise) * height / 128)
     if rng.random() < config.swapped:
         joints = joints[FLIP_JOINTS]
     missing = rng.random(NUM_JOINTS) < rng.uniform(0, config.missing_joints)
@@ -338,15 +336,14 @@ def _seen_joints(
         missing[:] = True
     outside = ((joints < 0) | (joints > np.array([width - 1, height - 1]))).any(1)
     joints[missing | outside] = np.nan
-    return joints.astype(np.float32)
+    return joints
 
 
 def _hidden(joints: Pose, where: NDArray[np.bool_]) -> Pose:
     """Joints without those behind a thing."""
     height, width = where.shape
-    known = ~np.isnan(joints).any(1)
+    known = ~np.isnan(joints).any(axis=1)
     column, row = (np.rint(np.where(known[:, None], joints, 0)).astype(np.intp)).T
-    behind = where[row.clip(0, height - 1), column.clip(0, width - 1)] & known
     hidden = joints.copy()
-    hidden[behind] = np.nan
+    hidden[known & where[row.clip(0, height - 1), column.clip(0, width - 1)]] = np.nan
     return hidden

@@ -336,4 +336,4 @@ def build_parser(name: str, **args: Any) -> nn.Module:
     Raises:
         UserError: an unknown name or keyword, or an impossible value.
     """
-    return build("parser", name, PARSERS, args)
+    return build("parser", PARSERS, name, args)

@@ -210,7 +210,7 @@ def rendered_parser() -> ParsingConfig:
     """The parser that the package ships: image, mask and joints (each of the latter may be missing) to a map.
 
     Learned from rendered people alone; colors, textures, scenes, lenses, masks and joints are randomized
-    (data/randomization.py). About twenty minutes of one core for 10,000 images; 40 people are held out to watch.
+    (data/randomization.py). About twenty minutes of one core; 40 people are held out to watch.
     """
     return ParsingConfig(
         data=ParsingDataConfig(folder=Path("prepared/rendered"), tuning_people=40),
