@@ -298,7 +298,7 @@ def _seen_mask(labels: Labels, config: RandomizeConfig, rng: np.random.Generator
         return np.full(labels.shape, MISSING_LABEL, np.uint8)
     height, width = labels.shape
     person = labels > 0
-    chance = rng.random(2)
+    chance = rng.random(2) if config.mask_noise else np.ones(2)
     if chance[0] < 0.15:
         person = person | (_thing(labels.shape, rng) & (_blurred(person.astype(np.float32), 4.0) > 0.05))
     if chance[1] < 0.1:

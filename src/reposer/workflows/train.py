@@ -216,7 +216,7 @@ def rendered_parser() -> ParsingConfig:
         data=ParsingDataConfig(folder=Path("prepared/rendered"), tuning_people=40),
         guided=GuidedParserConfig(),
         initial="random",
-        optimizer=ParsingOptimizerConfig(lr=2e-3, epochs=4, warmup_steps=150),
+        optimizer=ParsingOptimizerConfig(lr=2e-3, epochs=2.6, warmup_steps=100),
         output=MapOutputConfig(validate_every=500, checkpoint_every=100),
         batch_size=16,
     )
