@@ -268,7 +268,8 @@ def _photographed(pixels: Pixels, config: RandomizeConfig, rng: np.random.Genera
     height, width = pixels.shape[:2]
     light = config.light
     gray = (pixels @ _GRAY)[..., None]
-    pixels = gray + (pixels - gray) * np.float32(rng.uniform(max(0.0, 1 - 1.8 * light), 1 + light))
+    vivid = rng.uniform(max(0.0, 1 - 1.8 * light), 1 + light)
+    pixels = np.asarray(gray + (pixels - gray) * vivid, np.float32)
     middle = float(gray.mean())
     tint = rng.uniform(1 - light, 1 + light) * rng.uniform(1 - light / 3, 1 + light / 3, 3)
     gain = tint.astype(np.float32)
@@ -342,7 +343,7 @@ def _seen_joints(
 def _hidden(joints: Pose, where: NDArray[np.bool_]) -> Pose:
     """Joints without those behind a thing."""
     height, width = where.shape
-    known = ~np.isnan(joints).any(axis=1)
+    known = np.isfinite(joints[:, 0])
     column, row = (np.rint(np.where(known[:, None], joints, 0)).astype(np.intp)).T
     hidden = joints.copy()
     hidden[known & where[row.clip(0, height - 1), column.clip(0, width - 1)]] = np.nan
