@@ -252,8 +252,9 @@ class GuidedPersonParser:
             inputs = (resize(images.to(device), self._size), small.to(device), joints.to(device))
             scores = self._network(*inputs)
             scores = F.interpolate(scores, size, mode="bilinear", align_corners=False).cpu()
-        scores[:, 0][known == 1] = -torch.inf
-        parsing = torch.where(known == 0, torch.zeros((), dtype=torch.uint8), best_class(scores))
+            scores[:, 0].masked_fill_(known == 1, -torch.inf)
+            parsing = best_class(scores).masked_fill_(known == 0, 0)
+        parsing = parsing.clone()  # for use outside inference mode
         if self._sides == "keypoints" and keypoints is not None:
             pairs = zip(parsing.numpy(), keypoints.cpu().numpy(), strict=True)
             parsing = torch.from_numpy(np.stack([correct_sides(one, pose) for one, pose in pairs]))
