@@ -96,7 +96,7 @@ class AnnotatorChoice:
             raise UserError("parser, mask and keypoints are all none", "choose at least one")
         if chosen.parser is None and isinstance(chosen.masks, ParsingMasker):
             raise UserError("masks come from parsing maps, and there is no parser", "use --mask none")
-        if isinstance(chosen.parser, MaskedParser):
+        if isinstance(chosen.parser, MaskedParser) and chosen.parser.needs_masks:
             if chosen.masks is None or isinstance(chosen.masks, ParsingMasker):
                 raise UserError(f"--parser {self.parser}: makes its maps from masks", "use --mask auto")
             if chosen.parser.needs_keypoints and chosen.keypoints is None:
@@ -238,15 +238,21 @@ class Annotators:
         poses = self._add_keypoints(images, names, size, annotations)
         given = None if poses is None else torch.from_numpy(poses)
         parsing = None
-        if isinstance(self.parser, MaskedParser):
+        masks_first = isinstance(self.parser, MaskedParser) and not (
+            self.masks is None or isinstance(self.masks, ParsingMasker)
+        )
+        if masks_first:
             self._add_masks(images, names, size, None, annotations)
-            parsing = self.parser(images, given, _known_masks(annotations, size))
+        if isinstance(self.parser, MaskedParser):
+            parsing = self.parser(images, given, _known_masks(annotations, size) if masks_first else None)
         elif self.parser is not None:
             parsing = self.parser(images, given if self.parser.needs_keypoints else None)
         if parsing is not None:
             for annotation, one in zip(annotations, parsing.numpy(), strict=True):
                 annotation.parsing = one
-        if not isinstance(self.parser, MaskedParser):
+                if annotation.mask_source == "everything" and one.any():
+                    annotation.mask, annotation.mask_source = one != 0, "parsing"
+        if not masks_first:
             self._add_masks(images, names, size, parsing, annotations)
         return annotations
 

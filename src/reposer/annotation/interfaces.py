@@ -70,12 +70,12 @@ class MaskedParser(Protocol):
 
     info: AnnotatorInfo
     needs_keypoints: bool  # as a Parser's
-    needs_masks: bool  # True
+    needs_masks: bool  # False: it makes a map without a mask too
 
     def __call__(
         self, images: Tensor, keypoints: Tensor | None = None, masks: Tensor | None = None
     ) -> Tensor:
-        """As a Parser's, with (B, H, W) bool masks, False everywhere where nobody was found."""
+        """As a Parser's, with (B, H, W) bool masks, False everywhere where nobody was found, or None."""
         ...
 
 

@@ -218,8 +218,8 @@ class GuidedPersonParser:
         sides: "keypoints": they decide where they know both limbs, the network elsewhere.
     """
 
-    needs_keypoints = True
-    needs_masks = True
+    needs_keypoints = True  # where there are any: a missing one is NaN
+    needs_masks = False
 
     def __init__(
         self, network: nn.Module, size: tuple[int, int], info: AnnotatorInfo, sides: Sides = "model"
