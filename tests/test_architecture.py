@@ -182,7 +182,6 @@ def test_every_file_is_used_by_the_program():
 
 # Used by others' code and by the documentation, not by the program itself: name -> why.
 FOR_OTHERS = {
-    "decode_bytes": "a picture in memory, where there is no file",
     "official_test_pairs": "the published pair protocol, held to its list in tests/real",
     "write_parsing": "how a label map of one's own is written",
 }
