@@ -8,7 +8,8 @@ attention kernel (the plain arm computes softmax(Q K^T / sqrt(d)) V step by step
 ``parts/plain_rsa.py``. Of any other generator it is its small preset, or with ``--preset`` another; of one
 that is trained in stages the last, and without a discriminator where none plays. Each arm lives in a process
 of its own and they take turns. The perceptual network has random weights: timing does not depend on them.
-With ``--memory`` it is the peak memory of a step of ``rsa_deepfashion`` instead (``parts/train_memory.py``).
+With ``--memory`` it is the peak memory of a step of a preset instead, without ``--preset`` of
+``rsa_deepfashion`` at 256x176 (``parts/train_memory.py``).
 
 Usage: python benchmarks/train_step.py [--model san|rsa|both|NAME] [--preset NAME] [--quick] [--threads N]
        [--repeats N] [--compile] [--memory BATCH ...]
@@ -74,6 +75,11 @@ def configuration(model: str, preset: str, quick: bool, ours: bool) -> GanConfig
         precision="auto" if ours else "float32",
         channels_last=ours,
     )
+
+
+def image_size(config: GanConfig) -> tuple[int, int]:
+    """(H, W) of the preset's data set."""
+    return (256, 256) if "deepfashion" in config.data.folder.name else (128, 64)
 
 
 def random_pairs(config: GanConfig, size: tuple[int, int], step: int) -> PairBatch:
@@ -220,8 +226,7 @@ def work(arm: str, model: str, options: argparse.Namespace, pipe: Connection) ->
     """One arm in its process: a step for each number received; sends loss, wall and processor seconds."""
     ours = arm == "ours"
     config = configuration(model, options.preset, options.quick, ours)
-    size = (256, 256) if "deepfashion" in config.data.folder.name else (128, 64)
-    size = (64, 32) if options.quick else size
+    size = (64, 32) if options.quick else image_size(config)
     torch.manual_seed(SEED)
     torch.set_num_threads(options.threads)
     if ours:
@@ -250,11 +255,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each arm (default 5)")
     parser.add_argument("--compile", action="store_true", help="torch.compile both networks of our arm")
     parser.add_argument(
-        "--memory", type=int, nargs="+", metavar="BATCH", help="peak memory of rsa_deepfashion"
+        "--memory",
+        type=int,
+        nargs="+",
+        metavar="BATCH",
+        help="peak memory of the preset; default rsa_deepfashion",
     )
     options = parser.parse_args()
     if options.memory:
-        print(json.dumps(train_memory.report(options.memory, options.threads) | {"threads": options.threads}))
+        peaks = train_memory.report(options.preset or "rsa_deepfashion", options.memory, options.threads)
+        print(json.dumps(peaks | {"threads": options.threads}))
         return
     figures: dict[str, Any] = {}
     for model in ("san", "rsa") if options.model == "both" else (options.model,):

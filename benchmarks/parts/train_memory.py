@@ -1,4 +1,4 @@
-"""Peak memory of one whole training step at 256x176: generator, both critics, perceptual terms, updates.
+"""Peak memory of one whole training step: generator, critics, perceptual terms, updates.
 
 The correspondence of RSA-GAN compares every place with every other, (hw)² numbers a picture: 7.9 million at
 256x176. It is held in parts of 2^25 numbers, so from five pictures on (models.rsa_attention).
@@ -28,9 +28,9 @@ VGG19_SHAPES = {  # up to relu5_2: index in torchvision's list -> channels out, 
 }
 
 
-def deepfashion(batch_size: int) -> GanConfig:
-    """The preset ``rsa_deepfashion``, at full width, in float32."""
-    return find_preset("rsa_deepfashion").changed(batch_size=batch_size, precision="float32")
+def configuration(preset: str, batch_size: int) -> GanConfig:
+    """The preset, at full width, in float32."""
+    return find_preset(preset).changed(batch_size=batch_size, precision="float32")
 
 
 def perceptual_network(config: GanConfig) -> PerceptualNetwork:
@@ -43,23 +43,25 @@ def perceptual_network(config: GanConfig) -> PerceptualNetwork:
     return PerceptualNetwork("vgg19", names, weights).to(memory_format=torch.channels_last)
 
 
-def measure(batch_size: int, threads: int) -> tuple[float, float]:
+def measure(preset: str, batch_size: int, threads: int) -> tuple[float, float]:
     """Peak resident GiB and processor seconds of one step in a process of its own."""
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    context.Process(target=_work, args=(batch_size, threads, theirs), daemon=True).start()
+    context.Process(target=_work, args=(preset, batch_size, threads, theirs), daemon=True).start()
     theirs.close()
     result: tuple[float, float] = pipe.recv()
     return result
 
 
-def _work(batch_size: int, threads: int, pipe: Connection) -> None:
-    from train_step import our_step, random_pairs  # what a step is
+def _work(preset: str, batch_size: int, threads: int, pipe: Connection) -> None:
+    from train_step import image_size, our_step, random_pairs  # what a step is
 
-    config = deepfashion(batch_size)
+    config = configuration(preset, batch_size)
     runtime = setup("cpu", config.precision, threads, config.seed)
-    step = our_step(config, runtime, GanState(config, runtime), False, perceptual_network(config))
-    batch = random_pairs(config, (256, 176), 0)
+    phi = perceptual_network(config) if config.feature_layers else None
+    step = our_step(config, runtime, GanState(config, runtime), False, phi)
+    size = (256, 176) if preset == "rsa_deepfashion" else image_size(config)
+    batch = random_pairs(config, size, 0)
     batch = replace(batch, target_image=to_float(batch.target_image))
     started = time.process_time()
     loss = step(batch)
@@ -67,12 +69,13 @@ def _work(batch_size: int, threads: int, pipe: Connection) -> None:
     pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.process_time() - started))
 
 
-def report(batch_sizes: list[int], threads: int) -> dict[str, float]:
+def report(preset: str, batch_sizes: list[int], threads: int) -> dict[str, float]:
     """Print the table; the figures for JSON."""
     print(f"{'batch':>5} {'peak GB':>8} {'CPU s':>7}")
     figures = {}
     for batch_size in batch_sizes:
-        peak, seconds = measure(batch_size, threads)
+        peak, seconds = measure(preset, batch_size, threads)
         print(f"{batch_size:5} {peak:8.2f} {seconds:7.1f}", flush=True)
-        figures[f"rsa_peak_gb_batch{batch_size}"] = peak
+        name = "rsa" if preset == "rsa_deepfashion" else preset
+        figures[f"{name}_peak_gb_batch{batch_size}"] = peak
     return figures

@@ -112,6 +112,7 @@ def test_the_demo_needs_no_outside_weights():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_survives_a_save_and_its_arguments_fit_the_networks(name, tmp_path):
     config = PRESETS[name]()
+    assert PRESETS[name].__doc__  # which the page of settings prints
     save_config(config, tmp_path / "config.json")
     assert differences(load_config(GanConfig, tmp_path / "config.json"), config) == []
     with torch.device("meta"):

@@ -203,6 +203,14 @@ def transport_demo() -> GanConfig:
     )
 
 
+def _from_small_san(make: Callable[[GanConfig], GanConfig]) -> Callable[[], GanConfig]:
+    def made() -> GanConfig:
+        return make(san_market_small())
+
+    made.__doc__ = make.__doc__
+    return made
+
+
 PRESETS: dict[str, Callable[[], GanConfig]] = {
     "san_market": san_market,
     "san_deepfashion": san_deepfashion,
@@ -220,13 +228,13 @@ PRESETS: dict[str, Callable[[], GanConfig]] = {
     "transport_demo": transport_demo,
     "vunet_market": baselines.vunet_market,
     "vunet_deepfashion": baselines.vunet_deepfashion,
-    "vunet_market_small": lambda: baselines.vunet_market_small(san_market_small()),
+    "vunet_market_small": _from_small_san(baselines.vunet_market_small),
     "pg2_market": baselines.pg2_market,
     "pg2_deepfashion": baselines.pg2_deepfashion,
-    "pg2_market_small": lambda: baselines.pg2_market_small(san_market_small()),
+    "pg2_market_small": _from_small_san(baselines.pg2_market_small),
     "dpig_market": baselines.dpig_market,
     "dpig_deepfashion": baselines.dpig_deepfashion,
-    "dpig_market_small": lambda: baselines.dpig_market_small(san_market_small()),
+    "dpig_market_small": _from_small_san(baselines.dpig_market_small),
 }
 
 
