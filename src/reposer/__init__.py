@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from reposer.reid.search import search as search
     from reposer.rendered.dataset import write_rendered_dataset as render
     from reposer.structures import FeatureSet as FeatureSet
+    from reposer.workflows.repose import repose as repose
     from reposer.workflows.train import train_preset as train
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _PLACES = {
     "MapPredictor": "reposer.generation.pose_transfer:MapPredictor",
     "load_person": "reposer.generation.pictures:load_person",
     # what the commands do
+    "repose": "reposer.workflows.repose:repose",
     "annotate": "reposer.annotation.annotate:annotate",
     "augment": "reposer.generation.augmentation:augment",
     "prepare": "reposer.data.preparing.prepare:prepare_people",
@@ -80,6 +82,7 @@ __all__ = [
     "prepare",
     "read_features",
     "render",
+    "repose",
     "search",
     "train",
 ]

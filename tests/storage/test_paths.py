@@ -939,6 +939,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "weights/wheels.py": (OWN, {"Path(member.path).name", "f'.{wheel.name}.fetched'"}),
     "workflows/evaluate.py": (OWN, {"name"}),
     "workflows/generate.py": (OWN, {"f'{image.stem}.png'", "file", "kind"}),
+    "workflows/repose.py": (OWN, {"name"}),  # what --pose names
     "workflows/reid_evaluation.py": (OWN, {"name", "f'ranklist_{kind}.png'"}),
 }
 _MAKERS = {"contained", "unlinked", "made_folder", "Path", "Path.cwd", "Path.home"}

@@ -251,6 +251,7 @@ _ANCHORS = ((8, 2), (16, 2), (32, 6))  # steps of the grids in pixels, and ancho
 _LEAST_SCORE = 0.5
 _TILES = 3  # at most so many steps along a side are looked at apart, where people may be small
 _TILE = 512  # pixels of the photo along the longer side, from which it is looked at in parts
+_ROOM = 0.15  # of the points' extent: how far beyond them a person's mask is believed
 _SAME = 0.5  # intersection over union of two boxes of one person
 
 
@@ -322,6 +323,9 @@ class PoseFinder(nn.Module):
         points = raw[0].reshape(-1, 5)[:_POINTS]
         seen = points[1 / (1 + np.exp(-points[:, 3])) > _LEAST_SCORE, :2]
         ends = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1], *seen.tolist()])
+        if len(seen):  # a mask may show the neighbors too
+            room = _ROOM * float((seen.max(0) - seen.min(0)).max())
+            ends = ends.clip(seen.min(0) - room, seen.max(0) + room)
         box = np.concatenate([ends.min(0), ends.max(0)]) * (side / self._landmarks.size) + np.tile(corner, 2)
         height, width = image.shape[1:]
         box = box.clip(0, [width, height, width, height])

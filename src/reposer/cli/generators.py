@@ -1,5 +1,6 @@
 """``reposer train``, ``evaluate``, ``generate`` and ``augment``: the commands of trained networks."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,10 @@ from reposer.cli.options import (
     Data,
     Device,
     MaxMinutes,
+    MayDownload,
     Model,
+    NetworkFolder,
+    NetworkTerms,
     ParserTerms,
     Predictor,
     Processes,
@@ -232,6 +236,60 @@ def generate(
         print(generate_from_folder(generator, source, donor, donor_parsing, out, options))
     elif source and donor:
         print(generate_one(generator, (source, source_parsing), (donor, donor_parsing), out, background))
+
+
+# ---- ``reposer repose``: photos in, people in other poses out.
+
+
+@app.command()
+def repose(
+    source: Annotated[Path, typer.Argument(help="A photo, or a folder of photos; only read.")],
+    pose: Annotated[
+        str,
+        typer.Option(help="front, left, ... or all; FILE.json of keypoints; another photo; with commas."),
+    ] = "front",
+    out: Annotated[Path, typer.Option(help="Folder for pictures, contact sheet and record.")] = Path(
+        "reposed"
+    ),
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="The whole photo too, everybody in the pose, the rest as it is."),
+    ] = False,
+    model: Annotated[
+        str,
+        typer.Option(help="auto (texture transport), run folder, export, hub:owner/name, or shipped."),
+    ] = "auto",
+    predictor: Annotated[
+        str, typer.Option(help="Of the label maps of new poses: run folder, export or hub:owner/name.")
+    ] = "shipped-predictor",
+    parser: Annotated[str, typer.Option(help="As for `annotate`.")] = "auto",
+    mask: Annotated[str, typer.Option(help="As for `annotate`.")] = "auto",
+    keypoints: Annotated[str, typer.Option(help="As for `annotate`.")] = "auto",
+    detect: Annotated[
+        str, typer.Option(help="Who finds the people: auto, maskrcnn_v2 or keypointrcnn.")
+    ] = "auto",
+    weights: NetworkFolder = None,
+    accept_license: NetworkTerms = False,
+    download: MayDownload = None,
+    threads: Threads = None,
+) -> None:
+    """Put the people of photos into other poses: found, cut out, annotated and re-posed by one command.
+
+    Networks come by themselves at the first call (36 MB, Apache-2.0). Generated people are marked as such.
+    """
+    from reposer.annotation.annotators import AnnotatorChoice
+    from reposer.progress import Stages
+    from reposer.workflows.repose import ReposeOptions, repose_files
+
+    set_threads(threads)
+    if weights is not None:
+        os.environ["REPOSER_WEIGHTS"] = str(weights.absolute())
+    refuse_inputs(out, source)
+    choice = AnnotatorChoice(parser, mask, keypoints, detect, accept_license, download)
+    options = ReposeOptions(model, predictor, choice, in_place)
+    report = repose_files(source, pose, out, options, partial(Stages(), "photos"))
+    print(report)
+    print(f"look at {report.out / 'contact_sheet.png'}")
 
 
 # ---- ``reposer augment``, ``forget`` and ``export-set``: larger training sets, and what is done with them.

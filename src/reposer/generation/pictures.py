@@ -32,7 +32,7 @@ from reposer.structures import NUM_JOINTS, MoreSources, PairBatch
 # size.
 
 ImageLike = str | Path | NDArray[np.uint8]
-_BILINEAR, _NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST  # Pillow's bilinear antialiases
+_BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST  # Pillow's bilinear antialiases
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,8 @@ def load_person(
     return Person(
         name=name,
         image=resize_array(pixels, size, _BILINEAR),
-        parsing=resize_array(labels, size, _NEAREST),
-        mask=resize_array(person.astype(np.uint8), size, _NEAREST).astype(np.bool_),
+        parsing=resize_array(labels, size, NEAREST),
+        mask=resize_array(person.astype(np.uint8), size, NEAREST).astype(np.bool_),
         keypoints=pose if original == tuple(size) else scale_keypoints(pose, original, size),
         original_size=original,
         sha256=digest,

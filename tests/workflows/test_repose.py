@@ -1,0 +1,258 @@
+"""`reposer repose` from photo to files, with people drawn in label colors and annotators that read them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+import reposer
+from reposer.annotation.annotators import AnnotatorChoice, Annotators
+from reposer.annotation.interfaces import PERSON, AnnotatorInfo, Masks, Poses
+from reposer.data.parsing import LIP_LABELS, PALETTE
+from reposer.errors import UserError
+from reposer.generation.pictures import is_marked
+from reposer.generation.targets import canonical_pose
+
+COLORS = PALETTE[: len(LIP_LABELS)].astype(int)
+WALL = (250, 250, 250)
+PARTS = (("hair", 0.0, 0.08), ("face", 0.08, 0.16), ("upper-clothes", 0.16, 0.5), ("pants", 0.5, 1.0))
+
+
+def person(photo: np.ndarray, left: int, top: int, height: int) -> None:
+    """Draw somebody of label colors, three times as tall as wide; what leaves the photo is cut off."""
+    for name, start, end in PARTS:
+        rows = slice(top + int(start * height), top + int(end * height))
+        photo[rows, left : left + height // 3] = PALETTE[LIP_LABELS.index(name)]
+
+
+def photo_of(*people: tuple[int, int, int], size: tuple[int, int] = (200, 350)) -> np.ndarray:
+    photo = np.full((*size, 3), WALL, np.uint8)
+    photo[::16] = (200, 205, 210)
+    for one in people:
+        person(photo, *one)
+    return photo
+
+
+def labels_of(pixels: np.ndarray) -> np.ndarray:
+    """The label whose color is nearest, where one is near."""
+    away = np.abs(pixels[..., None, :].astype(int) - COLORS[1:]).sum(-1)
+    return np.where(away.min(-1) < 60, away.argmin(-1) + 1, 0).astype(np.uint8)
+
+
+class Reads:
+    """A detector, parser, masker and keypoint detector of such people."""
+
+    info = AnnotatorInfo("fake")
+    needs_keypoints = False
+
+    def __call__(self, images, keypoints=None):
+        return torch.from_numpy(np.stack([labels_of(one) for one in images.permute(0, 2, 3, 1).numpy()]))
+
+
+class ReadMasks(Reads):
+    def __call__(self, images, parsing=None):
+        mask = super().__call__(images).numpy() > 0
+        sources = tuple("network" if one.any() else "everything" for one in mask)
+        return Masks(mask, sources, np.full(len(mask), -1))
+
+
+class ReadJoints(Reads):
+    def __call__(self, images):
+        poses = []
+        for parsing in super().__call__(images).numpy():
+            rows, columns = (np.flatnonzero((parsing > 0).any(axis)) for axis in (1, 0))
+            pants = np.flatnonzero((parsing == LIP_LABELS.index("pants")).any(1))
+            shirt = np.flatnonzero((parsing == LIP_LABELS.index("upper-clothes")).any(1))
+            pose = np.full((18, 2), np.nan, np.float32)
+            if len(shirt):
+                torso = (shirt[-1] - shirt[0]) / 0.95
+                pose = canonical_pose("front") * torso + (columns.mean(), shirt[-1])
+                pose[pose[:, 1] > rows[-1] + 2] = np.nan
+            if not len(pants):
+                pose[8:14] = np.nan
+            poses.append(pose.astype(np.float32))
+        keypoints = np.stack(poses)
+        return Poses(
+            keypoints, (~np.isnan(keypoints[..., 0])).astype(np.float32), np.ones(len(poses), np.int64)
+        )
+
+
+class Finds(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.empty(0))
+
+    def forward(self, images):
+        found = []
+        for image in images:
+            labels, _ = ndimage.label(labels_of((image * 255).byte().permute(1, 2, 0).numpy()) > 0)
+            places = ndimage.find_objects(labels)
+            boxes = [[x.start, y.start, x.stop, y.stop] for y, x in places if y.stop - y.start > 20]
+            count = len(boxes)
+            boxes = torch.tensor(boxes).float().view(count, 4)
+            found.append(
+                {"boxes": boxes, "scores": torch.full((count,), 0.9), "labels": torch.full((count,), PERSON)}
+            )
+        return found
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch):
+    monkeypatch.setattr(AnnotatorChoice, "open", lambda self: Annotators(Reads(), ReadMasks(), ReadJoints()))
+    monkeypatch.setattr(AnnotatorChoice, "open_detector", lambda self: (Finds(), AnnotatorInfo("fake")))
+
+
+def save(path, photo):
+    Image.fromarray(photo).save(path)
+    return path
+
+
+def test_two_people_in_two_poses_and_in_place(run, tmp_path):
+    photo = photo_of((210, 30, 150), (40, 60, 120))
+    place = save(tmp_path / "holiday.png", photo)
+    out = tmp_path / "out"
+    command = ("repose", place, "--pose", "front,left", "--out", out, "--in-place", "--threads", 1)
+    code, printed, error = run(*command)
+    assert code == 0, error
+    assert "holiday.png: 2 people, from left to right" in printed
+    assert "1 photos, 2 people, 6 pictures" in printed
+    files = sorted(path.name for path in (out / "holiday").iterdir() if path.suffix == ".png")
+    crops = [f"p0{number}_{pose}.png" for number in (1, 2) for pose in ("front", "left")]
+    assert files == ["front.png", "left.png", *crops]
+    record = json.loads((out / "repose.json").read_text())
+    assert record["synthetic"] is True
+    assert [row["person"] for row in record["pictures"]] == [1, 1, 2, 2, 0, 0]
+    first = record["pictures"][0]
+    assert first["box"][0] < 50  # the left one
+    assert record["made_by"]["generator"] == "transport"
+    for row in record["pictures"]:
+        data = (out / row["file"]).read_bytes()
+        assert is_marked(data)
+        assert __import__("hashlib").sha256(data).hexdigest() == row["sha256"]
+    whole = np.array(Image.open(out / "holiday" / "front.png"))
+    assert whole.shape == photo.shape
+    far = np.ones(photo.shape[:2], bool)
+    for row in record["pictures"][:4]:
+        left, top, right, bottom = row["frame"]
+        far[max(top, 0) : bottom, max(left, 0) : right] = False
+    assert far.sum() > 12_000
+    assert (whole[far] == photo[far]).all()
+    # a front that is re-posed to a front keeps the colors where they were
+    shirt = whole[30 + 50, 210 + 25]
+    assert np.abs(shirt.astype(int) - PALETTE[LIP_LABELS.index("upper-clothes")]).max() < 60
+    side = np.array(Image.open(out / "holiday" / "left.png"))
+    covered = [(labels_of(one[:, 200:300]) > 0).sum() for one in (side, photo)]
+    assert covered[0] < 0.8 * covered[1]  # narrower
+    assert Image.open(out / "contact_sheet.png").size[1] > 300
+    assert run(*command)[0] == 0  # its own files are replaced
+
+
+def test_who_is_cut_off_stays_as_tall_and_it_is_said(tmp_path):
+    photo = photo_of((50, 50, 350), size=(200, 250))  # the photo ends at the hips
+    (picture,) = reposer.repose(photo, pose="front")
+    assert picture.person == 1
+    assert any("not in the photo" in remark for remark in picture.remarks)
+    hair = labels_of(picture.image) == LIP_LABELS.index("hair")
+    was = labels_of(photo) == LIP_LABELS.index("hair")
+    assert 0.6 < hair.any(1).sum() / was.any(1).sum() < 1.7
+    assert picture.image.shape[0] <= 200
+
+
+def test_nobody_and_bad_files_are_said_and_passed_over(run, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "more").mkdir()
+    save(folder / "a.png", photo_of((100, 30, 150)))
+    save(folder / "more" / "a.png", photo_of((120, 30, 150)))
+    save(folder / "b.png", photo_of())
+    (folder / "c.jpg").write_bytes(b"no picture")
+    save(folder / "d.png", photo_of((20, 50, 48), (100, 30, 150)))
+    code, printed, error = run("repose", folder, "--out", tmp_path / "out", "--threads", 1)
+    assert code == 0, error
+    assert "b.png: no person was found" in printed
+    assert "c.jpg: " in printed
+    assert "left out" in printed
+    assert "d.png: a person of" in printed  # too small to be of use
+    assert "3 photos, 3 people, 3 pictures" in printed
+    record = json.loads((tmp_path / "out" / "repose.json").read_text())
+    assert len({row["file"] for row in record["pictures"]}) == 3  # two photos are called a.png
+    code, _, error = run("repose", folder / "b.png", "--out", tmp_path / "none", "--threads", 1)
+    assert code == 1
+    assert "nobody was found" in error
+    code, _, error = run("repose", folder / "c.jpg", "--out", tmp_path / "none", "--threads", 1)
+    assert code == 1
+    assert "fault of ours" not in error
+    with pytest.raises(UserError, match="no person was found"):
+        reposer.repose(folder / "b.png")
+
+
+def test_poses_by_name_file_and_photo(run, tmp_path):
+    photo = save(tmp_path / "photo.png", photo_of((100, 30, 150)))
+    pose = {
+        "keypoints": [
+            None if np.isnan(x) else [float(x), float(y)] for x, y in canonical_pose("back") * 80 + 150
+        ]
+    }
+    (tmp_path / "my.json").write_text(json.dumps(pose | {"width": 300, "height": 300}))
+    other = save(tmp_path / "other.png", photo_of((50, 10, 165)))
+    made = reposer.repose(photo, pose=["left", str(tmp_path / "my.json"), str(other)])
+    assert [one.pose for one in made] == ["left", "my", "other"]
+    assert any("back of head" in remark for remark in made[1].remarks)
+    for text, told in (
+        ("frnt", "did you mean front"),
+        (" , ", "names no pose"),
+        (str(tmp_path / "no.json"), "no.json"),
+    ):
+        code, _, error = run("repose", photo, "--pose", text, "--out", tmp_path / "out", "--threads", 1)
+        assert code == 1, text
+        assert told in error
+        assert error.count("\n") == 1
+        assert "fault of ours" not in error
+    (tmp_path / "more").mkdir()
+    twin = save(tmp_path / "more" / "other.png", photo_of((80, 40, 140)))
+    with pytest.raises(UserError, match="two poses are called other"):
+        reposer.repose(photo, pose=[str(other), str(twin)])
+    nobody = save(tmp_path / "nobody.png", photo_of())
+    with pytest.raises(UserError, match="no person was found"):
+        reposer.repose(photo, pose=str(nobody))
+
+
+def test_files_of_the_users_are_never_replaced(run, tmp_path):
+    photo = save(tmp_path / "photo.png", photo_of((100, 30, 150)))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "contact_sheet.png").write_bytes(b"mine")
+    code, _, error = run("repose", photo, "--out", out, "--threads", 1)
+    assert code == 1
+    assert "is there already" in error
+    assert (out / "contact_sheet.png").read_bytes() == b"mine"
+
+
+def test_a_crop_that_a_person_fills_needs_no_detector(monkeypatch):
+    monkeypatch.setattr(
+        Finds,
+        "forward",
+        lambda self, images: [
+            {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0)} for _ in images
+        ],
+    )
+    crop = photo_of((6, 4, 120), size=(128, 64))
+    (picture,) = reposer.repose(crop, pose="back")
+    assert picture.image.shape[1] <= 64
+    with pytest.raises(UserError, match="no person"):
+        reposer.repose(photo_of(size=(128, 64)))
+
+
+def test_a_photo_too_large_to_work_on_is_made_smaller(monkeypatch):
+    from reposer.workflows import repose as module
+
+    monkeypatch.setattr(module, "_LONGEST", 300)
+    pictures = reposer.repose(photo_of((100, 30, 150)), pose="front", in_place=True)
+    assert max(pictures[-1].image.shape) == 300
+    assert replace(pictures[-1]).person == 0
