@@ -123,7 +123,7 @@ def test_what_goes_wrong_is_one_line_and_leaves_nothing(index, tmp_path):
     index.behavior = "wrong"
     assert refused(tmp_path / "a") == "hash"
     index.behavior = "slow"
-    assert refused(tmp_path / "b", total_seconds=4) == "stuck"
+    assert refused(tmp_path / "b", total_seconds=2) == "stuck"
 
 
 @pytest.mark.slow

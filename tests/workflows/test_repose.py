@@ -192,6 +192,7 @@ def test_nobody_and_bad_files_are_said_and_passed_over(run, tmp_path):
         reposer.repose(folder / "b.png")
 
 
+@pytest.mark.slow
 def test_poses_by_name_file_and_photo(run, tmp_path):
     photo = save(tmp_path / "photo.png", photo_of((100, 30, 150)))
     pose = {
