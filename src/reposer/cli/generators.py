@@ -248,26 +248,20 @@ def repose(
         str,
         typer.Option(help="front, left, ... or all; FILE.json of keypoints; another photo; with commas."),
     ] = "front",
-    out: Annotated[Path, typer.Option(help="Folder for pictures, contact sheet and record.")] = Path(
-        "reposed"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for pictures and a contact sheet.")] = Path("reposed"),
     in_place: Annotated[
-        bool,
-        typer.Option("--in-place", help="The whole photo too, everybody in the pose, the rest as it is."),
+        bool, typer.Option("--in-place", help="The whole photo too, with everybody in the pose.")
     ] = False,
     model: Annotated[
-        str,
-        typer.Option(help="auto (texture transport), run folder, export, hub:owner/name, or shipped."),
+        str, typer.Option(help="auto (texture transport), run folder, export, hub:owner/name, shipped.")
     ] = "auto",
-    predictor: Annotated[
-        str, typer.Option(help="Of the label maps of new poses: run folder, export or hub:owner/name.")
-    ] = "shipped-predictor",
+    predictor: Annotated[str, typer.Option(help="Of maps of new poses: run folder, export, hub id.")] = (
+        "shipped-predictor"
+    ),
     parser: Annotated[str, typer.Option(help="As for `annotate`.")] = "auto",
     mask: Annotated[str, typer.Option(help="As for `annotate`.")] = "auto",
     keypoints: Annotated[str, typer.Option(help="As for `annotate`.")] = "auto",
-    detect: Annotated[
-        str, typer.Option(help="Who finds the people: auto, maskrcnn_v2 or keypointrcnn.")
-    ] = "auto",
+    detect: Annotated[str, typer.Option(help="Who finds people; as for `annotate`.")] = "auto",
     weights: NetworkFolder = None,
     accept_license: NetworkTerms = False,
     download: MayDownload = None,
@@ -277,6 +271,7 @@ def repose(
 
     Networks come by themselves at the first call (36 MB, Apache-2.0). Generated people are marked as such.
     """
+    claim_out("repose", out, source)
     from reposer.annotation.annotators import AnnotatorChoice
     from reposer.progress import Stages
     from reposer.workflows.repose import ReposeOptions, repose_files
@@ -284,7 +279,6 @@ def repose(
     set_threads(threads)
     if weights is not None:
         os.environ["REPOSER_WEIGHTS"] = str(weights.absolute())
-    refuse_inputs(out, source)
     choice = AnnotatorChoice(parser, mask, keypoints, detect, accept_license, download)
     options = ReposeOptions(model, predictor, choice, in_place)
     report = repose_files(source, pose, out, options, partial(Stages(), "photos"))

@@ -231,6 +231,7 @@ OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
     "train": _RUN,
     "evaluate": _IMAGE_SCORES,
     "generate": (*_PICTURES, "*___*.png", "*___*.jpg"),  # these: an image in several poses
+    "repose": ("pictures", "contact_sheet.png", "repose.json"),
     "augment": _SET,
     "export-set": (),
     "unpack-set": (),

@@ -2,10 +2,10 @@
 
 A photo's people are found, framed, annotated, and re-posed one by one, from left to right. What is written:
 
-    OUT/PHOTO/p01_front.png   the first person, in the frame around them
-    OUT/PHOTO/front.png       the whole photo, everybody in that pose (in place)
-    OUT/contact_sheet.png     a row for each person: as found, the label map, the poses
-    OUT/repose.json           a row for each picture: photo, person, pose, hashes, remarks; what made them
+    OUT/pictures/PHOTO/p01_front.png   the first person, in the frame around them
+    OUT/pictures/PHOTO/front.png       the whole photo, everybody in that pose (in place)
+    OUT/contact_sheet.png              a row for each person: as found, the label map, the poses
+    OUT/repose.json                    a row for each picture: photo, person, pose, hashes, remarks
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from reposer.storage.paths import RefusedFileError, contained, made_folder, prin
 
 PREDICTOR = "shipped-predictor"
 TRANSPORT = "transport"
-SHEET, RECORD = "contact_sheet.png", "repose.json"
+PICTURES, SHEET, RECORD = "pictures", "contact_sheet.png", "repose.json"
 _CELL = (192, 96)  # pixels of a picture on the contact sheet
 _LONGEST = 4096  # pixels of a photo's longer side; larger ones are made smaller
 
@@ -354,7 +354,7 @@ def repose_files(
         if len(found) > 1:
             lines.append(f"{printable(name)}: {len(found)} people, from left to right")
         pictures = list(_pictures(studio, name, pixels, found, poses))
-        rows += _written(contained(out, folder), name, photo.sha256, found, pictures)
+        rows += _written(out, f"{PICTURES}/{folder}", name, photo.sha256, found, pictures)
         sheet += _sheet_rows(found, pictures)
         lines += _told(pictures)
         report.pictures += len(pictures)
@@ -390,15 +390,20 @@ def _safe(names: Sequence[str]) -> list[str]:
 
 
 def _written(
-    folder: Path, name: str, digest: str, found: Sequence[_Found], pictures: Sequence[ReposedPerson]
+    out: Path,
+    folder: str,
+    name: str,
+    digest: str,
+    found: Sequence[_Found],
+    pictures: Sequence[ReposedPerson],
 ) -> list[dict[str, Any]]:
     """Write the pictures of a photo; returns their rows."""
-    made_folder(folder)
+    made_folder(contained(out, folder))
     rows = []
     for one in pictures:
-        file = f"p{one.person:02d}_{one.pose}.png" if one.person else f"{one.pose}.png"
+        file = f"{folder}/p{one.person:02d}_{one.pose}.png" if one.person else f"{folder}/{one.pose}.png"
         data = encode_marked(one.image, "png")
-        write_output(contained(folder, file), data)
+        write_output(contained(out, file), data)
         row: dict[str, Any] = {
             "file": f"{folder.name}/{file}",
             "sha256": sha256_bytes(data),
