@@ -231,7 +231,7 @@ def test_files_of_the_users_are_never_replaced(run, tmp_path):
     (out / "contact_sheet.png").write_bytes(b"mine")
     code, _, error = run("repose", photo, "--out", out, "--threads", 1)
     assert code == 1
-    assert "is not as a command" in error or "did not write" in error or "is there already" in error
+    assert "is there already" in error
     assert (out / "contact_sheet.png").read_bytes() == b"mine"
 
 

@@ -405,7 +405,7 @@ def _written(
         data = encode_marked(one.image, "png")
         write_output(contained(out, file), data)
         row: dict[str, Any] = {
-            "file": f"{folder.name}/{file}",
+            "file": file,
             "sha256": sha256_bytes(data),
             "synthetic": True,
         }
