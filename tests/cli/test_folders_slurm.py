@@ -149,11 +149,10 @@ def test_a_word_that_the_inner_command_does_not_know_is_a_usage_error(sbatch, tm
 # ---- SLURM itself
 
 CONF = """ClusterName=here
-SlurmctldHost={host}
+SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={place}/munge.socket
-CryptoType=crypto/munge
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 StateSaveLocation={place}/state
@@ -170,7 +169,7 @@ SchedulerParameters=bf_interval=2,sched_interval=2
 JobRequeue=1
 MinJobAge=300
 ReturnToService=2
-NodeName={host} CPUs={cpus} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "squeue", "mungekey")
