@@ -204,6 +204,7 @@ def networks(
         bool(config.extra_terms),
         together=config.gan.together,
         source_fake=config.gan.source_fake,
+        nearest_window=config.perceptual.nearest_window,
     )
 
 

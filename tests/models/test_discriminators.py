@@ -254,3 +254,36 @@ def test_dcgan_gives_one_logit_an_image_of_any_size(make_batch: BatchMaker) -> N
         assert net(batch.source_image, batch.target_image, batch).shape == (3, 1)
     with pytest.raises(UserError, match="divide by 16"):
         build_discriminator(kind="dcgan", size=(128, 60))
+
+
+def test_the_patch_discriminator_has_a_logit_for_each_patch_of_any_size(make_batch: BatchMaker) -> None:
+    torch.manual_seed(0)
+    net = build_discriminator(kind="patch", pairing="source_pose", widths=[4, 6], strides=[2, 2, 1])
+    for size, logits in (((32, 16), (8, 4)), ((30, 17), (8, 5)), ((4, 4), (1, 1))):
+        batch = make_batch(2, *size)
+        image = to_float(batch.target_image).requires_grad_()
+        found = net(batch.source_image, image, batch)
+        assert found.shape == (2, 1, *logits)
+        found.square().sum().backward()
+        assert image.grad is not None
+        assert image.grad.abs().sum() > 0
+        moved = replace(batch, target_keypoints=batch.target_keypoints.flip(1))
+        assert not torch.equal(net(batch.source_image, image, moved), found)
+
+
+def test_a_patch_logit_sees_so_many_pixels(make_batch: BatchMaker) -> None:
+    """4x4 with strides 2, 2, 1 and one of 4x4: 4 + 2 (4 - 1) + 4 (4 - 1) = 22 of each side."""
+    torch.manual_seed(0)
+    net = build_discriminator(kind="patch", pairing="none", widths=[4, 6], strides=[2, 2, 1], norm="none")
+    batch = make_batch(1, 64, 64)
+    image = to_float(batch.target_image).requires_grad_()
+    net(batch.source_image, image, batch)[0, 0, 8, 8].backward()
+    assert image.grad is not None
+    rows = image.grad.abs().sum((0, 1, 3)).nonzero()
+    assert int(rows.max() - rows.min()) + 1 == 22
+
+
+@pytest.mark.parametrize("args", [{"strides": [2, 2]}, {"widths": [4], "strides": [2, 3]}, {"widths": []}])
+def test_impossible_patch_discriminators_are_named(args: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        build_discriminator(kind="patch", **args)

@@ -243,6 +243,25 @@ def export_run(
     print(export(run, out, evaluations=figures or (), half=half, **card))
 
 
+# ---- ``reposer import-weights``: checkpoints that authors published.
+
+
+@app.command("import-weights")
+def import_weights(
+    network: Annotated[str, typer.Argument(help="patn or gfla; xinggan and dptn are told apart.")],
+    file: Annotated[Path, typer.Argument(help="The authors' .pth of the generator.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, for generate, augment and evaluate.")],
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="You accept the terms of the authors' weights.")
+    ] = False,
+) -> None:
+    """Write a published checkpoint as a folder of ours; every name and shape in it is checked."""
+    from reposer.workflows.import_weights import import_weights as write
+
+    refuse_inputs(out, file)
+    print(write(network, file, out, accept_license=accept_license))
+
+
 # ---- ``reposer export-parser``: a trained parser for use by ``--parser``.
 
 

@@ -23,7 +23,9 @@ from reposer.losses.perceptual import (
     PerceptualNetwork,
     content_loss,
     contextual_loss,
+    correctness_loss,
     layer_differences,
+    nearest_neighbor_loss,
     style_loss,
 )
 from reposer.structures import PairBatch
@@ -162,6 +164,7 @@ class GanNetworks:
     identity_maps: float = 0.0  # weight of the maps beside the feature
     together: bool = False  # the discriminator judges real and generated images in one pass
     source_fake: bool = False  # the source image is one more generated one to the discriminator
+    nearest_window: int = 3  # places along each side in which the term nearest looks
 
 
 def discriminator_loss(
@@ -270,20 +273,34 @@ class Made:
     auxiliary: Any  # the generator's second result; None where no term needs it
 
     @cached_property
-    def maps(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Maps of the perceptual network by layer, generated and wanted: one pass for each of the two."""
+    def generated_maps(self) -> dict[str, Tensor]:
+        """Maps of the perceptual network by layer, of the generated images."""
+        return self._maps(self.image)
+
+    @cached_property
+    def wanted_maps(self) -> dict[str, Tensor]:
+        """The same of the wanted images."""
+        with torch.no_grad():
+            return self._maps(self.batch.target_image)
+
+    def _maps(self, image: Tensor) -> dict[str, Tensor]:
         network = self.nets.perceptual
         if network is None:
             raise ValueError("a term on feature maps needs the perceptual network")
-        with torch.no_grad():
-            wanted = dict(zip(network.layers, network(self.batch.target_image), strict=True))
-        return dict(zip(network.layers, network(self.image), strict=True)), wanted
+        return dict(zip(network.layers, network(image), strict=True))
 
     def features(self, term: str) -> tuple[list[Tensor], list[Tensor]]:
         """The generated and the wanted maps of the term's layers."""
-        ours, theirs = self.maps
-        layers = self.nets.feature_layers.get(term, tuple(ours))
-        return [ours[name] for name in layers], [theirs[name] for name in layers]
+        wanted = self.wanted_maps
+        layers = self.nets.feature_layers.get(term, tuple(wanted))
+        return [self.generated_maps[name] for name in layers], [wanted[name] for name in layers]
+
+    def source_features(self, term: str) -> tuple[list[Tensor], list[Tensor]]:
+        """The source's and the wanted maps of the term's layers."""
+        with torch.no_grad():
+            source = self._maps(to_float(self.batch.source_image))
+        layers = self.nets.feature_layers[term]
+        return [source[name] for name in layers], [self.wanted_maps[name] for name in layers]
 
 
 def l1_loss(generated: Tensor, target: Tensor) -> Tensor:
@@ -370,10 +387,12 @@ TERMS: dict[str, Callable[[Made], Tensor]] = {  # in the order in which they are
     "adversarial": _adversarial,
     "l1": lambda made: l1_loss(made.image, made.batch.target_image),
     "perceptual": _perceptual,
+    "nearest": lambda made: nearest_neighbor_loss(*made.features("nearest"), made.nets.nearest_window),
     "content": lambda made: content_loss(*made.features("content")),
     "style": lambda made: style_loss(*made.features("style")),
     "contextual": lambda made: contextual_loss(*made.features("contextual")),
     "correspondence": lambda made: correspondence_loss(made.auxiliary.warped_source, made.batch),
+    "correctness": lambda made: correctness_loss(made.auxiliary.flows, *made.source_features("correctness")),
     "identity": _identity,
     "painted": lambda made: l1_loss(made.auxiliary.painted, made.batch.target_image),
     "gate": lambda made: closed_gate_loss(made.auxiliary.gate, made.batch),

@@ -6,8 +6,10 @@ come from a file, never from chance.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +178,8 @@ def layer_differences(maps: Sequence[Tensor], wanted: Sequence[Tensor], norm: st
     return [distance(a.float(), b.float()) for a, b in zip(maps, wanted, strict=True)]
 
 
-# ---- Losses on the feature maps of a perceptual network: content, style (Gram matrices), contextual.
+# ---- Losses on the feature maps of a perceptual network: content, style (Gram matrices), nearest
+# neighbors, contextual.
 #
 # Maps are (B, C, h, w); every loss is a scalar, computed in float32, with the gradient in its first argument.
 
@@ -199,6 +202,92 @@ def gram_matrix(maps: Tensor) -> Tensor:
     with torch.autocast(maps.device.type, enabled=False):
         flat = maps.float().flatten(2)
         return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+def nearest_neighbor_loss(maps: Sequence[Tensor], wanted: Sequence[Tensor], window: int = 3) -> Tensor:
+    """Every generated feature should be like a wanted one near its place; sum over the layers.
+
+    Siarohin et al. (Def-GAN), CVPR 2018: mean over places of the smallest mean absolute difference to the
+    wanted features in the window around the place; what lies outside the map is never chosen.
+
+    Args:
+        window: odd; places along each side.
+    """
+    terms = [_nearest_neighbor(a.float(), b.float(), window) for a, b in zip(maps, wanted, strict=True)]
+    return torch.stack(terms).sum()
+
+
+@torch.no_grad()
+def _nearest(maps: Tensor, wanted: Tensor, window: int) -> Tensor:
+    """(B, C, h, w): for each place the wanted feature of its window that is nearest."""
+    height, width = maps.shape[2:]
+    reach = window // 2
+    padded = F.pad(wanted, (reach,) * 4, value=torch.inf)
+    rows, columns = (torch.arange(side, device=maps.device) for side in (height, width))
+    place = rows[:, None] * padded.shape[3] + columns  # of the window's first corner
+    best = torch.full_like(maps[:, 0], torch.inf)
+    chosen = (place + reach * (padded.shape[3] + 1)).expand(best.shape)
+    for down, right in product(range(window), repeat=2):
+        distance = (maps - padded[..., down : down + height, right : right + width]).abs().mean(1)
+        better = distance < best
+        best = torch.where(better, distance, best)
+        chosen = torch.where(better, place + down * padded.shape[3] + right, chosen)
+    index = chosen.flatten(1)[:, None].expand(-1, maps.shape[1], -1)
+    return padded.flatten(2).gather(2, index).view(maps.shape)
+
+
+def _nearest_neighbor(maps: Tensor, wanted: Tensor, window: int) -> Tensor:
+    # the gradient of a minimum is that of what was chosen
+    return F.l1_loss(maps, _nearest(maps.detach(), wanted, window))
+
+
+def correctness_loss(flows: Sequence[Tensor], source: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Whether flows lead to features of the source that are like the wanted ones; sum over the scales.
+
+    Ren et al. (GFLA), CVPR 2020: mean over places of exp(-c / C) - 1/e, with c the cosine of the wanted
+    feature and the source's where the flow leads, C the largest cosine with any of the source's. The source
+    is sampled by a 4x4 Gaussian: between neighbors alone the flow does not converge.
+
+    Args:
+        flows: (B, 2, h, w) each, x and y in pixels of their size, added to each place.
+        source: (B, C, h, w) each, feature maps of the same sizes; without gradient.
+        wanted: the same of the target.
+    """
+    scales = zip(flows, source, wanted, strict=True)
+    return torch.stack([_correctness(*(x.float() for x in scale)) for scale in scales]).sum()
+
+
+def _correctness(flow: Tensor, source: Tensor, wanted: Tensor) -> Tensor:
+    with torch.autocast(flow.device.type, enabled=False):
+        with torch.no_grad():
+            pairs = zip(
+                F.normalize(source.flatten(2), dim=1), F.normalize(wanted.flatten(2), dim=1), strict=True
+            )
+            best = torch.stack([(s.T @ t).amax(0) for s, t in pairs])  # (B, N): one picture's N x N at a time
+        cosine = F.cosine_similarity(gaussian_sampled(source, flow), wanted, dim=1).flatten(1)
+        return (-cosine / (best + 1e-8)).exp().mean() - math.exp(-1)
+
+
+def gaussian_sampled(maps: Tensor, flow: Tensor) -> Tensor:
+    """Maps (B, C, h, w) where a flow (B, 2, h, w) leads: 4 x 4 neighbors weighted by a Gaussian of 2 pixels.
+
+    Neighbors outside are those of the border. The weights sum to 1 along each axis.
+    """
+    height, width = maps.shape[2:]
+    lines = []
+    for axis, side in enumerate((width, height)):
+        own = torch.arange(side, device=maps.device)
+        place = flow[:, axis] + (own if axis == 0 else own[:, None])  # (B, h, w)
+        near = place.detach().floor()[:, None] + torch.arange(-1, 3, device=maps.device)[:, None, None]
+        weight = torch.exp(-(place[:, None] - near).square() / 8)
+        lines.append((near.clamp(0, side - 1).long(), weight / weight.sum(1, keepdim=True)))
+    (x, along_x), (y, along_y) = lines
+    flat, out = maps.flatten(2), torch.zeros_like(maps)
+    for row, column in product(range(4), repeat=2):
+        index = (y[:, row] * width + x[:, column]).flatten(1)[:, None].expand(-1, maps.shape[1], -1)
+        found = flat.gather(2, index).view(maps.shape)
+        out = out + found * (along_y[:, row] * along_x[:, column])[:, None]
+    return out
 
 
 def contextual_loss(maps: Sequence[Tensor], wanted: Sequence[Tensor], bandwidth: float = 0.1) -> Tensor:

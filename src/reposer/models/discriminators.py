@@ -1,14 +1,16 @@
-"""Discriminators: what each sees beside the image, and three kinds of network, of a logit per patch or one.
+"""Discriminators: what each sees beside the image, and four kinds of network, of a logit per patch or one.
 
 ``resnet``: the residual one of PATN and SAN, two halvings, three residual blocks (SAN section 3.2; widths,
 order and blocks as in PATN's public code). ``residual``: that of GFLA (Ren et al., CVPR 2020), without norm.
 ``dcgan``: that of PG2 (Ma et al., NIPS 2017) and DPIG, with one logit for the whole image.
+``patch``: 4x4 convolutions alone (Isola et al., CVPR 2017), those of Def-GAN and Intro-Flow.
 No sigmoid here: the losses work on logits (reposer.losses.image_gan).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ from reposer.models.layers import (
     conv,
     init_weights,
     join_planes,
+    make_norm,
+    pad_to_multiple,
 )
 from reposer.models.pose_maps import convolve, gaussian_maps, pose_maps, resized
 from reposer.models.texture_transport import carried_to
@@ -247,10 +251,58 @@ class DcganDiscriminator(nn.Module):
         return logits
 
 
+class PatchDiscriminator(nn.Module):
+    """4x4 convolutions: the first with a bias, the others with a norm, LeakyReLU, and one to the logits.
+
+    Intro-Flow has strides (2, 2, 2, 1, 1), Def-GAN 2 everywhere. Sizes that the strides do not divide are
+    padded, and a stride of 1 keeps the size.
+    """
+
+    def __init__(
+        self,
+        pairing: str = "source",  # what stands beside the image, a key of PAIRINGS
+        widths: Sequence[int] = (64, 128, 256, 512),
+        strides: Sequence[int] = (2, 2, 2, 1, 1),  # one for each width, one for the logits
+        norm: str = "batch",  # batch | instance | layer | none
+        lrelu_slope: float = 0.2,
+        labels: int = NUM_LABELS,  # of the parsing maps, for pairing shape
+    ) -> None:
+        super().__init__()
+        check_choice("pairing", pairing, PAIRINGS)
+        if len(strides) != len(widths) + 1 or min(widths) < 1 or any(s not in (1, 2) for s in strides):
+            raise UserError(
+                f"widths={list(widths)}, strides={list(strides)}: impossible together",
+                "give one width or more, and one stride more, each 1 or 2",
+            )
+        self.pairing, self.labels, self.total_stride = pairing, labels, prod(strides)
+        steps: list[nn.Module] = []
+        channels = _planes(pairing, labels)
+        for number, (width, stride) in enumerate(zip((*widths, 1), strides, strict=True)):
+            normed = 0 < number < len(widths)
+            bias = not normed or norm == "none"
+            if stride == 1:
+                steps.append(nn.ZeroPad2d((1, 2, 1, 2)))
+            steps.append(nn.Conv2d(channels, width, 4, stride, 1 if stride == 2 else 0, bias=bias))
+            if number < len(widths):
+                after = [make_norm(norm, width)] if normed else []
+                steps += [*after, nn.LeakyReLU(lrelu_slope, inplace=True)]
+            channels = width
+        self.network = nn.Sequential(*steps)
+        self.apply(init_weights)
+
+    def forward(self, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool = False) -> Tensor:
+        """Arguments as of :class:`ResnetDiscriminator`; (B, 1, H / s, W / s) for strides of product s."""
+        planes = seen(self.pairing, source_image, image, batch, fake, self.labels)
+        planes = pad_to_multiple(planes, self.total_stride)
+        logits: Tensor = self.network(planes.contiguous(memory_format=torch.channels_last))
+        return logits
+
+
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResnetDiscriminator,
     "residual": ResidualDiscriminator,
     "dcgan": DcganDiscriminator,
+    "patch": PatchDiscriminator,
 }
 
 

@@ -24,7 +24,10 @@ from typing import Any
 
 from torch import nn
 
+from reposer.models.def_gan import DefGAN
 from reposer.models.dpig import DPIG
+from reposer.models.gfla import GFLA
+from reposer.models.intro_flow import IntroFlow
 from reposer.models.layers import build
 from reposer.models.parsing_networks import ParsingPredictor
 from reposer.models.patn import PATN
@@ -42,6 +45,9 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "vunet": VUNet,
     "pg2": PG2,
     "dpig": DPIG,
+    "def_gan": DefGAN,
+    "gfla": GFLA,
+    "intro_flow_keypoints": IntroFlow,
 }
 
 

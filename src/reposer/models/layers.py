@@ -93,9 +93,26 @@ def _places(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+class LayerNorm(nn.Module):
+    """(B, C, H, W) -> the same: each picture less its mean, over its deviation + 1e-3; one scale, one shift.
+
+    keras-contrib's "InstanceNormalization" as Def-GAN calls it: axis none, so over all channels and places.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            variance, mean = torch.var_mean(x.float(), (1, 2, 3), correction=0, keepdim=True)
+            deviation = (variance + 1e-12).sqrt()  # the root has no slope at 0
+            return (x.float() - mean) * (self.weight / (deviation + 1e-3)) + self.bias
+
+
 Padding = Literal["reflect", "zeros"]
 
-NORMS = ("batch", "instance", "none")
+NORMS = ("batch", "instance", "layer", "none")
 PADDINGS = ("reflect", "zeros")
 UPSAMPLERS = ("deconv", "resize")
 
@@ -177,10 +194,12 @@ def check_arguments(args: Mapping[str, object]) -> None:
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
-    """Batch norm with learned scale and shift, instance norm without (PATN's on DeepFashion), or nothing."""
+    """Batch norm, layer norm, instance norm (the last learns nothing, as PATN's on DeepFashion), or none."""
     check_choice("norm", kind, NORMS)
     if kind == "none":
         return nn.Identity()
+    if kind == "layer":
+        return LayerNorm()
     return nn.BatchNorm2d(channels) if kind == "batch" else InstanceNorm(channels)
 
 

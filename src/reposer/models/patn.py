@@ -1,8 +1,10 @@
 """PATN, the pose-attentional transfer network: a person in a wanted pose from a source image and two poses.
 
 Zhu, Huang, Shi, Yu, Wang, Bai: "Progressive Pose Attention Transfer for Person Image Generation", CVPR 2019,
-with sizes as in the authors' public code: 41,365,763 parameters with batch norm. It differs in one way: no
-convolution before a norm has a bias, which the norm would cancel (the code has them with instance norm).
+with sizes as in the authors' public code: 41,365,763 parameters with batch norm. No
+convolution before a norm has a bias, which the norm would cancel (the code has them with instance norm). With
+``as_published`` the rest is the authors' too, for their weights: convolutions that halve pad with zeros, and
+with instance norm the one before a sigmoid has a bias; otherwise borders are reflected everywhere.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class PoseAttentionBlock(nn.Module):
     has as many channels as the image code, afterwards twice as many.
     """
 
-    def __init__(self, channels: int, first: bool, dropout: float, layer: dict[str, Any]) -> None:
+    def __init__(
+        self, channels: int, first: bool, dropout: float, layer: dict[str, Any], pose_bias: bool = False
+    ) -> None:
         super().__init__()
         inner = channels if first else 2 * channels
         padding = layer["padding"]
@@ -47,7 +51,7 @@ class PoseAttentionBlock(nn.Module):
             make_norm(layer["norm"], channels),
         )
         self.pose_branch = nn.Sequential(
-            ConvNormAct(inner, inner, **layer), drop, conv(inner, channels, padding=padding)
+            ConvNormAct(inner, inner, **layer), drop, conv(inner, channels, padding=padding, bias=pose_bias)
         )
 
     def forward(self, image: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,6 +75,7 @@ class PATN(nn.Module):
         dropout: float = 0.5,  # inside the blocks
         sigma: float = 6.0,  # pixels, of the pose maps
         padding: Padding = "reflect",  # reflect | zeros
+        as_published: bool = False,  # for the authors' weights: see above
     ) -> None:
         super().__init__()
         if ngf < 1 or blocks < 1 or not 0 <= dropout < 1:
@@ -84,10 +89,12 @@ class PATN(nn.Module):
         self.sigma = sigma
         halvings = sum(stride == 2 for stride in enc_strides)
         self.total_stride = 2**halvings
-        self.image_encoder = _encoder(3, ngf, enc_strides, layer)
-        self.pose_encoder = _encoder(2 * NUM_JOINTS, ngf, enc_strides, layer)
+        pose_bias = as_published and norm == "instance"
+        downs = {**layer, "padding": "zeros"} if as_published else layer
+        self.image_encoder = _encoder(3, ngf, enc_strides, layer, downs)
+        self.pose_encoder = _encoder(2 * NUM_JOINTS, ngf, enc_strides, layer, downs)
         self.blocks = nn.ModuleList(
-            PoseAttentionBlock(4 * ngf, number == 0, dropout, layer) for number in range(blocks)
+            PoseAttentionBlock(4 * ngf, number == 0, dropout, layer, pose_bias) for number in range(blocks)
         )
         steps: list[nn.Module] = []
         channels = 4 * ngf
@@ -115,10 +122,12 @@ class PATN(nn.Module):
         return crop_to(self.decoder(image).float().tanh(), height, width)
 
 
-def _encoder(planes: int, ngf: int, strides: Sequence[int], layer: dict[str, Any]) -> nn.Sequential:
+def _encoder(
+    planes: int, ngf: int, strides: Sequence[int], layer: dict[str, Any], downs: dict[str, Any]
+) -> nn.Sequential:
     """7x7 to ngf, 3x3 to 2 ngf, 3x3 to 4 ngf channels."""
     return nn.Sequential(
         ConvNormAct(planes, ngf, 7, strides[0], **layer),
-        ConvNormAct(ngf, 2 * ngf, 3, strides[1], **layer),
-        ConvNormAct(2 * ngf, 4 * ngf, 3, strides[2], **layer),
+        ConvNormAct(ngf, 2 * ngf, 3, strides[1], **downs),
+        ConvNormAct(2 * ngf, 4 * ngf, 3, strides[2], **downs),
     )

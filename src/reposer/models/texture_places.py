@@ -282,7 +282,7 @@ def places_of(source: Bodies, target: Bodies) -> tuple[Tensor, Tensor]:
     opposite = facing(source.joints) * facing(target.joints) < 0
     behind = opposite.index_select(0, picture) & (group <= UPPER)  # a chest is no back
     seen = torch.where(behind, MIRRORED, OWN)
-    validity = (_fits(source, places, picture, group) & (limbs.usable | ~limbs.serves)) * seen
+    validity = (fits(source, places, picture, group) & (limbs.usable | ~limbs.serves)) * seen
     left = (validity < OWN).nonzero()[:, 0]  # pixels for which the other places may be better
     picture, group, seen = (x.index_select(0, left) for x in (picture, group, seen))
     by_row = torch.where(group == ARMS, ARM_ROW, seen.clamp_max(ROW))
@@ -290,13 +290,21 @@ def places_of(source: Bodies, target: Bodies) -> tuple[Tensor, Tensor]:
     mirrored, usable = limbs.mirrored.index_select(0, left), limbs.mirror_usable.index_select(0, left)
     best, value = places.index_select(0, left), validity.index_select(0, left)
     for others, worth in (
-        (garment, _fits(source, garment, picture, group) * by_row),
-        (mirrored, (_fits(source, mirrored, picture, group) & usable) * MIRRORED),
+        (garment, fits(source, garment, picture, group) * by_row),
+        (mirrored, (fits(source, mirrored, picture, group) & usable) * MIRRORED),
     ):
         better = worth > value
         best = torch.where(better[:, None], others, best)
         value = torch.where(better, worth, value)
     return places.index_copy(0, left, best), validity.index_copy(0, left, value)
+
+
+def places_by_rows(source: Bodies, target: Bodies) -> Tensor:
+    """Places (P, 2) x, y in the source of the target persons' pixels by the rows of their groups alone."""
+    picture, y, x = target.at
+    group = target.group.flatten().index_select(0, target.pixels)
+    line = (picture * (NUM_GROUPS + 1) + group) * target.group.shape[1] + y
+    return _by_rows(_row_tables(source, target), line, torch.stack([x, y], 1).float())
 
 
 def _by_rows(tables: _Rows | list[Tensor], line: Tensor, xy: Tensor) -> Tensor:
@@ -305,7 +313,7 @@ def _by_rows(tables: _Rows | list[Tensor], line: Tensor, xy: Tensor) -> Tensor:
     return torch.stack([gain * xy[:, 0] + offset, y], 1)
 
 
-def _fits(source: Bodies, places: Tensor, picture: Tensor, group: Tensor) -> Tensor:
+def fits(source: Bodies, places: Tensor, picture: Tensor, group: Tensor) -> Tensor:
     """(P,) whether the places lie in the frame and on the pixel's own group in the source."""
     height, width = source.group.shape[1:]
     x, y = places.round().unbind(1)

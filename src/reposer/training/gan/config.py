@@ -136,11 +136,16 @@ class PerceptualConfig(Config):
     A file that ends early (VGG-16 to relu3_3) wants the layers named that it has.
     """
 
+    later: ClassVar[frozenset[str]] = frozenset({"nearest_window", "flow_layers"})
+
     network: str = "vgg19"
-    layers: tuple[str, ...] = ("relu1_2",)
+    layers: tuple[str, ...] = ("relu1_2",)  # of the terms perceptual and nearest
+    # places along each side in which nearest looks for a like feature
+    nearest_window: Literal[1, 3, 5, 7, 9] = 3
     norm: Literal["l1", "l2"] = "l2"  # squared error as in eq. 6, or the absolute one of the prose
     style_layers: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
     contextual_layers: tuple[str, ...] = ("relu3_2", "relu4_2")
+    flow_layers: tuple[str, ...] = ("relu3_1",)  # of correctness: one for each flow, at its size
     path: Path | None = None  # weight file; default: where torchvision keeps it
 
 
@@ -278,9 +283,11 @@ class GanConfig(EpochsConfig):
         phi = self.perceptual
         layers = {
             "perceptual": phi.layers,
+            "nearest": phi.layers,
             "content": phi.style_layers,
             "style": phi.style_layers,
             "contextual": phi.contextual_layers,
+            "correctness": phi.flow_layers,
         }
         return {term: names for term, names in layers.items() if term in self.terms}
 

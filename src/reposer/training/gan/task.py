@@ -346,6 +346,7 @@ def _networks(
         identity_maps=config.identity.maps,
         together=config.gan.together,
         source_fake=config.gan.source_fake,
+        nearest_window=config.perceptual.nearest_window,
     )
 
 
