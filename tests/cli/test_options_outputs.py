@@ -18,6 +18,7 @@ import typer
 from reposer.cli.main import app
 from reposer.cli.options import OUTPUT_NAMES
 from reposer.errors import UserError
+from reposer.jobs.shards import CLAIMS, STAGING
 from reposer.storage.outputs import OUTPUTS, refuse_others, write_output
 
 NEEDED = {  # what a command asks for beside its required parameters
@@ -176,7 +177,7 @@ def test_what_a_command_wrote_itself_is_its_own(tmp_path):
     refuse_others(tmp_path / "new", own)
     refuse_others(tmp_path, own)
     (tmp_path / "stages").mkdir()
-    for name in ("table.md", ".table.md.tmp-0123abcd", ".stages.replaced", ".lock", "report.html"):
+    for name in ("table.md", ".table.md.tmp-0123abcd", ".stages.replaced", STAGING, CLAIMS, "report.html"):
         (tmp_path / name).touch()
     write_output(tmp_path / "extra.json", b"{}")
     refuse_others(tmp_path, own, page="report.html")

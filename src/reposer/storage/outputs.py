@@ -59,7 +59,7 @@ def claim_outputs(folder: Path, names: Iterable[str], *, older: bool = False) ->
 
 
 # a writer's own: temporaries, a folder that waits while its successor takes its place, locks
-_PASSING = re.compile(r"\..+\.(tmp-[0-9a-f]{8}|replaced)|\.lock|\.claims|\.packed_turn")
+_PASSING = re.compile(r"\..+\.(tmp-[0-9a-f]{8}|replaced)|\.lock|\.staging|\.claims|\.packed_turn")
 
 
 def refuse_others(out: Path, own: Sequence[str], *, marks: Sequence[str] = (), page: str = "") -> None:
