@@ -70,7 +70,7 @@ def test_points_come_back_to_the_pixels_that_the_network_saw(height, width, x, y
 
 
 def test_nobody_has_no_joints():
-    poses = BlazePose(Fake(256, lambda view: (points_at_red(view)[0], [0.1])), INFO)(
+    poses = BlazePose(Fake(256, lambda view: (points_at_red(view)[0], [0.001])), INFO)(
         spotted(64, 32, 9, 9)[None]
     )
     assert np.isnan(poses.keypoints).all()

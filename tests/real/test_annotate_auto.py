@@ -46,16 +46,17 @@ def test_defaults_find_joints_masks_and_groups(benchmark, tmp_path):
     names = benchmark.people_of(DATA, 100, every=9)
     figures = benchmark.run(DATA, tmp_path, names, AnnotatorChoice())
     print(figures)
-    assert figures["pck_of_both"] > 0.82
+    assert figures["pck_of_both"] > 0.8
+    assert figures["missing_precision"] > 0.7
     assert figures["mask_iou"] > 0.85
-    assert figures["miou_8"] > 0.5
+    assert figures["miou_8"] > 0.46
 
 
 @pytest.mark.real
 @pytest.mark.skipif(not DATA.exists(), reason="no real data here")
 def test_the_rule_alone(benchmark, tmp_path):
     names = benchmark.people_of(DATA, 100, every=9)
-    assert benchmark.run(DATA, tmp_path, names, AnnotatorChoice("rule"))["miou_8"] > 0.5
+    assert benchmark.run(DATA, tmp_path, names, AnnotatorChoice("rule"))["miou_8"] > 0.46
 
 
 @pytest.mark.real

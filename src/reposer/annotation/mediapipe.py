@@ -110,7 +110,7 @@ def squared(images: Tensor, side: int, size: int) -> Array:
 
 _SQUARE = 256  # pixels of BlazePose's input
 _VISIBLE = 0.5  # of a joint's score: below it, it is missing
-_PERSON = 0.5  # of the network's own answer whether there is a person
+_PERSON = 0.01  # of the network's own answer whether there is a person; of crops with one it doubts 6 %
 _SEEN = 1.25  # the square that BlazePose is shown, in longer sides of the crop
 _POINTS = 33  # of the body; the others say where to look next
 # BlazePose's point for each OpenPose joint; the neck is the middle of the shoulders.

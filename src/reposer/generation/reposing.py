@@ -209,11 +209,20 @@ class Reposer:
         parsing, mask = (value.cpu() for value in self.predictor(batch))
         full = (source.image.shape[0], source.image.shape[1])
         planes = F.one_hot(parsing.long(), NUM_LABELS).permute(0, 3, 1, 2).float()
-        enlarged = F.interpolate(planes, full, mode="bilinear", align_corners=False).argmax(1)
+        enlarged = _smooth(planes, full).argmax(1)
         if np.isnan(target.keypoints[_LOOKING, 0]).all():  # whose face is turned away
             enlarged[enlarged == _FACE] = _HAIR
-        solid = F.interpolate(mask[:, None].float(), full, mode="bilinear", align_corners=False)[:, 0] > 0.5
+        solid = _smooth(mask[:, None].float(), full)[:, 0] > 0.5
         return replace(target, parsing=enlarged[0].to(torch.uint8).numpy(), mask=solid[0].numpy())
+
+
+def _smooth(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Planes (B, C, H, W) enlarged, their stairs rounded off."""
+    step = size[0] // planes.shape[2]
+    planes = F.interpolate(planes, size, mode="bilinear", align_corners=False)
+    for _ in range(2 if step > 1 else 0):
+        planes = F.avg_pool2d(planes, 2 * step + 1, 1, step, count_include_pad=False)
+    return planes
 
 
 def _soft(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
