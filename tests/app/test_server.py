@@ -308,3 +308,5 @@ def test_the_default_is_this_machine_alone() -> None:
         assert listening.getsockname()[0] == "127.0.0.1"
     assert hosts_of("127.0.0.1", 1) == {"127.0.0.1:1", "localhost:1", "[::1]:1"}
     assert hosts_of("photos.lan", 1) == {"photos.lan:1"}
+    everywhere = {"0.0.0.0:1", "127.0.0.1:1", "localhost:1", "[::1]:1", f"{socket.gethostname().lower()}:1"}
+    assert hosts_of("0.0.0.0", 1) == everywhere

@@ -24,12 +24,15 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Body, FastAPI, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
 from reposer.errors import LARGEST, UserError
 from reposer.report import report_sections
+from reposer.structures import NUM_JOINTS
 from reposer.workflows.review import ANNOTATED, AUGMENTED, GENERATED, PAGE, Library, Wanted
+from reposer.workflows.studio import Studio
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -37,6 +40,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOCAL = "127.0.0.1"
+_EVERYWHERE = ("0.0.0.0", "::")  # every address of this machine
 MAX_BODY = 1 << 16  # bytes of a request
 MAX_UPLOAD = 20_000_000  # bytes of a photo
 _LONGEST_PATH = 2_000  # characters of an address, its query included
@@ -59,6 +63,7 @@ PAGE_FILES = {
     "page.css": ("page.css", "text/css; charset=utf-8"),
     "page.js": ("page.js", "text/javascript; charset=utf-8"),
     "review.js": ("review.js", "text/javascript; charset=utf-8"),
+    "pose.js": ("pose.js", "text/javascript; charset=utf-8"),
     "icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _MAGIC = {b"\xff\xd8": "image/jpeg", b"\x89P": "image/png", b"RI": "image/webp", b"BM": "image/bmp"}
@@ -169,7 +174,7 @@ class _Body:
 
 
 def _most(scope: Message) -> int:
-    return MAX_UPLOAD if scope["path"].endswith("/api/people") else MAX_BODY
+    return MAX_UPLOAD if scope["path"].partition("/api/")[2] == "people" else MAX_BODY
 
 
 async def _say(status: int, reason: str, send: Send) -> None:
@@ -182,11 +187,12 @@ async def _say(status: int, reason: str, send: Send) -> None:
 # ---- what is answered
 
 
-def make_app(library: Library) -> FastAPI:
+def make_app(library: Library, studio: Studio | None = None) -> FastAPI:
     """The page and what it asks for, without :class:`Guard`.
 
     Args:
         library: what can be looked at.
+        studio: who can be posed; None: nobody.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
     app.add_exception_handler(UserError, _user_error)
@@ -195,6 +201,8 @@ def make_app(library: Library) -> FastAPI:
     _add_page(app)
     _add_sets(app, library)
     _add_reports(app, library)
+    if studio is not None:
+        _add_studio(app, library, studio)
     return app
 
 
@@ -295,6 +303,38 @@ def _add_reports(app: FastAPI, library: Library) -> None:
         return _image(pictures[number])
 
 
+def _add_studio(app: FastAPI, library: Library, studio: Studio) -> None:
+    @app.get("/api/studio")
+    def described() -> dict[str, Any]:
+        return studio.described()
+
+    @app.post("/api/people")
+    async def photo(request: Request) -> list[dict[str, Any]]:
+        data = await request.body()
+        return [one.described() for one in await run_in_threadpool(studio.add_photo, data)]
+
+    @app.post("/api/people/chosen")
+    def chosen(identity: Annotated[str, Body()], row: Annotated[int, Body()]) -> dict[str, Any]:
+        return studio.add_files(*library.set(identity).files(row)).described()
+
+    @app.get("/api/people/{number}/image")
+    def image(number: int) -> Response:
+        return _image(studio.image(number))
+
+    @app.get("/api/people/{number}/map")
+    def label_map(number: int) -> Response:
+        return _image(studio.map(number))
+
+    @app.post("/api/people/{number}/picture")
+    def picture(
+        number: int,
+        joints: Annotated[list[list[float] | None], Body(max_length=NUM_JOINTS)],
+        own: Annotated[list[list[float] | None] | None, Body(max_length=NUM_JOINTS)] = None,
+        background: Annotated[str, Body()] = "source",
+    ) -> Response:
+        return _image(studio.picture(number, joints, own, background))
+
+
 def _image(data: bytes) -> Response:
     """An image by what its first bytes say; a drawing is shown as an image alone, never as a page."""
     kind = _MAGIC.get(data[:2])
@@ -345,17 +385,29 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def hosts_of(host: str, port: int) -> frozenset[str]:
-    """The values of the header Host that lead to the server."""
-    names = {host, "localhost", LOCAL, "[::1]"} if host in (LOCAL, "localhost", "::1") else {host}
-    named = {f"[{name}]" if ":" in name and not name.startswith("[") else name for name in names}
-    return frozenset(f"{name}:{port}" for name in named) | (named if port == 80 else frozenset())
+    """The values of the header Host that lead to the server; of every address, also this machine's name."""
+    names = {host}
+    if host in (LOCAL, "localhost", "::1", *_EVERYWHERE):
+        names |= {"localhost", LOCAL, "::1"}
+    if host in _EVERYWHERE:
+        names |= {socket.gethostname().lower()}
+    named = {f"[{name}]" if ":" in name else name for name in names}
+    return frozenset(f"{name}:{port}" for name in named) | (frozenset(named) if port == 80 else frozenset())
 
 
-def serve(folder: Path, *, host: str = LOCAL, port: int = 8765, say: Callable[[str], None] = print) -> None:
+def serve(
+    folder: Path,
+    studio: Studio | None = None,
+    *,
+    host: str = LOCAL,
+    port: int = 8765,
+    say: Callable[[str], None] = print,
+) -> None:
     """Answer until Ctrl-C.
 
     Args:
         folder: what can be looked at.
+        studio: who can be posed; None: nobody.
         host: name or address to listen on; any other than this machine's own shows the page to a network.
         port: 0: a free one.
         say: prints.
@@ -369,10 +421,10 @@ def serve(folder: Path, *, host: str = LOCAL, port: int = 8765, say: Callable[[s
     listening = listen(host, port)
     with listening:
         port = listening.getsockname()[1]
-        app = Guard(make_app(Library(folder)), token, hosts_of(host, port))
+        app = Guard(make_app(Library(folder), studio), token, hosts_of(host, port))
         if host not in (LOCAL, "localhost", "::1"):
             say(f"note: {host} is not this machine alone: who learns the address sees the folder's pictures")
-        shown = f"[{host}]" if ":" in host else host
+        shown = LOCAL if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
         say(f"open http://{shown}:{port}/{token}/\nCtrl-C ends it; nothing leaves this machine")
         config = uvicorn.Config(
             app,

@@ -18,6 +18,7 @@ from reposer.cli.options import (
     BatchSize,
     Cpus,
     Data,
+    Device,
     Engine,
     Gpus,
     MayDownload,
@@ -206,8 +207,25 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8765,
+    generator: Annotated[
+        str, typer.Option(help="Who poses people: run folder, export, hub:owner/name, shipped or transport.")
+    ] = "transport",
+    predictor: Annotated[
+        str, typer.Option(help="Predictor of label maps, of the same size; none: by joints alone.")
+    ] = "shipped-predictor",
+    parser: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
+    mask: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
+    keypoints: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
+    detect: Annotated[
+        str | None, typer.Option(help="Who finds the people of a photo, as for `annotate`; or none.")
+    ] = None,
+    weights: NetworkFolder = None,
+    accept_license: NetworkTerms = False,
+    download: MayDownload = None,
+    threads: Threads = None,
+    device: Device = "auto",
 ) -> None:
-    """Show a folder's pictures, runs and studies as a page of this machine; keep or drop pictures there."""
+    """A page of this machine: pose people by hand, keep or drop a folder's pictures, read its reports."""
     try:
         from reposer.app.server import serve as answer
     except ModuleNotFoundError as error:
@@ -215,8 +233,19 @@ def serve(
             raise
         problem = f"the page needs {error.name}, not installed here"
         raise UserError(problem, "pip install reposer[serve]") from error
+    from reposer.annotation.annotators import AnnotatorChoice
+    from reposer.annotation.interfaces import AUTO
+    from reposer.workflows.studio import open_studio
+
+    given = {"parser": parser, "mask": mask, "keypoints": keypoints, "detect": detect}
+    if weights is not None:
+        os.environ["REPOSER_WEIGHTS"] = str(weights.absolute())
+    named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    how: dict[str, Any] = {"detect": AUTO, "accept_license": accept_license, "may_download": download}
+    choice = AnnotatorChoice(**how | named)
+    studio = open_studio(generator, predictor, choice, at_once=bool(named), threads=threads, device=device)
     with suppress(KeyboardInterrupt):
-        answer(folder, host=host, port=port)
+        answer(folder, studio, host=host, port=port)
 
 
 # ---- ``reposer export-run``: a run as a folder to share.

@@ -142,6 +142,18 @@ class PictureSet:
         place = contained(self.folder, shown.parsing)
         return read_regular(place, max_bytes=MAX_FILE_BYTES, root=self.folder)
 
+    def files(self, row: int) -> tuple[Path, Path | None, tuple[float | None, ...] | None]:
+        """Image, label map and joints (x, y in pixels) of an annotated picture.
+
+        Raises:
+            UserError: it has no label map, or changed.
+        """
+        shown = self.picture(row)
+        if shown.parsing is None:
+            raise UserError(f"{printable(shown.file)}: has no label map", "annotate it with a parser first")
+        self.image(row)
+        return contained(self.folder, shown.file), contained(self.folder, shown.parsing), shown.keypoints
+
     def page(self, wanted: Wanted) -> dict[str, Any]:
         """Counts, choices of the filters, and the pictures that fit, as JSON."""
         kept, by_hand = self.decided(), self.by_hand()

@@ -1,4 +1,5 @@
 // The page: its tabs, its messages, and the reports of runs and studies. All text becomes text, never markup.
+import { openPose } from "./pose.js";
 import { openPictures } from "./review.js";
 
 export const $ = (id) => document.getElementById(id);
@@ -151,6 +152,7 @@ async function start() {
   };
   addEventListener("hashchange", onReports);
   onReports();
+  await openPose();
   await openPictures(named(library.sets), name === "pictures" ? chosen : undefined);
 }
 

@@ -1,5 +1,6 @@
 // Looking through a set: filters, the grid, one picture large, and keep or drop with one key.
 import { $, ask, attempt, fill, made, send } from "./page.js";
+import { poseChosen } from "./pose.js";
 
 const COUNT = 60;
 const LIMBS = [
@@ -123,6 +124,7 @@ function enlarge() {
   if (!one) return;
   $("large").src = `api/sets/${identity()}/pictures/${one.row}`;
   $("large").alt = one.file;
+  $("posethis").hidden = !one.map;
   $("overlay").hidden = !one.map && !one.keypoints;
   const over = $("withmap").checked;
   $("map").hidden = !(one.map && over);
@@ -155,17 +157,23 @@ function drawJoints(points, [width, height]) {
   svg.replaceChildren(...lines, ...dots);
 }
 
-async function decide(decision) {
+// The choice moves on at once, however fast the keys come; the server is told of one decision after the other.
+let told = Promise.resolve();
+
+function decide(decision) {
   const one = rows[chosen];
   if (!one) return;
-  const set = identity();
-  const answer = await attempt(() => send(`api/sets/${set}/decisions`, { rows: [one.row], decision }));
-  if (!answer || set !== identity()) return;
-  Object.assign(one, answer.changed[0]);
-  counted({ ...latest, ...answer });
-  const last = chosen === rows.length - 1;
-  if (decision === "undo" || last) choose(chosen, true);
-  else choose(chosen + 1, true);
+  const [set, at] = [identity(), chosen];
+  if (decision !== "undo" && at < rows.length - 1) choose(at + 1, true);
+  told = told.then(async () => {
+    const answer = await attempt(() => send(`api/sets/${set}/decisions`, { rows: [one.row], decision }));
+    if (!answer) return;
+    Object.assign(one, answer.changed[0]);
+    if (set !== identity()) return;
+    counted({ ...latest, ...answer });
+    if (rows[at] === one) dress($("grid").children[at], one, at);
+    if (at === chosen) enlarge();
+  });
 }
 
 function columns() {
@@ -201,6 +209,7 @@ export async function openPictures(sets, wanted) {
   fill($("score"), [["", "none"]], "");
   for (const word of ["keep", "drop", "undo"]) $(word).addEventListener("click", () => decide(word));
   $("withmap").addEventListener("change", enlarge);
+  $("posethis").addEventListener("click", () => poseChosen(identity(), rows[chosen].row));
   $("earlier").addEventListener("click", () => turn(-1));
   $("later").addEventListener("click", () => turn(1));
   for (const id of ["person", "camera", "state", "score", "low", "high", "descending"]) {
