@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from tiny_training import tiny_config, write_prepared
 
 from reposer.cli import main as cli
@@ -20,7 +22,8 @@ from reposer.runtime import setup
 from reposer.training.gan.config import ScheduleConfig
 from reposer.training.loop import train
 from reposer.weights.downloads import DownloadError
-from reposer.workflows.export_run import export_run
+from reposer.workflows import export_run as sharing
+from reposer.workflows.export_run import export_run, push_to_hub
 
 CARD = {"license_text": "research only", "trained_on": "drawn people"}
 
@@ -137,3 +140,100 @@ def test_the_command(run, tmp_path, capsys, monkeypatch):
     assert not ended.value.code
     assert "once served: https://PLACE/config.json#sha256=" in capsys.readouterr().out
     assert torch.isfinite(next(PoseTransfer.from_pretrained(tmp_path / "out").generator.parameters())).all()
+
+
+# ---- on a hub
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as an upload asks for; ``server.committed``: path -> content."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.asked.append((self.path, self.headers.get("authorization")))
+        if self.server.refuses:
+            self.reply({"error": "You don't have the rights to create a model"}, 403)
+        elif self.path == "/api/repos/create":
+            self.server.made.append(json.loads(body))
+            here = f"http://127.0.0.1:{self.server.server_port}/me/net"
+            self.reply({"url": here, "id": "me/net", "name": "me/net"})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            self.reply(
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
+                    ]
+                }
+            )
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.server.committed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.reply({"commitUrl": "http://hub/me/net/commit/1", "commitOid": "1" * 40, "success": True})
+        else:
+            self.reply({"error": self.path}, 404)
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers.get("authorization")))
+        if self.server.refuses:
+            self.reply({"error": "Repository not found"}, 404)
+        else:
+            self.reply({"id": "me/net", "sha": "0" * 40, "siblings": []})
+
+    def reply(self, value: object, status: int = 200) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked, server.made, server.committed, server.refuses = [], [], {}, False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(sharing, "HfApi", partial(HfApi, endpoint=address, token="hf_secret"))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_export_is_sent_to_a_hub_whole_and_nothing_else(run, tmp_path, hub):
+    out = tmp_path / "out"
+    export_run(run, out, **CARD)
+    (out / "notes.txt").write_text("mine")
+    said = push_to_hub(out, "me/net", private=True)
+    assert "hub:me/net" in said
+    assert hub.committed.keys() == {"model.safetensors", "config.json", "README.md", "seal.json"}
+    assert all(hub.committed[name] == (out / name).read_bytes() for name in hub.committed)
+    assert hub.made[0].get("private") or hub.made[0].get("visibility") == "private"
+    assert {token for _, token in hub.asked} == {"Bearer hf_secret"}
+
+
+def test_what_a_hub_does_not_take_is_one_line(run, tmp_path, hub):
+    out = tmp_path / "out"
+    export_run(run, out, **CARD)
+    for name in ("net", "me/net/more", "../net", "me/ne t"):
+        with pytest.raises(UserError, match="OWNER/NAME"):
+            push_to_hub(out, name)
+    with pytest.raises(UserError):
+        push_to_hub(run, "me/net")  # a run is no export
+    hub.refuses = True
+    with pytest.raises(UserError, match="me/net: the hub did not take it") as told:
+        push_to_hub(out, "me/net")
+    assert "\n" not in str(told.value)
+    assert "hf_secret" not in str(told.value)
+    hub.refuses = False
+    (out / "README.md").write_text("another card")
+    before = len(hub.asked)
+    with pytest.raises(UserError, match=r"README\.md"):
+        push_to_hub(out, "me/net")
+    assert len(hub.asked) == before
+    assert hub.committed == {}

@@ -1,4 +1,4 @@
-"""``reposer train``, ``evaluate``, ``generate`` and ``augment``: the commands of trained networks."""
+"""``reposer train``, ``evaluate``, ``generate``, ``augment``, ``push-to-hub``: commands of networks."""
 
 import os
 from collections.abc import Callable
@@ -37,6 +37,7 @@ from reposer.cli.options import (
     with_parameters,
 )
 from reposer.errors import UserError
+from reposer.storage.paths import printable
 
 # ---- ``reposer train``: a network of any kind, by the name of its preset.
 
@@ -46,19 +47,37 @@ app = typer.Typer()
 def training(
     data: Data,
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run of the same settings goes on.")],
+    settings: Annotated[
+        Path | None,
+        typer.Option("--config", help="JSON of settings in place of a preset, as a run's config.json."),
+    ] = None,
     overrides: SetOption = None,
     max_minutes: MaxMinutes = None,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option("--tracker", help="Send figures to wandb or mlflow, under your login; repeatable."),
+    ] = None,
     threads: Threads = None,
     device: Device = "auto",
-) -> Callable[[str], object]:
-    """The parameters of every command that trains; returns what trains a preset and says how it went."""
+) -> Callable[..., object]:
+    """The parameters of every command that trains; returns what trains a preset, or the settings of a file,
+    of the wanted ``kind``, and says how it went."""
 
-    def train_it(preset: str) -> object:
-        from reposer.workflows.train import train_preset
+    def train_it(preset: str | None, kind: str = "") -> object:
+        from reposer.workflows.train import read_settings, train_preset, train_settings
 
         claim_out("train", out)
         limits: dict[str, Any] = {"threads": threads, "device": device, "max_minutes": max_minutes}
-        return train_preset(preset, data, out, overrides or [], **limits)
+        limits["trackers"] = tuple(trackers or ())
+        if (preset is None) == (settings is None):
+            raise UserError("a preset or --config FILE says what is trained", "give one of them")
+        if preset is not None:
+            return train_preset(preset, data, out, overrides or [], **limits)
+        assert settings is not None
+        read = read_settings(settings)
+        if kind and type(read).__name__ != kind:
+            raise UserError(f"{printable(settings)}: is of another kind of training", "use `reposer train`")
+        return train_settings(read, data, out, overrides or [], **limits)
 
     return train_it
 
@@ -67,10 +86,11 @@ def training(
 @with_parameters(training, "how")
 def train(
     preset: Annotated[
-        str,
+        str | None,
         typer.Argument(help="san_market_small, rsa_demo, patn_market, predictor_small, reid_demo, bot, ..."),
-    ],
-    how: Callable[[str], object],
+    ] = None,
+    *,
+    how: Callable[..., object],
 ) -> None:
     """Train a network of any kind; Ctrl-C saves first. Several GPUs: torchrun -m reposer train."""
     print(how(preset))
@@ -444,3 +464,19 @@ def unpack_set(
     from reposer.generation.set_exports import unpack_set as unpack
 
     print(unpack(folder, out))
+
+
+# ---- ``reposer push-to-hub``: a trained network for others.
+
+
+@app.command("push-to-hub")
+def push_to_hub(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `export-run`.")],
+    name: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; made where missing.")],
+    private: Annotated[bool, typer.Option("--private", help="A new one is for its owner alone.")] = False,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "",
+) -> None:
+    """Send an exported network and its card to the hub, under your login there (`hf auth login`)."""
+    from reposer.workflows.export_run import push_to_hub as push
+
+    print(push(folder, name, private=private, message=message))

@@ -158,14 +158,18 @@ def _scoring(
 @app.command("train")
 @with_parameters(training, "how")
 def reid_train(
-    preset: Annotated[str, typer.Argument(help="ide2016, siamese2017, bot, reid_small, reid_demo, ...")],
-    how: Callable[[str], object],
+    preset: Annotated[
+        str | None, typer.Argument(help="ide2016, siamese2017, bot, reid_small, reid_demo, ...")
+    ] = None,
+    *,
+    how: Callable[..., object],
 ) -> None:
     """Train a Re-ID network; Ctrl-C saves first. The same as `reposer train`, for Re-ID presets only."""
     from reposer.workflows.train import find_reid_preset
 
-    find_reid_preset(preset)
-    print(how(preset))
+    if preset is not None:
+        find_reid_preset(preset)
+    print(how(preset, kind="ReidConfig"))
 
 
 @app.command("evaluate")

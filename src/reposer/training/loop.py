@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +60,12 @@ TASKS: dict[type[TrainingConfig], Callable[[Any, Runtime], Task]] = {
 
 
 def train(
-    config: TrainingConfig, run_dir: str | Path, *, device: str = "auto", max_minutes: float | None = None
+    config: TrainingConfig,
+    run_dir: str | Path,
+    *,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    trackers: Sequence[str] = (),
 ) -> TrainingSummary:
     """Train from the start, or go on with the run in ``run_dir``, until the schedule is done.
 
@@ -70,6 +75,7 @@ def train(
         device: "auto", "cpu", "cuda" or "mps".
         max_minutes: save and return after so many minutes; a later call goes on. The clock decides where
             it stops; the bits of the finished run do not depend on it.
+        trackers: that figures are sent to, keys of ``run_writer.TRACKERS``.
 
     Raises:
         UserError: data, weights, configuration or run folder are not in order; names what.
@@ -80,7 +86,7 @@ def train(
     task = TASKS[type(config)](config, runtime)
     state, total, every = task.state, task.total_steps, config.output
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-    writer = RunWriter(task, Path(run_dir), runtime)
+    writer = RunWriter(task, Path(run_dir), runtime, trackers)
     try:
         bar = progress(total, state.step, task.counted, per_step=config.batch_size)
         with StopSignal() as stop, bar as meter:

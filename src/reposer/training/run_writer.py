@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from accelerate.tracking import TensorBoardTracker
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 from numpy.typing import NDArray
 
 from reposer.config import config_hash, read_json
-from reposer.errors import UserError
+from reposer.errors import UserError, find
 from reposer.runtime import Runtime
 from reposer.storage import checkpoint
 from reposer.storage.checkpoint import CHECKPOINTS, INPUTS, PREPARED, Checkpoint
+from reposer.storage.files import sha256_bytes
 from reposer.storage.outputs import MARK, SEAL, write_seal
 from reposer.storage.runs import RunFolder
 from reposer.training.config import TrainingConfig
@@ -106,19 +108,26 @@ class RunWriter:
             to the newest good checkpoint of the folder.
         folder: new, empty, or a run to go on with.
         runtime: device and process group.
+        trackers: keys of TRACKERS, which are sent every figure, and no picture.
 
     Raises:
-        UserError: the folder holds a run of another configuration, foreign files, only damaged checkpoints or
-            those of another run; or an input is not the one that the run was started with.
+        UserError: an unknown tracker, or one that is not installed; the folder holds a run of another
+            configuration, foreign files, only damaged checkpoints or those of another run; or an input is not
+            the one that the run was started with.
     """
 
-    def __init__(self, task: Written, folder: Path, runtime: Runtime) -> None:
+    def __init__(self, task: Written, folder: Path, runtime: Runtime, trackers: Sequence[str] = ()) -> None:
         self.folder, self.last = folder, dict[str, float]()
         self._task, self._state, self._runtime = task, task.state, runtime
         self._hash, self._output = config_hash(task.config), task.config.output
         self._started = time.monotonic()
         self._run: RunFolder | None = None
         self._tracker: TensorBoardTracker | None = None
+        self._others: list[GeneralTracker] = []
+        for name in trackers:
+            find("tracker", name, TRACKERS)
+            if find_spec(name) is None:
+                raise UserError(f"--tracker {name}: is not installed here", f"pip install {name}")
         if runtime.is_main:
             self._run = self._opened()
         runtime.accelerator.wait_for_everyone()
@@ -129,6 +138,10 @@ class RunWriter:
                 if self._saved_step >= 0:
                     self._seal()
                 self._tracker = _tensorboard(folder, self._state.step + 1)
+                for name in trackers:
+                    other = TRACKERS[name](folder, self._hash)
+                    other.start()
+                    self._others.append(other)
         except BaseException:
             self.close()
             raise
@@ -217,6 +230,9 @@ class RunWriter:
 
     def close(self) -> None:
         """Let others write in the folder."""
+        for other in self._others:
+            other.finish()
+        self._others = []
         if self._tracker is not None:
             self._tracker.finish()
         if self._run is not None:
@@ -238,6 +254,8 @@ class RunWriter:
             self._run.log(self._state.step, values)
         if self._tracker is not None:
             self._tracker.log(values, self._state.step)
+        for other in self._others:
+            other.log(values, step=self._state.step)
 
     def show(self, grid: NDArray[np.uint8]) -> None:
         """Write a picture (H, W, 3) of the present step, in the first process."""
@@ -245,6 +263,23 @@ class RunWriter:
             self._run.save_sample(f"step_{self._state.step:08d}", grid)
         if self._tracker is not None:
             self._tracker.log_images({"samples": grid[None]}, self._state.step, dataformats="NHWC")
+
+
+def _wandb(folder: Path, settings: str) -> GeneralTracker:
+    """A run of the same folder and settings is gone on with."""
+    identity = sha256_bytes(f"{os.path.realpath(folder)} {settings}".encode())[:16]
+    return WandBTracker(
+        "reposer", name=folder.name, id=identity, resume="allow", config={"settings": settings}
+    )
+
+
+def _mlflow(folder: Path, settings: str) -> GeneralTracker:
+    """Each start is a run of its own."""
+    return MLflowTracker("reposer", run_name=folder.name, tags={"settings": settings})
+
+
+# Where figures can be sent, besides TensorBoard's files: name of the package -> for a run's folder and hash.
+TRACKERS: dict[str, Callable[[Path, str], GeneralTracker]] = {"wandb": _wandb, "mlflow": _mlflow}
 
 
 def _tensorboard(folder: Path, step: int) -> TensorBoardTracker | None:

@@ -1,17 +1,31 @@
-"""A run as a folder to share: weights, configuration, and a card that says what it is and may be used for."""
+"""A run as a folder to share, here or on a hub: weights, configuration, and a card of what it is for."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
 from reposer.config import Config, read_json
 from reposer.errors import UserError
 from reposer.storage.files import sha256_file
+from reposer.storage.outputs import SEAL, seal_faults
 from reposer.storage.paths import contained, printable, read_regular
-from reposer.trained.networks import EMBEDDING, GENERATOR, PARSER, PREDICTOR, Kind, deviations, of_run
-from reposer.weights.network_folder import CONFIG, save_network
+from reposer.trained.networks import (
+    EMBEDDING,
+    GENERATOR,
+    PARSER,
+    PREDICTOR,
+    Kind,
+    deviations,
+    load_exported,
+    of_run,
+)
+from reposer.weights.network_folder import CARD, CONFIG, WEIGHTS, save_network
 from reposer.workflows.evaluate import identity_table
 
 _KINDS: tuple[tuple[Kind[Any, Any], str, str], ...] = (  # by the setting that such runs alone have
@@ -138,3 +152,54 @@ pictures that pass for photographs. A generated picture of a real person is pers
 
 def _one_line(text: str) -> str:
     return " ".join(text.split()).rstrip(".")
+
+
+# ---- ``reposer push-to-hub``: an exported folder on the Hugging Face hub.
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SHARED = (WEIGHTS, CONFIG, CARD, SEAL)  # what is sent; nothing else of the folder is
+_HUB_ERRORS: tuple[type[Exception], ...] = (  # HTTPError is httpx's or httpx2's, as the hub's version has it
+    *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+    *(LocalTokenNotFoundError, RuntimeError, ValueError),  # ValueError: of a name or an address
+)
+
+
+def push_to_hub(folder: str | Path, name: str, *, private: bool = False, message: str = "") -> str:
+    """Send a folder of :func:`export_run` to the hub, under the login of ``hf auth login`` or $HF_TOKEN.
+
+    Args:
+        folder: whole, as ``reposer verify`` finds it.
+        name: OWNER/NAME; made where it is missing.
+        private: make it for its owner alone.
+        message: of the commit.
+
+    Returns:
+        Where it is, and by which name it is used.
+
+    Raises:
+        UserError: no export or a damaged one, no such name, no login, or the hub refuses or is not reached.
+    """
+    folder = Path(folder)
+    if not _REPOSITORY.fullmatch(name):
+        raise UserError(f"{printable(name)[:80]}: is no name on a hub", "write OWNER/NAME")
+    load_exported(folder)
+    if faults := seal_faults(folder, None):
+        raise UserError(f"{faults[0]}", "export the run again")
+    if not (folder / CARD).is_file():
+        raise UserError(f"{printable(folder)}: has no {CARD}, which says what it is", "export the run again")
+    hub = HfApi(library_name="reposer")
+    try:
+        made = hub.create_repo(name, private=private or None, exist_ok=True)
+        hub.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            allow_patterns=list(_SHARED),
+            commit_message=message or "Add a network of reposer",
+        )
+    except _HUB_ERRORS as error:
+        reason = printable(next((line for line in str(error).splitlines() if line.strip()), ""))[:200]
+        advice = "log in with `hf auth login`, and check the name and the network"
+        raise UserError(
+            f"{name}: the hub did not take it: {reason or type(error).__name__}", advice
+        ) from error
+    return f"{made}\nuse it as hub:{made.repo_id}"

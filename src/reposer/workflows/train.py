@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from reposer.config import apply_overrides
-from reposer.errors import find
+from reposer.config import apply_overrides, load_config, read_json
+from reposer.errors import UserError, find
+from reposer.storage.paths import printable
+from reposer.training.config import TrainingConfig
 from reposer.training.gan.config import DataConfig
-from reposer.training.loop import train
+from reposer.training.loop import TASKS, train
 from reposer.training.parsing.config import (
     GuidedParserConfig,
     MapOptimizerConfig,
@@ -262,6 +265,7 @@ def train_preset(
     threads: int | None = None,
     device: str = "auto",
     max_minutes: float | None = None,
+    trackers: Sequence[str] = (),
 ) -> TrainingSummary:
     """Train a preset on a prepared folder, or go on with the run in ``out``.
 
@@ -271,7 +275,7 @@ def train_preset(
         out: run folder.
         overrides: "a.b=c", on top of the preset.
         threads: of the CPU; default: PyTorch's choice.
-        device: as in ``training.loop.train``.
+        device, trackers: as in ``training.loop.train``.
         max_minutes: save and stop after so many.
 
     Raises:
@@ -280,4 +284,44 @@ def train_preset(
     others = {**REID_PRESETS, **PARSING_PRESETS}
     config = others[name]() if name in others else find("preset", name, PRESETS, *others)()
     config = config.changed(data=config.data.changed(folder=data), threads=threads)
-    return train(apply_overrides(config, overrides), out, device=device, max_minutes=max_minutes)
+    how: dict[str, Any] = {"device": device, "max_minutes": max_minutes, "trackers": trackers}
+    return train(apply_overrides(config, overrides), out, **how)
+
+
+def read_settings(file: Path) -> TrainingConfig:
+    """The settings of a training from JSON, as every run folder has them in its config.json.
+
+    Which kind of training they are of is told by their keys.
+
+    Raises:
+        UserError: no such file, no settings of a training, or a setting that does not fit; names it.
+    """
+    keys = read_json(file, named=True).keys()
+    shared = set.intersection(*(set(kind.model_fields) for kind in TASKS))
+    kinds = [kind for kind in TASKS if keys & (kind.model_fields.keys() - shared)]
+    best = max(kinds or TASKS, key=lambda kind: len(keys & kind.model_fields.keys()))
+    if not kinds:
+        raise UserError(f"{printable(file)}: holds no settings of a training", "give a run's config.json")
+    return load_config(best, file, named=True)
+
+
+def train_settings(
+    config: TrainingConfig,
+    data: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    threads: int | None = None,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    trackers: Sequence[str] = (),
+) -> TrainingSummary:
+    """As :func:`train_preset`, of settings that were read; a file's folder of data gives way to ``data``.
+
+    Args:
+        threads: None: as in ``config``.
+    """
+    values: dict[str, Any] = {"data": config.data.changed(folder=data)}  # type: ignore[attr-defined]
+    config = config.changed(**values | ({} if threads is None else {"threads": threads}))
+    how: dict[str, Any] = {"device": device, "max_minutes": max_minutes, "trackers": trackers}
+    return train(apply_overrides(config, overrides), out, **how)
