@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from reposer.cli.main import app
 from reposer.data.layouts import readers
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import prepare_market1501
-from reposer.errors import UserError
+from reposer.errors import UserError, with_plugins
 from reposer.evaluation import reid_comparison
 from reposer.generation import donors, filters
 from reposer.generation.pose_transfer import PoseTransfer
@@ -331,3 +334,70 @@ def test_a_study_arm(toy, prepared, monkeypatch):
     monkeypatch.setitem(study.EXTRA_ARMS, "x3_toy", arm)
     chosen = study.configure("augmentation", prepared, "shipped", ["real", "x3_toy"])
     assert [one.name for one in chosen.arms] == ["real", "x3_toy"]
+
+
+# ---- parts that other installed packages bring, by entry points
+
+PLUGIN = """
+from torch import nn
+from reposer.structures import PairBatch
+
+class Toy(nn.Module):
+    needs = ("source_image",)
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.width = width
+
+def open_toy(weights, **how):
+    return f"a parser of {weights}"
+"""
+POINTS = """[reposer.generators]
+toy = toy_plugin:Toy
+san = toy_plugin:Toy
+broken = toy_plugin:Missing
+
+[reposer.backbones]
+toy = toy_plugin:Toy
+
+[reposer.parsers]
+toy = toy_plugin:open_toy
+"""
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> Path:
+    """A package of somebody else's, as pip leaves it."""
+    (tmp_path / "toy_plugin.py").write_text(PLUGIN)
+    info = tmp_path / "toy_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(POINTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_an_installed_package_adds_parts_and_replaces_none(installed, caplog):
+    ours = {"san": generators.GENERATORS["san"]}
+    whole = with_plugins("reposer.generators", ours)
+    assert whole.keys() == {"san", "toy"}
+    assert whole["san"] is ours["san"]
+    assert whole["toy"](width=3).width == 3
+    said = [record.getMessage() for record in caplog.records]
+    assert any("san of toy-plugin" in line and "this name already" in line for line in said)
+    assert any("broken of toy-plugin cannot be used: AttributeError" in line for line in said)
+    assert with_plugins("reposer.nothing", ours) == ours
+
+
+@pytest.mark.slow
+def test_its_parts_are_used_by_their_names(installed):
+    code = (
+        "from reposer.models.generators import build_generator\n"
+        "from reposer.models.embedding import EMBEDDINGS\n"
+        "from reposer.annotation.parser import PARSERS\n"
+        "assert build_generator('toy', width=5).width == 5\n"
+        "assert EMBEDDINGS['toy']().width == 8\n"
+        "assert PARSERS['toy']('w.pth') == 'a parser of w.pth'\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)

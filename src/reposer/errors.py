@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
+
+NOT_ON_WINDOWS = "reposer runs on Linux and macOS; on Windows, use it inside WSL 2 (the Linux subsystem)"
 
 # a number beyond these is wrong wherever a user or a file gives it
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # of a count or a weight; of a seed
@@ -35,6 +38,7 @@ class MissingWeightsError(UserError):
     """Weights of a named network are not on this machine; nothing is ever put in their place."""
 
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 N = TypeVar("N", bound=str)
 
@@ -54,6 +58,31 @@ def find(kind: str, name: str, table: Mapping[str, T], *others: str) -> T:
     if name in table:
         return table[name]
     raise unknown(kind, name, [*table, *others])
+
+
+def with_plugins(group: str, table: Mapping[str, T]) -> dict[str, T]:
+    """A registry and what other installed packages add to it, by entry points of the group.
+
+    One that cannot be imported, or has a name that is taken, is left out with a warning that names it.
+
+    Args:
+        group: of the entry points, as "reposer.generators".
+        table: our own, which nobody replaces.
+    """
+    from importlib.metadata import entry_points  # here: the command line's help does without
+
+    whole = dict(table)
+    for point in entry_points(group=group):
+        package = point.dist.name if point.dist else "an installed package"
+        if point.name in whole:
+            _log.warning("%s of %s: %s has this name already; left out", point.name, package, group)
+            continue
+        try:
+            whole[point.name] = point.load()
+        except Exception as error:  # somebody else's code
+            reason = (str(error).splitlines() or [""])[0][:200]
+            _log.warning("%s of %s cannot be used: %s: %s", point.name, package, type(error).__name__, reason)
+    return whole
 
 
 def known(kind: str, name: str, names: Iterable[N]) -> N:

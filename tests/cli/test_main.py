@@ -178,6 +178,34 @@ def test_reid_verbs_from_features_to_a_page(run, tmp_path):
     assert (code, err.count("\n")) == (1, 1)
 
 
+def test_a_shell_completes_commands_and_options():
+    """As bash asks: the script that `reposer --show-completion bash` prints calls the program like this."""
+    for words, wanted in (
+        ("reposer ann", "annotate"),
+        ("reposer reid ev", "evaluate"),
+        ("reposer serve --po", "--port"),
+    ):
+        asked = {
+            "_REPOSER_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "reposer"],
+            env=os.environ | asked,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert wanted in done.stdout.split(), done.stderr
+
+
+def test_windows_is_refused_in_a_sentence(run, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    code, _, err = run("--help")
+    assert (code, err.count("\n"), "WSL 2" in err) == (1, 1, True)
+
+
 # ---- every option that a text names is one
 
 

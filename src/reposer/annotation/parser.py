@@ -34,7 +34,7 @@ from reposer.annotation.segmentation_model import (
 )
 from reposer.config import load_config, read_json
 from reposer.data.parsing import LIP_LABELS
-from reposer.errors import UserError, find
+from reposer.errors import UserError, find, with_plugins
 from reposer.images import resize
 from reposer.storage.checkpoint import CHECKPOINTS
 from reposer.storage.files import sha256_file
@@ -421,6 +421,7 @@ PARSERS: dict[str, Callable[..., HumanParser | MaskedParser]] = {
     "rule": _open_rule,
     **{name: partial(_open_guided, name) for name in PARSER.shipped},
 }
+PARSERS.update(with_plugins("reposer.parsers", PARSERS))
 SHIPPED = "rendered_parser"  # of PARSERS: the one that the package brings
 
 

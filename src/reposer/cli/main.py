@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from reposer.cli import folders, generators, prepare, reid
-from reposer.errors import UserError
+from reposer.errors import NOT_ON_WINDOWS, UserError
 
 OLD_SPELLINGS = {"--accept-licence": "--accept-license"}  # still understood, and shown nowhere
 
@@ -21,7 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
 )
 for part in (folders, generators):
     app.add_typer(part.app)
@@ -31,13 +30,16 @@ app.add_typer(reid.app, name="reid")
 
 def main() -> None:
     """Run the command line and turn errors into one clear line and an exit code."""
+    if sys.platform == "win32":
+        print(f"error: {NOT_ON_WINDOWS}", file=sys.stderr)
+        sys.exit(1)
     arguments = [OLD_SPELLINGS.get(a, a) for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):  # a name that is no text must not cost the lines beside it
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="reposer", standalone_mode=False)
     except UserError as error:
         if debug:
             raise

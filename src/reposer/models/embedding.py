@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reposer.config import Config
-from reposer.errors import UserError
+from reposer.errors import UserError, with_plugins
 from reposer.images import resize, to_float
 from reposer.models.backbones import MobileNetV2, ResNet, Small
 from reposer.models.layers import build, check_arguments, check_choice
@@ -26,13 +26,16 @@ from reposer.weights.files import find_weights, load_state_dict_file
 from reposer.weights.network_folder import FILES, WEIGHTS, build_with_weights, read_network, save_network
 from reposer.weights.shared_folders import open_folder
 
-EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
-    "small": Small,
-    "resnet18": partial(ResNet, "resnet18"),
-    "resnet50": partial(ResNet, "resnet50"),
-    "mobilenet_v2": partial(MobileNetV2, False),
-    "mobilenet_v2_keras": partial(MobileNetV2, True),
-}
+EMBEDDINGS: dict[str, Callable[..., nn.Module]] = with_plugins(
+    "reposer.backbones",
+    {
+        "small": Small,
+        "resnet18": partial(ResNet, "resnet18"),
+        "resnet50": partial(ResNet, "resnet50"),
+        "mobilenet_v2": partial(MobileNetV2, False),
+        "mobilenet_v2_keras": partial(MobileNetV2, True),
+    },
+)
 NECKS = ("none", "bn")
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from reposer.errors import with_plugins
 from reposer.models.def_gan import DefGAN
 from reposer.models.dpig import DPIG
 from reposer.models.gfla import GFLA
@@ -49,6 +50,7 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "gfla": GFLA,
     "intro_flow_keypoints": IntroFlow,
 }
+GENERATORS.update(with_plugins("reposer.generators", GENERATORS))
 
 
 PREDICTORS: dict[str, Callable[..., nn.Module]] = {"parsing_predictor": ParsingPredictor}

@@ -9,13 +9,17 @@ last of them has ended; the last one takes the file away. Imports no torch.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from reposer.errors import UserError
+from reposer.errors import NOT_ON_WINDOWS, UserError
+
+if sys.platform == "win32":
+    raise ImportError(NOT_ON_WINDOWS)
+import fcntl
 
 LOCK = ".lock"  # in a folder, while somebody writes there; also what a killed writer leaves
 # what a disk says that keeps no locks: NFS without its lock service, Lustre without flock, some FUSE

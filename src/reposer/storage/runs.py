@@ -227,7 +227,7 @@ def environment(extra: Mapping[str, Any]) -> dict[str, Any]:
         "packages": versions,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         **extra,
     }
 
