@@ -287,7 +287,20 @@ def _under_title(page: Path, text: str) -> str:
     return _FRONT.sub(lambda m: m[2] + note, text, count=1)
 
 
+def licenses(_: str) -> str:
+    """Every weight file that may be downloaded, and what its terms allow."""
+    from reposer.weights.files import KNOWN
+
+    rows = []
+    for name, known in sorted(KNOWN.items()):
+        terms = "not for commercial use" if known.non_commercial else ""
+        size = f"{known.mebibytes:,.0f} MiB"
+        rows.append([code(name), code(known.file), size, cell(known.license), terms])
+    return table(("network", "file", "size", "license, as its makers state it", "limits"), rows)
+
+
 GENERATORS: dict[str, Callable[[str], str]] = {
+    "licenses": licenses,
     "commands": commands,
     "settings": settings,
     "api": api,
