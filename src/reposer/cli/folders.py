@@ -1,9 +1,9 @@
-"""Commands about whole folders: ``demo``, ``render``, ``study``, ``report``, ``verify``, ``serve``,
-``export-parser``, ``annotate``."""
+"""Commands about whole folders: ``demo``, ``render``, ``study``, ``export-run``, ``push-to-hub``,
+``export-parser``, ``annotate``, ``forget``, ``export-set``, ``unpack-set``."""
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,6 @@ from reposer.cli.options import (
     BatchSize,
     Cpus,
     Data,
-    Device,
     Engine,
     Gpus,
     MayDownload,
@@ -167,87 +166,6 @@ def study(
     print(f"report: {write_report(out, title=title, lead=lead)}")
 
 
-# ---- ``reposer report`` and ``reposer verify``: what is in a folder, and is it whole.
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run, an evaluation or the demo.")],
-) -> None:
-    """Write one self-contained HTML page about a folder: pictures, curves, tables, settings."""
-    from reposer.report import write_report
-
-    print(f"report: {write_report(folder)}")
-
-
-@app.command()
-def verify(
-    folder: Annotated[
-        Path, typer.Argument(help="Run, exported network; prepared, annotated or generated folder.")
-    ],
-) -> None:
-    """Re-read a folder and compare every file with the hash that was written beside it."""
-    from reposer.workflows.verify import verify_folder
-
-    kind, faults = verify_folder(folder)
-    print("\n".join(map(printable, faults)) if faults else f"{printable(folder)}: {kind}: nothing is wrong")
-    if faults:
-        raise UserError(f"{printable(folder)}: {kind}: {len(faults)} faults", "make the damaged files again")
-
-
-# ---- ``reposer serve``: the same folders in a browser.
-
-
-@app.command()
-def serve(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder of sets, annotated people, runs and studies; looked through.")
-    ] = Path("."),
-    host: Annotated[str, typer.Option(help="Address to listen on; this machine alone sees 127.0.0.1.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8765,
-    generator: Annotated[
-        str, typer.Option(help="Who poses people: run folder, export, hub:owner/name, shipped or transport.")
-    ] = "transport",
-    predictor: Annotated[
-        str, typer.Option(help="Predictor of label maps, of the same size; none: by joints alone.")
-    ] = "shipped-predictor",
-    parser: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
-    mask: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
-    keypoints: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
-    detect: Annotated[
-        str | None, typer.Option(help="Who finds the people of a photo, as for `annotate`; or none.")
-    ] = None,
-    weights: NetworkFolder = None,
-    accept_license: NetworkTerms = False,
-    download: MayDownload = None,
-    threads: Threads = None,
-    device: Device = "auto",
-) -> None:
-    """A page of this machine: pose people by hand, keep or drop a folder's pictures, read its reports."""
-    try:
-        from reposer.app.server import serve as answer
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("fastapi", "uvicorn"):
-            raise
-        problem = f"the page needs {error.name}, not installed here"
-        raise UserError(problem, "pip install reposer[serve]") from error
-    from reposer.annotation.annotators import AnnotatorChoice
-    from reposer.annotation.interfaces import AUTO
-    from reposer.workflows.studio import open_studio
-
-    given = {"parser": parser, "mask": mask, "keypoints": keypoints, "detect": detect}
-    if weights is not None:
-        os.environ["REPOSER_WEIGHTS"] = str(weights.absolute())
-    named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    how: dict[str, Any] = {"detect": AUTO, "accept_license": accept_license, "may_download": download}
-    choice = AnnotatorChoice(**how | named)
-    studio = open_studio(generator, predictor, choice, at_once=bool(named), threads=threads, device=device)
-    with suppress(KeyboardInterrupt):
-        answer(folder, studio, host=host, port=port)
-
-
 # ---- ``reposer export-run``: a run as a folder to share.
 
 
@@ -270,6 +188,19 @@ def export_run(
 
     card = {"license_text": license_text, "trained_on": trained_on}
     print(export(run, out, evaluations=figures or (), half=half, **card))
+
+
+@app.command("push-to-hub")
+def push_to_hub(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `export-run`.")],
+    name: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; made where missing.")],
+    private: Annotated[bool, typer.Option("--private", help="A new one is for its owner alone.")] = False,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "",
+) -> None:
+    """Send an exported network and its card to the hub, under your login there (`hf auth login`)."""
+    from reposer.workflows.export_run import push_to_hub as push
+
+    print(push(folder, name, private=private, message=message))
 
 
 # ---- ``reposer import-weights``: checkpoints that authors published.
@@ -467,3 +398,46 @@ def slurm(
             f"SLURM refused: {printable(reason)}", "mend that; what was submitted is in `squeue --me`"
         )
     print(done.stdout, end="")
+
+
+# ---- ``reposer forget``, ``export-set`` and ``unpack-set``: what is done with an augmented set.
+
+
+@app.command()
+def forget(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
+    pid: Annotated[int, typer.Option(min=0, max=LARGEST, help="Number of the person.")],
+    runs: Annotated[
+        list[Path] | None, typer.Option(help="Folder of runs to look through for trainings on this set.")
+    ] = None,
+) -> None:
+    """Remove a person from an augmented set: pictures of them or in their pose, and their real images."""
+    from reposer.generation.forgetting import forget as forget_person
+
+    print(forget_person(folder, pid, runs or ()))
+
+
+@app.command("export-set")
+def export_set(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    layout: Annotated[str, typer.Option(help="market, folders, list, webdataset or parquet.")] = "market",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of linking them.")] = False,
+) -> None:
+    """Write an augmented set as other Re-ID programs read it; pictures that a filter dropped stay out."""
+    claim_out("export-set", out, folder)
+    from reposer.generation.set_exports import export_set as export
+
+    print(export(folder, out, layout, copy=copy))
+
+
+@app.command("unpack-set")
+def unpack_set(
+    folder: Annotated[Path, typer.Argument(help="Folder of `export-set`, layout webdataset or parquet.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+) -> None:
+    """Write the images of a packed set as files, each held against its sha256: the layout list."""
+    claim_out("unpack-set", out, folder)
+    from reposer.generation.set_exports import unpack_set as unpack
+
+    print(unpack(folder, out))

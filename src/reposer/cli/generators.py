@@ -1,4 +1,4 @@
-"""``reposer train``, ``evaluate``, ``generate``, ``augment``, ``push-to-hub``: commands of networks."""
+"""``reposer train``, ``evaluate``, ``generate`` and ``augment``: the commands of trained networks."""
 
 import os
 from collections.abc import Callable
@@ -306,7 +306,7 @@ def repose(
     print(f"look at {report.out / 'contact_sheet.png'}")
 
 
-# ---- ``reposer augment``, ``forget`` and ``export-set``: larger training sets, and what is done with them.
+# ---- ``reposer augment``: larger training sets.
 
 
 def _filtering(
@@ -424,59 +424,3 @@ def augment(
         print(with_ray(do, step, processes))
     else:
         print(do(step, processes))
-
-
-@app.command()
-def forget(
-    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
-    pid: Annotated[int, typer.Option(min=0, max=LARGEST, help="Number of the person.")],
-    runs: Annotated[
-        list[Path] | None, typer.Option(help="Folder of runs to look through for trainings on this set.")
-    ] = None,
-) -> None:
-    """Remove a person from an augmented set: pictures of them or in their pose, and their real images."""
-    from reposer.generation.forgetting import forget as forget_person
-
-    print(forget_person(folder, pid, runs or ()))
-
-
-@app.command("export-set")
-def export_set(
-    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
-    out: Annotated[Path, typer.Option(help="New folder.")],
-    layout: Annotated[str, typer.Option(help="market, folders, list, webdataset or parquet.")] = "market",
-    copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of linking them.")] = False,
-) -> None:
-    """Write an augmented set as other Re-ID programs read it; pictures that a filter dropped stay out."""
-    claim_out("export-set", out, folder)
-    from reposer.generation.set_exports import export_set as export
-
-    print(export(folder, out, layout, copy=copy))
-
-
-@app.command("unpack-set")
-def unpack_set(
-    folder: Annotated[Path, typer.Argument(help="Folder of `export-set`, layout webdataset or parquet.")],
-    out: Annotated[Path, typer.Option(help="New folder.")],
-) -> None:
-    """Write the images of a packed set as files, each held against its sha256: the layout list."""
-    claim_out("unpack-set", out, folder)
-    from reposer.generation.set_exports import unpack_set as unpack
-
-    print(unpack(folder, out))
-
-
-# ---- ``reposer push-to-hub``: a trained network for others.
-
-
-@app.command("push-to-hub")
-def push_to_hub(
-    folder: Annotated[Path, typer.Argument(help="Folder written by `export-run`.")],
-    name: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; made where missing.")],
-    private: Annotated[bool, typer.Option("--private", help="A new one is for its owner alone.")] = False,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "",
-) -> None:
-    """Send an exported network and its card to the hub, under your login there (`hf auth login`)."""
-    from reposer.workflows.export_run import push_to_hub as push
-
-    print(push(folder, name, private=private, message=message))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from reposer.cli import folders, generators, prepare, reid
+from reposer.cli import folders, generators, looking, prepare, reid
 from reposer.errors import NOT_ON_WINDOWS, UserError
 
 OLD_SPELLINGS = {"--accept-licence": "--accept-license"}  # still understood, and shown nowhere
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (folders, generators):
+for part in (folders, looking, generators):
     app.add_typer(part.app)
 app.add_typer(prepare.app, name="prepare")
 app.add_typer(reid.app, name="reid")

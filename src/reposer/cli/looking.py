@@ -1,0 +1,95 @@
+"""``reposer report``, ``verify`` and ``serve``: looking at what is in a folder."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reposer.cli.options import Device, MayDownload, NetworkFolder, NetworkTerms, Threads
+from reposer.errors import UserError
+from reposer.storage.paths import printable
+
+app = typer.Typer()
+
+
+# ---- ``reposer report`` and ``reposer verify``: what is in a folder, and is it whole.
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, an evaluation or the demo.")],
+) -> None:
+    """Write one self-contained HTML page about a folder: pictures, curves, tables, settings."""
+    from reposer.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(help="Run, exported network; prepared, annotated or generated folder.")
+    ],
+) -> None:
+    """Re-read a folder and compare every file with the hash that was written beside it."""
+    from reposer.workflows.verify import verify_folder
+
+    kind, faults = verify_folder(folder)
+    print("\n".join(map(printable, faults)) if faults else f"{printable(folder)}: {kind}: nothing is wrong")
+    if faults:
+        raise UserError(f"{printable(folder)}: {kind}: {len(faults)} faults", "make the damaged files again")
+
+
+# ---- ``reposer serve``: the same folders in a browser.
+
+
+@app.command()
+def serve(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of sets, annotated people, runs and studies; looked through.")
+    ] = Path("."),
+    host: Annotated[str, typer.Option(help="Address to listen on; this machine alone sees 127.0.0.1.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8765,
+    generator: Annotated[
+        str, typer.Option(help="Who poses people: run folder, export, hub:owner/name, shipped or transport.")
+    ] = "transport",
+    predictor: Annotated[
+        str, typer.Option(help="Predictor of label maps, of the same size; none: by joints alone.")
+    ] = "shipped-predictor",
+    parser: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
+    mask: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
+    keypoints: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
+    detect: Annotated[
+        str | None, typer.Option(help="Who finds the people of a photo, as for `annotate`; or none.")
+    ] = None,
+    weights: NetworkFolder = None,
+    accept_license: NetworkTerms = False,
+    download: MayDownload = None,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """A page of this machine: pose people by hand, keep or drop a folder's pictures, read its reports."""
+    try:
+        from reposer.app.server import serve as answer
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "uvicorn"):
+            raise
+        problem = f"the page needs {error.name}, not installed here"
+        raise UserError(problem, "pip install reposer[serve]") from error
+    from reposer.annotation.annotators import AnnotatorChoice
+    from reposer.annotation.interfaces import AUTO
+    from reposer.workflows.studio import open_studio
+
+    given = {"parser": parser, "mask": mask, "keypoints": keypoints, "detect": detect}
+    if weights is not None:
+        os.environ["REPOSER_WEIGHTS"] = str(weights.absolute())
+    named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    how: dict[str, Any] = {"detect": AUTO, "accept_license": accept_license, "may_download": download}
+    choice = AnnotatorChoice(**how | named)
+    studio = open_studio(generator, predictor, choice, at_once=bool(named), threads=threads, device=device)
+    with suppress(KeyboardInterrupt):
+        answer(folder, studio, host=host, port=port)
