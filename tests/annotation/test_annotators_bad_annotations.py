@@ -165,3 +165,13 @@ def test_what_is_not_there_is_said(tmp_path):
         AnnotatorChoice("none", "none", "openpoze:nowhere").open()
     with pytest.raises(UserError, match="no such folder"):
         AnnotatorChoice("none", str(tmp_path / "nowhere")).open()
+
+
+def test_a_folder_goes_on_with_what_it_was_begun_with():
+    begun = {"parser": {"name": "schp_lip"}, "mask": {"name": "parsing"}, "keypoints": {"name": "none"}}
+    one = AnnotatorChoice().continuing(begun)
+    assert (one.parser, one.mask, one.keypoints) == ("schp_lip", "parsing", "none")
+    own = AnnotatorChoice("rule", "selfie", "vitpose").continuing(begun)
+    assert (own.parser, own.mask, own.keypoints) == ("rule", "selfie", "vitpose")  # what was said counts
+    for strange in ({}, {"parser": None, "mask": {"name": 3}}, {"parser": {"name": "my"}, "mask": {}}):
+        assert AnnotatorChoice().continuing(strange) == AnnotatorChoice()
