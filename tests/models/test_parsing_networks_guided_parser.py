@@ -59,6 +59,23 @@ def test_limbs_by_hand():
             )
 
 
+def test_priors_shift_scores_in_use_only():
+    torch.manual_seed(1)
+    plain = GuidedParser(widths=(4, 4, 4, 4), blocks=0)
+    priors = tuple(0.5 if label == 7 else 1.0 for label in range(20))
+    shifted = GuidedParser(widths=(4, 4, 4, 4), blocks=0, priors=priors)
+    shifted.load_state_dict(plain.state_dict(), strict=True)  # they are no weights
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(plain.train()(image), shifted.train()(image))
+    with torch.inference_mode():
+        difference = (shifted.eval()(image) - plain.eval()(image)).mean((0, 2, 3))
+    expected = torch.tensor(priors).log()
+    assert torch.allclose(difference, expected, atol=1e-5)
+    for wrong in ((1.0,) * 19, (0.0,) * 20):
+        with pytest.raises(UserError, match="20 positive numbers"):
+            GuidedParser(priors=wrong)
+
+
 def test_by_name():
     assert isinstance(build_parser("guided_parser", widths=(4, 4, 4, 4)), GuidedParser)
     with pytest.raises(UserError, match="guided_parser"):

@@ -7,17 +7,21 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+import torch
 
+from reposer.annotation.parser import open_parser
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import ordered_pairs
+from reposer.data.parsing import convert
 from reposer.data.preparing.prepare import PACKED, prepare_market1501
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
+from reposer.metrics.similarity import label_confusion, mean_iou, merged_confusion
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
-from reposer.trained.networks import GENERATOR, PREDICTOR
+from reposer.trained.networks import GENERATOR, PARSER, PREDICTOR
 
 MOST_BYTES = 12_000_000  # of a weight file in the package
-FOLDERS = (*GENERATOR.shipped.values(), *PREDICTOR.shipped.values())
+FOLDERS = tuple(name for kind in (GENERATOR, PREDICTOR, PARSER) for name in kind.shipped.values())
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,15 @@ def test_the_shipped_predictor_knows_more_of_the_target_than_the_sources_map_doe
     assert (parsing == truth)[someone].mean() > 1.5 * (source == truth)[someone].mean()
     person = masks(people, pairs)
     assert (mask & person).sum() / (mask | person).sum() > 0.8
+
+
+@pytest.mark.parametrize(("guided", "least"), [(True, 0.7), (False, 0.38)], ids=["guided", "image alone"])
+def test_the_shipped_parser_finds_the_parts_of_rendered_people(people, guided, least):
+    images = torch.from_numpy(people.images.copy()).permute(0, 3, 1, 2)
+    guides = (torch.from_numpy(people.keypoints), torch.from_numpy(people.mask.copy())) if guided else ()
+    found = open_parser("rendered_parser")(images, *guides).numpy()
+    parts = convert(np.arange(20, dtype=np.uint8)[None], "lip20", "parts8")[0]
+    assert mean_iou(merged_confusion(label_confusion(people.parsing, found), parts)) > least
 
 
 @pytest.mark.parametrize("name", FOLDERS)

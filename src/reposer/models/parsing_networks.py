@@ -128,19 +128,30 @@ LIMBS = (
 
 
 class GuidedParser(nn.Module):
-    """Images and, where known, masks and joints to LIP-20 scores. Any height and width."""
+    """Images and, where known, masks and joints to LIP-20 scores. Any height and width.
+
+    ``priors`` are for people who dress otherwise than those of the training, in use only (Saerens et al.,
+    Neural Computation 2002): a network that saw many coats takes wide shapes for coats.
+    """
+
+    shift: Tensor
 
     def __init__(
         self,
         widths: Sequence[int] = (24, 48, 96, 128),  # at 1/2, 1/4, 1/8, 1/16
         blocks: int = 2,  # residual ones at 1/16
         sigma: float = 0.025,  # of joints and limbs, in image heights
+        priors: Sequence[float] = (),  # factors of the labels' probabilities in use; empty: all 1
     ) -> None:
         super().__init__()
-        check_arguments({"widths": widths, "blocks": blocks, "sigma": sigma})
+        check_arguments({"widths": widths, "blocks": blocks, "sigma": sigma, "priors": priors})
         if len(widths) != 4 or min(widths) < 1:
             raise UserError(f"widths={list(widths)}: four positive numbers are wanted")
+        if priors and (len(priors) != NUM_LABELS or min(priors) <= 0):
+            raise UserError(f"priors={list(priors)}: {NUM_LABELS} positive numbers are wanted")
         self.sigma = sigma
+        factors = torch.tensor(priors or [1.0] * NUM_LABELS)
+        self.register_buffer("shift", factors.log().view(-1, 1, 1), persistent=False)
         layer: dict[str, Any] = {"padding": "zeros"}
         half, quarter, eighth, last = widths
         self.image = ConvNormAct(3, half, 3, 2, **layer)
@@ -176,7 +187,10 @@ class GuidedParser(nn.Module):
         for narrow, merge in zip(self.narrow, self.merge, strict=True):
             x = F.interpolate(narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
             x = merge(x + maps.pop())
-        scores = F.interpolate(self.head(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+        scores = self.head(x).float()
+        if not self.training:
+            scores = scores + self.shift
+        scores = F.interpolate(scores, scale_factor=2.0, mode="bilinear", align_corners=False)
         return crop_to(scores, height, width)
 
     def _guide(

@@ -272,6 +272,7 @@ PARSER: Kind[nn.Module, GeneratorConfig] = Kind(
     info=GeneratorConfig,
     info_of_run=_parser_of_run,
     build=lambda info: build_parser(info.generator, **info.generator_args),
+    shipped={"rendered_parser": "parser_rendered"},
     fits=lambda info: info.generator in PARSERS,
     other=("a generator or a predictor, not a parser", "name a parser"),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reposer.config import apply_overrides, load_config, read_json
+from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError, find
 from reposer.storage.paths import printable
 from reposer.training.config import TrainingConfig
@@ -209,6 +210,13 @@ def parser_small() -> ParsingConfig:
     return ParsingConfig(data=ParsingDataConfig(folder=Path("prepared/market1501"), tuning_people=51))
 
 
+# Rendered people wear more coats and dresses, and show their legs less, than people in summer streets.
+_SUMMER = {
+    **dict.fromkeys(("coat", "dress", "jumpsuits"), 0.1),
+    **dict.fromkeys(("left-leg", "right-leg"), 7.0),
+}
+
+
 def rendered_parser() -> ParsingConfig:
     """The parser that the package ships: image, mask and joints (each of the latter may be missing) to a map.
 
@@ -217,7 +225,7 @@ def rendered_parser() -> ParsingConfig:
     """
     return ParsingConfig(
         data=ParsingDataConfig(folder=Path("prepared/rendered"), tuning_people=40),
-        guided=GuidedParserConfig(),
+        guided=GuidedParserConfig(priors=tuple(_SUMMER.get(label, 1.0) for label in LIP_LABELS)),
         initial="random",
         optimizer=ParsingOptimizerConfig(lr=2e-3, epochs=2.6, warmup_steps=100),
         output=MapOutputConfig(validate_every=500, checkpoint_every=100),

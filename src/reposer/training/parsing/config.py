@@ -79,6 +79,7 @@ class GuidedParserConfig(Config):
     widths: tuple[int, int, int, int] = (24, 48, 96, 128)  # at 1/2, 1/4, 1/8, 1/16
     blocks: int = Field(default=2, ge=0)  # residual ones at 1/16
     sigma: float = Field(default=0.025, gt=0)  # of joints and limbs, in image heights
+    priors: tuple[float, ...] = ()  # 20 factors of the labels' probabilities in use; empty: all 1
 
 
 class ParsingOptimizerConfig(MapOptimizerConfig):
