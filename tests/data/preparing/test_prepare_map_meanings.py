@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from reposer.data.keypoints import HEADER
 from reposer.data.label_files import read_mask
 from reposer.data.packed import PackedPeople
 from reposer.data.parsing import ATR_LABELS, CIHP_LABELS, LIP_LABELS, read_parsing
-from reposer.data.preparing.annotation_lookup import SeenBoth
 from reposer.data.preparing.prepare import look_at_people, prepare_people
 from reposer.errors import UserError
 from reposer.images import encode_jpeg, encode_png
@@ -146,53 +144,6 @@ def test_inverted_masks_are_warned_of_and_turned_by_the_option(high, tmp_path):
         "leave --inverted-masks out"
         in prepared(root, tmp_path / "c", inverted_masks=True)[0]["mask-inverted"]
     )
-
-
-def moved(number: int) -> np.ndarray:
-    """(64, 48) bool: a person with one arm out, who stands elsewhere in each picture."""
-    person = np.zeros((64, 48), np.bool_)
-    top, left = 6 + 5 * (number % 3), 4 + 7 * (number % 4)
-    person[top : top + 40, left : left + 12] = True
-    person[top + 6 : top + 14, left : left + 22] = True
-    return person
-
-
-@pytest.mark.parametrize(
-    ("turn", "told"),
-    [
-        (
-            lambda maps: [np.ascontiguousarray(one[:, ::-1]) for one in maps],
-            "one of them mirrored: turn",
-        ),
-        (lambda maps: maps[1:] + maps[:1], "of different images by .*compare the names"),
-        (lambda maps: maps, ""),
-    ],
-)
-def test_maps_and_masks_of_different_images_are_warned_of(turn, told):
-    """Mirrored for a training, or shifted by one file; as they are they say nothing."""
-    masks = [moved(number) for number in range(12)]
-    seen = SeenBoth()
-    for map_, mask in zip(turn(masks), masks, strict=True):
-        seen.add(map_, mask)
-    if told:
-        assert re.search(told, seen.doubt()), seen.doubt()
-    else:
-        assert seen.doubt() == ""
-    alike = SeenBoth()
-    for _ in range(12):
-        alike.add(masks[0], masks[0])  # everybody stands alike: nothing can be told
-    assert alike.doubt() == ""
-
-
-def test_maps_that_were_mirrored_for_a_training_are_warned_of(tmp_path):
-    maps = LIP.copy()
-    maps[4:8, 6:8] = LIP_LABELS.index("left-arm")
-    masks = np.where(maps > 0, 255, 0).astype(np.uint8)
-    assert prepared(people(tmp_path / "right", maps, masks), tmp_path / "a")[0] == {}
-    root = people(tmp_path / "root", np.ascontiguousarray(maps[:, ::-1]), masks)
-    problems, _ = prepared(root, tmp_path / "b")
-    assert set(problems) == {"maps-disagree"}
-    assert "6 images overlap by 80%, and by 100% with one of them mirrored" in problems["maps-disagree"]
 
 
 # ---- single files that differ from the rest

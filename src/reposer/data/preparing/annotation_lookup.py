@@ -37,8 +37,6 @@ from reposer.structures import PersonRecord
 
 MIN_FILES = 5  # fewer say nothing about their set
 _CLEARLY = 0.1  # by how much more of the border than of the middle must be the person, to doubt a set
-_ALIKE, _AGREED = 0.8, 0.9  # overlaps of map and mask: surely of one image; surely not mirrored
-_BETTER = 0.03  # by how much a pairing must overlap more than another one
 _CERTAINLY = 0.5  # the same for one file, whose person may fill the picture or lean out of it
 
 
@@ -52,7 +50,6 @@ class _Seen:
     empty: list[str] = field(default_factory=list)  # nothing is the person
     outward: list[str] = field(default_factory=list)  # the person is at the border, certainly
     inward: list[str] = field(default_factory=list)  # the person is in the middle, certainly
-    last: NDArray[np.bool_] | None = None  # (H, W), of the file before
 
     def _look(self, file: str, person: NDArray[np.bool_]) -> None:
         height, width = person.shape
@@ -60,7 +57,6 @@ class _Seen:
         edge = np.concatenate([person[0], person[-1], person[:, 0], person[:, -1]])
         border, middle = float(edge.mean()), float(inner.mean())
         self.files += 1
-        self.last = person
         self.border, self.middle = self.border + border, self.middle + middle
         if not person.any():
             self.empty.append(file)
@@ -168,47 +164,6 @@ class SeenMaps(_Seen):
             yield from _each(self.outward, f"{message}; {advice}")
 
 
-@dataclass(slots=True)
-class SeenBoth:
-    """How well the map and the mask of an image agree who is the person, over a set that has both."""
-
-    files: int = 0
-    own: float = 0.0  # sum of intersections over unions
-    mirrored: float = 0.0  # the same with the map mirrored
-    other: float = 0.0  # with the mask of the image before, of those that have one of their size
-    others: int = 0
-    _before: NDArray[np.bool_] | None = None
-
-    def add(self, map_: NDArray[np.bool_], mask: NDArray[np.bool_]) -> None:
-        """The person of one image by its map and by its mask, (H, W) each."""
-        self.files += 1
-        self.own += _overlap(map_, mask)
-        self.mirrored += _overlap(map_[:, ::-1], mask)
-        if self._before is not None and self._before.shape == map_.shape:
-            self.other += _overlap(map_, self._before)
-            self.others += 1
-        self._before = mask
-
-    def doubt(self) -> str:
-        """What is odd about all of them; "" where nothing is."""
-        if self.files < MIN_FILES:
-            return ""
-        own, mirrored = self.own / self.files, self.mirrored / self.files
-        said = f"maps and masks of {self.files:,} images overlap by {own:.0%}"
-        if own < _AGREED and mirrored > own + _BETTER:
-            return f"{said}, and by {mirrored:.0%} with one of them mirrored: turn that folder's files round"
-        other = self.other / max(self.others, 1)
-        if self.others >= MIN_FILES and own < _ALIKE and own < other + _BETTER:
-            return f"{said}, of different images by {other:.0%}: compare the names in the two folders"
-        return ""
-
-
-def _overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Intersection over union; 1 where both are empty."""
-    union = int((first | second).sum())
-    return int((first & second).sum()) / union if union else 1.0
-
-
 def _each(files: Iterable[str], message: str) -> Iterator[tuple[str, str]]:
     """Every file once, with what is odd about it."""
     return ((file, message) for file in dict.fromkeys(files))
@@ -245,7 +200,6 @@ class Annotations:
     look_only: bool = False  # a dry run: names are looked up, nothing is decoded
     maps: SeenMaps = field(default_factory=SeenMaps)
     masks: SeenMasks = field(default_factory=SeenMasks)
-    both: SeenBoth = field(default_factory=SeenBoth)
 
     @classmethod
     def find(
@@ -281,8 +235,6 @@ class Annotations:
         size = (record.height, record.width)
         parsing = self._checked("parsing", record, stem, size, problems)
         mask = self._checked("mask", record, stem, size, problems)
-        if parsing and mask and self.maps.last is not None and self.masks.last is not None:
-            self.both.add(self.maps.last, self.masks.last)
         return replace(record, parsing=parsing, mask=mask)
 
     def add_keypoints(
@@ -326,8 +278,6 @@ class Annotations:
             found.append(AnnotationProblem(self.folders["parsing"], 0, "labels", doubt, "parsing-labels"))
         if doubt := self.masks.doubt(advice):
             found.append(AnnotationProblem(self.folders["mask"], 0, "mask", doubt, "mask-inverted"))
-        elif doubt := self.both.doubt():
-            found.append(AnnotationProblem(self.folders["mask"], 0, "mask", doubt, "maps-disagree"))
         found += (
             AnnotationProblem(file, 0, "labels", doubt, "odd-parsing")
             for file, doubt in self.maps.odd(labels)
