@@ -90,7 +90,7 @@ def lines(kind: str, folder: Path, zoo: Zoo, out: Path) -> dict[str, Line]:
     embedding = ("reid", "train", "reid_demo", *data, *settings(SMALL_REID), *ONE)
     prepare: Line = ("prepare", "market1501", good["people"], *to, "--size", "64x32", "--holdout", 1)
     opened: dict[str, list[Line]] = {
-        "people": [prepare, (*prepare, "--dry-run"), (*augment[:-5], "--images", folder)],
+        "people": [prepare, (*prepare, "--dry-run"), (*augment[:-6], "--images", folder)],
         "prepared": [verify, generate, augment, evaluate, reid, (*gan, *to), (*embedding, *to)],
         "generator": [
             *(verify, report, generate, evaluate, augment, ("export-run", folder, *words, *to)),
