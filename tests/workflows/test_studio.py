@@ -19,7 +19,7 @@ from reposer.data.orientation import ORIENTATIONS
 from reposer.data.parsing import PALETTE
 from reposer.errors import UserError
 from reposer.generation.pictures import is_marked
-from reposer.generation.targets import read_targets
+from reposer.generation.targets import PoseTarget, canonical_pose, place
 from reposer.workflows import studio as module
 from reposer.workflows.review import Library
 from reposer.workflows.studio import MOST_OF_A_PHOTO, MOST_PEOPLE, RENDERED, Studio, open_studio, to_json
@@ -42,7 +42,8 @@ def test_a_picture_is_the_generators_own(studio: Studio) -> None:
     first = studio.subject(1)
     for name in ("front", "left"):
         data = studio.picture(1, first.described()["poses"][name], None, "source")
-        (target,) = read_targets(f"canonical:{name}")
+        pose = place(canonical_pose(name), first.person)
+        target = PoseTarget(name, pose, studio.model.size)
         expected = studio.model.transfer(first.person, target.for_source(first.person), "source")
         assert np.array_equal(pixels(data), expected)
         assert is_marked(data)
