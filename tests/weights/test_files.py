@@ -544,6 +544,19 @@ def test_no_code_runs(tmp_path: Path, container: str):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_names_of_one_tensor_count_once_for_those_who_ask(tmp_path: Path):
+    """Networks of others keep a layer under two names; a thousand names would ask for a large memory."""
+    path, layer = tmp_path / "file.pth", torch.rand(10_000)
+    torch.save({"layer": layer, "again": layer, "third": layer}, path)
+    with pytest.raises(UserError, match="larger than the file"):
+        weights.load_state_dict_file(path)
+    found = weights.load_state_dict_file(path, shared=True)
+    assert all(torch.equal(tensor, layer) for tensor in found.values())
+    torch.save({"view": torch.rand(1).expand(10_000)}, path)
+    with pytest.raises(UserError, match="view"):
+        weights.load_state_dict_file(path, shared=True)
+
+
 def test_a_torchscript_file_is_refused(tmp_path: Path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
     with pytest.raises(UserError):

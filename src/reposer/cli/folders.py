@@ -1,5 +1,5 @@
 """Commands about whole folders: ``demo``, ``render``, ``study``, ``export-run``, ``push-to-hub``,
-``export-parser``, ``annotate``, ``forget``, ``export-set``, ``unpack-set``."""
+``import-weights``, ``export-parser``, ``annotate``, ``forget``, ``export-set``, ``unpack-set``."""
 
 import os
 from collections.abc import Callable
