@@ -252,8 +252,8 @@ def annotate(
     parser: Annotated[
         str,
         typer.Option(
-            help="auto, rule, schp_lip, schp_atr, segformer_clothes, fashn, my.onnx (and my.json), a folder,"
-            " or none."
+            help="auto, rendered_parser, rule, schp_lip, schp_atr, segformer_clothes, fashn, my.onnx,"
+            " a folder, or none."
         ),
     ] = "auto",
     mask: Annotated[
