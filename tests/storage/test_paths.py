@@ -924,7 +924,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "storage/lock.py": (OWN, {"name"}),
     "storage/manifest.py": (LISTED, {"f'_{path.stem}.sha256'"}),
     "storage/runs.py": (OWN, {"__file__", "f'{name}.png'"}),
-    "storage/outputs.py": (LISTED, {"name", "place"}),  # of a seal that is read: contained()
+    "storage/outputs.py": (LISTED, {"name", "place", "mark"}),  # of a seal that is read: contained()
     "studies/ablations.py": (OWN, {"getattr(recipe.data, name)"}),
     "trained/embedding.py": (OWN, {"settings['data']['folder']"}),
     "trained/onnx.py": (OWN, {"folder"}),  # a temporary folder

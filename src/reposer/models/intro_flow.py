@@ -324,8 +324,8 @@ class _Decoder(nn.Module):
             x = up(x.relu())
             kept = skips.pop()
             assert isinstance(joins, nn.ModuleList)
-            for join in joins:
-                x = join(x, kept.pop())
+            for merge in joins:
+                x = merge(x, kept.pop())
         return x
 
 
