@@ -119,12 +119,15 @@ def rings_of_reds(view):
 
 
 def body_of_red(view):
-    """BlazePose's outputs: the mask is what is red and in the middle."""
+    """BlazePose's outputs: the mask is what is red and in the middle, with joints at its corners."""
     red = view[..., 0] > 0.6
     labels, _ = ndimage.label(red)
     own = (labels == labels[128, 128]) & red
     raw = np.zeros((39, 5))
     raw[:, :2], raw[:, 3] = 128, 5.0
+    if own.any():
+        rows, columns = np.nonzero(own)
+        raw[:2, :2] = [[columns.min(), rows.min()], [columns.max(), rows.max()]]
     return raw.ravel(), [0.8 if own.any() else 0.1], np.where(own, 4.0, -4.0)[..., None]
 
 
@@ -146,6 +149,7 @@ def test_everybody_in_a_photo_is_found_once_and_to_the_edges():
 
 def test_what_is_missing_is_said_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("REPOSER_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     choice = AnnotatorChoice(parser="none", may_download=False)
     with pytest.raises(
         MissingWeightsError, match=r"selfie_segmentation\.tflite.*wheel of mediapipe 0\.10\.21"

@@ -235,11 +235,13 @@ def _texts() -> dict[str, str]:
     return texts
 
 
-OTHERS = {  # options of OpenPose, git, torchrun, sha256sum and pip that the texts name
+OTHERS = {  # options of OpenPose, git, torchrun, sha256sum, pip, SLURM and Ray that the texts name
     *("--keypoint_scale", "--error-unmatch", "--porcelain", "--nproc-per-node", "--check"),
     *("--no-deps", "--require-hashes", "--only-binary", "--platform", "--python-version"),
     *("--implementation", "--abi", "--no-cache-dir", "--no-input", "--progress-bar"),
     *("--disable-pip-version-check", "--timeout", "--retries", "--dest", "--hash"),
+    *("--partition", "--time", "--mem", "--requeue", "--me", "--parsable", "--wrap", "--job-name"),
+    *("--dependency", "--kill-on-invalid-dep", "--head"),
 }
 
 
@@ -271,6 +273,8 @@ def test_every_command_line_that_a_page_or_a_message_shows_takes_its_options():
                 continue
             seen += 1
             options = re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(words))
+            if verb == "slurm":  # takes the words of another command
+                verb, options = words[1], [o for o in options if o not in commands["slurm"]]
             wrong += [f"{place}: reposer {verb} {o}" for o in options if o not in commands[verb]]
     assert not wrong
     assert seen > 50

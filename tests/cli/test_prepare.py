@@ -163,6 +163,7 @@ def test_people_whom_nobody_knows_are_re_posed(done, rendered: Path, tmp_path: P
     assert len(list((tmp_path / "folder" / "images").iterdir())) == len(names)
 
 
+@pytest.mark.slow
 def test_san_deepfashion_trains_on_a_small_in_shop_folder(done, tmp_path: Path):
     """Rendered people at 256x256 under In-shop names: prepare, a step of the paper's preset, generate."""
     rendered, root, data, model = (tmp_path / n for n in ("rendered", "root", "data", "san"))

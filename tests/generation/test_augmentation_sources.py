@@ -82,6 +82,7 @@ def test_pictures_are_those_of_the_model_in_the_donors_colors(prepared, whole):
             np.testing.assert_array_equal(np.asarray(picture), wanted)
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_set(prepared, whole, tmp_path):
     model = PoseTransfer.from_pretrained("transport", setup("cpu", threads=1))
     runner.augmented(model, prepared, tmp_path / "set", SEVERAL, processes=2)

@@ -57,7 +57,7 @@ def test_every_parameter_of_every_variant_learns(args: dict[str, Any], make_batc
         ({"gate_source": "both"}, "gate_source"),
         ({"mask_channels": 3}, "mask_channels"),
         ({"up": "pixelshuffle"}, "up"),
-        ({"norm": "layer"}, "norm"),
+        ({"norm": "group"}, "norm"),
         ({"padding": "circular"}, "padding"),
         ({"schema": "coco"}, "schema"),
         ({"mask_mode": "none"}, "mask_mode"),

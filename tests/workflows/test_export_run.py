@@ -172,7 +172,13 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.committed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.reply({"commitUrl": "http://hub/me/net/commit/1", "commitOid": "1" * 40, "success": True})
+            self.reply(
+                {
+                    "commitUrl": "https://huggingface.co/me/net/commit/1",
+                    "commitOid": "1" * 40,
+                    "success": True,
+                }
+            )
         else:
             self.reply({"error": self.path}, 404)
 

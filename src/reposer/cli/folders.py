@@ -216,9 +216,9 @@ def import_weights(
     ] = False,
 ) -> None:
     """Write a published checkpoint as a folder of ours; every name and shape in it is checked."""
+    claim_out("import-weights", out, file)
     from reposer.workflows.import_weights import import_weights as write
 
-    refuse_inputs(out, file)
     print(write(network, file, out, accept_license=accept_license))
 
 

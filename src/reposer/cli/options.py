@@ -226,6 +226,7 @@ OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
         "seal.json",
     ),
     "export-run": _EXPORT,
+    "import-weights": _EXPORT,
     "export-parser": (),
     "annotate": ("annotation",),
     "train": _RUN,

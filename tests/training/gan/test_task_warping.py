@@ -81,7 +81,10 @@ def _intro_flow(prepared) -> GanConfig:
 CASES = {"def_gan": _def_gan, "gfla": _gfla, "intro_flow_keypoints": _intro_flow}
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name != "def_gan" else ()) for name in CASES],
+)
 def run(request, prepared, tmp_path_factory):
     """A whole run of four steps, and its configuration."""
     config = apply_overrides(CASES[request.param](prepared), ["output.log_every=1"]).with_steps(4)

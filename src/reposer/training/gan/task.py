@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from reposer.config import read_json
 from reposer.data.parsing import colorize
 from reposer.data.samplers import draw_pairs
 from reposer.errors import UserError
@@ -42,6 +43,7 @@ from reposer.sections import draw_grid
 from reposer.storage import checkpoint
 from reposer.storage.checkpoint import Checkpoint, TensorGroups
 from reposer.storage.files import sha256_file
+from reposer.storage.paths import printable
 from reposer.structures import PairBatch
 from reposer.trained.networks import EMBEDDING, Trained, open_network
 from reposer.training.gan.config import GanConfig
@@ -278,7 +280,7 @@ class GanTask:
     def begin(self) -> None:
         """See Task: take the networks of ``start_from``, or let a generator that wants to see data begin."""
         if self.config.start_from is not None:
-            self.state.start_from(_newest(self.config.start_from))
+            self.state.start_from(_newest(self.config.start_from, self.config.generator))
             return
         begin = getattr(self.state.generator, "begin", None)
         if begin is None:
@@ -294,7 +296,9 @@ class GanTask:
         perceptual = self.config.perceptual.path if self.config.feature_layers else None
         named = {} if perceptual is None else {"perceptual": sha256_file(perceptual)}
         if self.config.start_from is not None and new:
-            named["start_from"] = sha256_file(_newest(self.config.start_from).path / "meta.json")
+            named["start_from"] = sha256_file(
+                _newest(self.config.start_from, self.config.generator).path / "meta.json"
+            )
         if self._judge is not None:
             self._check_people(self._judge.info)
             named["identity"] = self._judge.weights_hash
@@ -373,15 +377,21 @@ def _frozen(module: nn.Module) -> Iterator[nn.Module]:
         module.requires_grad_(True)
 
 
-def _newest(run: Path) -> Checkpoint:
-    """The newest good checkpoint of another run.
+def _newest(run: Path, generator: str) -> Checkpoint:
+    """The newest good checkpoint of another run of that generator.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none, or is a training of something else.
     """
     found = checkpoint.of_run(run)
     if found is None:
         raise UserError(f"start_from={run}: there is no checkpoint", "name the folder of a training run")
+    theirs = str(read_json(run / "config.json").get("generator", "none"))
+    if theirs != generator:
+        raise UserError(
+            f"start_from={run}: its generator is {printable(theirs[:60])}, and this one is {generator}",
+            "name a run of the same generator",
+        )
     return found
 
 
