@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reposer.workflows.repose import repose as repose
     from reposer.workflows.train import train_preset as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Name -> where it is defined; the same lines as above, for Python itself.
 _PLACES = {
