@@ -66,9 +66,8 @@ def invoke(*arguments: object) -> str:
     return result.output
 
 
-@pytest.mark.parametrize(
-    "name", ["vunet", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "vunet")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_a_baseline_is_trained_stopped_resumed_and_used(name, prepared, tmp_path):
     config, run = tiny(name, prepared), tmp_path / "run"
     for _ in range(3):

@@ -73,6 +73,7 @@ def test_a_run_writes_what_it_promises(uninterrupted):
     assert "none" in json.loads((uninterrupted / "environment.json").read_text())["perceptual"]
 
 
+@pytest.mark.slow
 def test_without_tensorboard_training_logs_all_the_same_and_says_so_once(
     prepared, uninterrupted, tmp_path, monkeypatch, caplog
 ):
@@ -198,6 +199,7 @@ def test_parts_and_processes_share_one_batch(prepared):
     assert whole[0].names == ranks[0].names + ranks[1].names
 
 
+@pytest.mark.slow
 def test_accumulation_without_a_discriminator_equals_the_whole_batch(prepared, tmp_path):
     """Instance norm and no adversarial term: then the parts are independent."""
     base = tiny_config(prepared)
@@ -273,6 +275,7 @@ def test_sigterm_saves_and_exits_with_143(prepared, uninterrupted, tmp_path, mon
     assert final_hashes(tmp_path) == final_hashes(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_hangup_within_a_save_ends_cleanly_and_loses_nothing(
     prepared, uninterrupted, tmp_path, monkeypatch
 ):

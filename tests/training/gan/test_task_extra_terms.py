@@ -74,6 +74,7 @@ def test_terms_without_a_generator_that_has_them_are_refused(prepared):
             tiny_config(prepared, generator=name, generator_args=args, weights=weights)
 
 
+@pytest.mark.slow
 def test_rsa_gan_trains_with_every_term_and_resumes_to_the_same_bits(prepared, tmp_path):
     config = tiny_config(
         prepared,

@@ -59,6 +59,7 @@ def _check_kills(context, prepared: Path, tmp_path: Path, kills: int, steps: int
     assert checkpoint.latest(run / "checkpoints").step == steps
 
 
+@pytest.mark.slow
 def test_a_kill(processes, prepared, tmp_path):
     _check_kills(processes, prepared, tmp_path, kills=1, steps=10)
 

@@ -37,6 +37,7 @@ def test_a_run_without_checkpoint_and_other_sizes_are_named(prepared, tmp_path):
         train(config, tmp_path / "other", device="cpu")
 
 
+@pytest.mark.slow
 def test_two_discriminators_train_and_resume(prepared, tmp_path):
     config = tiny_config(prepared, discriminator_args={**TINY_D, "shape": True})
     train(config, tmp_path / "run", device="cpu", max_minutes=0)

@@ -202,7 +202,7 @@ def test_a_budget_shrinks_the_people_but_not_the_classes(prepared):
 # ---- whole trainings
 
 
-@pytest.mark.parametrize("label", ["source", *SLOW_LABELS, "teacher"])
+@pytest.mark.parametrize("label", ["source", *SLOW_LABELS, pytest.param("teacher", marks=pytest.mark.slow)])
 def test_stopping_and_going_on_gives_the_same_bits(prepared, made, teacher, tmp_path, monkeypatch, label):
     share = 0.5 if label in ("smoothed", "extra_class") else None
     taught = {"teacher": teacher} if label == "teacher" else {}
