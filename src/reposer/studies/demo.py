@@ -99,14 +99,15 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
     say(f"[2/5] training a small SAN from scratch for {scale.minutes:.1f} minutes")
     trained = _train_from_scratch(out, scale, threads)
     runtime = setup(threads=threads)
-    shipped, rsa = (PoseTransfer.from_pretrained(name, runtime) for name in ("shipped", "shipped-rsa"))
+    names = ("shipped", "shipped-rsa", "transport")
+    shipped, rsa, carried = (PoseTransfer.from_pretrained(name, runtime) for name in names)
     predicting = PoseTransfer.from_pretrained("shipped", runtime).with_predictor(
         MapPredictor.from_pretrained("shipped-predictor", runtime), "predicted"
     )
     fresh = PoseTransfer.from_pretrained(out / "training", runtime)
 
     say("[3/5] re-posing people that no generator has seen")
-    _write_pictures(out, people, pairs, [shipped, predicting, rsa, fresh])
+    _write_pictures(out, people, pairs, [shipped, predicting, rsa, fresh, carried])
 
     say("[4/5] measuring")
     methods: dict[str, Method] = {
@@ -114,6 +115,7 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
         "SAN (shipped), donor's background": lambda batch: shipped(batch, "donor"),
         "SAN (shipped), predicted maps": predicting,
         "RSA-GAN (shipped)": rsa,
+        "texture transport (no weights)": carried,
         f"SAN trained here for {scale.minutes:.1f} minutes": fresh,
     }
     quality = evaluate_pairs(
@@ -174,18 +176,20 @@ def _write_pictures(
         out: of the demo.
         people: all that were rendered.
         pairs: (P, 2) source and target rows.
-        models: shipped SAN, the same with predicted maps, RSA-GAN, and the SAN from scratch.
+        models: shipped SAN, the same with predicted maps, RSA-GAN, the SAN from scratch, and texture
+            transport.
     """
+    *learned, carried = models
     shipped, pictures = models[0], made_folder(out, PICTURES)
     shown = pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]
     columns = [
         list(people.images[shown[:, 0]]),
         [colorize(labels) for labels in people.parsing[shown[:, 1]]],
-        *(_pictures(model, people, shown) for model in models),
-        _pictures(shipped, people, shown, "donor"),
+        *(_pictures(model, people, shown) for model in learned),
+        _pictures(carried, people, shown, "donor"),
         list(people.images[shown[:, 1]]),
     ]
-    titles = ["source", "target map", "SAN", "pose only", "RSA-GAN", "scratch", "stitched", "true target"]
+    titles = ["source", "target map", "SAN", "pose only", "RSA-GAN", "scratch", "carried", "true target"]
     write_output(
         pictures / "pairs.png", encode_png(draw_grid(list(zip(*columns, strict=True)), titles, scale=2))
     )
@@ -230,8 +234,9 @@ def _story(test_people: int, pairs: int, scratch: TrainingSummary) -> list[Secti
         " map, and of the target only mask and label map. “Pose only”: the same SAN with maps that the"
         " shipped predictor made from the target's keypoints. “RSA-GAN” (reconstruction from the abstract)"
         " gets no target map either. “Scratch” is the SAN that was trained on this machine a moment ago, for"
-        f" {scratch.step} steps in {scratch.minutes:.1f} minutes; “stitched” the shipped SAN's person over"
-        " the target image's own background."
+        f" {scratch.step} steps in {scratch.minutes:.1f} minutes. “Carried” is no network: the source's"
+        " pixels taken to the target's pose, and where it shows none the median color of the garment, over the"
+        " target image's own background."
     )
     poses_text = (
         "In use there is no true target: another person lends the pose, and here the background too. The"
