@@ -235,7 +235,7 @@ def _story(test_people: int, pairs: int, scratch: TrainingSummary) -> list[Secti
         " shipped predictor made from the target's keypoints. “RSA-GAN” (reconstruction from the abstract)"
         " gets no target map either. “Scratch” is the SAN that was trained on this machine a moment ago, for"
         f" {scratch.step} steps in {scratch.minutes:.1f} minutes. “Carried” is no network: the source's"
-        " pixels taken to the target's pose, and where it shows none the median color of the garment, over the"
+        " pixels taken to the target's pose, and where it shows none the garment's median color, over the"
         " target image's own background."
     )
     poses_text = (
