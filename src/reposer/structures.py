@@ -17,6 +17,13 @@ from torch import Tensor
 NUM_JOINTS = 18  # OpenPose-COCO-18, in the order of reposer.data.keypoints.JOINTS
 NUM_LABELS = 20  # LIP-20, in the order of reposer.data.parsing.LIP_LABELS
 MISSING_LABEL = 255  # fills the parsing map of a person who has none
+# Pairs of joints by which PG2, DPIG, Def-GAN and GFLA draw a body, and pose masks of metrics too. Six are no
+# limbs: they fill the torso's sides (8-11, 11-5, 8-2), join the shoulder to both ears of PATN's naming
+# (1-16, 1-17) and one ear to the other (16-17).
+LIMBS = (
+    *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)),
+    *((1, 0), (0, 14), (14, 16), (0, 15), (15, 17), (1, 16), (1, 17), (8, 11), (11, 5), (8, 2), (16, 17)),
+)
 
 
 @dataclass(frozen=True, slots=True)

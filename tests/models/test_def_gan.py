@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from network_checks import does_not_depend_on_its_batch, reads_image_and_poses_only
 
 from reposer.errors import UserError
 from reposer.models.def_gan import DefGAN, def_gan_size
 from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator
 from reposer.models.layers import LayerNorm
-from reposer.structures import PairBatch
 from reposer.workflows.gan_presets import find_preset
 
 TINY = {"encoder": (4, 6, 8, 8), "decoder": (8, 6, 4)}
@@ -129,27 +129,12 @@ def test_padding_moves_the_warps_with_the_picture(make_batch):
 
 def test_it_reads_image_and_poses_only(make_batch):
     net, batch = seeded().eval(), make_batch(2, 64, 32)
-    blind = replace(
-        batch,
-        **{f: 255 - getattr(batch, f) for f in ("target_image", "source_parsing", "target_parsing")},
-        source_mask=~batch.source_mask,
-        target_mask=~batch.target_mask,
-    )
-    with torch.inference_mode():
-        assert torch.equal(net(batch), net(blind))
-        for field in net.needs:
-            changed = replace(batch, **{field: getattr(batch, field).flip(1)})
-            assert not torch.equal(net(batch), net(changed)), field
+    reads_image_and_poses_only(net, batch)
 
 
 def test_a_picture_does_not_depend_on_its_batch(make_batch):
     net, batch = seeded().eval(), make_batch(4)
-    batch.source_keypoints[1, [2, 8]] = batch.target_keypoints[2, :9] = torch.nan
-    with torch.inference_mode():
-        whole = net(batch)
-        for row in range(4):
-            one = PairBatch(**{name: column[row : row + 1] for name, column in batch.tensors().items()})
-            assert (net(one) - whole[row]).abs().max() < 2 / 255 / 10
+    does_not_depend_on_its_batch(net, batch)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -500.0, 7.0])

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from network_checks import does_not_depend_on_its_batch, reads_image_and_poses_only
 
 from reposer.errors import UserError
 from reposer.models.discriminators import build_discriminator
 from reposer.models.generators import build_generator
 from reposer.models.gfla import GFLA, LocalAttention, blocks_at, flow_regularity, gfla_size, part_flow_loss
 from reposer.models.part_warps import HIDDEN, VISIBLE, KeypointFlow
-from reposer.structures import PairBatch
 from reposer.workflows.gan_presets import find_preset
 
 TINY = {"ngf": 4, "flow_ngf": 4, "hidden": 6}
@@ -198,27 +198,12 @@ def test_in_the_first_stage_the_image_is_the_source_where_the_flow_leads(make_ba
 
 def test_it_reads_image_and_poses_only(make_batch):
     net, batch = seeded().eval(), make_batch(2, 64, 32)
-    blind = replace(
-        batch,
-        **{f: 255 - getattr(batch, f) for f in ("target_image", "source_parsing", "target_parsing")},
-        source_mask=~batch.source_mask,
-        target_mask=~batch.target_mask,
-    )
-    with torch.inference_mode():
-        assert torch.equal(net(batch), net(blind))
-        for field in net.needs:
-            changed = replace(batch, **{field: getattr(batch, field).flip(1)})
-            assert not torch.equal(net(batch), net(changed)), field
+    reads_image_and_poses_only(net, batch)
 
 
 def test_a_picture_does_not_depend_on_its_batch(make_batch):
     net, batch = seeded(attention=(3, 3)).eval(), make_batch(4)
-    batch.source_keypoints[1, [2, 8]] = batch.target_keypoints[2, :9] = torch.nan
-    with torch.inference_mode():
-        whole = net(batch)
-        for row in range(4):
-            one = PairBatch(**{name: column[row : row + 1] for name, column in batch.tensors().items()})
-            assert (net(one) - whole[row]).abs().max() < 2 / 255 / 10
+    does_not_depend_on_its_batch(net, batch)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -500.0])

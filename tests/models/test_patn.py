@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from network_checks import reads_image_and_poses_only
 
 from reposer.errors import UserError
 from reposer.models.generators import build_generator
@@ -62,17 +63,7 @@ def test_every_parameter_learns_and_any_size_goes(args, make_batch):
 def test_it_reads_image_and_poses_only(make_batch):
     torch.manual_seed(0)
     net, batch = PATN(**TINY).eval(), make_batch(2, 64, 32)
-    blind = replace(
-        batch,
-        **{f: 255 - getattr(batch, f) for f in ("target_image", "source_parsing", "target_parsing")},
-        source_mask=~batch.source_mask,
-        target_mask=~batch.target_mask,
-    )
-    with torch.inference_mode():
-        assert torch.equal(net(batch), net(blind))
-        for field in net.needs:
-            changed = replace(batch, **{field: getattr(batch, field).flip(1)})
-            assert not torch.equal(net(batch), net(changed)), field
+    reads_image_and_poses_only(net, batch)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -500.0])

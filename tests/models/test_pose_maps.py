@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from reposer.images import resize
 from reposer.models.layers import pad_to_multiple
 from reposer.models.pose_maps import (
-    LIMBS,
     PoseConv2d,
     convolve,
     disc_maps,
@@ -18,8 +18,8 @@ from reposer.models.pose_maps import (
     limb_mask,
     moved,
     pose_maps,
-    resized,
 )
+from reposer.structures import LIMBS
 
 
 def test_maps_follow_the_formula_and_missing_joints_are_zero() -> None:
@@ -125,7 +125,7 @@ def test_the_pose_mask_is_that_of_discs_drawn_one_by_one():
 def test_keypoints_move_with_the_picture_that_is_resized():
     image = torch.zeros(1, 1, 8, 6)
     image[0, 0, 2, 4] = 1.0
-    large = resized(image, 16, 24)
+    large = resize(image, (16, 24))
     assert torch.equal(moved(torch.tensor([[[4.0, 2.0]]]), (8, 6), (16, 24)), torch.tensor([[[17.5, 4.5]]]))
     places = (large[0, 0] == large.max()).nonzero().float().mean(0)
     assert places.tolist() == [4.5, 17.5]

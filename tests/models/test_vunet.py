@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from reposer.errors import UserError
-from reposer.images import to_float
+from reposer.images import resize, to_float
 from reposer.models.generators import build_generator
-from reposer.models.pose_maps import resized
 from reposer.models.vunet import (
     VUNet,
     _Conv,
@@ -304,12 +303,12 @@ def test_pictures_of_another_size_are_squeezed_and_stretched_back(make_batch):
     scale = torch.tensor([2.0, 1.0])
     wide = replace(
         batch,
-        source_image=resized(to_float(batch.source_image), 32, 32),
+        source_image=resize(to_float(batch.source_image), (32, 32)),
         source_keypoints=(batch.source_keypoints + 0.5) * scale - 0.5,
         target_keypoints=(batch.target_keypoints + 0.5) * scale - 0.5,
     )
     assert 0.01 < net(wide).abs().max() < 1
-    torch.testing.assert_close(net(batch), resized(net(wide), 32, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(net(batch), resize(net(wide), (32, 16)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from reposer.config import load_config, read_json
 from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError, find, with_plugins
 from reposer.images import resize
+from reposer.models.pose_maps import moved
 from reposer.storage.checkpoint import CHECKPOINTS
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import RefusedFileError
@@ -245,8 +246,7 @@ class GuidedPersonParser:
             known[found] = masks.cpu()[found].to(torch.uint8)
         joints = torch.full((count, NUM_JOINTS, 2), torch.nan)
         if keypoints is not None:
-            scale = torch.tensor([self._size[1] / size[1], self._size[0] / size[0]])
-            joints = (keypoints.cpu().float() + 0.5) * scale - 0.5
+            joints = moved(keypoints.cpu(), size, self._size)
         small = F.interpolate(known[:, None], self._size, mode="nearest-exact")[:, 0]
         with torch.inference_mode():
             inputs = (resize(images.to(device), self._size), small.to(device), joints.to(device))

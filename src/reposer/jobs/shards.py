@@ -190,40 +190,62 @@ def run_job(
         DiskError: the disk is full or faulty. Finished shards stay in any case, and a later call goes on.
     """
     folder = job.folder
+    with opened(job, work) as lock:
+        remove_tree(unlinked(folder.book, CLAIMS))  # who was to work with others does all of it now
+        if before is not None:
+            before()
+        shards = job.shards(work.notes)
+        todo = unfinished(job, shards, work.notes)
+        share(folder.book, lock)
+        work.items = sum(len(shard.items) for shard in shards)
+        work.kept = work.items - sum(len(shard.items) for shard in todo)
+        show = counting(work, on_progress)
+        started = time.monotonic()
+        try:
+            with closing(executor(folder, todo, show)) as durable:
+                for items in durable:
+                    work.written += items
+            clear_staging(folder)
+        except BaseException:
+            with suppress(OSError, RefusedFileError):
+                clear_staging(folder)  # the room may be wanted
+            raise
+        work.seconds = time.monotonic() - started
+        if after is not None:
+            after()
+
+
+@contextmanager
+def opened(job: Job, work: Work) -> Iterator[int]:
+    """The job's folder, made where it is new, locked for this process alone, and found to be of this job.
+
+    Yields:
+        The lock's descriptor; faults of the disk in the block say how far the job came.
+
+    Raises:
+        UserError, DiskError: as :func:`run_job`.
+    """
+    folder = job.folder
     with named_disk_faults(job, work):
         inside = folder.book.relative_to(folder.root).as_posix()
         made_folder(folder.root, "" if inside == "." else inside)
         with locked(folder.book, notes=work.notes) as lock:
             open_job(job, work.notes)
-            remove_tree(unlinked(folder.book, CLAIMS))  # who was to work with others does all of it now
-            if before is not None:
-                before()
-            shards = job.shards(work.notes)
-            todo = unfinished(job, shards, work.notes)
-            share(folder.book, lock)
-            work.items = sum(len(shard.items) for shard in shards)
-            computed = work.kept = work.items - sum(len(shard.items) for shard in todo)
+            yield lock
 
-            def show(items: int) -> None:
-                nonlocal computed
-                computed = min(computed + items, work.items)
-                if on_progress is not None:
-                    on_progress(computed, work.items)
 
-            show(0)
-            started = time.monotonic()
-            try:
-                with closing(executor(folder, todo, show)) as durable:
-                    for items in durable:
-                        work.written += items
-                clear_staging(folder)
-            except BaseException:
-                with suppress(OSError, RefusedFileError):
-                    clear_staging(folder)  # the room may be wanted
-                raise
-            work.seconds = time.monotonic() - started
-            if after is not None:
-                after()
+def counting(work: Work, on_progress: Progress) -> Callable[[int], None]:
+    """What to call with each number of computed items: tells of them, and at once of those that were kept."""
+    computed = work.kept
+
+    def show(items: int) -> None:
+        nonlocal computed
+        computed = min(computed + items, work.items)
+        if on_progress is not None:
+            on_progress(computed, work.items)
+
+    show(0)
+    return show
 
 
 def write_shards(

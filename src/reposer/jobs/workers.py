@@ -35,8 +35,9 @@ from reposer.jobs.shards import (
     Shard,
     Work,
     clear_staging,
+    counting,
     named_disk_faults,
-    open_job,
+    opened,
     refuse_another,
     run_job,
     unfinished,
@@ -153,31 +154,27 @@ def take_step(
 
 
 def _plan(job: Job, work: Work, step: Step, before: Callable[[], None] | None) -> None:
-    folder, book = job.folder, job.folder.book
-    with named_disk_faults(job, work):
-        inside = book.relative_to(folder.root).as_posix()
-        made_folder(folder.root, "" if inside == "." else inside)
-        with locked(book, notes=work.notes):
-            open_job(job, work.notes)
-            if before is not None:
-                before()
-            shards = job.shards(work.notes)
-            todo = unfinished(job, shards, work.notes)
-            for shard in todo:  # a seal says that there is nothing to do
-                _unseal(book, shard.number)
-            work.items = sum(len(shard.items) for shard in shards)
-            work.kept = work.items - sum(len(shard.items) for shard in todo)
-            earlier = Plan.of(book) if is_planned(book) else None
-            if earlier is None or earlier.version != __version__ or earlier.lease != step.lease:
-                remove_tree(unlinked(book, CLAIMS))
-                plan = Plan(secrets.token_hex(8), __version__, step.lease)
-                made_folder(book, f"{CLAIMS}/{plan.id}")
-                write_atomic(book / CLAIMS / PLAN, plan.data())
-            again = "was planned before" if earlier else "is planned"
-            work.said = f"{again}: {len(todo):,} of {len(shards):,} shards are to be made"
-            if todo:
-                work.notes.append("next: the same command with --step work, by any number of workers")
-            work.notes.append(f"{'then' if todo else 'next'}: the same command with --step finish")
+    book = job.folder.book
+    with opened(job, work):
+        if before is not None:
+            before()
+        shards = job.shards(work.notes)
+        todo = unfinished(job, shards, work.notes)
+        for shard in todo:  # a seal says that there is nothing to do
+            _unseal(book, shard.number)
+        work.items = sum(len(shard.items) for shard in shards)
+        work.kept = work.items - sum(len(shard.items) for shard in todo)
+        earlier = Plan.of(book) if is_planned(book) else None
+        if earlier is None or earlier.version != __version__ or earlier.lease != step.lease:
+            remove_tree(unlinked(book, CLAIMS))
+            plan = Plan(secrets.token_hex(8), __version__, step.lease)
+            made_folder(book, f"{CLAIMS}/{plan.id}")
+            write_atomic(book / CLAIMS / PLAN, plan.data())
+        again = "was planned before" if earlier else "is planned"
+        work.said = f"{again}: {len(todo):,} of {len(shards):,} shards are to be made"
+        if todo:
+            work.notes.append("next: the same command with --step work, by any number of workers")
+        work.notes.append(f"{'then' if todo else 'next'}: the same command with --step finish")
 
 
 def _work(job: Job, executor: Executor, work: Work, step: Step, on_progress: Progress) -> None:
@@ -194,15 +191,8 @@ def _work(job: Job, executor: Executor, work: Work, step: Step, on_progress: Pro
         numbers = {shard.number: shard for shard in shards}
         order = _in_turn(shards, step.shard or scheduled_shard(os.environ) or (0, 1))
         work.items = sum(len(shard.items) for shard in shards)
-        computed = work.kept = sum(len(s.items) for s in shards if is_sealed(part_path(book, s.number)))
-
-        def show(items: int) -> None:
-            nonlocal computed
-            computed = min(computed + items, work.items)
-            if on_progress is not None:
-                on_progress(computed, work.items)
-
-        show(0)
+        work.kept = sum(len(s.items) for s in shards if is_sealed(part_path(book, s.number)))
+        show = counting(work, on_progress)
         started = time.monotonic()
         with Claims(book, plan) as claims:
             wanted: Collection[int] = order

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reposer.errors import UserError
 from reposer.images import require_uint8
-from reposer.structures import MISSING_LABEL, NUM_JOINTS, NUM_LABELS
+from reposer.structures import LIMBS, MISSING_LABEL, NUM_JOINTS, NUM_LABELS
 
 SSIM_WINDOW = 11  # pixels: sigma 1.5 cut at 3.5 sigma, as in Wang et al., IEEE TIP 2004
 GFLA_WINDOW = 51  # pixels
@@ -294,12 +294,6 @@ def pckh(
 
 RADIUS = 4.0  # pixels, at 128x64
 CLOSING = 5  # pixels, side of the square
-# OpenPose-18 joints. Six links are no limbs: they fill the torso's sides (8-11, 11-5, 8-2), join the shoulder
-# to both ears of PATN's naming (1-16, 1-17) and one ear to the other (16-17).
-LIMBS = (
-    *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)),
-    *((1, 0), (0, 14), (14, 16), (0, 15), (15, 17), (1, 16), (1, 17), (8, 11), (11, 5), (8, 2), (16, 17)),
-)
 
 
 def pose_mask(keypoints: NDArray[np.float32], height: int, width: int) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from reposer.errors import UserError
-from reposer.images import to_float
+from reposer.images import resize, to_float
 from reposer.models.layers import (
     ConvNormAct,
     Padding,
@@ -32,7 +32,7 @@ from reposer.models.layers import (
     make_norm,
     pad_to_multiple,
 )
-from reposer.models.pose_maps import convolve, gaussian_maps, pose_maps, resized
+from reposer.models.pose_maps import convolve, gaussian_maps, pose_maps
 from reposer.models.texture_transport import carried_to
 from reposer.structures import NUM_JOINTS, NUM_LABELS, PairBatch
 
@@ -243,7 +243,7 @@ class DcganDiscriminator(nn.Module):
 
     def forward(self, source_image: Tensor, image: Tensor, batch: PairBatch, fake: bool = False) -> Tensor:
         """Arguments as of :class:`ResnetDiscriminator`; (B, 1)."""
-        x = resized(seen(self.pairing, source_image, image, batch, fake, self.labels), *self.size)
+        x = resize(seen(self.pairing, source_image, image, batch, fake, self.labels), self.size)
         x = x.contiguous(memory_format=torch.channels_last)
         for step in self.steps:
             x = step(x)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer.errors import UserError
-from reposer.images import to_float
+from reposer.images import resize, to_float
 from reposer.models.layers import check_choice
 from reposer.models.pg2 import CodeUNet, Levels, PlainResidual, ReluConv, checked_size, glorot, pose_planes
-from reposer.models.pose_maps import limb_mask, moved, resized
+from reposer.models.pose_maps import limb_mask, moved
 from reposer.structures import NUM_JOINTS, PairBatch
 
 DEVIATIONS = (
@@ -105,10 +105,10 @@ class DPIG(nn.Module):
         frame = (int(image.shape[-2]), int(image.shape[-1]))
         if self.training:
             image, keypoints = batch.target_image, batch.target_keypoints
-        code = self.encode(resized(to_float(image), *self.size), moved(keypoints, frame, self.size))
+        code = self.encode(resize(to_float(image), self.size), moved(keypoints, frame, self.size))
         pose = pose_planes(batch.target_keypoints, frame, self.size, self.radius)
         planes = code[:, :, None, None].expand(-1, -1, *self.size)
-        made = resized(self.draw(torch.cat([planes, pose], 1)).float(), *frame)
+        made = resize(self.draw(torch.cat([planes, pose], 1)).float(), frame)
         return made if self.training else made.clamp(-1, 1)
 
     def encode(self, image: Tensor, keypoints: Tensor) -> Tensor:

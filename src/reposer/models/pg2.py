@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer.errors import UserError
-from reposer.images import to_float
+from reposer.images import resize, to_float
 from reposer.models.layers import check_choice
-from reposer.models.pose_maps import disc_maps, limb_mask, moved, resized
+from reposer.models.pose_maps import disc_maps, limb_mask, moved
 from reposer.structures import NUM_JOINTS, PairBatch
 
 DEVIATIONS = (
@@ -90,12 +90,12 @@ class PG2(nn.Module):
         missing joint is a plane of -1.
         """
         frame = (int(batch.source_image.shape[-2]), int(batch.source_image.shape[-1]))
-        source = resized(to_float(batch.source_image), *self.size)
+        source = resize(to_float(batch.source_image), self.size)
         pose = pose_planes(batch.target_keypoints, frame, self.size, self.radius)
         image: Tensor = self.coarse(torch.cat([source, pose], 1))
         if self.stage != "coarse":
             image = image + self.fine(torch.cat([image, source], 1))
-        image = resized(image.float(), *frame)
+        image = resize(image.float(), frame)
         image = image if self.training else image.clamp(-1, 1)
         if not parts:
             return image

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reposer.structures import LIMBS
+
 
 @dataclass(frozen=True, slots=True)
 class PoseMaps:
@@ -106,12 +108,6 @@ def _windows(along: Tensor, kernel: int, stride: int, padding: int, mode: str) -
 
 # ---- Discs and limbs; where a network works at a size of its own, pictures and keypoints brought to it.
 
-# of OpenPose-18: what PG2 and DPIG, Def-GAN and GFLA draw of a body
-LIMBS = (
-    *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)),
-    *((1, 0), (0, 14), (14, 16), (0, 15), (15, 17), (1, 16), (1, 17), (8, 11), (11, 5), (8, 2), (16, 17)),
-)
-
 
 def disc_maps(
     keypoints: Tensor, height: int, width: int, radius: float = 4.0, truncate: bool = False
@@ -165,13 +161,6 @@ def limb_mask(keypoints: Tensor, height: int, width: int, radius: float = 4.0) -
         mask = torch.where(near, 1.0, mask)
     grown = F.max_pool2d(mask, 5, stride=1, padding=2)
     return -F.max_pool2d(-grown, 5, stride=1, padding=2)
-
-
-def resized(image: Tensor, height: int, width: int) -> Tensor:
-    """(B, C, h, w) float -> (B, C, height, width), bilinear, averaging where it shrinks."""
-    if image.shape[-2:] == (height, width):
-        return image
-    return F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=True)
 
 
 def moved(keypoints: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

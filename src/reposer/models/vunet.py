@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reposer.errors import UserError
-from reposer.images import to_float
+from reposer.images import resize, to_float
 from reposer.models.layers import check_choice
-from reposer.models.pose_maps import moved, resized, segment_distance
+from reposer.models.pose_maps import moved, segment_distance
 from reposer.structures import PairBatch
 
 DEVIATIONS = (
@@ -101,7 +101,7 @@ class VUNet(nn.Module):
         frame = (int(image.shape[-2]), int(image.shape[-1]))
         if self.training:
             image, keypoints = batch.target_image, batch.target_keypoints
-        image = resized(to_float(image), *self.size)
+        image = resize(to_float(image), self.size)
         own, wanted = (
             _present(moved(points, frame, self.size)) for points in (keypoints, batch.target_keypoints)
         )
@@ -109,7 +109,7 @@ class VUNet(nn.Module):
         means, codes = self.posterior(looks)
         shapes = self.pose_encoder(stick_figure(wanted, *self.size))
         x, priors = self.decoder(shapes, codes, parts)
-        made = resized(self.to_image(x).float(), *frame)
+        made = resize(self.to_image(x).float(), frame)
         made = made if self.training else made.clamp(-1, 1)
         if not parts:
             return made

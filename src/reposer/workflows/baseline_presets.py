@@ -40,9 +40,7 @@ def vunet_market() -> GanConfig:
         generator_args=vunet_size("paper"),
         optimizer=OptimizerConfig(lr=1e-3, beta1=0.5, beta2=0.9),
         weights=LossWeights(adversarial=0.0, l1=1.0, perceptual=0.45).changed(kl=1 / 637.5),
-        perceptual=PerceptualConfig(
-            layers=("relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2"), norm="l1"
-        ),
+        perceptual=PerceptualConfig(layers=VGG_LAYERS, norm="l1"),
         gan=AdversarialConfig(pool=0, discriminator=False),
         schedule=ScheduleConfig(
             epochs_const=4, epochs_decay=396, ramps={"kl": RampConfig(start=1e-6, begin=0.5, end=0.75)}

@@ -291,9 +291,8 @@ def train_preset(
     """
     others = {**REID_PRESETS, **PARSING_PRESETS}
     config = others[name]() if name in others else find("preset", name, PRESETS, *others)()
-    config = config.changed(data=config.data.changed(folder=data), threads=threads)
     how: dict[str, Any] = {"device": device, "max_minutes": max_minutes, "trackers": trackers}
-    return train(apply_overrides(config, overrides), out, **how)
+    return train_settings(config.changed(threads=threads), data, out, overrides, **how)
 
 
 def read_settings(file: Path) -> TrainingConfig:
