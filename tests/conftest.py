@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -13,6 +14,7 @@ import pytest
 from reposer.cli import main as cli
 
 os.environ["PIP_NO_INDEX"] = "1"  # no test fetches a network from the machine's package index by mistake
+os.fsync = os.fstat  # no test outlives a loss of power; a wrong descriptor is still an error
 ROOT = Path(__file__).parents[1]
 OURS = tuple(str(ROOT / folder) + "/" for folder in ("src", "tests", "benchmarks"))
 DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
@@ -54,6 +56,12 @@ def _named(frame: FrameType | None, module: str) -> bool:
     while frame is not None and frame.f_globals.get("__name__") != module:
         frame = frame.f_back
     return frame is not None and _ours(frame)
+
+
+def pytest_collection_finish(session):
+    """What thousands of collected tests hold is never garbage: each training ends with a full collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,12 +20,12 @@ PATN = {"ngf": 4, "blocks": 2, "padding": "zeros"}
 UNET = {"widths": [4, 8, 12], "blocks": 1, "heads": 2, "padding": "zeros"}
 CASES = [
     ("rsa_gan", RSA, []),
-    ("rsa_gan", RSA, ["generator_args.semantics=false"]),
+    pytest.param("rsa_gan", RSA, ["generator_args.semantics=false"], marks=pytest.mark.slow),
     ("rsa_gan", RSA, ["generator_args.correspondence=false", "weights.correspondence=0"]),
-    ("rsa_gan", RSA, ["generator_args.gate=none"]),
+    pytest.param("rsa_gan", RSA, ["generator_args.gate=none"], marks=pytest.mark.slow),
     ("patn", PATN, ["discriminator_args.head=none"]),
     ("san", TINY_SAN, ["generator_args.pose=keypoints"]),
-    ("san", TINY_SAN, ["generator_args.pose=both"]),
+    pytest.param("san", TINY_SAN, ["generator_args.pose=both"], marks=pytest.mark.slow),
 ]
 
 
