@@ -172,6 +172,12 @@ def _keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
+def give_freed_memory_back() -> None:
+    """Hand what glibc keeps to the kernel, once: where a process waits after its start."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _set_determinism(device: torch.device) -> None:
     """Deterministic algorithms on a CPU; on a GPU the fast ones, among them TensorFloat-32 for float32."""
     # use_deterministic_algorithms does the same, but imports the compiler first: two seconds at every start

@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -310,3 +312,30 @@ def test_the_default_is_this_machine_alone() -> None:
     assert hosts_of("photos.lan", 1) == {"photos.lan:1"}
     everywhere = {"0.0.0.0:1", "127.0.0.1:1", "localhost:1", "[::1]:1", f"{socket.gethostname().lower()}:1"}
     assert hosts_of("0.0.0.0", 1) == everywhere
+
+
+# ---- what it takes
+
+_NEEDLESS = (
+    "torch._dynamo",
+    "sympy",
+    "torchvision",
+    "scipy",
+    "sklearn",
+    "onnxruntime",
+    "transformers",
+    "ai_edge_litert",
+)
+
+
+def test_the_page_waits_without_what_only_photos_and_trainings_need() -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from reposer.app.server import make_app\n"
+        "from reposer.workflows.review import Library\n"
+        "from reposer.workflows.studio import open_studio\n"
+        "make_app(Library(Path()), open_studio(threads=1))\n"
+        f"print([name for name in {_NEEDLESS} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -10,6 +11,8 @@ import os
 import pickle
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -28,6 +31,7 @@ from bad_inputs import mutate
 from safetensors.torch import save, save_file
 
 from reposer.errors import MissingWeightsError, UserError
+from reposer.storage.files import DiskError
 from reposer.weights import files as weights
 from reposer.weights.downloads import DownloadError, Source, fetch
 
@@ -352,6 +356,72 @@ def test_errors_of_the_server_are_named(server: Server, tmp_path: Path, status: 
     server.behavior = lambda handler: handler.send_error(status)
     with pytest.raises(DownloadError, match=str(status)):
         fetch(server.source(), tmp_path / "file.pth")
+
+
+class _SmallDisk(io.FileIO):
+    """Of 100,000 bytes."""
+
+    def write(self, data: bytes) -> int:
+        if self.tell() + len(data) > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+def test_a_disk_that_gets_full_on_the_way_is_named(server: Server, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("reposer.weights.downloads._CHUNK", 30_000)
+    with monkeypatch.context() as small:
+        small.setattr(os, "fdopen", lambda descriptor, mode: _SmallDisk(descriptor, "r+"))
+        with pytest.raises(DiskError, match="No space left") as error:
+            fetch(server.source(), tmp_path / "file.pth")
+    assert "free some space" in error.value.advice
+    (part,) = tmp_path.iterdir()
+    assert part.name == ".file.pth.part"
+    came = part.stat().st_size
+    assert CONTENT.startswith(part.read_bytes())
+    assert fetch(server.source(), tmp_path / "file.pth").read_bytes() == CONTENT  # goes on where it stopped
+    assert server.ranges == [None, f"bytes={came}-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_asked(server, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("reposer.storage.files.free_bytes", lambda path: 1000)
+    with pytest.raises(DiskError, match="1,000 are free"):
+        fetch(server.source(), tmp_path / "file.pth")
+    assert server.ranges == []
+
+
+def test_a_cache_that_is_mounted_read_only_is_named(server: Server, tmp_path: Path, monkeypatch):
+    def refuse(path: object, flags: int, *rest: int) -> int:
+        if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *rest)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DiskError, match="Read-only file system"):
+        fetch(server.source(), tmp_path / "file.pth")
+    (tmp_path / "file.pth").write_bytes(CONTENT)
+    assert fetch(server.source(), tmp_path / "file.pth").read_bytes() == CONTENT  # what is there will do
+    assert server.ranges == []
+
+
+def test_two_processes_at_once_fetch_once(server: Server, tmp_path: Path):
+    def slowly(handler: BaseHTTPRequestHandler) -> None:
+        server.stop.wait(0.5)
+        answer()(handler)
+
+    server.behavior = slowly
+    source, place = server.source(), tmp_path / "file.pth"
+    code = (
+        "import sys; from pathlib import Path; from reposer.weights.downloads import Source, fetch\n"
+        "fetch(Source(sys.argv[1], sys.argv[2], 400_000), Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, source.url, source.sha256, str(place)]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    assert place.read_bytes() == CONTENT
+    assert len(server.ranges) == 1
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_a_link_in_the_place_of_the_part_is_not_followed(server: Server, tmp_path: Path):

@@ -47,9 +47,9 @@ MEMBERS = [Member(WHEEL, name, hashlib.sha256(data).hexdigest(), len(data)) for 
 
 
 class Index(ThreadingHTTPServer):
-    """A package index: ``behavior`` is "good", "wrong", "cut" or "slow"; ``fetched`` counts wheels."""
+    """A package index: ``behavior`` is "good", "wrong", "cut", "slow" or where else a wheel lies."""
 
-    behavior, fetched = "good", 0
+    behavior, fetched = "good", 0  # fetched: wheels
     stop: threading.Event
 
 
@@ -62,6 +62,11 @@ class Handler(BaseHTTPRequestHandler):
         data = GOOD if wheel else f'<a href="/{FILE}">{FILE}</a>'.encode()
         if wheel and self.server.behavior == "wrong":
             data = packed({**INSIDE, "toy/one.tflite": b"something else"})
+        if wheel and "://" in self.server.behavior:
+            self.send_response(302)
+            self.send_header("Location", self.server.behavior)
+            self.end_headers()
+            return
         self.send_response(200)
         self.send_header("Content-Type", "application/octet-stream" if wheel else "text/html")
         self.send_header("Content-Length", str(len(data)))
@@ -127,6 +132,15 @@ def test_what_goes_wrong_is_one_line_and_leaves_nothing(index, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["ftp", "file"])  # pip itself reads files of this machine
+def test_a_redirect_to_another_scheme_gives_no_wheel_that_is_not_pinned(index, tmp_path, scheme):
+    other = tmp_path / FILE
+    other.write_bytes(packed({**INSIDE, "toy/one.tflite": b"something else"}))
+    index.behavior = f"{scheme}://{other}"
+    assert refused(tmp_path / "a") in ("offline", "hash")
+
+
+@pytest.mark.slow
 def test_a_cut_wheel_leaves_nothing(index, tmp_path):
     index.behavior = "cut"  # pip tries it three times
     assert refused(tmp_path / "a") in ("offline", "hash")
@@ -141,6 +155,13 @@ def test_no_index_and_no_pip(monkeypatch, tmp_path):
     bare.chmod(0o755)
     monkeypatch.setattr(wheels.sys, "executable", str(bare))
     assert refused(tmp_path / "b") == "pip"
+    bare.write_text(
+        "#!/bin/sh\nprintf 'ERROR: Exception:\\nTraceback:\\nInvalidSchema: ftp\\n' >&2\nexit 2\n"
+    )
+    with pytest.raises(DownloadError, match=r"\(InvalidSchema: ftp\)"):  # pip's own fault
+        fetch_members(MEMBERS, tmp_path / "c")
+    bare.write_text("#!/bin/sh\necho 'ERROR: [Errno 28] No space left on device' >&2\nexit 2\n")
+    assert refused(tmp_path / "d") == "disk"
 
 
 def test_a_full_or_read_only_disk(monkeypatch, tmp_path):

@@ -12,7 +12,6 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -137,7 +136,9 @@ def load_detector(
         MissingWeightsError: they are not here; says what to put where.
         UserError: unknown name, a damaged file, or weights of another network.
     """
-    builder = getattr(torchvision.models.detection, find("detector", name, _BUILDERS))
+    from torchvision.models import detection  # here: it takes memory that few need
+
+    builder = getattr(detection, find("detector", name, _BUILDERS))
     info = AnnotatorInfo(f"{name} (own weights)")
     if weights is None:
         weights = licensed_weights(name, accept_license=accept_license, may_download=may_download)

@@ -22,6 +22,7 @@ from reposer.config import read_json
 from reposer.errors import UserError
 from reposer.storage.paths import RefusedFileError, printable, read_regular
 from reposer.weights.files import load_state_dict_file
+from reposer.weights.network_folder import shapes_alone
 
 _INSTALL = "pip install reposer[annotate]"
 _CONFIG_BYTES = 1_000_000
@@ -199,7 +200,7 @@ def load_transformers(folder: str | Path, classes: dict[str, tuple[str, str]]) -
     room = 2 * weights.stat().st_size + 1_000_000
     try:
         config = config_class.from_dict(settings)
-        with torch.device("meta"):
+        with shapes_alone():
             shell = network_class(config)
         needed = sum(p.numel() * p.element_size() for p in shell.parameters())
     except Exception as error:  # whatever a hostile configuration provokes

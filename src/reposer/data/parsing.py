@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
 from reposer.data.label_files import check_size, read_labels
 from reposer.data.records import AnnotationError
@@ -316,4 +315,6 @@ def _distance_to(lip: NDArray[np.uint8], label: int, side: str) -> NDArray[np.fl
         limb = np.isin(lip, [arm, leg, shoe])
     if not limb.any():
         return np.full(lip.shape, np.inf)
+    from scipy.ndimage import distance_transform_edt  # here: 15 MB that few need
+
     return np.asarray(distance_transform_edt(~limb), np.float64)

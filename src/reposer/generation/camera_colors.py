@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from reposer.data.packed import PackedPeople
@@ -133,6 +132,8 @@ def _line(colors: dict[tuple[int, int], NDArray[np.float64]], start: int, end: i
     both = sorted(pid for pid, camera in colors if camera == start and (pid, end) in colors)
     if len(both) < FEWEST_PEOPLE:
         return None
+    from scipy import stats  # here: 50 MB that only this needs
+
     both = [both[i] for i in np.unique(np.linspace(0, len(both) - 1, _MOST_PEOPLE).astype(int)).tolist()]
     here, there = (np.stack([colors[pid, camera] for pid in both]) for camera in (start, end))
     gain = np.array([stats.theilslopes(there[:, c], here[:, c])[0] for c in range(3)]).clip(*_GAINS)

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from reposer.errors import UserError
@@ -62,7 +61,9 @@ class ResNet(nn.Module):
         check_choice("last_stride", last_stride, (1, 2))
         self.pretrained = depth
         self.channels = _RESNET_CHANNELS[depth]
-        network = getattr(torchvision.models, depth)(weights=None)
+        from torchvision import models  # here: it takes time and memory, and few need it
+
+        network = getattr(models, depth)(weights=None)
         network.fc = nn.Identity()
         if last_stride == 1:
             for module in network.layer4[0].modules():
@@ -106,7 +107,9 @@ class MobileNetV2(nn.Module):
         check_choice("last_stride", last_stride, (1, 2))
         self.keras = keras
         self.pretrained = None if keras else "mobilenet_v2"
-        self.features = torchvision.models.mobilenet_v2(weights=None).features
+        from torchvision.models import mobilenet_v2
+
+        self.features = mobilenet_v2(weights=None).features
         halving = [m for m in self.features.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
         if last_stride == 1:
             halving.pop().stride = (1, 1)

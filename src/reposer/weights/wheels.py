@@ -153,6 +153,7 @@ def _failure(wheel: Wheel, said: str) -> UserError:
     if full:
         return DownloadError(str(wheel), "disk", "the disk is full", "free some space")
     told = [line for line in lines if line.lower().startswith("error") and "no matching" not in line.lower()]
+    told = [line for line in told if not line.endswith("Exception:")]  # pip's own fault: its last line tells
     reason = printable((told or lines or ["no answer"])[-1].removeprefix("ERROR: "))[:200]
     problem = f"the package index does not give it ({reason})"
     return DownloadError(str(wheel), "offline", problem, _instead(wheel))

@@ -31,7 +31,7 @@ from reposer.generation.stitching import BACKGROUNDS, check_background
 from reposer.generation.targets import PoseTarget, canonical_pose, inside, place
 from reposer.images import decode_bytes, encode_png
 from reposer.rendered.renderer import plan_shot, render_shots
-from reposer.runtime import setup
+from reposer.runtime import give_freed_memory_back, setup
 from reposer.structures import NUM_JOINTS
 
 MOST_PEOPLE = 48  # that are remembered; the oldest photo goes first
@@ -296,4 +296,5 @@ def open_studio(
     if at_once:
         studio.open_annotators()
     studio.add_samples()
+    give_freed_memory_back()
     return studio
