@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 from planted import SHOULDERS, Planted, pack_planted
@@ -9,7 +12,16 @@ from planted import SHOULDERS, Planted, pack_planted
 from reposer.data.orientation import ORIENTATIONS, face_share, orientation
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
-from reposer.generation.donors import POLICIES, DonorPlan, choose_donors, distinct, other_groups, same_group
+from reposer.generation import donors
+from reposer.generation.donors import (
+    POLICIES,
+    DonorPlan,
+    PictureNames,
+    choose_donors,
+    distinct,
+    other_groups,
+    same_group,
+)
 from reposer.studies.study_stages import pose_coverage
 
 LOWERS = ("pants", "shorts", "skirt", "dress")
@@ -209,3 +221,29 @@ def test_groups_against_plain_sets():
         assert set(outside[i].tolist()) - {-1} == other
         assert (inside[i] >= 0).sum() == len(same)
         assert (outside[i] >= 0).sum() == len(other)
+
+
+def test_a_plan_s_hash_and_names_are_those_of_its_lists(crowd, monkeypatch):
+    monkeypatch.setattr(donors, "_PIECE", 7)
+    plan = choose_donors(crowd, "any", 4, seed=3)
+    lists = [plan.source.tolist(), plan.donor.tolist(), plan.copy.tolist()]
+    assert plan.sha256() == hashlib.sha256(json.dumps(lists, separators=(",", ":")).encode()).hexdigest()
+    names = PictureNames(crowd.names, plan, "jpg")
+    stems = [name.removesuffix(".png").removesuffix(".jpg") for name in crowd.names]
+    wanted = [f"{stems[source]}_g0{copy}.jpg" for source, copy in zip(lists[0], lists[2], strict=True)]
+    assert list(names) == names[:] == wanted
+    assert names[5:9] == wanted[5:9]
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (["A_1.jpg", "a_1.png"], "a_1_g01.jpg: two files would have this name"),
+        (["a.jpg", f"{'b' * 92}.jpg"], "too long"),  # 100 bytes are the most: with copy 100 it has 101
+        (["a.jpg", "b c.jpg"], "holds other characters"),
+    ],
+)
+def test_names_that_no_disk_could_hold_are_refused_whatever_copy_they_are_of(images, reason):
+    source, copy = np.repeat([0, 1], 100), np.tile(np.arange(1, 101), 2)
+    with pytest.raises(UserError, match=reason):
+        PictureNames(images, DonorPlan(source, 1 - source, copy, []), "jpg")

@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.config import canonical_json
-from reposer.data.layouts.market1501 import check_names, generated_name, is_generated
+from reposer.data.layouts.market1501 import is_generated
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import MANIFEST, PACKED
 from reposer.data.records import DECISIONS, kept_by_hand, read_decisions, read_manifest
@@ -55,7 +54,7 @@ from reposer.generation.batch import (
     write_pictures,
 )
 from reposer.generation.camera_colors import CameraColors, camera_settings, check_camera
-from reposer.generation.donors import DonorPlan, choose_donors
+from reposer.generation.donors import DonorPlan, PictureNames, choose_donors
 from reposer.generation.filters import FilterOptions, PictureFilter
 from reposer.generation.forgetting import refuse_removed
 from reposer.generation.pair_sources import PackedPairs
@@ -67,7 +66,6 @@ from reposer.jobs.executors import help_ranks, in_processes, in_this_process, wi
 from reposer.jobs.shards import ENCODERS, Encode, Executor, Folder, Progress
 from reposer.jobs.workers import Step, refuse_groups
 from reposer.runtime import setup
-from reposer.storage.files import sha256_bytes
 from reposer.storage.paths import contained
 from reposer.structures import PairBatch
 from reposer.trained.networks import GeneratorConfig
@@ -120,11 +118,7 @@ class AugmentedPictures:
         self.notes: list[str] = []
         if options.camera == "donor":
             self._colors, self.notes = self._pairs.camera_colors()
-        self._names = [
-            generated_name(people.names[source], number, options.file_format)
-            for source, number in zip(plan.source.tolist(), plan.copy.tolist(), strict=True)
-        ]
-        check_names(self._names)
+        self._names = PictureNames(people.names, plan, options.file_format)
         self._settings = self._describe()
         self._scores = score_columns(self._settings)
 
@@ -157,7 +151,6 @@ class AugmentedPictures:
     def _describe(self) -> dict[str, Any]:
         """Everything that the bytes of the job depend on, apart from versions and machine."""
         model, people, options, plan = self._model, self._people, self._options, self._plan
-        arrays = (plan.source, plan.donor, plan.copy)
         return {
             "kind": KIND,
             "generator": model.config.model_dump(mode="json", exclude=STORAGE),
@@ -166,7 +159,7 @@ class AugmentedPictures:
             "trained_on": model.config.identity_hash,
             "training_people": people.identity_hash(SPLIT),
             "prepared": people.header["content_hash"],
-            "plan": sha256_bytes(canonical_json([array.tolist() for array in arrays])),
+            "plan": plan.sha256(),
             "format": f"jpg {JPEG_QUALITY}" if options.file_format == "jpg" else options.file_format,
             "filters": None if self._filter is None else self._filter.describe(),
             **{key: getattr(options, key) for key in _PLAIN},

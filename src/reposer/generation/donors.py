@@ -7,15 +7,17 @@ of a source is the same for every factor above c: factor 4 contains factor 2.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer.data.layouts.market1501 import check_names, generated_name
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import ROWS, PackedPeople
 from reposer.errors import UserError, find
@@ -83,6 +85,7 @@ CANDIDATES = 64  # of each orientation, drawn for each person (twice its images,
 CANONICAL_DONORS = 16  # nearest to an orientation's mean pose
 _STEP = 3  # orientations from one copy to the next: prime to 8, so eight copies show all eight
 _TYPICAL, _COVERAGE, _CANONICAL = 22, 23, 24  # streams of random numbers
+_PIECE = 65_536  # numbers that are Python's own at once: they take ten times the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,53 @@ class DonorPlan:
     donor: NDArray[np.int64]  # (M,) rows of PackedPeople
     copy: NDArray[np.int64]  # (M,) 1 to factor - 1
     notes: list[str]  # what was left out, and why
+
+    def sha256(self) -> str:
+        """Of ``canonical_json([source, donor, copy])``, the arrays as lists; never written as a whole."""
+        digest = hashlib.sha256()
+        for place, array in zip(("[[", "],[", "],["), (self.source, self.donor, self.copy), strict=True):
+            digest.update(place.encode())
+            for start in range(0, len(array), _PIECE):
+                comma = "," if start else ""
+                piece = array[start : start + _PIECE].tolist()
+                digest.update(f"{comma}{','.join(map(str, piece))}".encode())
+        digest.update(b"]]")
+        return digest.hexdigest()
+
+
+class PictureNames(Sequence[str]):
+    """The file name of each picture of a plan, made when it is asked for: a million take no memory.
+
+    Args:
+        images: names of the people's images, by their rows.
+        plan: that has each pair of source and copy once, as ``choose_donors`` gives it.
+        file_format: of the pictures.
+
+    Raises:
+        UserError: two pictures would share a name, or a name cannot be that of a file everywhere.
+    """
+
+    def __init__(self, images: Sequence[str], plan: DonorPlan, file_format: str) -> None:
+        self._images, self._plan, self._format = images, plan, file_format
+        most = np.zeros(len(images), np.int64)  # copies of each image
+        np.maximum.at(most, plan.source, plan.copy)
+        for copies in (np.minimum(most, 1), most):  # equal stems, whatever their copies; the longest names
+            check_names([self._name(i, copies[i]) for i in np.flatnonzero(most)])
+
+    def __len__(self) -> int:
+        return len(self._plan.source)
+
+    @overload
+    def __getitem__(self, item: int) -> str: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[str]: ...
+    def __getitem__(self, item: int | slice) -> str | list[str]:
+        if isinstance(item, slice):
+            return [self[i] for i in range(*item.indices(len(self)))]
+        return self._name(self._plan.source[item], self._plan.copy[item])
+
+    def _name(self, image: np.int64, copy: np.int64) -> str:
+        return generated_name(self._images[int(image)], int(copy), self._format)
 
 
 @dataclass(frozen=True)

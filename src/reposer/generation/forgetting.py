@@ -45,6 +45,7 @@ from reposer.storage.manifest import (
     list_parts,
     read_part,
     seal_job,
+    unlisted_pictures,
     write_part,
 )
 from reposer.storage.paths import contained, delete, printable, read_regular
@@ -238,13 +239,12 @@ def _clean_real(folder: Path, pid: int) -> None:
 def _clean_unlisted(folder: Path, parts: list[Path], note: dict[str, Any]) -> tuple[str, ...]:
     """Remove pictures that no list names and whose own name says that they are of the person; returns the
     others, about which nothing is known."""
-    listed = {name for part in parts for name in read_part(part)["file"].to_pylist()}
-    places = {IMAGES: listed, REAL: set(read_part(folder / REAL_ROWS)["file"].to_pylist())}
     stems, left = set(note.get("stems", ())), []
-    for inside, known in places.items():
-        for name in sorted(os.listdir(folder / inside)) if (folder / inside).is_dir() else ():
-            if name in known:
-                continue
+    real = set(read_part(folder / REAL_ROWS)["file"].to_pylist())
+    strange = {IMAGES: unlisted_pictures(folder, parts) if (folder / IMAGES).is_dir() else []}
+    strange[REAL] = sorted(set(os.listdir(folder / REAL)) - real) if (folder / REAL).is_dir() else []
+    for inside, names in strange.items():
+        for name in names:
             generated = parse_generated(name)
             if (generated.stem if generated else stem(name)) in stems:
                 delete(folder, f"{inside}/{name}")
@@ -257,9 +257,11 @@ def _clean_unlisted(folder: Path, parts: list[Path], note: dict[str, Any]) -> tu
 
 def _clean_decisions(folder: Path, parts: list[Path]) -> None:
     """Forget what was decided about pictures that are gone."""
-    listed = {name for part in parts for name in read_part(part)["file"].to_pylist()}
-    if gone := read_decisions(folder).keys() - listed:
-        decide(folder, dict.fromkeys(gone))
+    if gone := set(read_decisions(folder)):
+        for part in parts:
+            gone.difference_update(read_part(part)["file"].to_pylist())
+        if gone:
+            decide(folder, dict.fromkeys(gone))
 
 
 def _read_unsealed(folder: Path, path: Path) -> pa.Table:

@@ -33,10 +33,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # what a folder is 
 class PairSource(Protocol):
     """N pairs of a source and a donor; the same index gives always the same pair."""
 
-    names: list[tuple[str, str]]  # N image names of source and donor
     size: tuple[int, int]  # (H, W) of what ``read`` gives
     problems: list[AnnotationProblem]  # what was left out, and why
     several: bool  # whether pictures are made from several images of the source person
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """N image names of source and donor."""
 
     def rows(self, items: range) -> list[dict[str, Any]]:
         """The manifest's columns source to donor_camid."""
@@ -78,7 +81,6 @@ class PackedPairs:
         usable = columns["has_parsing"].to_numpy()[pairs]  # (P, 2)
         self._people, self._pairs = people, pairs[usable.all(1)]
         self._sha256: list[str] = columns["sha256"].to_pylist()
-        self.names = [(people.names[s], people.names[d]) for s, d in self._pairs.tolist()]
         self.size = people.size
         self._sources, self.several = sources, sources > 1
         mapped = np.flatnonzero(columns["has_parsing"].to_numpy())
@@ -90,6 +92,12 @@ class PackedPairs:
             AnnotationProblem(people.names[i], 0, "parsing", "no parsing map; its pairs are left out")
             for i in np.unique(pairs[~usable]).tolist()
         ]
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """See PairSource; made when asked for, since ``augment`` never does for its millions."""
+        names = self._people.names
+        return [(names[source], names[donor]) for source, donor in self._pairs.tolist()]
 
     def rows(self, items: range) -> list[dict[str, Any]]:
         """See PairSource."""
@@ -171,7 +179,11 @@ class FolderPairs:
             )
             self.problems.append(problem)
         self._pairs = list(product(self._records, self._donors))
-        self.names = [(record.name, one.name) for record, one in self._pairs]
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """See PairSource."""
+        return [(record.name, one.name) for record, one in self._pairs]
 
     def rows(self, items: range) -> list[dict[str, Any]]:
         """See PairSource."""

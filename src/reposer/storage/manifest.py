@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -29,6 +32,7 @@ FILE_COLUMNS = (("file", pa.string()), ("sha256", pa.string()))  # the first col
 _UNSEALED = (SEAL, "forgetting.json", "decisions.json")  # people may decide again after the end
 DECODING = ".packed_turn"  # in a set, while a training decodes its pictures; what a killed one leaves
 _SMALL = 1 << 16  # bytes
+_NAMES_AT_ONCE = 1_000_000  # in memory
 MAX_PART_BYTES = 2**30
 
 Columns = Sequence[tuple[str, pa.DataType]]
@@ -50,7 +54,7 @@ def find_faults(folder: str | Path) -> list[str]:
         UserError: the folder holds no job, or an unfinished one.
     """
     folder = Path(folder)
-    job, listed, rows_read = read_json(folder / JOB), set(), 0
+    job, rows_read = read_json(folder / JOB), 0
     parts = list_parts(folder)
     faults = seal_faults(folder, job)
     for path in parts:
@@ -60,7 +64,6 @@ def find_faults(folder: str | Path) -> list[str]:
             faults.append(str(error))
             continue
         rows_read += rows.num_rows
-        listed |= set(rows["file"].to_pylist())
         faults += [f"{IMAGES}/{name} {reason}" for name, reason in file_faults(folder, rows)]
         if {"camid", "donor_camid"} <= set(rows.column_names):  # in the colors of the donor's camera
             sides = (rows[name].to_pylist() for name in ("file", "camid", "donor_camid"))
@@ -81,8 +84,46 @@ def find_faults(folder: str | Path) -> list[str]:
     expected = {path.name for path in parts} | {seal_path(path).name for path in parts}
     foreign = sorted({path.name for path in (folder / MANIFEST).iterdir()} - expected)
     faults += [f"{MANIFEST}/{name} does not belong to the manifest" for name in foreign]
-    extra = sorted({path.name for path in (folder / IMAGES).iterdir()} - listed)
+    extra = unlisted_pictures(folder, parts)
     return faults + [f"{IMAGES}/{name} is in no readable part of the manifest" for name in extra]
+
+
+def unlisted_pictures(folder: Path, parts: Sequence[Path]) -> list[str]:
+    """The names in ``images/`` that no readable one of these parts lists, sorted; in bounded memory.
+
+    The names of both sides are counted and their hashes added up. Where these are equal, so are the names;
+    else they are compared, a share at a time.
+    """
+
+    def listed() -> Iterator[str]:
+        for path in parts:
+            with suppress(UserError):
+                yield from read_part(path)["file"].to_pylist()
+
+    def found() -> Iterator[str]:
+        with os.scandir(folder / IMAGES) as entries:
+            yield from (entry.name for entry in entries)
+
+    (count, total), (there, total_there) = _sum_of(listed()), _sum_of(found())
+    if (count, total) == (there, total_there):
+        return []
+    extra: list[str] = []
+    shares = 1 + max(count, there) // _NAMES_AT_ONCE
+    for share in range(shares):
+        mine = {name for name in found() if zlib.crc32(os.fsencode(name)) % shares == share}
+        for name in listed():
+            mine.discard(name)
+        extra += mine
+    return sorted(extra)
+
+
+def _sum_of(names: Iterable[str]) -> tuple[int, int]:
+    """How many, and the sum of their sha256: the same for the same names in any order."""
+    count = total = 0
+    for name in names:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+        count, total = count + 1, total + int.from_bytes(digest)
+    return count, total
 
 
 def seal_job(folder: Path) -> None:
