@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from itertools import chain, islice
 from pathlib import Path
 
 import augment_runner as runner
@@ -28,8 +29,9 @@ from reposer.data.layouts.market1501 import (
     parse_generated,
     parse_name,
 )
+from reposer.data.layouts.tables import list_table, unpack_set
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.prepare import prepare_market1501
+from reposer.data.preparing.prepare import prepare_market1501, prepare_people
 from reposer.errors import UserError
 from reposer.generation import set_exports
 from reposer.generation.augmentation import AugmentOptions
@@ -37,8 +39,9 @@ from reposer.generation.filters import FilterOptions
 from reposer.generation.forgetting import forget
 from reposer.generation.lineage import set_faults
 from reposer.generation.pictures import is_marked
-from reposer.generation.set_exports import export_set, unpack_set
+from reposer.generation.set_exports import export_set
 from reposer.jobs.workers import Step
+from reposer.storage import files
 
 RUNNER = Path(runner.__file__)
 
@@ -194,6 +197,73 @@ def test_a_packed_set_is_unpacked_to_the_files_that_it_was_made_of(whole, tmp_pa
             unpack_set(packed, tmp_path / "again")
         assert not (tmp_path / "again").exists()
         assert not list(tmp_path.rglob("evil.jpg"))
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_a_set_in_a_bucket_is_there_once_its_manifest_is(whole, tmp_path, monkeypatch, layout):
+    """fsspec's memory stands for a bucket; test_augmentation_slow.py has a real S3."""
+    monkeypatch.setattr(set_exports, "PACKED_IMAGES", 20)
+    place = f"memory://{tmp_path.name}/{layout}"
+    bucket, real_put = files.Bucket(place), files.Bucket.put
+
+    def broken(self, file, name):
+        if name.endswith(f"train-000002.{file.suffix[1:]}"):
+            raise files.DiskError(f"{place}: the network is gone")
+        real_put(self, file, name)
+
+    monkeypatch.setattr(files.Bucket, "put", broken)
+    with pytest.raises(UserError, match="the network is gone"):
+        export_set(whole, place, layout)
+    assert len(bucket.names()) == 2
+    with pytest.raises(UserError, match=r"manifest\.parquet: no such object"):
+        unpack_set(place, tmp_path / "nothing")
+    monkeypatch.setattr(files.Bucket, "put", real_put)
+    left = tmp_path / "left"
+    left.write_bytes(b"of a larger export that was stopped")
+    stale = "train-000009.tar" if layout == "webdataset" else "data/train-000009.parquet"
+    bucket.put(left, stale)
+    assert "15 real and 30 generated images" in export_set(whole, place, layout)
+    export_set(whole, tmp_path / "here", layout)
+    for name in bucket.names():
+        bucket.get(name, tmp_path / "one", 10**9)
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "here" / name).read_bytes()
+        (tmp_path / "one").unlink()
+    assert set(bucket.names()) == set(tree(tmp_path / "here"))
+    assert unpack_set(place, tmp_path / "out") != unpack_set(tmp_path / "here", tmp_path / "again")
+    assert tree(tmp_path / "out") == tree(tmp_path / "again")
+    with pytest.raises(UserError, match=r"holds manifest\.parquet: choose a new place"):
+        export_set(whole, place, layout)
+    with pytest.raises(UserError, match="a bucket holds a packed layout"):
+        export_set(whole, f"{place}/more", "market")
+    with pytest.raises(UserError, match=r"nowhere://x: .*[Pp]rotocol not known"):
+        unpack_set("nowhere://x", tmp_path / "nothing")
+
+
+def test_an_unpacked_set_is_prepared_by_its_table(whole, tmp_path):
+    export_set(whole, tmp_path / "packed", "parquet")
+    unpack_set(tmp_path / "packed", tmp_path / "files")
+    table = {"table": str(tmp_path / "files" / "train.csv"), "split": "train"}
+    report = prepare_people("table", tmp_path / "files", tmp_path / "prepared", options=table)
+    assert report.splits["train"]["images"] == 45
+    files.write_new(tmp_path / "files" / "own.csv", b"path,pid,camid,split\nimages/a.jpg,1,1,train\n")
+    with pytest.raises(UserError, match="has a column split: leave out --split"):
+        list_table(tmp_path / "files", tmp_path / "files" / "own.csv", split="val")
+    with pytest.raises(UserError, match=r"split.*nowhere"):
+        list_table(tmp_path / "files", tmp_path / "files" / "own.csv", split="nowhere")
+
+
+@pytest.mark.parametrize("layout", ["market", "folders", "list"])
+def test_names_are_compared_in_shares_where_there_are_many(whole, tmp_path, monkeypatch, layout):
+    export_set(whole, tmp_path / "whole", layout)
+    monkeypatch.setattr(set_exports, "_NAMES_AT_ONCE", 7)
+    export_set(whole, tmp_path / "shares", layout)
+    assert tree(tmp_path / "shares") == tree(tmp_path / "whole")
+    real = set_exports._images
+    monkeypatch.setattr(
+        set_exports, "_images", lambda folder: chain(real(folder), islice(real(folder), 20, 21))
+    )
+    with pytest.raises(UserError, match="two images would have this name"):
+        export_set(whole, tmp_path / "twins", layout)
 
 
 def test_real_images_are_links_copies_or_left_out(prepared, whole, tmp_path):

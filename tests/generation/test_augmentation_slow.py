@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import augment_runner as runner
@@ -22,6 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from reposer.data.layouts.tables import unpack_set
+from reposer.errors import UserError
 from reposer.generation import set_exports
 from reposer.generation.lineage import set_faults
 from reposer.storage.manifest import read_rows
@@ -171,6 +174,58 @@ def test_webdataset_and_datasets_read_the_packed_layouts(whole, tmp_path, monkey
         *labels, data = wanted[sample["file"]]
         assert values(sample) == tuple(labels)
         assert np.array_equal(np.asarray(sample["image"]), np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A real server of S3 on this machine, with a bucket "sets"; its address."""
+    server = pytest.importorskip("moto.server", reason="needs moto[server]")
+    s3fs = pytest.importorskip("s3fs")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running.start()
+    address = "http://{}:{}".format(*running.get_host_and_port())
+    words = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}
+    for name, value in {**words, "DEFAULT_REGION": "us-east-1", "EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("sets")
+    yield address
+    s3fs.S3FileSystem.clear_instance_cache()
+    running.stop()
+
+
+def test_a_packed_set_goes_through_s3_and_a_bucket_without_rights_is_one_line(
+    s3, whole, tmp_path, monkeypatch
+):
+    import s3fs
+
+    monkeypatch.setattr(set_exports, "PACKED_IMAGES", 400)
+    for layout in ("webdataset", "parquet"):
+        place = f"s3://sets/{layout}/one"
+        set_exports.export_set(whole, tmp_path / layout, layout)
+        set_exports.export_set(whole, place, layout)
+        there = s3fs.S3FileSystem().find(place)
+        here = [path for path in (tmp_path / layout).rglob("*") if path.is_file()]
+        assert len(there) == len(here)
+        for path in here:
+            stored = s3fs.S3FileSystem().cat(f"{place}/{path.relative_to(tmp_path / layout)}")
+            assert stored == path.read_bytes()
+        unpack_set(place, tmp_path / f"{layout} unpacked")
+    assert tree_hash(tmp_path / "webdataset unpacked") == tree_hash(tmp_path / "parquet unpacked")
+    with pytest.raises(UserError, match=r"s3://nobodys/one.*: check the name, your rights there"):
+        set_exports.export_set(whole, "s3://nobodys/one", "webdataset")
+    urllib.request.urlopen(urllib.request.Request(f"{s3}/moto-api/reset-auth", b"0", method="POST")).close()
+    s3fs.S3FileSystem.clear_instance_cache()
+    for attempt in (
+        lambda: set_exports.export_set(whole, "s3://sets/two", "webdataset"),
+        lambda: unpack_set("s3://sets/parquet/one", tmp_path / "nothing"),
+    ):
+        with pytest.raises(UserError) as refusal:
+            attempt()
+        assert "s3://sets/" in str(refusal.value)
+        assert str(refusal.value).count("\n") == 0
+        assert "check the name, your rights there" in str(refusal.value)
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_two_processes_killed_with_their_parent_resume_to_the_same_tree(prepared, whole, tmp_path):

@@ -420,12 +420,15 @@ def forget(
 @app.command("export-set")
 def export_set(
     folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
-    out: Annotated[Path, typer.Option(help="New folder.")],
+    out: Annotated[str, typer.Option(help="New folder; of a packed layout also a bucket's, s3://...")],
     layout: Annotated[str, typer.Option(help="market, folders, list, webdataset or parquet.")] = "market",
     copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of linking them.")] = False,
 ) -> None:
     """Write an augmented set as other Re-ID programs read it; pictures that a filter dropped stay out."""
-    claim_out("export-set", out, folder)
+    from reposer.storage.files import is_remote
+
+    if not is_remote(out):
+        claim_out("export-set", Path(out), folder)
     from reposer.generation.set_exports import export_set as export
 
     print(export(folder, out, layout, copy=copy))
@@ -433,11 +436,15 @@ def export_set(
 
 @app.command("unpack-set")
 def unpack_set(
-    folder: Annotated[Path, typer.Argument(help="Folder of `export-set`, layout webdataset or parquet.")],
+    folder: Annotated[
+        str, typer.Argument(help="Folder of `export-set`, layout webdataset or parquet; or s3://... of it.")
+    ],
     out: Annotated[Path, typer.Option(help="New folder.")],
 ) -> None:
     """Write the images of a packed set as files, each held against its sha256: the layout list."""
-    claim_out("unpack-set", out, folder)
-    from reposer.generation.set_exports import unpack_set as unpack
+    from reposer.storage.files import is_remote
+
+    claim_out("unpack-set", out, None if is_remote(folder) else folder)
+    from reposer.data.layouts.tables import unpack_set as unpack
 
     print(unpack(folder, out))

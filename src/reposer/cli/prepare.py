@@ -248,12 +248,16 @@ def _folder(
 def _table(
     table: Annotated[Path, typer.Option(help="CSV (UTF-8, with a header) or Parquet.")],
     zero_based: ZeroBased = False,
+    split: Annotated[
+        str | None, typer.Option(help="Of all rows, of a table without this column: train, val, ...")
+    ] = None,
 ) -> Chosen:
     """A table with the columns path (relative to ROOT), pid, camid and split (train, val, query, gallery).
 
     pid -1 is junk, 0 a distractor; other columns are ignored. Bad rows are listed and left out.
     """
-    return "table", {"table": str(table.absolute())} | ({"zero_based": True} if zero_based else {})
+    later = ({"zero_based": True} if zero_based else {}) | ({"split": split} if split else {})
+    return "table", {"table": str(table.absolute())} | later
 
 
 @_command("deepfashion", people=False, size="256x256")

@@ -6,8 +6,9 @@
 * ``webdataset``: ``train-000000.tar``, ... of images and a ``.json`` each, for webdataset, wids, datasets;
 * ``parquet``: ``data/train-000000.parquet``, ... with the images in them, for ``datasets.load_dataset``.
 
-The last two are files of a thousand images each, made in one pass, in memory that does not grow with the set;
-``manifest.parquet`` says what is in which. The same set gives the same bytes.
+The last two are files of a thousand images each, made in one pass, here or in a bucket (``s3://``);
+``manifest.parquet`` says what is in which, and is written last. The same set gives the same bytes. Memory
+does not grow with the set.
 """
 
 from __future__ import annotations
@@ -18,39 +19,42 @@ import json
 import os
 import re
 import tarfile
+import unicodedata
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reposer.config import canonical_json, foreign_values
+from reposer.config import canonical_json
 from reposer.data.layouts.market1501 import collisions, parse_name, with_camera
+from reposer.data.layouts.tables import LIST, LISTED, PACKED_MANIFEST, PACKED_ROWS
 from reposer.data.records import kept_by_hand
 from reposer.errors import UserError, find
 from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS
 from reposer.generation.forgetting import FORGETTING
 from reposer.images import MAX_FILE_BYTES, without_metadata
-from reposer.storage.files import atomic_folder, sha256_bytes, sha256_file, write_new
+from reposer.storage.files import Bucket, atomic_folder, is_remote, sha256_bytes, sha256_file, write_new
 from reposer.storage.manifest import IMAGES, job_settings, list_parts, read_part
 from reposer.storage.paths import (
     RefusedFileError,
     check_name,
     contained,
+    delete,
     made_folder,
     printable,
     read_regular,
     require_regular,
-    unlinked,
 )
-from reposer.storage.tables import check_decoded, read_table
 
-MARKET_FOLDER, LIST = "bounding_box_train", "train.csv"
+MARKET_FOLDER = "bounding_box_train"
+_NAMES_AT_ONCE = 1_000_000  # in memory
 _PEERS = re.compile(r"([-\d]+)_c(\d)")  # how torchreid, fast-reid and BoT read person and camera
 
 
@@ -75,7 +79,7 @@ def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, c
 
     Args:
         folder: a finished augmented set with its real images (``real`` not "none").
-        out: new folder, best on the same disk.
+        out: new folder, best on the same disk; of a packed layout also a place in a bucket (``s3://``).
         layout: a key of LAYOUTS or PACKED_LAYOUTS.
         copy: copy files; otherwise hard links, which must not be written into. A packed layout always copies.
 
@@ -84,25 +88,45 @@ def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, c
 
     Raises:
         UserError: no such layout, no augmented set, ``out`` exists, a name that the layout cannot hold.
-        DiskError: the disk refuses.
+        DiskError: the disk, or the bucket, refuses.
     """
-    folder, out = Path(folder), Path(out)
+    images = _Images(Path(folder))
     find("layout", layout, {**LAYOUTS, **PACKED_LAYOUTS})
+    if is_remote(out):
+        counts = _to_bucket(images, str(out), layout)
+        return f"{out}: {counts[False]:,} real and {counts[True]:,} generated images, layout {layout}"
+    out = Path(out)
     if out.exists():
         raise UserError(f"{out}: exists", "choose a new folder")
+    if layout in LAYOUTS:
+        _refuse_twins(images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if layout in PACKED_LAYOUTS:
-        with atomic_folder(out) as building:
-            counts = PACKED_LAYOUTS[layout](_images(folder), building)
-    else:
-        images = list(_images(folder))
-        same = collisions(image.name for image in images)
+    with atomic_folder(out) as building:
+        if layout in PACKED_LAYOUTS:
+            counts = PACKED_LAYOUTS[layout](images, building, lambda place: None)
+        else:
+            counts = LAYOUTS[layout](images, building, copy)
+    return f"{out}: {counts[False]:,} real and {counts[True]:,} generated images, layout {layout}"
+
+
+class _Images:
+    """What is exported, read again each time, a part of the manifest at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __iter__(self) -> Iterator[_Image]:
+        return _images(self.folder)
+
+
+def _refuse_twins(images: _Images) -> None:
+    """Refuse names that are one on some disk; so many at once that memory is bounded."""
+    shares = 1 + sum(1 for _ in images) // _NAMES_AT_ONCE
+    for share in range(shares):
+        folded = (unicodedata.normalize("NFC", image.name).casefold() for image in images)
+        same = collisions(name for name in folded if zlib.crc32(name.encode()) % shares == share)
         if same:
             raise UserError(f"{same[0]}: two images would have this name", "rename one and augment again")
-        with atomic_folder(out) as building:
-            LAYOUTS[layout](images, building, copy)
-        counts = Counter(image.synthetic for image in images)
-    return f"{out}: {counts[False]:,} real and {counts[True]:,} generated images, layout {layout}"
 
 
 def _images(folder: Path) -> Iterator[_Image]:
@@ -135,37 +159,43 @@ def _name(row: dict[str, Any]) -> str:
         raise UserError(f"{printable(row['file'])}: {error}", "augment again") from error
 
 
-def _market(images: list[_Image], out: Path, copy: bool) -> None:
+def _market(images: _Images, out: Path, copy: bool) -> Counter[bool]:
     """bounding_box_train/; query/ and bounding_box_test/ are the data set's own."""
+    (out / MARKET_FOLDER).mkdir()
+    counts = Counter[bool]()
     for image in images:
         _check_market_name(image)
-    _fill(out / MARKET_FOLDER, images, copy)
+        _place(out / MARKET_FOLDER, image, copy, counts)
+    return counts
 
 
-def _folders(images: list[_Image], out: Path, copy: bool) -> None:
+def _folders(images: _Images, out: Path, copy: bool) -> Counter[bool]:
     """train/<pid, four digits>/<name>."""
-    (out / "train").mkdir()
-    groups: dict[int, list[_Image]] = {}
+    counts, people = Counter[bool](), set()
     for image in images:
-        groups.setdefault(image.pid, []).append(image)
-    for pid, group in sorted(groups.items()):
-        _fill(out / "train" / f"{pid:04d}", group, copy)
+        if image.pid not in people:
+            people.add(image.pid)
+            made_folder(out, f"train/{image.pid:04d}")
+        _place(out / "train" / f"{image.pid:04d}", image, copy, counts)
+    return counts
 
 
-def _list(images: list[_Image], out: Path, copy: bool) -> None:
+def _list(images: _Images, out: Path, copy: bool) -> Counter[bool]:
     """train.csv and images/; labels are the ranks of the real images' pids, from 0."""
-    _fill(out / "images", images, copy)
     labels = {pid: rank for rank, pid in enumerate(sorted({i.pid for i in images if not i.synthetic}))}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "pid", "camid", "label", "synthetic"])
-    for image in images:
-        row = (f"images/{image.name}", image.pid, image.camid, labels[image.pid], int(image.synthetic))
-        writer.writerow(row)
-    write_new(out / LIST, text.getvalue().encode())
+    counts = Counter[bool]()
+    made_folder(out, IMAGES)
+    with (out / LIST).open("x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(LISTED)
+        for image in images:
+            _place(out / IMAGES, image, copy, counts)
+            row = (f"{IMAGES}/{image.name}", image.pid, image.camid, labels[image.pid], int(image.synthetic))
+            writer.writerow(row)
+    return counts
 
 
-LAYOUTS: dict[str, Callable[[list[_Image], Path, bool], None]] = {
+LAYOUTS: dict[str, Callable[[_Images, Path, bool], Counter[bool]]] = {
     "market": _market,
     "folders": _folders,
     "list": _list,
@@ -175,14 +205,8 @@ LAYOUTS: dict[str, Callable[[list[_Image], Path, bool], None]] = {
 # ---- packed layouts
 
 PACKED_IMAGES = 1000  # in a file
-INDEX, PACKED_MANIFEST = "index.json", "manifest.parquet"
-_ROWS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("key", "shard", "file", "sha256")),
-        *((name, pa.int64()) for name in ("pid", "camid")),
-        ("synthetic", pa.bool_()),
-    ]
-)
+INDEX = "index.json"
+_SHARD = re.compile(r"(data/)?train-[0-9]{6,}\.(tar|parquet)", re.ASCII)
 _FEATURES = {  # as datasets reads them from a file's metadata
     "image": {"_type": "Image"},
     **{name: {"dtype": "string", "_type": "Value"} for name in ("file", "sha256")},
@@ -191,11 +215,12 @@ _FEATURES = {  # as datasets reads them from a file's metadata
 }
 
 
-def _pieces(images: Iterator[_Image]) -> Iterator[tuple[int, list[tuple[_Image, bytes, dict[str, Any]]]]]:
+def _pieces(images: Iterable[_Image]) -> Iterator[tuple[int, list[tuple[_Image, bytes, dict[str, Any]]]]]:
     """The number of each file, and its images with their bytes and rows."""
+    rest = iter(images)
     for number in count():
         piece = []
-        for image in islice(images, PACKED_IMAGES):
+        for image in islice(rest, PACKED_IMAGES):
             data = _content(image)
             values = {"pid": image.pid, "camid": image.camid, "synthetic": image.synthetic}
             piece.append((image, data, {"file": image.name, "sha256": sha256_bytes(data), **values}))
@@ -204,10 +229,14 @@ def _pieces(images: Iterator[_Image]) -> Iterator[tuple[int, list[tuple[_Image, 
         yield number, piece
 
 
-def _webdataset(images: Iterator[_Image], out: Path) -> Counter[bool]:
-    """Tar files in the order of the rows, of nobody and of no time; index.json is that of wids."""
+def _webdataset(images: Iterable[_Image], out: Path, ready: Callable[[Path], None]) -> Counter[bool]:
+    """Tar files in the order of the rows, of nobody and of no time; index.json is that of wids.
+
+    Args:
+        ready: called with each of them, which nothing here needs any more.
+    """
     shards, counts = [], Counter[bool]()
-    with pq.ParquetWriter(out / PACKED_MANIFEST, _ROWS, compression="zstd") as manifest:
+    with pq.ParquetWriter(out / PACKED_MANIFEST, PACKED_ROWS, compression="zstd") as manifest:
         for number, piece in _pieces(images):
             place = out / f"train-{number:06d}.tar"
             with tarfile.open(place, "x", format=tarfile.USTAR_FORMAT) as tar:
@@ -221,9 +250,10 @@ def _webdataset(images: Iterator[_Image], out: Path) -> Counter[bool]:
             rows = [
                 {"key": row["file"].rpartition(".")[0], "shard": place.name, **row} for _, _, row in piece
             ]
-            manifest.write_table(pa.Table.from_pylist(rows, _ROWS))
+            manifest.write_table(pa.Table.from_pylist(rows, PACKED_ROWS))
             facts = {"filesize": place.stat().st_size, "sha256": sha256_file(place)}
             shards.append({"url": place.name, "nsamples": len(piece), **facts})
+            ready(place)
     index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": "train", "shardlist": shards}
     write_new(out / INDEX, f"{json.dumps(index, indent=1)}\n".encode())
     return counts
@@ -235,125 +265,56 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _parquet(images: Iterator[_Image], out: Path) -> Counter[bool]:
-    """Parquet files with a column "image" of bytes and name."""
+def _parquet(images: Iterable[_Image], out: Path, ready: Callable[[Path], None]) -> Counter[bool]:
+    """Parquet files with a column "image" of bytes and name; ``ready`` as of ``_webdataset``."""
     pixels = ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-    columns = [pixels, *((field.name, field.type) for field in _ROWS if field.name in _FEATURES)]
+    columns = [pixels, *((field.name, field.type) for field in PACKED_ROWS if field.name in _FEATURES)]
     told = {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
     schema, counts = pa.schema(columns, told), Counter[bool]()
     (out / "data").mkdir()
-    with pq.ParquetWriter(out / PACKED_MANIFEST, _ROWS, compression="zstd") as manifest:
+    with pq.ParquetWriter(out / PACKED_MANIFEST, PACKED_ROWS, compression="zstd") as manifest:
         for number, piece in _pieces(images):
             place = out / "data" / f"train-{number:06d}.parquet"
             rows = [{"image": {"bytes": data, "path": image.name}, **row} for image, data, row in piece]
             pq.write_table(pa.Table.from_pylist(rows, schema), place, compression="none")
             listed = [{"key": row["file"], "shard": f"data/{place.name}", **row} for _, _, row in piece]
-            manifest.write_table(pa.Table.from_pylist(listed, _ROWS))
+            manifest.write_table(pa.Table.from_pylist(listed, PACKED_ROWS))
             counts.update(image.synthetic for image, _, _ in piece)
+            ready(place)
     return counts
 
 
-PACKED_LAYOUTS: dict[str, Callable[[Iterator[_Image], Path], Counter[bool]]] = {
+PACKED_LAYOUTS: dict[str, Callable[[Iterable[_Image], Path, Callable[[Path], None]], Counter[bool]]] = {
     "webdataset": _webdataset,
     "parquet": _parquet,
 }
 
 
-def unpack_set(folder: str | Path, out: str | Path) -> str:
-    """The images of a packed layout as files, in the layout "list", which ``prepare`` reads.
+def _to_bucket(images: _Images, out: str, layout: str) -> Counter[bool]:
+    """A packed layout in a bucket: file by file, the manifest last; without it there is no set there."""
+    if layout not in PACKED_LAYOUTS:
+        raise UserError(f"{printable(out)}: a bucket holds a packed layout", "choose webdataset or parquet")
+    bucket = Bucket(out)
+    stopped = {name for name in bucket.names() if name == INDEX or _SHARD.fullmatch(name)}
+    if strange := sorted(set(bucket.names()) - stopped):
+        raise UserError(f"{printable(out)}: holds {printable(strange[0])}", "choose a new place")
+    with TemporaryDirectory() as scratch:
+        building = Path(scratch)
 
-    One file of the set is open at a time, and every image is held against the sha256 of its row.
+        def upload(place: Path) -> None:
+            name = place.relative_to(building).as_posix()
+            bucket.put(place, name)
+            delete(building, name)
+            stopped.discard(name)
 
-    Args:
-        folder: written by :func:`export_set` in a packed layout, here or elsewhere.
-        out: new folder.
-
-    Returns:
-        What was written where, to print.
-
-    Raises:
-        UserError: no packed set, a damaged one, or ``out`` exists.
-        DiskError: the disk refuses.
-    """
-    folder, out = Path(folder), Path(out)
-    if out.exists():
-        raise UserError(f"{out}: exists", "choose a new folder")
-    place = contained(folder, PACKED_MANIFEST)
-    if not place.is_file():
-        raise UserError(f"{printable(folder)}: is no packed set", "give one that export-set has written")
-    pids: set[int] = set()
-    with _packed_rows(place) as rows:
-        for part in rows:
-            pids.update(row["pid"] for row in part if not row["synthetic"])
-    labels = {pid: rank for rank, pid in enumerate(sorted(pids))}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    counts = Counter[bool]()
-    with atomic_folder(out) as building, _packed_rows(place) as rows:
-        made_folder(building, IMAGES)
-        with (building / LIST).open("x", newline="", encoding="utf-8") as listed:
-            writer = csv.writer(listed, lineterminator="\n")
-            writer.writerow(["path", "pid", "camid", "label", "synthetic"])
-            for part in rows:
-                contents = _contents(folder, part[0]["shard"])
-                for row, (name, data) in zip(part, contents, strict=True):
-                    if name != row["file"] or sha256_bytes(data) != row["sha256"]:
-                        raise _damaged(
-                            folder, row["shard"], f"{printable(row['file'])} differs from its sha256"
-                        )
-                    write_new(unlinked(building, f"{IMAGES}/{name}"), data)
-                    label = labels.get(row["pid"], -1)
-                    writer.writerow(
-                        [f"{IMAGES}/{name}", row["pid"], row["camid"], label, int(row["synthetic"])]
-                    )
-                    counts[row["synthetic"]] += 1
-    return f"{out}: {counts[False]:,} real and {counts[True]:,} generated images, layout list"
-
-
-def _damaged(folder: Path, shard: str, reason: str) -> UserError:
-    return UserError(f"{printable(folder)}/{printable(shard)}: {reason}", "export the set again")
-
-
-@contextmanager
-def _packed_rows(place: Path) -> Iterator[Iterator[list[dict[str, Any]]]]:
-    """The rows of each file of a packed set, whose names were looked at."""
-    require_regular(place, place.parent)
-    with foreign_values(place), pq.ParquetFile(place) as file:
-        if not file.schema_arrow.equals(_ROWS):
-            raise UserError(f"{printable(place)}: is no list of a packed set", "export the set again")
-        check_decoded(file, str(place))
-
-        def parts() -> Iterator[list[dict[str, Any]]]:
-            for group in range(file.num_row_groups):
-                rows: list[dict[str, Any]] = file.read_row_group(group, use_threads=False).to_pylist()
-                if len({row["shard"] for row in rows}) != 1:
-                    raise ValueError("a group of rows is of several files")
-                for row in rows:
-                    check_name(row["file"])
-                    if None in row.values():
-                        raise ValueError("a value is missing")
-                yield rows
-
-        yield parts()
-
-
-def _contents(folder: Path, shard: str) -> Iterator[tuple[str, bytes]]:
-    """The names and bytes of the images in a file of a packed set, in its order."""
-    place = contained(folder, shard)
-    require_regular(place, folder)
-    try:
-        if place.suffix == ".parquet":
-            for row in read_table(place, ["image"])["image"].to_pylist():
-                yield row["path"], row["bytes"]
-            return
-        with tarfile.open(place, "r:") as tar:
-            for member in tar:
-                if not member.isfile() or member.size > MAX_FILE_BYTES:
-                    raise _damaged(folder, shard, f"{printable(member.name)} is no file of an image's size")
-                if not member.name.endswith(".json"):
-                    content = tar.extractfile(member)
-                    yield member.name, content.read() if content is not None else b""
-    except (tarfile.TarError, OSError, pa.ArrowException, EOFError) as error:
-        raise _damaged(folder, shard, (str(error).splitlines() or ["is cut"])[0]) from error
+        counts = PACKED_LAYOUTS[layout](images, building, upload)
+        for name in (INDEX, PACKED_MANIFEST):
+            if (building / name).is_file():
+                if name == PACKED_MANIFEST:
+                    for left in sorted(stopped):  # of an export that was stopped
+                        bucket.delete(left)
+                upload(building / name)
+    return counts
 
 
 def _content(image: _Image) -> bytes:
@@ -361,14 +322,13 @@ def _content(image: _Image) -> bytes:
     return data if image.synthetic else without_metadata(data, image.name)
 
 
-def _fill(place: Path, images: list[_Image], copy: bool) -> None:
-    place.mkdir()
-    for image in images:
-        if copy:
-            write_new(place / image.name, _content(image))
-        else:
-            require_regular(image.path, image.root)
-            os.link(os.path.realpath(image.path), place / image.name, follow_symlinks=False)
+def _place(folder: Path, image: _Image, copy: bool, counts: Counter[bool]) -> None:
+    if copy:
+        write_new(folder / image.name, _content(image))
+    else:
+        require_regular(image.path, image.root)
+        os.link(os.path.realpath(image.path), folder / image.name, follow_symlinks=False)
+    counts[image.synthetic] += 1
 
 
 def _check_market_name(image: _Image) -> None:

@@ -359,3 +359,84 @@ def disk_faults(path: str | os.PathLike[str], needed: int = 0) -> Iterator[None]
             raise
         wanted = f" ({needed:,} bytes needed)" if needed else ""
         raise DiskError(f"{path}: cannot be written{wanted}: {error.strerror}", advice) from error
+
+
+# ---- Buckets, as fsspec opens them. No rename is atomic there: a set of files is there once its list is,
+# which is written last; each object appears whole or not at all.
+
+_CLIENTS = {
+    "aiobotocore",
+    "aiohttp",
+    "boto3",
+    "botocore",
+    "fsspec",
+    "s3fs",
+}  # whose errors are no faults of ours
+
+
+def is_remote(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is that of a bucket, as ``s3://bucket/folder``."""
+    return "://" in os.fspath(place)
+
+
+class Bucket:
+    """The objects below a place of a bucket; names are relative to it.
+
+    Args:
+        place: as ``s3://bucket/folder``.
+
+    Raises:
+        DiskError: here and in all that is called: the bucket, the network or its client refuses.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        with self._faults():
+            from fsspec.core import url_to_fs
+
+            self._files, inside = url_to_fs(place)
+            self._inside = inside.rstrip("/")
+
+    def names(self) -> list[str]:
+        """Of all objects, sorted."""
+        with self._faults():
+            self._files.invalidate_cache()
+            found = self._files.find(self._inside)
+        return sorted(name.removeprefix(self._inside).lstrip("/") for name in found)
+
+    def put(self, file: Path, name: str) -> None:
+        """Write a file's content as an object, over one of this name."""
+        with self._faults(name):
+            self._files.put_file(str(file), f"{self._inside}/{name}")
+
+    def get(self, name: str, to: Path, max_bytes: int) -> None:
+        """Write an object's content to a new file; one of more than ``max_bytes`` is refused."""
+        with self._faults(name):
+            size = self._files.size(f"{self._inside}/{name}")
+            if size is None or size > max_bytes:
+                raise OSError(f"has {size} bytes, {max_bytes:,} are the most")
+            self._files.get_file(f"{self._inside}/{name}", str(to))
+
+    def delete(self, name: str) -> None:
+        """Delete an object."""
+        with self._faults(name):
+            self._files.rm_file(f"{self._inside}/{name}")
+
+    @contextmanager
+    def _faults(self, name: str = "") -> Iterator[None]:
+        place = f"{self._place.rstrip('/')}/{name}" if name else self._place
+        try:
+            yield
+        except ImportError as error:
+            problem = f"{printable(place)}: what reads it is not installed ({error.name or error})"
+            raise DiskError(problem, "pip install 'reposer[s3]'") from error
+        except Exception as error:
+            client = type(error).__module__.partition(".")[0] in _CLIENTS
+            if not client and not isinstance(error, OSError | ValueError):
+                raise
+            reason = (str(error).strip().splitlines() or [""])[0]
+            reason = "no such object" if isinstance(error, FileNotFoundError) else reason
+            raise DiskError(
+                f"{printable(place)}: {printable(reason) or type(error).__name__}",
+                "check the name, your rights there, your credentials and the network",
+            ) from error

@@ -1,22 +1,44 @@
-"""Any data set as a table: CSV or Parquet with the columns path, pid, camid, split; others are ignored."""
+"""Any data set as a table: CSV or Parquet with the columns path, pid, camid, split; others are ignored.
+
+And the way there from a packed set: its images as files, with a table.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
+import tarfile
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reposer.config import foreign_values
 from reposer.data.layouts.labeled_files import LabeledFile, Listing, Problems, labeled
 from reposer.data.records import SPLITS, AnnotationProblem
-from reposer.errors import UserError
-from reposer.storage.paths import check_relative, printable, read_regular
-from reposer.storage.tables import check_decoded
+from reposer.errors import UserError, known
+from reposer.images import MAX_FILE_BYTES
+from reposer.storage.files import Bucket, atomic_folder, is_remote, sha256_bytes, write_new
+from reposer.storage.manifest import IMAGES
+from reposer.storage.paths import (
+    check_name,
+    check_relative,
+    contained,
+    delete,
+    made_folder,
+    printable,
+    read_regular,
+    require_regular,
+    unlinked,
+)
+from reposer.storage.tables import check_decoded, read_table
 
 # Other words for a split; "test" is the gallery beside "query", otherwise nobody knows what it is.
 SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "probe": "query"}
@@ -27,7 +49,7 @@ _MAX_LINE, _MAX_COLUMNS = 1_000_000, 1000  # characters of a row, cells
 _MAX_TEXT_BYTES = 1_000_000_000  # of a Parquet table, unpacked
 
 
-def list_table(root: Path, table: str | Path, zero_based: bool = False) -> Listing:
+def list_table(root: Path, table: str | Path, zero_based: bool = False, split: str = "") -> Listing:
     """The rows of a table; bad ones are listed by their number (the CSV's header is row 1).
 
     Args:
@@ -35,16 +57,23 @@ def list_table(root: Path, table: str | Path, zero_based: bool = False) -> Listi
         table: .csv (UTF-8, with a header) or .parquet; pid -1 junk, 0 distractor; split one of
             train, val, query, gallery (or "test" beside "query", "valid", "probe"; see SPLIT_WORDS).
         zero_based: people are counted from 0: 1 is added to every number from 0 on.
+        split: of all rows, of a table without such a column, as `reposer unpack-set` writes one.
 
     Raises:
-        UserError: another kind of file, damaged, or a column is missing.
+        UserError: another kind of file, damaged, or a column is missing, or there beside ``split``.
     """
+    if split:
+        known("split", split, SPLITS)
     table = Path(table)
     problems: Problems = []
     files: list[LabeledFile] = []
     seen: dict[str, int] = {}
-    first, rows = read_rows(table, COLUMNS)
+    first, rows = read_rows(table, COLUMNS[:3] if split else COLUMNS, ("split",) if split else ())
     for number, row in enumerate(rows, start=first):
+        if split and any(row.values()):
+            if row["split"]:
+                raise UserError(f"{printable(table)}: has a column split", "leave out --split")
+            row["split"] = split
         if not any(row.values()):  # a blank line, as editors and spreadsheets leave them at the end
             continue
         if wrong := row_problem(row, seen):
@@ -206,3 +235,144 @@ def _found_columns(
                 f"the columns {', '.join(required)} are wanted",
             )
     return [name for name in (*required, *optional) if name in header]
+
+
+# ---- Packed sets, as ``reposer export-set`` writes them: a list, and files that hold a thousand images each.
+
+LIST, LISTED = "train.csv", ("path", "pid", "camid", "label", "synthetic")  # of the layout "list"
+PACKED_MANIFEST = "manifest.parquet"
+_MAX_MANIFEST, _MAX_SHARD = 2**32, 2**34  # bytes that are fetched of a bucket
+PACKED_ROWS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "shard", "file", "sha256")),
+        *((name, pa.int64()) for name in ("pid", "camid")),
+        ("synthetic", pa.bool_()),
+    ]
+)
+
+
+def unpack_set(folder: str | Path, out: str | Path) -> str:
+    """The images of a packed layout as files, in the layout "list", which ``prepare table`` reads.
+
+    One file of the set is open at a time, and every image is held against the sha256 of its row.
+
+    Args:
+        folder: written by :func:`export_set` in a packed layout, here or elsewhere; or in a bucket.
+        out: new folder.
+
+    Returns:
+        What was written where, to print.
+
+    Raises:
+        UserError: no packed set, a damaged one, or ``out`` exists.
+        DiskError: the disk refuses.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out}: exists", "choose a new folder")
+    with _fetched(folder) as (here, fetch):
+        counts = _unpack(str(folder), here, fetch, out)
+    return f"{out}: {counts[False]:,} real and {counts[True]:,} generated images, layout list"
+
+
+def _unpack(name: str, folder: Path, fetch: Callable[[str], None], out: Path) -> Counter[bool]:
+    """``name``: of the set, for messages."""
+    place = contained(folder, PACKED_MANIFEST)
+    if not place.is_file():
+        raise UserError(f"{printable(name)}: is no packed set", "give one that export-set has written")
+    pids: set[int] = set()
+    with _packed_rows(place) as rows:
+        for part in rows:
+            pids.update(row["pid"] for row in part if not row["synthetic"])
+    labels = {pid: rank for rank, pid in enumerate(sorted(pids))}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    counts = Counter[bool]()
+    with atomic_folder(out) as building, _packed_rows(place) as rows:
+        made_folder(building, IMAGES)
+        with (building / LIST).open("x", newline="", encoding="utf-8") as listed:
+            writer = csv.writer(listed, lineterminator="\n")
+            writer.writerow(LISTED)
+            for part in rows:
+                shard = part[0]["shard"]
+                fetch(shard)
+                contents = _contents(name, folder, shard)
+                for row, (file, data) in zip(part, contents, strict=True):
+                    if file != row["file"] or sha256_bytes(data) != row["sha256"]:
+                        raise _damaged(name, shard, f"{printable(row['file'])} differs from its sha256")
+                    write_new(unlinked(building, f"{IMAGES}/{file}"), data)
+                    label = labels.get(row["pid"], -1)
+                    writer.writerow(
+                        [f"{IMAGES}/{file}", row["pid"], row["camid"], label, int(row["synthetic"])]
+                    )
+                    counts[row["synthetic"]] += 1
+    return counts
+
+
+def _damaged(name: str, shard: str, reason: str) -> UserError:
+    return UserError(f"{printable(name)}/{printable(shard)}: {reason}", "export the set again")
+
+
+@contextmanager
+def _packed_rows(place: Path) -> Iterator[Iterator[list[dict[str, Any]]]]:
+    """The rows of each file of a packed set, whose names were looked at."""
+    require_regular(place, place.parent)
+    with foreign_values(place), pq.ParquetFile(place) as file:
+        if not file.schema_arrow.equals(PACKED_ROWS):
+            raise UserError(f"{printable(place)}: is no list of a packed set", "export the set again")
+        check_decoded(file, str(place))
+
+        def parts() -> Iterator[list[dict[str, Any]]]:
+            for group in range(file.num_row_groups):
+                rows: list[dict[str, Any]] = file.read_row_group(group, use_threads=False).to_pylist()
+                if len({row["shard"] for row in rows}) != 1:
+                    raise ValueError("a group of rows is of several files")
+                check_relative(rows[0]["shard"])
+                for row in rows:
+                    check_name(row["file"])
+                    if None in row.values():
+                        raise ValueError("a value is missing")
+                yield rows
+
+        yield parts()
+
+
+def _contents(name: str, folder: Path, shard: str) -> Iterator[tuple[str, bytes]]:
+    """The names and bytes of the images in a file of a packed set, in its order."""
+    place = contained(folder, shard)
+    require_regular(place, folder)
+    try:
+        if place.suffix == ".parquet":
+            for row in read_table(place, ["image"])["image"].to_pylist():
+                yield row["path"], row["bytes"]
+            return
+        with tarfile.open(place, "r:") as tar:
+            for member in tar:
+                if not member.isfile() or member.size > MAX_FILE_BYTES:
+                    raise _damaged(name, shard, f"{printable(member.name)} is no file of an image's size")
+                if not member.name.endswith(".json"):
+                    content = tar.extractfile(member)
+                    yield member.name, content.read() if content is not None else b""
+    except (tarfile.TarError, OSError, pa.ArrowException, EOFError) as error:
+        raise _damaged(name, shard, (str(error).splitlines() or ["is cut"])[0]) from error
+
+
+@contextmanager
+def _fetched(folder: str | Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """Where a packed set lies, and what fetches a file of it from a bucket, in place of the one before."""
+    if not is_remote(folder):
+        yield Path(folder), lambda name: None
+        return
+    bucket, held = Bucket(str(folder)), set[str]()
+    with TemporaryDirectory() as scratch:
+        here = Path(scratch)
+
+        def fetch(name: str) -> None:
+            if name not in held:
+                while held:
+                    delete(here, held.pop())
+                made_folder(here, name.rpartition("/")[0])
+                bucket.get(name, unlinked(here, name), _MAX_SHARD)
+                held.add(name)
+
+        bucket.get(PACKED_MANIFEST, here / PACKED_MANIFEST, _MAX_MANIFEST)
+        yield here, fetch
