@@ -46,8 +46,8 @@ test-lowest: ## The fast suite with the lowest versions that pyproject.toml allo
 pins: ## Write constraints.txt from .venv-latest, after a green test-latest
 	.venv-latest/bin/python tests/helpers/versions.py installed > constraints.tmp && mv constraints.tmp constraints.txt
 
-test-slow: venv ## Run the long tests: kills, faults, two processes; the page in Debian's chromium, where it is
-	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[browser]'
+test-slow: venv ## Run the long tests: kills, faults, two processes, Ray, S3; Debian's chromium and SLURM, where they are
+	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[browser,ray,s3,peers]'
 	OMP_NUM_THREADS=$(SLOW_THREADS) $(BIN)/python -m pytest -m "slow and not real"
 
 test-real: venv ## Run the tests on real data beside the repository (skipped where it is absent)

@@ -5,6 +5,9 @@ memory; and what one worker pays before its first picture. ``simulate``: files o
 this machine, of which a share is killed at random moments and never comes back, against the same files by one
 process: the finished trees are compared by the sha256 of every name and content. What is measured there is
 the claims, manifests and fsyncs, with no network at all.
+
+``ray``: the same files by two workers of Ray and by two processes of this machine, less what each takes for a
+job of no size: the start.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_jpeg, encode_png
 from reposer.jobs.executors import in_this_process
 from reposer.jobs.shards import Encode, Folder, Put, Rows
-from reposer.jobs.workers import Step
+from reposer.jobs.workers import RayCluster, Step, with_ray
 from reposer.runtime import setup
 from reposer.structures import PairBatch
 from reposer.trained.networks import GeneratorConfig
@@ -49,7 +52,7 @@ SHARD, IMAGES_EACH, COPIES = 512, 16, 100
 def main() -> None:
     """Print the figures, then one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("plan", "simulate"))
+    parser.add_argument("part", choices=("plan", "simulate", "ray"))
     parser.add_argument("--pictures", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--killed", type=float, default=0.1, help="share of the workers")
@@ -58,6 +61,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.part == "plan":
             figures = plan(Path(folder), options.pictures)
+        elif options.part == "ray":
+            figures = by_ray(Path(folder), options.pictures)
         else:
             figures = simulate(Path(folder), options.pictures, options.workers, options.killed)
     print(json.dumps(figures))
@@ -197,6 +202,33 @@ def work(out: Path, pictures: int, workers: int, doomed: int, dice: random.Rando
         _, status = os.waitpid(child, 0)
         if (os.WIFSIGNALED(status) or status) and child not in victims:
             raise SystemExit("a worker failed")
+
+
+def by_ray(folder: Path, pictures: int) -> dict[str, float]:
+    """Two workers of Ray against two processes."""
+    seconds = {}
+    for size in (SHARD, pictures):
+        for name in ("processes", "ray"):
+            out = folder / f"{name}-{size}"
+            step_of = partial(step, out, size)
+            if name == "ray":
+                do = partial(with_ray, step_of, Step(engine=RayCluster()), 2)
+            else:
+                do = partial(in_processes_of_ours, step_of, out, size)
+            seconds[name, size] = timed(do)
+            print(f"{size:,} files by {name}: {seconds[name, size]:.1f} s")
+        if tree_hash(folder / f"ray-{size}") != tree_hash(folder / f"processes-{size}"):
+            raise SystemExit("the trees differ")
+    own = {name: seconds[name, pictures] - seconds[name, SHARD] for name in ("processes", "ray")}
+    start = seconds["ray", SHARD]
+    return {"pictures": pictures, "ray_start_s": start, **own, "overhead": own["ray"] / own["processes"] - 1}
+
+
+def in_processes_of_ours(step_of: Callable[[Step], object], out: Path, pictures: int) -> None:
+    """Plan, two workers, finish."""
+    step_of(Step("plan"))
+    work(out, pictures, 2, 0, random.Random(0))
+    step_of(Step("finish"))
 
 
 def fork(do: Callable[[], object]) -> int:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import staged_generator
 import torch
@@ -178,3 +182,46 @@ def test_a_dead_process_ends_the_other(prepared, tmp_path):
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         if int(process.parent.name) != os.getpid() and process.exists():
             assert config not in process.read_bytes()
+
+
+def test_a_node_that_is_killed_and_comes_back_costs_the_steps_since_the_last_checkpoint(prepared, tmp_path):
+    """Two nodes of one process, as ``torchrun --nnodes 2`` starts them; all of the second is killed."""
+    every = GanOutputConfig(log_every=3, sample_every=8, validate_every=8, checkpoint_every=4)
+    config = _config(prepared, output=every)
+    whole = _torchrun(config, tmp_path / "whole", tmp_path)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    run = tmp_path / "nodes"
+
+    def node(number: int) -> subprocess.Popen:
+        launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "a"]
+        launcher += ["--rdzv-conf", f"is_host={int(number == 0)}", "--max-restarts", "5"]
+        command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(tmp_path / "config.json")]
+        with (tmp_path / f"{number}.log").open("ab") as log:
+            return subprocess.Popen([*command, str(run)], env=ONE_THREAD, stdout=log, stderr=log)
+
+    nodes = [node(0), node(1)]
+    try:
+        _wait(lambda: checkpoint.steps(run / "checkpoints"), nodes)
+        second = psutil.Process(nodes[1].pid)
+        for process in (*second.children(recursive=True), second):
+            process.kill()
+        nodes[1].wait()
+        nodes[1] = node(1)
+        assert [one.wait(600) for one in nodes] == [0, 0], (tmp_path / "0.log").read_text()[-3000:]
+    finally:
+        for one in nodes:
+            one.kill()
+    assert "resum" in "".join((tmp_path / f"{n}.log").read_text() for n in range(2)).lower()
+    assert final_hashes(run) == final_hashes(tmp_path / "whole")
+
+
+def _wait(true: Callable[[], object], nodes: list[subprocess.Popen]) -> None:
+    end = time.monotonic() + 600
+    while not true():
+        assert time.monotonic() < end
+        assert all(one.poll() is None for one in nodes), "a node ended early"
+        time.sleep(0.05)
