@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self, overload
+from typing import Self, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +141,7 @@ class PictureNames(Sequence[str]):
             return [self[i] for i in range(*item.indices(len(self)))]
         return self._name(self._plan.source[item], self._plan.copy[item])
 
-    def _name(self, image: np.int64, copy: np.int64) -> str:
+    def _name(self, image: SupportsIndex, copy: SupportsIndex) -> str:
         return generated_name(self._images[int(image)], int(copy), self._format)
 
 

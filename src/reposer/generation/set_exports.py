@@ -171,7 +171,7 @@ def _market(images: _Images, out: Path, copy: bool) -> Counter[bool]:
 
 def _folders(images: _Images, out: Path, copy: bool) -> Counter[bool]:
     """train/<pid, four digits>/<name>."""
-    counts, people = Counter[bool](), set()
+    counts, people = Counter[bool](), set[int]()
     for image in images:
         if image.pid not in people:
             people.add(image.pid)
