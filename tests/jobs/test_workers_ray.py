@@ -56,7 +56,7 @@ def cluster(monkeypatch):
 @pytest.mark.slow
 def test_a_lost_node_costs_its_unfinished_shards_and_nothing_else(cluster, tmp_path):
     made, nodes = cluster
-    out, items = tmp_path / "out", 400
+    out, items = tmp_path / "out", 80
     do(tmp_path / "whole", items, 0.0)
 
     workers, lost = set(), []
@@ -76,7 +76,7 @@ def test_a_lost_node_costs_its_unfinished_shards_and_nothing_else(cluster, tmp_p
     killer = threading.Thread(target=lose_one, daemon=True)
     killer.start()
     step = Step(lease=2, engine=RayCluster(made.address, cpus=1))
-    with_ray(partial(do, out, items, 0.05), step, 2)
+    with_ray(partial(do, out, items, 0.25), step, 2)
     killer.join(60)
     assert len(workers) == 2
     assert lost[0] < items // 4, "the node was lost after the job's end"
