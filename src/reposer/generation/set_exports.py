@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from reposer.config import canonical_json
 from reposer.data.layouts.market1501 import collisions, parse_name, with_camera
-from reposer.data.layouts.tables import LIST, LISTED, PACKED_MANIFEST, PACKED_ROWS
+from reposer.data.layouts.tables import LIST, LISTED, PACKED_MANIFEST, PACKED_ROWS, SHARD
 from reposer.data.records import kept_by_hand
 from reposer.errors import UserError, find
 from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS
@@ -206,7 +206,6 @@ LAYOUTS: dict[str, Callable[[_Images, Path, bool], Counter[bool]]] = {
 
 PACKED_IMAGES = 1000  # in a file
 INDEX = "index.json"
-_SHARD = re.compile(r"(data/)?train-[0-9]{6,}\.(tar|parquet)", re.ASCII)
 _FEATURES = {  # as datasets reads them from a file's metadata
     "image": {"_type": "Image"},
     **{name: {"dtype": "string", "_type": "Value"} for name in ("file", "sha256")},
@@ -295,7 +294,7 @@ def _to_bucket(images: _Images, out: str, layout: str) -> Counter[bool]:
     if layout not in PACKED_LAYOUTS:
         raise UserError(f"{printable(out)}: a bucket holds a packed layout", "choose webdataset or parquet")
     bucket = Bucket(out)
-    stopped = {name for name in bucket.names() if name == INDEX or _SHARD.fullmatch(name)}
+    stopped = {name for name in bucket.names() if name == INDEX or SHARD.fullmatch(name)}
     if strange := sorted(set(bucket.names()) - stopped):
         raise UserError(f"{printable(out)}: holds {printable(strange[0])}", "choose a new place")
     with TemporaryDirectory() as scratch:

@@ -241,6 +241,7 @@ def _found_columns(
 
 LIST, LISTED = "train.csv", ("path", "pid", "camid", "label", "synthetic")  # of the layout "list"
 PACKED_MANIFEST = "manifest.parquet"
+SHARD = re.compile(r"(data/)?train-[0-9]{6,}\.(tar|parquet)", re.ASCII)
 _MAX_MANIFEST, _MAX_SHARD = 2**32, 2**34  # bytes that are fetched of a bucket
 PACKED_ROWS = pa.schema(
     [
@@ -326,7 +327,8 @@ def _packed_rows(place: Path) -> Iterator[Iterator[list[dict[str, Any]]]]:
                 rows: list[dict[str, Any]] = file.read_row_group(group, use_threads=False).to_pylist()
                 if len({row["shard"] for row in rows}) != 1:
                     raise ValueError("a group of rows is of several files")
-                check_relative(rows[0]["shard"])
+                if not SHARD.fullmatch(str(rows[0]["shard"])):
+                    raise ValueError(f"{printable(str(rows[0]['shard'])[:80])} is no file of a packed set")
                 for row in rows:
                     check_name(row["file"])
                     if None in row.values():
