@@ -308,11 +308,12 @@ def _to_bucket(images: _Images, out: str, layout: str) -> Counter[bool]:
 
         counts = PACKED_LAYOUTS[layout](images, building, upload)
         for name in (INDEX, PACKED_MANIFEST):
-            if (building / name).is_file():
+            place = contained(building, name)
+            if place.is_file():
                 if name == PACKED_MANIFEST:
                     for left in sorted(stopped):  # of an export that was stopped
                         bucket.delete(left)
-                upload(building / name)
+                upload(place)
     return counts
 
 
