@@ -207,7 +207,7 @@ def slurm(tmp_path, monkeypatch):
     try:
         wait(
             lambda: "idle" in said("sinfo", "-h", "-o", "%t"),
-            60,
+            300,
             lambda: (place / "ctld.log").read_text()[-2000:],
         )
         yield place
@@ -253,13 +253,13 @@ def test_an_array_larger_than_the_shards_with_a_task_killed_and_queued_again(slu
     )
     assert done.returncode == 0, done.stderr
     array = done.stdout.split("array ")[1].split(",")[0]
-    wait(lambda: list(out.glob(".claims/*/*.0")), 120, lambda: said("squeue"))
+    wait(lambda: list(out.glob(".claims/*/*.0")), 600, lambda: said("squeue"))
     victim = json.loads(next(iter(out.glob(".claims/*/*.0"))).read_bytes().partition(b"\n")[0])["pid"]
     os.kill(victim, signal.SIGKILL)
     first = said("squeue", "-h", "-r", "-j", array, "-t", "R", "-o", "%i").split()
     if first:
         subprocess.run(["scontrol", "requeue", first[0]], check=False, capture_output=True)
-    wait(lambda: not said("squeue", "-h").strip(), 240, lambda: said("squeue"))
+    wait(lambda: not said("squeue", "-h").strip(), 900, lambda: said("squeue"))
     assert not (out / ".claims").exists(), [path.read_text() for path in tmp_path.glob("*.log")]
     assert hashes(out) == hashes(tmp_path / "whole")
 
