@@ -43,6 +43,7 @@ def cluster(monkeypatch):
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((HERE, *sys.path)))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # its 15 gets no time at all on a busy machine
     small = {"object_store_memory": 80 * 2**20}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
     try:

@@ -407,6 +407,7 @@ def _on_node(
 def _connected(cluster: RayCluster) -> Iterator[Any]:
     """The module ``ray``, connected to a cluster until the block ends."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster started here: as processes of our own
     try:
         import ray
     except ImportError as error:
