@@ -56,6 +56,9 @@ _SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".
 _BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _HEIC = (b"hei", b"hev", b"mif", b"msf")
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_HEADERS = {0xE0: 18, 0xEE: 16}  # bytes of JFIF's and Adobe's segments, at least
+_PNG_PICTURE = (b"tRNS", b"acTL", b"fcTL", b"fdAT")  # chunks beside the critical ones
+_PNG_PACKED = (b"zTXt", b"iTXt", b"iCCP")
 _METADATA = r"(?is).*(EXIF|malformed MPO|TIFF|tag data|metadata|file read)"  # of Pillow's warnings
 _CHUNK = 1 << 20  # bytes
 _WARNINGS = threading.Lock()  # the warning filters belong to the whole process
@@ -115,19 +118,41 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """A JPEG without APP1 to APP13, APP15 and comments, and its EXIF data; any other file as it is."""
+    """What the pixels need of a JPEG or PNG, and its EXIF data; any other file as it is.
+
+    A JPEG loses APP1 to APP13, APP15, comments, and headers that are cut off, which libjpeg skips too.
+    """
     kept, exif, place = [data[:2]], b"", 2
+    if sniff(data[:32]) == "PNG":
+        return _lean_png(data)
     if sniff(data[:32]) == "JPEG":
         while data[place : place + 1] == b"\xff" and data[place + 1] not in (0xDA, 0xD9, 0xFF):
             end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
             segment, marker = data[place:end], data[place + 1]
             if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
                 exif = exif or segment[4:]
-            if marker not in (*range(0xE1, 0xEE), 0xEF, 0xFE):
+            if marker not in (*range(0xE1, 0xEE), 0xEF, 0xFE) and len(segment) >= _HEADERS.get(marker, 0):
                 kept.append(segment)
             place = end
             if place + 2 > len(data):
                 break
+    return b"".join([*kept, data[place:]]), exif
+
+
+def _lean_png(data: bytes) -> tuple[bytes, bytes]:
+    """A PNG without chunks that no pixel needs, and its EXIF data.
+
+    Whole packed texts and profiles stay, so that one which unpacks to absurd size is refused.
+    """
+    kept, exif, place = [data[:8]], b"", 8
+    while place + 12 <= len(data):
+        kind, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4], "big")
+        whole = zlib.crc32(data[place + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+        if kind == b"eXIf":
+            exif = data[place + 8 : end - 4]
+        if not kind[0] & 0x20 or kind in _PNG_PICTURE or (whole and kind in _PNG_PACKED):
+            kept.append(data[place:end])
+        place = end
     return b"".join([*kept, data[place:]]), exif
 
 
@@ -278,7 +303,7 @@ def _orientation(exif: bytes) -> int:
     Raises:
         ValueError: the data end before the first directory does, or the entry is no number.
     """
-    data = exif.removeprefix(b"Exif\0\0")
+    data = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")  # some write JPEG's mark into a PNG too
     if not data:
         return 1
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])

@@ -117,6 +117,21 @@ def _cut_profile() -> bytes:
     return plain[:2] + b"\xff\xe2\0\x0eICC_PROFILE\0" + plain[2:]
 
 
+def _first(segment: bytes) -> bytes:
+    """A JPEG that begins with this segment."""
+    return jpeg()[:2] + segment + without(jpeg(), 0xE0)[2:]
+
+
+def _before_pixels(extra: bytes) -> bytes:
+    """A PNG with this behind its header."""
+    plain = encoded(picture(), "PNG")
+    return plain[:33] + extra + plain[33:]
+
+
+def _wrong_sum(kind: bytes, data: bytes) -> bytes:
+    return _before_pixels(chunk(kind, data)[:-4] + bytes(4))
+
+
 def giant_jpeg(width: int, height: int) -> bytes:
     """A small JPEG whose header promises another size."""
     parts = [
@@ -375,6 +390,23 @@ MODES = [
     _used("EXIF that is noise", ".jpg", lambda: jpeg(exif=b"Exif\0\0" + bytes(range(60))), "exif-damaged"),
     _used("EXIF cut short", ".jpg", lambda: jpeg(exif=exif(6)[:16]), "exif-damaged"),
     _used("profile cut short", ".jpg", _cut_profile, "metadata-damaged"),
+    _used("JFIF header cut short", ".jpg", lambda: _first(b"\xff\xe0\0\7JFIF\0"), "metadata-damaged"),
+    _used("Adobe header cut short", ".jpg", lambda: _first(b"\xff\xee\0\10Adobe\0"), "metadata-damaged"),
+    _used("PNG text with a wrong checksum", ".png", lambda: _wrong_sum(b"tEXt", b"a\0b"), "metadata-damaged"),
+    _used(
+        "PNG with EXIF and a wrong checksum",
+        ".png",
+        lambda: _wrong_sum(b"eXIf", exif(6)[6:]),
+        "metadata-damaged",
+        "exif-rotated",
+    ),
+    _used(
+        "PNG resolution cut short", ".png", lambda: _before_pixels(chunk(b"pHYs", b"\0")), "metadata-damaged"
+    ),
+    _used("PNG with JPEG's EXIF", ".png", lambda: _before_pixels(chunk(b"eXIf", exif(6))), "exif-rotated"),
+    _file(
+        "PNG whose transparency has a wrong checksum", ".png", lambda: _wrong_sum(b"tRNS", bytes(6)), "format"
+    ),
     _used("EXIF orientation 99", ".jpg", lambda: jpeg(exif=exif(99)), "exif-unknown"),
     _used("EXIF orientation 0", ".jpg", lambda: jpeg(exif=exif(0)), "exif-unknown"),
     _used("PNG with EXIF", ".png", lambda: encoded(picture(), "PNG", exif=exif(6)), "exif-rotated"),

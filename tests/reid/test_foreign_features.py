@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ import torch
 from hostile_models import MARKER, STATES, Evil, evil, torch_file
 
 from reposer.errors import UserError
+from reposer.evaluation.reid_protocols import find_protocol
+from reposer.evaluation.reidentification import Expansion
 from reposer.reid.features import read_features, write_features
 from reposer.reid.search import NO_CAMERA
 from reposer.structures import FeatureSet
@@ -91,7 +93,13 @@ def _npy_by_split(folder):
     return paths
 
 
+def _npz(folder):
+    np.savez(folder / "result.npz", **PREFIXED)
+    return [folder / "result.npz"]
+
+
 MAKERS = {
+    "npz": _npz,
     "mat": _mat,
     "mat-doubles": _mat_as_matlab_writes_it,
     "pt": _pt,
@@ -252,3 +260,42 @@ def _refused(path, told):
     assert "\n" not in str(error.value)
     assert path.stem in str(error.value)
     assert not (path.parent / MARKER).exists()
+
+
+def test_an_npz_of_other_names_is_told_what_it_holds(tmp_path):
+    np.savez(tmp_path / "f.npz", qf=SETS["query"].features, **{"g\x1b[2J": SETS["gallery"].features})
+    with pytest.raises(UserError, match=r"no column features, pid, split \(found: g\\x1b\[2J, qf\)"):
+        read_features(tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize("protocol", ["prcc_same_clothes", "prcc_cross_clothes", "sysu_all", "sysu_indoor"])
+def test_one_split_test_is_query_and_gallery_where_cameras_tell(tmp_path, protocol):
+    people = np.repeat(np.arange(1, 9), 6)
+    cameras = np.tile(np.arange(1, 7), 8)
+    features = np.random.default_rng(3).normal(size=(48, 5)) + np.eye(9, 5)[people]
+    rules = find_protocol(protocol, trials=1)
+    parts = {split: np.isin(cameras, getattr(rules, f"{split}_cameras")) for split in ("query", "gallery")}
+    columns = {"features": features, "pid": people, "camid": cameras}
+    np.savez(tmp_path / "test.npz", **columns, split=np.full(48, "test"))
+    split = np.select([parts["query"], parts["gallery"]], ["query", "gallery"], "")
+    kept = split != ""
+    np.savez(tmp_path / "f.npz", **{k: v[kept] for k, v in columns.items()}, split=split[kept])
+    options = ReidOptions(methods=("euclidean",), protocol=rules)
+    one, two = (score_files([tmp_path / name], None, options) for name in ("test.npz", "f.npz"))
+    assert asdict(one.results["euclidean"].values) == asdict(two.results["euclidean"].values)
+    assert 0 < one.results["euclidean"].values.mAP_step < 1
+    twice = score_splits([tmp_path / "test.npz", tmp_path / "test.npz"], None, options)
+    assert twice.results["euclidean"].values.rank1 == one.results["euclidean"].values.rank1
+    with pytest.raises(UserError, match="split test: unknown"):
+        score_files([tmp_path / "test.npz"], None, replace(options, protocol=find_protocol("market1501")))
+
+
+def test_what_is_said_fits_the_numbers_that_were_given(tmp_path):
+    write_features(tmp_path / "f.npz", SETS)
+    shots = find_protocol("single_shot", shots=3, trials=2)
+    options = ReidOptions(methods=("euclidean",), protocol=shots, expand=Expansion(999))
+    report = score_files([tmp_path / "f.npz"], None, options)
+    assert "3 random gallery images of each person" in report.protocol
+    assert "one image" not in report.protocol
+    counted = int((SETS["gallery"].pids != -1).sum())
+    assert any(f"its {counted} nearest gallery images" in note for note in report.notes)

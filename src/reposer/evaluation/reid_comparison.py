@@ -381,8 +381,9 @@ def _notes(
             spread = ", ".join(f"{key} {100 * result.deviations[key]:.2f}" for key in ("rank1", "mAP_step"))
             notes.append(f"{name}: standard deviation between trials: {spread}.")
     if expand:
+        near = min(expand.count, counts["gallery"] - counts["gallery_junk"])
         notes.append(
-            f"Query expansion: each query is the sum of itself and its {expand.count} nearest gallery images,"
+            f"Query expansion: each query is the sum of itself and its {near} nearest gallery images,"
             f" weighted by similarity to the power {expand.alpha:g}."
         )
     if rerank:

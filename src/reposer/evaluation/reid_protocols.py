@@ -58,14 +58,12 @@ _SYSU = ReidProtocol(
     per_camera=True,
     by_person=True,
 )
-_PRCC = (
-    "PRCC (Yang et al., TPAMI 2021), {}: camera {} asks a gallery of one image of each person from camera A"
-)
+_PRCC = "PRCC (Yang et al., TPAMI 2021), {}: camera {} asks a gallery drawn from camera A"
 PROTOCOLS: dict[str, ReidProtocol] = {
     "market1501": ReidProtocol("Market-1501 protocol"),
     "single_shot": ReidProtocol(
-        "Single-shot: the gallery of a trial holds one image of each person, drawn at random from other"
-        " cameras than the query's (CUHK03 classic, VIPeR)",
+        "Single-shot (CUHK03 classic, VIPeR): the gallery of a trial is drawn at random from other cameras"
+        " than the query's",
         shots=1,
     ),
     "sysu_all": _SYSU,

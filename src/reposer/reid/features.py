@@ -18,9 +18,16 @@ from torch import nn
 
 from reposer.arrays import float_array
 from reposer.errors import UserError
-from reposer.reid.foreign_features import read_mat_features, read_npy_features, read_torch_features
+from reposer.reid.foreign_features import (
+    KEYS,
+    by_prefix,
+    read_mat_features,
+    read_npy_features,
+    read_torch_features,
+)
 from reposer.storage.bounded import read_npz
 from reposer.storage.files import write_atomic
+from reposer.storage.paths import printable
 from reposer.storage.tables import read_table
 from reposer.structures import FeatureSet
 
@@ -213,9 +220,12 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise UserError(f"{path}: not a readable .npz file", "write it again")
     try:
         with path.open("rb") as file:
-            arrays = read_npz(path, file, COLUMNS)
-        _require(set(arrays), path)
-        return arrays
+            there = {name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()}
+            arrays = read_npz(path, file, (*COLUMNS, *KEYS))
+        if "features" not in there and there.intersection(KEYS):
+            return by_prefix(path, arrays)
+        _require(there, path)
+        return {name: values for name, values in arrays.items() if name in COLUMNS}
     except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ValueError) and "allow_pickle" in str(error):
             advice = "save plain arrays: numbers and text, not Python objects"
@@ -254,7 +264,7 @@ def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
 def _require(names: set[str], path: Path) -> None:
     missing = [name for name in REQUIRED if name not in names]
     if missing:
-        found = ", ".join(sorted(names)) or "nothing"
+        found = ", ".join(printable(name[:40]) for name in sorted(names)[:12]) or "nothing"
         raise UserError(f"{path}: no column {', '.join(missing)} (found: {found})", _LAYOUT)
 
 

@@ -37,7 +37,7 @@ def read_mat_features(path: Path) -> Columns:
     Raises:
         UserError: damaged, hostile, no MATLAB 5 file, or keys missing.
     """
-    return _by_prefix(path, read_mat(path, read_regular(path, max_bytes=MAX_ARRAY_BYTES), KEYS))
+    return by_prefix(path, read_mat(path, read_regular(path, max_bytes=MAX_ARRAY_BYTES), KEYS))
 
 
 def read_torch_features(path: Path, columns: Sequence[str]) -> Columns:
@@ -49,7 +49,7 @@ def read_torch_features(path: Path, columns: Sequence[str]) -> Columns:
     """
     values = load_arrays_file(path)
     if "features" not in values:
-        return _by_prefix(path, values)
+        return by_prefix(path, values)
     found = {name: values[name] for name in columns if name in values}
     for name in ("pid", "camid", "clothes"):
         if name in found:
@@ -86,7 +86,7 @@ def read_npy_features(path: Path, labels: Path | None) -> Columns:
             raise UserError(f"{printable(path)}: no list of its labels", wanted)
     columns = _labels(labels)
     if "split" not in columns:
-        if path.stem not in SPLITS.values():
+        if path.stem not in (*SPLITS.values(), "test"):
             problem = f"{printable(labels)}: no column split, and {path.name} is named after none"
             raise UserError(problem, f"add it: {', '.join(SPLITS.values())}")
         columns["split"] = np.full(len(columns["pid"]), path.stem)
@@ -110,7 +110,7 @@ def with_labels(files: Sequence[Path]) -> list[tuple[Path, Path | None]]:
     return pairs
 
 
-def _by_prefix(path: Path, values: Mapping[str, NDArray[Any]]) -> Columns:
+def by_prefix(path: Path, values: Mapping[str, NDArray[Any]]) -> Columns:
     """Columns of the sets that are there: PREFIX_f, PREFIX_label and, where cameras are known, PREFIX_cam."""
     parts: list[Columns] = []
     for prefix, split in SPLITS.items():

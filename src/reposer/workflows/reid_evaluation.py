@@ -42,6 +42,7 @@ from reposer.workflows.reid_features import (
     CROPS,
     GALLERY,
     QUERY,
+    TEST,
     TRAIN,
     check_data,
     chosen_rows,
@@ -147,11 +148,7 @@ def score_files(
     """
     if out is None and (images or options.feature_map or options.rank_lists):
         raise UserError("pictures need a place", "give --out FOLDER")
-    sets = _read_sets(files)
-    if not options.protocol.query_cameras or "test" not in sets:
-        _require_splits(sets, files)
-    else:  # the cameras say who asks and who is found
-        sets = {QUERY: sets["test"], GALLERY: sets["test"]} | sets
+    sets = _tested_sets(files, options.protocol)
     facts = {"files": [path.name for path in files]}
 
     picture = partial(_picture_in, images) if images else None
@@ -184,11 +181,9 @@ def score_splits(
         alone = [[file for file in pair if file is not None] for pair in with_labels(files)]
         if len(alone) < 2:
             raise UserError("one file is one split: there is no mean", "give the file of every split")
-        splits, what = [_read_sets(each) for each in alone], "files"
-        for each, sets in zip(alone, splits, strict=True):
-            _require_splits(sets, each)
+        splits, what = [_tested_sets(each, options.protocol) for each in alone], "files"
     else:
-        everybody = list(_read_sets(files).values())
+        everybody = list(_read_sets(files, TEST).values())
         splits, what = fold_sets(reduce(_joined, everybody), folds, options.seed, train_people), "folds"
     reports = [score_sets(sets, None, resolved(options, TRAIN in sets)) for sets in splits]
     report = mean_report(reports, what)
@@ -196,11 +191,23 @@ def score_splits(
     return report if out is None else write_report_folder(report, None, out, options, None)
 
 
-def _read_sets(files: Sequence[Path]) -> dict[str, FeatureSet]:
+def _tested_sets(files: Sequence[Path], protocol: ReidProtocol) -> dict[str, FeatureSet]:
+    """Query and gallery, and what else the files hold; one split ``test`` is both where cameras tell."""
+    if not protocol.query_cameras:
+        sets = _read_sets(files)
+    else:  # the cameras say who asks and who is found
+        sets = _read_sets(files, TEST)
+        if (test := sets.pop(TEST, None)) is not None:
+            sets = {QUERY: test, GALLERY: test} | sets
+    _require_splits(sets, files)
+    return sets
+
+
+def _read_sets(files: Sequence[Path], *more: str) -> dict[str, FeatureSet]:
     sets: dict[str, FeatureSet] = {}
     for path, labels in with_labels(files):
         for split, features in read_features(path, labels).items():
-            known(f"{path}: split", split, (QUERY, GALLERY, TRAIN, CROPS))
+            known(f"{path}: split", split, (QUERY, GALLERY, TRAIN, CROPS, *more))
             if split in sets:
                 raise UserError(f"{path}: a second set {split}", "give every split once")
             sets[split] = features

@@ -39,6 +39,7 @@ _MAX_LIST_BYTES = 2**28
 
 Rows = NDArray[np.int64]  # positions in a prepared folder
 QUERY, GALLERY, TRAIN, CROPS = "query", "gallery", "train", "multi_query"  # names of feature sets
+TEST = "test"  # query and gallery in one, where cameras tell who asks
 
 
 def check_data(people: PackedPeople, *models: str | Path | None) -> None:
