@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import augment_runner as runner
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from reposer.cli.main import app
+from reposer.data.layouts.tables import unpack_set
 from reposer.data.packed import PackedPeople
 from reposer.data.samplers import budget_rows
 from reposer.errors import UserError
@@ -218,3 +221,70 @@ def test_impossible_options_are_refused(prepared, tmp_path, options, said):
     with pytest.raises(UserError, match=said):
         runner.augmented(PoseTransfer.from_pretrained("transport"), prepared, tmp_path / "set", options)
     assert not (tmp_path / "set").exists()
+
+
+def test_names_of_any_language_and_length_are_augmented_forgotten_and_packed(prepared, tmp_path):
+    """What prepare takes, augment and every export that promises nothing about names take too."""
+    raw, root = Path(prepared).parent / "raw", tmp_path / "people"
+    people = {"0002": "Dr. Émile", "0003": "人", "0004": "a;b $(id)", "0005": "x" * 120}
+    images = sorted((raw / "bounding_box_train").iterdir())
+    for path in images:
+        if (person := people.get(path.name[:4])) is not None:
+            for source, target in ((path, root), (raw / "parsing" / f"{path.stem}.png", root / "parsing")):
+                (target / person).mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target / person)
+    told = CliRunner().invoke(
+        app,
+        [
+            "prepare",
+            "folder",
+            str(root),
+            "--out",
+            str(tmp_path / "p"),
+            "--pairs",
+            "parsing",
+            "--size",
+            "48x24",
+        ],
+    )
+    assert told.exit_code == 0, told.output
+    out, options = tmp_path / "set", AugmentOptions(factor=2, background="donor")
+    model = PoseTransfer.from_pretrained("transport", setup("cpu", threads=1))
+    runner.augmented(model, tmp_path / "p", out, options, images=root)
+    assert set_faults(out) == []
+    names = [row["file"] for row in rows_of(out)]
+    assert len(names) == 12 == len(set(names))
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) for name in names)
+    for layout in ("webdataset", "parquet"):
+        export_set(out, tmp_path / layout, layout)
+        unpack_set(tmp_path / layout, tmp_path / f"files_{layout}")
+        assert len(list((tmp_path / f"files_{layout}" / "images").iterdir())) == 24
+    shards = pq.read_table(tmp_path / "webdataset" / "manifest.parquet").to_pylist()
+    assert all(row["file"].count(".") == 1 and row["file"].isascii() for row in shards)
+    for layout in ("folders", "list"):
+        export_set(out, tmp_path / layout, layout)
+    one = next(row for row in rows_of(out) if "Émile" in row["source"])
+    (out / "images" / one["file"].replace("_g01", "_g07")).write_bytes(b"left by a killed writer")
+    result = forget(out, one["pid"])
+    assert not result.unlisted
+    assert not list((out / "images").glob(f"*{one['file'][:20]}*"))
+    assert set_faults(out) == []
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_file_of_a_packed_set_with_other_images_than_its_list_is_named(whole, tmp_path, more):
+    export_set(whole, tmp_path / "set", "parquet")
+    place = tmp_path / "set" / "data" / "train-000000.parquet"
+    table = pq.read_table(place)
+    pq.write_table(pa.concat_tables([table, table]) if more else table.slice(1), place)
+    told = "more images than" if more else "differs from its sha256"
+    with pytest.raises(UserError, match=rf"train-000000\.parquet: .*{told}"):
+        unpack_set(tmp_path / "set", tmp_path / "out")
+    pq.write_table(table.slice(0, 2), place)
+    with pytest.raises(UserError, match=r"train-000000\.parquet: holds fewer images than"):
+        unpack_set(tmp_path / "set", tmp_path / "out")
+    rows = table.to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**rows[0], "image": None}, *rows[1:]], table.schema), place)
+    with pytest.raises(UserError, match=r"train-000000\.parquet: a row holds no image"):
+        unpack_set(tmp_path / "set", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reposer.config import foreign_values, read_json
-from reposer.data.layouts.market1501 import parse_generated, stem
+from reposer.data.layouts.market1501 import parse_generated, portable_stem, stem
 from reposer.data.records import decide, read_decisions
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
@@ -208,7 +208,8 @@ def _begin(folder: Path, parts: list[Path], pid: int) -> dict[str, Any]:
     derived = sum(int(pc.sum(_derived(read_part(part), pid)).as_py() or 0) for part in parts)
     if not listed and not derived:
         raise UserError(f"{folder}: nobody of pid {pid} is in this set", "check the number")
-    stems = [stem(name) for name in real.filter(_of(real, "pid", pid))["file"].to_pylist()]
+    names = real.filter(_of(real, "pid", pid))["file"].to_pylist()
+    stems = sorted({of(name) for name in names for of in (stem, portable_stem)})
     note = {"pid": pid, "real": listed, "stems": stems, "removed_before": removed_counts(folder)}
     _write_json(path, note)
     return note

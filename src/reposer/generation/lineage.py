@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reposer.config import read_json
-from reposer.data.layouts.market1501 import generated_name, parse_generated, stem
+from reposer.data.layouts.market1501 import generated_name, parse_generated, portable_stem
 from reposer.data.records import DECISIONS
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
@@ -91,7 +91,9 @@ class _Real:
         order = pc.sort_indices(table["file"].cast(pa.binary()))
         self._table = table.take(order).combine_chunks()
         self._keys = _bytes(self._table["file"])
-        stems = np.array([stem(name).encode() for name in self._table["file"].to_pylist()], np.bytes_)
+        stems = np.array(
+            [portable_stem(name).encode() for name in self._table["file"].to_pylist()], np.bytes_
+        )
         self._stem_order = np.argsort(stems, kind="stable")
         self.stems = stems[self._stem_order]
 

@@ -23,7 +23,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reposer.config import canonical_json
-from reposer.data.layouts.market1501 import collisions, parse_name, with_camera
+from reposer.data.layouts.market1501 import collisions, parse_name, portable_stem, with_camera
 from reposer.data.layouts.tables import LIST, LISTED, PACKED_MANIFEST, PACKED_ROWS, SHARD
 from reposer.data.records import kept_by_hand
 from reposer.errors import UserError, find
@@ -151,6 +151,11 @@ def _images(folder: Path) -> Iterator[_Image]:
                 yield _Image(path, name, row["pid"], row["camid"], True)
 
 
+def _tar_name(name: str) -> str:
+    """The name as tar files hold it; what follows the first dot is the suffix to their readers."""
+    return f"{portable_stem(name, dots=False)}.{name.rpartition('.')[2]}"
+
+
 def _name(row: dict[str, Any]) -> str:
     """The name of a row's file, which becomes a file of the export."""
     try:
@@ -235,14 +240,13 @@ def _webdataset(images: Iterable[_Image], out: Path, ready: Callable[[Path], Non
         ready: called with each of them, which nothing here needs any more.
     """
     shards, counts = [], Counter[bool]()
+    named = (replace(image, name=_tar_name(image.name)) for image in images)
     with pq.ParquetWriter(out / PACKED_MANIFEST, PACKED_ROWS, compression="zstd") as manifest:
-        for number, piece in _pieces(images):
+        for number, piece in _pieces(named):
             place = out / f"train-{number:06d}.tar"
             with tarfile.open(place, "x", format=tarfile.USTAR_FORMAT) as tar:
                 for image, data, row in piece:
                     stem = image.name.rpartition(".")[0]
-                    if "." in stem:  # which readers take for the beginning of the suffix
-                        raise UserError(f"{image.name}: has two dots", "rename it, or use the layout parquet")
                     _add(tar, image.name, data)
                     _add(tar, f"{stem}.json", canonical_json(row))
                     counts[image.synthetic] += 1

@@ -32,6 +32,7 @@ from reposer.data.layouts.labeled_files import (
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
+from reposer.storage.files import sha256_bytes
 from reposer.storage.paths import RefusedFileError, printable
 from reposer.structures import PersonRecord
 
@@ -87,6 +88,7 @@ MAX_NAME_BYTES = 100  # so that a path still fits everywhere (tar's name field, 
 
 _GENERATED = re.compile(r"(.+)_g([0-9]{2,3})\.(jpg|png)", re.ASCII)
 _PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_LONGEST_STEM = MAX_NAME_BYTES - len("_g01.jpg")
 
 
 class GeneratedName(NamedTuple):
@@ -99,7 +101,22 @@ class GeneratedName(NamedTuple):
 
 def generated_name(source: str, copy: int, file_format: str) -> str:
     """Name of copy number ``copy`` (from 1) of the image ``source``."""
-    return f"{stem(source)}_g{copy:02d}.{file_format}"
+    return f"{portable_stem(source)}_g{copy:02d}.{file_format}"
+
+
+def portable_stem(name: str, dots: bool = True) -> str:
+    """:func:`stem` as every system and program holds it: where it has other characters than A-Z a-z 0-9 . _ -
+    they become _, a long one is cut, and either then ends in a piece of the hash of the stem.
+
+    Args:
+        dots: may stay in it.
+    """
+    plain = stem(name)
+    if _PORTABLE.fullmatch(plain) and len(plain) <= _LONGEST_STEM and (dots or "." not in plain):
+        return plain
+    safe = re.sub(r"[^A-Za-z0-9._-]" if dots else r"[^A-Za-z0-9_-]", "_", plain).lstrip("._-") or "image"
+    tag = sha256_bytes(plain.encode("utf-8", "surrogateescape"))[:8]
+    return f"{safe[: _LONGEST_STEM - 1 - len(tag)]}-{tag}"
 
 
 def with_camera(name: str, camid: int) -> str:

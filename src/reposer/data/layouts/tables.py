@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -297,7 +298,11 @@ def _unpack(name: str, folder: Path, fetch: Callable[[str], None], out: Path) ->
                 shard = part[0]["shard"]
                 fetch(shard)
                 contents = _contents(name, folder, shard)
-                for row, (file, data) in zip(part, contents, strict=True):
+                for row, content in zip_longest(part, contents):
+                    if row is None or content is None:
+                        number = "more" if row is None else "fewer"
+                        raise _damaged(name, shard, f"holds {number} images than {PACKED_MANIFEST}")
+                    file, data = content
                     if file != row["file"] or sha256_bytes(data) != row["sha256"]:
                         raise _damaged(name, shard, f"{printable(row['file'])} differs from its sha256")
                     write_new(unlinked(building, f"{IMAGES}/{file}"), data)
@@ -344,8 +349,10 @@ def _contents(name: str, folder: Path, shard: str) -> Iterator[tuple[str, bytes]
     require_regular(place, folder)
     try:
         if place.suffix == ".parquet":
-            for row in read_table(place, ["image"])["image"].to_pylist():
-                yield row["path"], row["bytes"]
+            for image in read_table(place, ["image"])["image"].to_pylist():
+                if image is None or None in (image["path"], image["bytes"]):
+                    raise _damaged(name, shard, "a row holds no image")
+                yield image["path"], image["bytes"]
             return
         with tarfile.open(place, "r:") as tar:
             for member in tar:
