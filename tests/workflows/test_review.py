@@ -26,7 +26,17 @@ from reposer.generation.lineage import set_faults
 from reposer.generation.set_exports import export_set
 from reposer.storage.manifest import read_rows
 from reposer.studies.plan import SET, StudyPlan
-from reposer.workflows.review import ANNOTATED, AUGMENTED, EVALUATION, STUDY, TRAINING, Library, Wanted
+from reposer.workflows.review import (
+    ANNOTATED,
+    AUGMENTED,
+    EVALUATION,
+    STUDY,
+    TRAINING,
+    Library,
+    PictureSet,
+    Shown,
+    Wanted,
+)
 
 HASH, OTHER = "a" * 64, "b" * 64
 
@@ -272,3 +282,20 @@ def test_an_unfinished_or_damaged_set_is_one_line(augmented: Path) -> None:
     (augmented / "job.json").write_text(json.dumps(job | {"items": 10_000}))
     with pytest.raises(UserError, match="shards are not there"):
         library.set(identity)
+
+
+def test_a_set_that_is_removed_while_its_page_is_open_is_one_line(augmented: Path) -> None:
+    library = Library(augmented.parent)
+    identity = by_id(library, AUGMENTED)
+    assert library.set(identity).pictures
+    shutil.rmtree(augmented)
+    with pytest.raises(UserError, match="no such folder any more"):
+        library.set(identity)
+
+
+def test_people_are_sorted_whatever_their_folders_are_called(tmp_path: Path) -> None:
+    names = ["--5", "-", "10", "9", "٣", "³", "1" * 200, "x"]
+    shown = Shown("a.jpg", HASH, "", "", {}, True, "", {}, (), None, None, None)
+    pictures = tuple(replace(shown, person=name) for name in names)
+    page = PictureSet(ANNOTATED, tmp_path, pictures, "").page(Wanted())
+    assert page["people"] == ["9", "10", *sorted({*names} - {"9", "10"})]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -280,7 +281,10 @@ class Library:
         """
         place = self.place(identity)
         book = place.folder / ANNOTATION if place.kind == ANNOTATED else place.folder
-        when = os.stat(book / MANIFEST).st_mtime_ns
+        try:
+            when = os.stat(book / MANIFEST).st_mtime_ns
+        except OSError as error:  # removed while the page was open
+            raise UserError("there is no such folder any more", "load the page again") from error
         if self._sets.get(identity, (0, None))[0] != when:
             with foreign_values(place.folder):
                 read = _read_annotated if place.kind == ANNOTATED else _read_generated
@@ -422,4 +426,4 @@ def _facts(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _by_number(text: str) -> tuple[int, str]:
-    return (int(text) if text.lstrip("-").isdecimal() else 2**62, text)
+    return (int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else 2**62, text)

@@ -25,6 +25,7 @@ from reposer.data.preparing.report import (
     count_problems,
     count_splits,
     find_leaks,
+    query_notes,
     refuse_synthetic,
 )
 from reposer.data.records import problems_csv, write_manifest
@@ -167,7 +168,7 @@ def look_at_people(
         problems=counts,
         examples=examples,
         manifest_sha256="",
-        notes=found.notes,
+        notes=[*found.notes, *query_notes(found.records)],
     )
 
 
@@ -212,7 +213,7 @@ def _write(
             problems=counts,
             examples=examples,
             manifest_sha256=sha256_file(folder / MANIFEST),
-            notes=found.notes,
+            notes=[*found.notes, *query_notes(found.records)],
         )
         progress = _stage(on_progress, "packing")
         packed = pack(found.records, root, folder / PACKED, how, on_progress=progress)

@@ -126,6 +126,31 @@ def _copy_text(record: PersonRecord, other: PersonRecord, cameras: bool) -> str:
     return "a query in the gallery: scores leave out its own camera, and so this image; keep both if you like"
 
 
+def query_notes(records: Sequence[PersonRecord]) -> list[str]:
+    """A note where queries can find nobody: no gallery image of their person, or none of another camera.
+
+    Where no image has a camera, every image counts as a camera of its own, as in the evaluation.
+    """
+    queries = [record for record in records if record.split == "query"]
+    cameras: dict[int, set[int]] = {}
+    for record in records:
+        if record.split == "gallery":
+            cameras.setdefault(record.pid, set()).add(record.camid)
+    unknown = all(record.camid == 0 for record in records)
+    absent = [record for record in queries if record.pid not in cameras]
+    own = [r for r in queries if not unknown and r.pid in cameras and cameras[r.pid] == {r.camid}]
+    whys = [
+        (absent, "of people whom the gallery does not show"),
+        (own, "of people whom the gallery shows in the query's camera alone"),
+    ]
+    return [
+        f"{len(found):,} of {len(queries):,} queries are {why}: no score counts them"
+        f" (first {printable(found[0].path)})"
+        for found, why in whys
+        if found
+    ]
+
+
 SCHEMA_VERSION = 1
 
 _TITLES = {"train": "training", "val": "held out", "query": "query", "gallery": "gallery"}
