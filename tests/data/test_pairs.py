@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reposer.data.keypoints import JOINTS
+from reposer.data.keypoint_imports import _read_comma
+from reposer.data.keypoints import JOINTS, read_keypoints_csv
 from reposer.data.pairs import (
     development_pairs,
     index_pairs,
@@ -124,3 +126,16 @@ def test_names_that_do_not_fit_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="does not fit"):
         write_pairs_csv(tmp_path / "p.csv", [("a", name)])
     assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize("read", [read_pairs_csv, read_keypoints_csv, _read_comma])
+def test_the_first_line_of_what_a_link_leads_to_is_not_shown(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    (tmp_path / "secret").write_text("canary\n")
+    (tmp_path / "f.csv").symlink_to("secret")
+    with pytest.raises(UserError, match="first line must be") as told:
+        read(tmp_path / "f.csv")
+    assert "canary" not in str(told.value)
+    with pytest.raises(UserError, match="is 'canary'"):
+        read(tmp_path / "secret")

@@ -212,7 +212,8 @@ def _read_comma(path: Path) -> tuple[Poses, Problems]:
     header = lines[0].decode("utf-8", "replace").strip()
     if [name.strip() for name in header.split(",")] != _COMMA_HEADER:
         advice = f"the first line must be {','.join(_COMMA_HEADER[:5])},... with {NUM_JOINTS} joints"
-        raise AnnotationError(path, "header", f"is {header[:60]!r}", advice, row=1)
+        problem = "is that of another file" if path.is_symlink() else f"is {header[:60]!r}"
+        raise AnnotationError(path, "header", problem, advice, row=1)
     poses: Poses = {}
     problems: Problems = []
     for row, line in enumerate(lines[1:], start=2):

@@ -80,8 +80,10 @@ def read_keypoints_csv(
     lines = text_lines(Path(path))
     header = lines[0].decode("utf-8", "replace").strip()
     if header != HEADER:
-        shown = header[:60] or "nothing"
-        raise AnnotationError(path, "header", f"is {shown!r}", f"the first line must be {HEADER}", row=1)
+        # what a link in somebody else's folder leads to is shown to nobody
+        linked = Path(path).is_symlink()
+        problem = "is that of another file" if linked else f"is {header[:60] or 'nothing'!r}"
+        raise AnnotationError(path, "header", problem, f"the first line must be {HEADER}", row=1)
     poses: dict[str, Pose] = {}
     rows: dict[str, int] = {}
     problems: list[AnnotationProblem] = []

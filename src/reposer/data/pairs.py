@@ -95,9 +95,9 @@ def read_pairs_csv(
     lines = text_lines(Path(path))
     header = lines[0].decode("utf-8", "replace").strip()
     if header != HEADER:
-        raise AnnotationError(
-            path, "header", f"is {header[:60]!r}", f"the first line must be {HEADER}", row=1
-        )
+        # what a link in somebody else's folder leads to is shown to nobody
+        problem = "is that of another file" if Path(path).is_symlink() else f"is {header[:60]!r}"
+        raise AnnotationError(path, "header", problem, f"the first line must be {HEADER}", row=1)
     pairs: list[tuple[str, str]] = []
     problems: list[AnnotationProblem] = []
     for row, line in enumerate(lines[1:], start=2):
