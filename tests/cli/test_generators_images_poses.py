@@ -45,12 +45,19 @@ def test_a_predictor_from_training_to_pictures(run, prepared, san, tmp_path):
     assert (code, "did you mean left" in err) == (1, True)
     code, _, err = run(*asked, "--target", people.names[0], "--donor", "x.png")
     assert (code, "give one of them" in err) == (1, True)
-    table = tmp_path / "images"
+    table, reid = tmp_path / "images", tmp_path / "reid"
+    sets = ("--set", "data.images_per_epoch=16", "--set", "schedule.epochs=1", "--set", "batch_size=8")
+    code, _, err = run("train", "reid_demo", "--data", prepared, "--out", reid, "--threads", 1, *sets)
+    assert code == 0, err
     code, said, err = run(
-        "evaluate", san, "--data", prepared, "--out", table, "--limit", 4, "--predictor", maps
+        *("evaluate", san, "--data", prepared, "--out", table, "--limit", 4, "--predictor", maps),
+        *("--reid", reid),
     )
     assert code == 0, err
     assert "| model, predicted maps |" in said
+    generated = ("generated, own pose", "generated, another person's pose")
+    rows = ["real queries", *generated, *(f"{row}, predicted maps" for row in generated)]
+    assert list(json.loads((table / "identity.json").read_text())["rows"]) == rows
     out = tmp_path / "set"
     code, said, err = run(
         "augment",

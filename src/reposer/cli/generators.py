@@ -141,9 +141,11 @@ def evaluate(
     from reposer.evaluation.image_quality import DEFAULT_METRICS
     from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
     from reposer.workflows.evaluate import (
+        claim_identity,
         evaluate_model,
         evaluate_predictor,
         is_predictor,
+        measure_identity,
         open_detector,
     )
     from reposer.workflows.reid_features import check_data
@@ -159,10 +161,9 @@ def evaluate(
         print(f"{out}: map_quality.json, .md, .parquet (per pair), maps.png")
         return
     if reid:
-        from reposer.workflows.evaluate import claim_identity
-
         claim_identity(out)
     generator = PoseTransfer.from_pretrained(model)
+    maps = MapPredictor.from_pretrained(predictor) if predictor else None
     report = evaluate_model(
         generator,
         data,
@@ -173,14 +174,13 @@ def evaluate(
         backgrounds=parse_names(backgrounds),
         sources=parse_numbers("--sources", sources),
         limit=limit,
-        predictor=MapPredictor.from_pretrained(predictor) if predictor else None,
+        predictor=maps,
         detector=open_detector(keypoint_detector, accept_license) if keypoint_detector else None,
     )
     print(report.to_markdown())
     if reid:
-        from reposer.workflows.evaluate import measure_identity
-
-        print(measure_identity(generator, reid, data, out, sources=parse_numbers("--sources", sources)[0]))
+        fewest = parse_numbers("--sources", sources)[0]
+        print(measure_identity(generator, reid, data, out, sources=fewest, predictor=maps))
     print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
 
 

@@ -47,7 +47,11 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting, as optimizer.lr=1e-4; repeatable.")
 ]
 Model = Annotated[
-    str, typer.Argument(help="Run folder, exported folder, hub:owner/name, `shipped` (SAN) or `shipped-rsa`.")
+    str,
+    typer.Argument(
+        help="Run folder, exported folder, hub:owner/name, `shipped` (SAN), `shipped-rsa` or"
+        " `shipped-transport`."
+    ),
 ]
 Predictor = Annotated[
     str | None,

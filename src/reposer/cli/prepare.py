@@ -72,6 +72,10 @@ def _people(
         str,
         typer.Option(help="Who makes a pair: torso (shoulders and hips seen) or parsing (has a label map)."),
     ] = "torso",
+    single_camera: Annotated[
+        bool,
+        typer.Option("--single-camera", help="Of each training person keep the images of one camera."),
+    ] = False,
 ) -> None:
     """The parameters of every layout that has no split and no pairs of its own."""
 

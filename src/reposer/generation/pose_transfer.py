@@ -172,9 +172,9 @@ class PoseTransfer:
         Args:
             name: a run folder of ``reposer train`` (the averaged generator of its newest good checkpoint), a
                 folder written by :meth:`save_pretrained`, ``hub:owner/name``, or a generator of the package,
-                trained on the built-in rendered people: "shipped", SAN, or "shipped-rsa", RSA-GAN
-                (reconstruction from the abstract); or one that learns nothing, a key of
-                ``models.controls.CONTROLS``.
+                trained on the built-in rendered people: "shipped", SAN, "shipped-rsa", RSA-GAN
+                (reconstruction from the abstract), or "shipped-transport", which mends carried texture; or
+                one that learns nothing, a key of ``models.controls.CONTROLS``.
             runtime: device and precision; None: ``runtime.setup()``.
 
         Raises:

@@ -123,14 +123,20 @@ def san_table() -> StudyConfig:
 
 
 def demo() -> StudyConfig:
-    """What ``make demo`` runs: two trainings of each of three arms, a minute or two."""
+    """What ``make demo`` runs: two trainings of each of four arms, two or three minutes."""
     return StudyConfig(
         data=Path("prepared/rendered"),
-        arms=(REAL, Arm(name="real_repeated", factor=3, repeated=True), Arm(name="generated", factor=3)),
-        recipes=(StudyRecipe(preset="reid_demo"),),
+        arms=(
+            Arm(name="real_repeated", factor=3, repeated=True),
+            Arm(name="pasted", factor=3, background="donor", generator="paste"),
+            Arm(name="san", factor=3, background="donor", generator="shipped"),
+            Arm(name="mended", factor=3, background="donor", generator="shipped-transport"),
+        ),
+        recipes=(StudyRecipe(preset="reid_demo", methods=("euclidean",)),),
         seeds=(0, 1),
         steps=60,
         settings=("batch_size=32",),
+        controls=("real_repeated", "pasted"),
         threads=None,
     )
 

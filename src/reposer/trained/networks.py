@@ -247,7 +247,11 @@ GENERATOR: Kind[nn.Module, GeneratorConfig] = Kind(
     info_of_run=_generator_of_run,
     build=lambda info: build_generator(info.generator, **info.generator_args),
     group="ema",  # the averaged weights
-    shipped={"shipped": "san_rendered", "shipped-rsa": "rsa_gan_rendered"},
+    shipped={
+        "shipped": "san_rendered",
+        "shipped-rsa": "rsa_gan_rendered",
+        "shipped-transport": "transport_rendered",
+    },
     untrained={name: _control(name) for name in CONTROLS},
     fits=lambda info: info.generator not in PREDICTORS,
     other=("a predictor of label maps, not a generator", "give it as --predictor"),

@@ -292,8 +292,15 @@ def measure_identity(
     *,
     background: str = "generated",
     sources: int = 1,
+    predictor: MapPredictor | None = None,
 ) -> str:
     """Measure under the network of a Re-ID run on a prepared folder; writes ``out``/identity.json.
+
+    Args:
+        model, background, sources: as for :func:`identity_kept`.
+        reid_run, prepared, out: folders of the run, of the people, and of what is written.
+        predictor: adds both generated rows with target maps that it makes of the donor's pose and the
+            source's garments, if the model reads any.
 
     Returns:
         the table, as Markdown.
@@ -310,6 +317,10 @@ def measure_identity(
     training_note(judge.info, people, {QUERY: query, GALLERY: gallery})  # refuses people that it has learned
     model = model.at_size(people.size)
     results = identity_kept(model, judge.network, people, background=background, sources=sources)
+    if predictor is not None and {"target_parsing", "target_mask"} & set(model.needs()):
+        predicting = model.with_predictor(predictor, "predicted")
+        rows = identity_kept(predicting, judge.network, people, background=background, sources=sources)
+        results |= {f"{row}, predicted maps": scores for row, scores in rows.items() if row != REAL}
     return write_identity(out, results, judge.info)
 
 

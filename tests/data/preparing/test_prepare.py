@@ -97,6 +97,28 @@ def test_a_good_data_set(tmp_path: Path):
     np.testing.assert_array_equal(packed.images[4], decode(root / records[4].path))
 
 
+def test_of_a_single_camera_each_training_person_keeps_another_and_nobody_else_loses_any(tmp_path: Path):
+    root, out = tmp_path / "root", tmp_path / "out"
+    make_data_set(root, people=5, cameras=2)
+    for name in ("0002_c2s1_000001_02.jpg", "0000_c1s1_000001_01.jpg"):
+        (root / "bounding_box_train" / name).write_bytes(encode_jpeg(pixels(len(name) + ord(name[6]))))
+    shutil.copytree(root / "bounding_box_train", root / "query")  # tested on the same images: no matter here
+    report = prepare_market1501(root, out, holdout=1, single_camera=True)
+    kept = [r.name for r in read_manifest(out / "manifest.parquet") if r.split == "train" and r.pid > 0]
+    assert kept == [
+        "0002_c1s1_000000_01.jpg",
+        "0003_c2s1_000003_01.jpg",
+        "0004_c1s1_000004_01.jpg",
+        "0005_c2s1_000007_01.jpg",
+    ]
+    assert report.splits["val"]["images"] == 2  # of the person held out
+    assert report.splits["query"]["images"] == 12
+    assert report.pairs == {"train": 0, "val": 2}
+    assert "5 training images of people's other cameras left out" in report.summary()
+    with pytest.raises(UserError, match=r"single_camera True \(now None\)"):
+        prepare_market1501(root, out, holdout=1)
+
+
 def test_the_summary_says_what_was_found_and_what_to_do(tmp_path: Path):
     root, out = tmp_path / "root", tmp_path / "out"
     make_data_set(root)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -62,6 +63,7 @@ class PrepareArguments(TypedDict, total=False):
     soft_masks: bool  # masks of more than two values are cut at half instead of refused
     inverted_masks: bool  # 0 is the person
     label_set: str  # what the parsing maps count, see parsing.known_labels
+    single_camera: bool  # of each training person the images of one camera are kept, see keep_one_camera
 
 
 DEFAULTS: PrepareArguments = {
@@ -76,6 +78,7 @@ DEFAULTS: PrepareArguments = {
     "soft_masks": False,
     "inverted_masks": False,
     "label_set": "lip20",
+    "single_camera": False,
 }
 _PLACES: tuple[Literal["parsing"], Literal["mask"], Literal["keypoints"]] = ("parsing", "mask", "keypoints")
 _FILES = {
@@ -83,7 +86,7 @@ _FILES = {
     *(f"{PACKED}/{name}" for name in (HEADER, ROWS, *(f"{array}.npy" for array in ARRAYS))),
 }
 # written where they differ from the default
-_LATER = ("fit", "pairs", "mask_source", "soft_masks", "inverted_masks", "label_set")
+_LATER = ("fit", "pairs", "mask_source", "soft_masks", "inverted_masks", "label_set", "single_camera")
 
 
 def prepare_market1501(
@@ -184,7 +187,29 @@ def _read(
 ) -> Found:
     places = (chosen["parsing"], chosen["mask"], chosen["keypoints"])
     reading = Reading(chosen["pairs"], chosen["holdout"], *places, how.rules, on_progress, look_only)
-    return read_layout(layout, root, options or {}, reading)
+    found = read_layout(layout, root, options or {}, reading)
+    return keep_one_camera(found) if chosen["single_camera"] else found
+
+
+def keep_one_camera(found: Found) -> Found:
+    """The data set as if each training person had been seen by one camera ("single-camera training", Zhang et
+    al., AAAI 2020): who is who is then told apart by the camera, too, which generated pictures can undo.
+
+    Of the n cameras that saw the k-th training person (k from 0, by pid), the (k mod n)-th is kept, so that
+    all cameras have a part. Pairs that lose an image go; held-out and test people stay as they are.
+    """
+    cameras: dict[int, set[int]] = {}
+    for one in found.records:
+        if one.split == "train" and one.pid > 0:  # junk and distractors are trained on by nobody
+            cameras.setdefault(one.pid, set()).add(one.camid)
+    kept = {
+        pid: sorted(cameras[pid])[number % len(cameras[pid])] for number, pid in enumerate(sorted(cameras))
+    }
+    records = [r for r in found.records if r.split != "train" or kept.get(r.pid, r.camid) == r.camid]
+    names = {one.name for one in records}
+    pairs = {split: [pair for pair in of if names.issuperset(pair)] for split, of in found.pairs.items()}
+    left_out = f"{len(found.records) - len(records):,} training images of people's other cameras left out"
+    return replace(found, records=records, pairs=pairs, notes=[*found.notes, left_out])
 
 
 def _write(
