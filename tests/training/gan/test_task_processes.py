@@ -194,6 +194,8 @@ def test_a_node_that_is_killed_and_comes_back_costs_the_steps_since_the_last_che
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     run = tmp_path / "nodes"
+    # else an agent that stays never tells a new one where they meet (torch's dynamic_rendezvous.py)
+    newcomers = {**ONE_THREAD, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
     def node(number: int) -> subprocess.Popen:
         launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
@@ -201,7 +203,7 @@ def test_a_node_that_is_killed_and_comes_back_costs_the_steps_since_the_last_che
         launcher += ["--rdzv-conf", f"is_host={int(number == 0)}", "--max-restarts", "5"]
         command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(tmp_path / "config.json")]
         with (tmp_path / f"{number}.log").open("ab") as log:
-            return subprocess.Popen([*command, str(run)], env=ONE_THREAD, stdout=log, stderr=log)
+            return subprocess.Popen([*command, str(run)], env=newcomers, stdout=log, stderr=log)
 
     nodes = [node(0), node(1)]
     try:
