@@ -36,6 +36,7 @@ _FRONT = re.compile(r"---\n(.*?)\n---\n+(# [^\n]+\n)", re.DOTALL)
 STUDIES = {  # what `reposer study` reads
     "reposer.studies.config": "StudyConfig",
     "reposer.studies.ablations": "AblationConfig",
+    "reposer.studies.paper_stages": "PaperTableConfig",
 }
 
 

@@ -1,4 +1,4 @@
-"""PATN and GFLA with the names and shapes of their authors' files, written layer by layer and pixel by pixel.
+"""PATN, XingGAN, GFLA and DPTN with the names and shapes of their authors' files, layer by layer.
 
 What the importer and the networks of ours are compared with; slow and plain on purpose.
 """
@@ -72,6 +72,67 @@ class PublishedPATN(nn.Module):
         for block in self.model.att:
             x, y = block(x, y)
         return self.model.stream1_up(x)
+
+
+# ---- XingGAN.
+
+
+class _Crossing(_Block):
+    def __init__(self, first: bool, kind: str) -> None:
+        super().__init__(first, kind, True)
+        self.query_conv, self.key_conv = nn.Conv2d(256, 32, 1), nn.Conv2d(256, 32, 1)
+        self.value_conv = nn.Conv2d(256, 256, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def looked(self, a: Tensor, b: Tensor) -> Tensor:
+        """For every place of a: the values of a, weighted by softmax over the places of b."""
+        values = self.value_conv(a).flatten(2)
+        energy = torch.einsum("bci,bcj->bij", self.query_conv(a).flatten(2), self.key_conv(b).flatten(2))
+        weight = (energy - energy.amax(2, keepdim=True)).exp()
+        weight = weight / weight.sum(2, keepdim=True)
+        return a + self.gamma * torch.einsum("bij,bcj->bci", weight, values).view(a.shape)
+
+    def forward(self, image: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.conv_block_stream1(image), self.conv_block_stream2(pose)
+        image = self.looked(x, y)
+        return image, torch.cat([image, self.looked(y, x)], 1)
+
+
+class PublishedXingGAN(PublishedPATN):
+    """PATN's names, and more of them."""
+
+    def __init__(self, kind: str = "batch") -> None:
+        super().__init__(kind)
+        bias, m = kind == "instance", self.model
+        m.att = nn.ModuleList(_Crossing(i == 0, kind) for i in range(9))
+
+        def up() -> nn.Sequential:
+            steps: list[nn.Module] = []
+            for channels in (256, 128):
+                steps.append(nn.ConvTranspose2d(channels, channels // 2, 3, 2, 1, 1, bias=bias))
+                steps += [_norm(kind, channels // 2), nn.ReLU()]
+            return nn.Sequential(*steps, nn.ReflectionPad2d(3), nn.Conv2d(64, 30, 7), nn.Tanh())
+
+        m.stream1_up, m.stream2_up = up(), up()
+        m.x2_con, m.x2_norm = nn.ConvTranspose2d(512, 256, 1, bias=bias), _norm(kind, 256)
+        m.atte_con, m.atte_norm = nn.ConvTranspose2d(768, 256, 3, 2, 1, 1, bias=bias), _norm(kind, 256)
+        m.atte_con1, m.atte_norm1 = nn.ConvTranspose2d(256, 128, 3, 2, 1, 1, bias=bias), _norm(kind, 128)
+        m.atte_con2 = nn.ConvTranspose2d(128, 21, 1, bias=bias)
+
+    def forward(self, image: Tensor, poses: Tensor) -> Tensor:
+        """(B, 3, H, W), (B, 36, H, W) source's then target's -> (B, 3, H, W)."""
+        m = self.model
+        x, y = m.stream1_down(image), m.stream2_down(poses)
+        for block in m.att:
+            x, y = block(x, y)
+        z = m.atte_norm(m.atte_con(torch.cat([x, y], 1))).relu()
+        share = m.atte_con2(m.atte_norm1(m.atte_con1(z)).relu()).softmax(1)
+        first, second = m.stream1_up(x), m.stream2_up(m.x2_norm(m.x2_con(y)).relu())
+        total = image * share[:, 20:21]
+        for i in range(10):
+            total = total + first[:, 3 * i : 3 * i + 3] * share[:, i : i + 1]
+            total = total + second[:, 3 * i : 3 * i + 3] * share[:, 10 + i : 11 + i]
+        return total
 
 
 # ---- GFLA.
@@ -223,3 +284,103 @@ class PublishedGFLA(nn.Module):
                 out = (1 - masks[i + 1]) * out + masks[i + 1] * found
             out = getattr(self.target, f"decoder{i}")(out)
         return torch.tanh(self.target.outconv(out))
+
+
+# ---- DPTN.
+
+
+class _Start(nn.Module):
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(i, o, 4, 2, 1), _in(o), _act(), nn.Conv2d(o, o, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class _Bypassed(nn.Module):
+    """Three convolutions, each under two names."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(c, c, 3, 1, 1), nn.Conv2d(c, c, 3, 1, 1)
+        self.bypass = nn.Conv2d(c, c, 1)
+        self.model = nn.Sequential(_in(c), _act(), self.conv1, _in(c), _act(), self.conv2)
+        self.shortcut = nn.Sequential(self.bypass)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) + self.shortcut(x)
+
+
+class _Layer(nn.Module):
+    """(N, B, C), as torch's own attention takes it."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(256, 2)
+        if asks:
+            self.multihead_attn = nn.MultiheadAttention(256, 2)
+        self.linear1, self.linear2 = nn.Linear(256, 256), nn.Linear(256, 256)
+        for i in range(3 if asks else 2):
+            self.add_module(f"norm{i + 1}", nn.InstanceNorm1d(256, affine=True))
+
+    def forward(self, x: Tensor, memory: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+        def normed(i: int, y: Tensor) -> Tensor:
+            return getattr(self, f"norm{i}")(y.permute(1, 2, 0)).permute(2, 0, 1)
+
+        x, last = normed(1, x + self.self_attn(x, x, x)[0]), 2
+        if memory is not None:
+            x, last = normed(2, x + self.multihead_attn(x, memory, values)[0]), 3
+        return normed(last, x + self.linear2(_act()(self.linear1(x))))
+
+
+class PublishedDPTN(nn.Module):
+    """Both data sets'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source_encoder = nn.Module()
+        for net, planes in ((self, 39), (self.source_encoder, 3)):
+            for name, made in (
+                ("block0", _Start(planes, 64)),
+                ("encoder0", _Encoder(64, 128)),
+                ("encoder1", _Encoder(128, 256)),
+            ):
+                net.add_module(name, made)
+        for i in range(3):
+            self.add_module(f"mblock{i}", _Bypassed(256))
+        self.PTM = nn.Module()
+        self.PTM.encoder, self.PTM.decoder = nn.Module(), nn.Module()
+        self.PTM.encoder.layers = nn.ModuleList(_Layer(False) for _ in range(2))
+        self.PTM.decoder.layers = nn.ModuleList(_Layer(True) for _ in range(2))
+        self.PTM.decoder.norm = nn.InstanceNorm1d(256, affine=True)
+        for i, (before, after) in enumerate(((256, 128), (128, 64), (64, 64))):
+            self.add_module(f"decoder{i}", _Up(before, after, after))
+        self.outconv = _Out(64, 3)
+
+    def encoded(self, *planes: Tensor) -> Tensor:
+        x = torch.cat(planes, 1)
+        for name in ("block0", "encoder0", "encoder1", "mblock0", "mblock1", "mblock2"):
+            x = getattr(self, name)(x)
+        return x
+
+    def forward(self, image: Tensor, source_pose: Tensor, target_pose: Tensor) -> Tensor:
+        """(B, 3, H, W), (B, 18, H, W) twice -> (B, 3, H, W)."""
+        values = image
+        for name in ("block0", "encoder0", "encoder1"):
+            values = getattr(self.source_encoder, name)(values)
+        maps = (
+            self.encoded(image, source_pose, source_pose),
+            self.encoded(image, source_pose, target_pose),
+            values,
+        )
+        size = values.shape
+        memory, x, v = (one.flatten(2).permute(2, 0, 1) for one in maps)
+        for layer in self.PTM.encoder.layers:
+            memory = layer(memory)
+        for layer in self.PTM.decoder.layers:
+            x = layer(x, memory, v)
+        out = self.PTM.decoder.norm(x.permute(1, 2, 0)).view(size)
+        for i in range(3):
+            out = getattr(self, f"decoder{i}")(out)
+        return torch.tanh(self.outconv(out))

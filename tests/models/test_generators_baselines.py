@@ -38,11 +38,18 @@ TINY = {
 }
 
 
-@pytest.fixture(params=TINY)
+# Those whose published weights can be imported, beside PATN.
+PUBLISHED = {
+    "xinggan": {"ngf": 4, "blocks": 2, "dropout": 0.0, "padding": "zeros"},
+    "dptn": {"ngf": 4, "blocks": 1, "context": 1, "texture": 1},
+}
+
+
+@pytest.fixture(params=TINY | PUBLISHED)
 def net(request):
     torch.manual_seed(0)
-    made = build_generator(request.param, **TINY[request.param])
-    if request.param == "gfla":  # its own start is a grey picture
+    made = build_generator(request.param, **(TINY | PUBLISHED)[request.param])
+    if request.param in ("gfla", "dptn"):  # its own start is a grey picture
         for parameter in made.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.15)

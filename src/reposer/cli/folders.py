@@ -1,5 +1,5 @@
 """Commands about whole folders: ``demo``, ``render``, ``study``, ``export-run``, ``push-to-hub``,
-``import-weights``, ``export-parser``, ``annotate``, ``forget``, ``export-set``, ``unpack-set``."""
+``import-weights``, ``export-parser``, ``annotate``, ``slurm``."""
 
 import os
 from collections.abc import Callable
@@ -94,16 +94,24 @@ def render(
 @app.command()
 def study(
     name: Annotated[
-        str, typer.Argument(help="augmentation, market_dev, san_table, ablations, or a plan: FILE.json.")
+        str,
+        typer.Argument(
+            help="augmentation, market_dev, san_table, paper_table, ablations, or a plan: FILE.json."
+        ),
     ],
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the study; the same command goes on.")],
     generator: Annotated[
         str,
         typer.Option(
-            help="Run folder, exported folder, hub id, `shipped` (default) or a plan's; not for ablations."
+            help="Run folder, exported folder, hub id, `shipped` (default) or a plan's; not for ablations"
+            " and paper_table."
         ),
     ] = "",
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(help="paper_table: a row that is not trained, as NAME=FOLDER; repeatable."),
+    ] = None,
     arms: Annotated[str, typer.Option(help="Only these arms (rows), comma-separated.")] = "",
     variants: Annotated[
         list[str] | None,
@@ -127,43 +135,69 @@ def study(
     gpus: Gpus = 0.0,
 ) -> None:
     """Compare ways to train, with controls, seeds and p-values; every finished stage is kept and shared."""
-    claim_out("study", out, data, generator, predictor or None, parser or None)
+    given = [text.partition("=")[2] for text in runs or ()]
+    claim_out("study", out, data, generator, predictor or None, parser or None, *filter(None, given))
     from reposer.report import write_report
 
-    chosen, cluster = parse_names(arms), ray_cluster(engine, address, cpus, gpus)
-    run: Callable[..., object]
-    if name == "ablations":
-        from reposer.studies.ablations import ablations, run_ablations
-
-        if variants or predictor or parser:
-            raise UserError(
-                "study ablations: has no use for --arm, --predictor and --parser", "leave them out"
-            )
-        run = partial(run_ablations, ablations(data, chosen, overrides or []), out)
-    else:
-        from reposer.studies.study import configure, run_study
-
-        made = configure(
-            name,
-            data,
-            generator,
-            chosen,
-            overrides or [],
-            predictor=predictor,
-            parser=parser,
-            accept_license=accept_license,
-            variants=variants or [],
-        )
-        run = partial(run_study, made, out)
+    cluster = ray_cluster(engine, address, cpus, gpus)
+    words = {
+        "generator": generator,
+        "predictor": predictor,
+        "parser": parser,
+        "accept_license": accept_license,
+    }
+    lists = (parse_names(arms), overrides or [], variants or [], runs or [])
+    run = _study_of(name, data, out, words, *lists)
     if cluster:
         from reposer.jobs.workers import spread_copies
 
         spread_copies(run, cluster, workers)
     run(workers=1 if cluster else workers)
     print((out / "table.md").read_text())
+    names = sorted(
+        path.name for path in (*out.glob("table.*"), *out.glob("pictures"), *out.glob("mistakes.*"))
+    )
+    print(f"{printable(out)}: {', '.join(names)}")
     lead = "Every number on this page was measured by `reposer study`; its files lie in the same folder."
     title = f"Reposer study: {Path(name).stem}"
     print(f"report: {write_report(out, title=title, lead=lead)}")
+
+
+def _study_of(
+    name: str,
+    data: Path,
+    out: Path,
+    words: dict[str, Any],
+    chosen: list[str],
+    overrides: list[str],
+    variants: list[str],
+    runs: list[str],
+) -> Callable[..., object]:
+    """What runs a study of that name; options that it has no use for are refused."""
+    given = [f"--{word}" for word in ("generator", "predictor", "parser") if words[word]]
+    given += ["--arm"] * bool(variants) + ["--runs"] * bool(runs)
+    useless = {
+        "ablations": {"--arm", "--predictor", "--parser", "--runs"},
+        "paper_table": {"--generator", "--predictor", "--parser"},
+    }
+    refused = [option for option in given if option in useless.get(name, {"--runs"})]
+    if refused:
+        raise UserError(f"study {name}: has no use for {' and '.join(refused)}", "leave it out")
+    if name == "ablations":
+        from reposer.studies.ablations import ablations, run_ablations
+
+        return partial(run_ablations, ablations(data, chosen, overrides), out)
+    if name == "paper_table":
+        from reposer.studies.paper_table import paper_table, run_paper_table
+
+        return partial(
+            run_paper_table, paper_table(data, chosen, overrides, variants=variants, runs=runs), out
+        )
+    from reposer.studies.study import configure, run_study
+
+    generator = words.pop("generator")
+    made = configure(name, data, generator, chosen, overrides, variants=variants, **words)
+    return partial(run_study, made, out)
 
 
 # ---- ``reposer export-run``: a run as a folder to share.
@@ -208,9 +242,12 @@ def push_to_hub(
 
 @app.command("import-weights")
 def import_weights(
-    network: Annotated[str, typer.Argument(help="patn or gfla; xinggan and dptn are told apart.")],
+    network: Annotated[str, typer.Argument(help="patn, xinggan, gfla or dptn.")],
     file: Annotated[Path, typer.Argument(help="The authors' .pth of the generator.")],
     out: Annotated[Path, typer.Option(help="Folder to write, for generate, augment and evaluate.")],
+    size: Annotated[
+        str, typer.Option(help="HEIGHTxWIDTH that dptn learned, which its file does not tell.")
+    ] = "256x256",
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="You accept the terms of the authors' weights.")
     ] = False,
@@ -219,7 +256,8 @@ def import_weights(
     claim_out("import-weights", out, file)
     from reposer.workflows.import_weights import import_weights as write
 
-    print(write(network, file, out, accept_license=accept_license))
+    learned = parse_size(size) if network == "dptn" or size != "256x256" else None
+    print(write(network, file, out, accept_license=accept_license, size=learned))
 
 
 # ---- ``reposer export-parser``: a trained parser for use by ``--parser``.
@@ -398,53 +436,3 @@ def slurm(
             f"SLURM refused: {printable(reason)}", "mend that; what was submitted is in `squeue --me`"
         )
     print(done.stdout, end="")
-
-
-# ---- ``reposer forget``, ``export-set`` and ``unpack-set``: what is done with an augmented set.
-
-
-@app.command()
-def forget(
-    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
-    pid: Annotated[int, typer.Option(min=0, max=LARGEST, help="Number of the person.")],
-    runs: Annotated[
-        list[Path] | None, typer.Option(help="Folder of runs to look through for trainings on this set.")
-    ] = None,
-) -> None:
-    """Remove a person from an augmented set: pictures of them or in their pose, and their real images."""
-    from reposer.generation.forgetting import forget as forget_person
-
-    print(forget_person(folder, pid, runs or ()))
-
-
-@app.command("export-set")
-def export_set(
-    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
-    out: Annotated[str, typer.Option(help="New folder; of a packed layout also a bucket's, s3://...")],
-    layout: Annotated[str, typer.Option(help="market, folders, list, webdataset or parquet.")] = "market",
-    copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of linking them.")] = False,
-) -> None:
-    """Write an augmented set as other Re-ID programs read it; pictures that a filter dropped stay out."""
-    from reposer.storage.files import is_remote
-
-    if not is_remote(out):
-        claim_out("export-set", Path(out), folder)
-    from reposer.generation.set_exports import export_set as export
-
-    print(export(folder, out, layout, copy=copy))
-
-
-@app.command("unpack-set")
-def unpack_set(
-    folder: Annotated[
-        str, typer.Argument(help="Folder of `export-set`, layout webdataset or parquet; or s3://... of it.")
-    ],
-    out: Annotated[Path, typer.Option(help="New folder.")],
-) -> None:
-    """Write the images of a packed set as files, each held against its sha256: the layout list."""
-    from reposer.storage.files import is_remote
-
-    claim_out("unpack-set", out, None if is_remote(folder) else folder)
-    from reposer.data.layouts.tables import unpack_set as unpack
-
-    print(unpack(folder, out))

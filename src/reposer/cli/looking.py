@@ -1,4 +1,5 @@
-"""``reposer report``, ``verify`` and ``serve``: looking at what is in a folder."""
+"""``reposer report``, ``verify`` and ``serve``: looking at what is in a folder; ``forget``, ``export-set``,
+``unpack-set``: what is done with an augmented set."""
 
 import os
 from contextlib import suppress
@@ -7,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from reposer.cli.options import Device, MayDownload, NetworkFolder, NetworkTerms, Threads
+from reposer.cli.options import (
+    LARGEST,
+    Device,
+    MayDownload,
+    NetworkFolder,
+    NetworkTerms,
+    Threads,
+    claim_out,
+)
 from reposer.errors import UserError
 from reposer.storage.paths import printable
 
@@ -93,3 +102,53 @@ def serve(
     studio = open_studio(generator, predictor, choice, at_once=bool(named), threads=threads, device=device)
     with suppress(KeyboardInterrupt):
         answer(folder, studio, host=host, port=port)
+
+
+# ---- ``reposer forget``, ``export-set`` and ``unpack-set``: what is done with an augmented set.
+
+
+@app.command()
+def forget(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
+    pid: Annotated[int, typer.Option(min=0, max=LARGEST, help="Number of the person.")],
+    runs: Annotated[
+        list[Path] | None, typer.Option(help="Folder of runs to look through for trainings on this set.")
+    ] = None,
+) -> None:
+    """Remove a person from an augmented set: pictures of them or in their pose, and their real images."""
+    from reposer.generation.forgetting import forget as forget_person
+
+    print(forget_person(folder, pid, runs or ()))
+
+
+@app.command("export-set")
+def export_set(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `augment`.")],
+    out: Annotated[str, typer.Option(help="New folder; of a packed layout also a bucket's, s3://...")],
+    layout: Annotated[str, typer.Option(help="market, folders, list, webdataset or parquet.")] = "market",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of linking them.")] = False,
+) -> None:
+    """Write an augmented set as other Re-ID programs read it; pictures that a filter dropped stay out."""
+    from reposer.storage.files import is_remote
+
+    if not is_remote(out):
+        claim_out("export-set", Path(out), folder)
+    from reposer.generation.set_exports import export_set as export
+
+    print(export(folder, out, layout, copy=copy))
+
+
+@app.command("unpack-set")
+def unpack_set(
+    folder: Annotated[
+        str, typer.Argument(help="Folder of `export-set`, layout webdataset or parquet; or s3://... of it.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+) -> None:
+    """Write the images of a packed set as files, each held against its sha256: the layout list."""
+    from reposer.storage.files import is_remote
+
+    claim_out("unpack-set", out, None if is_remote(folder) else folder)
+    from reposer.data.layouts.tables import unpack_set as unpack
+
+    print(unpack(folder, out))

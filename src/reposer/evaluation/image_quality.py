@@ -82,6 +82,7 @@ def evaluate_pairs(
     detector: KeypointDetector | None = None,
     batch_size: int = 32,
     sources: int = 1,
+    beside: bool = True,
     **options: Unpack[Measuring],
 ) -> ImageQualityReport:
     """Measure methods on pairs of prepared people, with "copy the source" and "nearest pose" beside them.
@@ -96,6 +97,7 @@ def evaluate_pairs(
             distinct target images; None takes the former if they are given. The report names it.
         detector: finds the keypoints of generated images, for ``pckh``.
         sources: images of the source person that a batch brings at most, see ``data.sources``.
+        beside: false: the methods alone, without trivial rows and the floor.
         options: see ``measurement.Measuring``.
 
     Raises:
@@ -123,8 +125,9 @@ def evaluate_pairs(
         return MeasuredRow(rows, batches)
 
     runs = {name: run(name, method, source, every, sources) for name, method in methods.items()}
-    runs[COPY] = run(COPY, _source_image, source, every)
-    if training is not None:
+    if beside:
+        runs[COPY] = run(COPY, _source_image, source, every)
+    if beside and training is not None:
         donors = nearest_donors(people, target, np.asarray(training, np.int64))
         runs[NEAREST] = run(NEAREST, _source_image, donors, np.flatnonzero(donors >= 0))
 
@@ -144,7 +147,7 @@ def evaluate_pairs(
     known = {"mask", "parsing", "keypoints", *(field.name for field in dataclasses.fields(PairBatch))}
     known |= {"generated_keypoints"} if detector else set()
     chosen = reference or ("targets" if training is None else "training")
-    report = evaluate(runs, metrics, columns, people.pids[target], sets, chosen, known, shared)
+    report = evaluate(runs, metrics, columns, people.pids[target], sets, chosen, known, shared, floors=beside)
     if detector is not None and measured_poses:
         report.settings["keypoint_detector"] = f"{detector.info.name} {detector.info.sha256[:12]}".strip()
     return report

@@ -93,6 +93,8 @@ def evaluate(
     reference: str,
     fields: set[str],
     options: MeasurementOptions,
+    *,
+    floors: bool = True,
 ) -> ImageQualityReport:
     """Measure every run with every metric of ``names``.
 
@@ -102,6 +104,7 @@ def evaluate(
         sets: real images: "targets", and "training" where there are any.
         reference: the set for Frechet distances whose protocol leaves it open.
         fields: optional fields that the batches carry.
+        floors: add the row of real against real for metrics of whole sets.
 
     Raises:
         UserError: an unknown metric, or no pairs.
@@ -127,7 +130,7 @@ def evaluate(
         }
         table[method] = {name: cells[name] for name in names}
         parts.append(_per_image(method, run.rows, columns, values))
-    if networks:
+    if networks and floors:
         alone = {name for name in networks if _set_metric(name).statistic == "inception_score"}
         apart = {name for name in networks if name in alone or chosen[name] == "training"}
         table[FLOOR] = {

@@ -174,7 +174,7 @@ class PoseTransfer:
                 folder written by :meth:`save_pretrained`, ``hub:owner/name``, or a generator of the package,
                 trained on the built-in rendered people: "shipped", SAN, "shipped-rsa", RSA-GAN
                 (reconstruction from the abstract), or "shipped-transport", which mends carried texture; or
-                one that learns nothing, a key of ``models.controls.CONTROLS``.
+                one that learns nothing, a key of ``models.generators.CONTROLS``.
             runtime: device and precision; None: ``runtime.setup()``.
 
         Raises:

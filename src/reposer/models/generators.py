@@ -1,4 +1,4 @@
-"""The generators and the predictors of target maps by name: two plain dicts.
+"""The generators, the predictors of target maps and the controls by name: plain dicts.
 
 A generator is an nn.Module with ``forward(PairBatch) -> (B, 3, H, W)`` float in [-1, 1]; it picks its fields,
 and ``needs`` names them. One that can be trained with terms on more than its image has a class attribute
@@ -22,21 +22,25 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from reposer.errors import with_plugins
+from reposer.images import to_float
 from reposer.models.def_gan import DefGAN
 from reposer.models.dpig import DPIG
+from reposer.models.dptn import DPTN
 from reposer.models.gfla import GFLA
 from reposer.models.intro_flow import IntroFlow
 from reposer.models.layers import build
 from reposer.models.parsing_networks import ParsingPredictor
-from reposer.models.patn import PATN
+from reposer.models.patn import PATN, XingGAN
 from reposer.models.pg2 import PG2
 from reposer.models.rsa_gan import RSAGAN
 from reposer.models.san import SAN
+from reposer.models.texture_transport import NEEDS, carried_to
 from reposer.models.transport_unet import TransportUNet
 from reposer.models.vunet import VUNet
+from reposer.structures import PairBatch
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "san": SAN,
@@ -49,6 +53,8 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "def_gan": DefGAN,
     "gfla": GFLA,
     "intro_flow_keypoints": IntroFlow,
+    "xinggan": XingGAN,
+    "dptn": DPTN,
 }
 GENERATORS.update(with_plugins("reposer.generators", GENERATORS))
 
@@ -91,3 +97,45 @@ def option_is_on(name: str, option: str, args: Mapping[str, Any]) -> bool:
     """Whether an option of the generator is true, by ``args`` or by its default."""
     default = inspect.signature(GENERATORS[name]).parameters[option].default
     return bool(args.get(option, default))
+
+
+# ---- Controls learn nothing: what a trained generator has to beat, under the same writer, metrics and study.
+#
+# A control's ``provenance`` says how its pictures come about.
+
+
+class Transport(nn.Module):
+    """The carried texture alone: pixels of the source in the target's pose, group colors where they lack."""
+
+    needs = NEEDS
+    provenance = "no network: pixels of the source are carried to the target's pose"
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]."""
+        return carried_to(batch).image
+
+
+class Colors(nn.Module):
+    """The target's label map in the source's colors: one for each garment and part, none of its texture."""
+
+    needs = NEEDS
+    provenance = "no network: each part of the target's label map has one color of the source's"
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]."""
+        return carried_to(batch).colors
+
+
+class Paste(nn.Module):
+    """The source image as it is, whatever the pose: its person over another background is all that is new."""
+
+    needs = ("source_image", "source_mask")
+    person = "source"  # whose mask cuts the generated person out
+    provenance = "no network: each picture shows its source as it is; nothing of the target's pose is read"
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]; back in uint8 it is the source to the last bit."""
+        return to_float(batch.source_image)
+
+
+CONTROLS: dict[str, type[nn.Module]] = {"transport": Transport, "colors": Colors, "paste": Paste}

@@ -91,7 +91,7 @@ class GFLA(nn.Module):
         self.stage = ""
         self.sigma, self.part_flow, self.kernels = sigma, part_flow, tuple(attention)
         self.flow_net = FlowNet(flow_ngf, len(attention))
-        self.source_net = _encoders(3, (ngf, 2 * ngf, 4 * ngf))
+        self.source_net = encoders_of(3, (ngf, 2 * ngf, 4 * ngf))
         self.target_net = TargetNet(ngf, attention, hidden)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -113,7 +113,7 @@ class GFLA(nn.Module):
             image = blocks_at(source, wide, 1)[:, :, 0]
         else:
             encoders = self.source_net[: len(flows) + 1]  # with one scale the last is read by nothing
-            image = self.target_net(target_pose, _maps(encoders, source), flows, masks)
+            image = self.target_net(target_pose, maps_of(encoders, source), flows, masks)
         image = crop_to(image, height, width)
         return (image, self._looked_at(batch, flows)) if parts else image
 
@@ -141,13 +141,13 @@ class FlowNet(nn.Module):
     def __init__(self, ngf: int, scales: int) -> None:
         super().__init__()
         widths = [min(ngf * 2**level, 8 * ngf) for level in range(5)]  # at 1/2 ... 1/32
-        self.encoders = _encoders(3 + 2 * NUM_JOINTS, widths)
+        self.encoders = encoders_of(3 + 2 * NUM_JOINTS, widths)
         outs = (widths[3], widths[2], widths[1])  # at 1/16, 1/8, 1/4
         self.decoders = nn.ModuleList(
             Doubling(channels, width, width)
             for channels, width in zip((widths[4], *outs), outs, strict=False)
         )
-        self.jumps = nn.ModuleList(_Jump(width, width) for width in outs)
+        self.jumps = nn.ModuleList(Jump(width, width) for width in outs)
         self.flow_heads, self.mask_heads = nn.ModuleList(), nn.ModuleList()
         for width in outs[: -1 - scales : -1]:  # the finest first
             self.flow_heads.append(nn.Conv2d(width, 2, 3, padding=1))
@@ -155,7 +155,7 @@ class FlowNet(nn.Module):
 
     def forward(self, planes: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """(B, 39, H, W) -> flows (B, 2, h, w) in pixels of their size, masks (B, 1, h, w); finest first."""
-        *skips, x = _maps(self.encoders, planes)
+        *skips, x = maps_of(self.encoders, planes)
         decoded: list[Tensor] = []
         for decoder, jump in zip(self.decoders, self.jumps, strict=True):
             x = decoder(x) + jump(skips.pop())
@@ -170,7 +170,7 @@ class TargetNet(nn.Module):
 
     def __init__(self, ngf: int, attention: Sequence[int], hidden: int) -> None:
         super().__init__()
-        self.encoders = _encoders(NUM_JOINTS, (ngf, 2 * ngf, 4 * ngf))
+        self.encoders = encoders_of(NUM_JOINTS, (ngf, 2 * ngf, 4 * ngf))
         widths = (4 * ngf, 2 * ngf, ngf, ngf)  # at 1/8, 1/4, 1/2, 1/1
         self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths[:3])
         self.decoders = nn.ModuleList(
@@ -179,13 +179,13 @@ class TargetNet(nn.Module):
         self.attentions = nn.ModuleList(
             LocalAttention(2 * ngf * 2**scale, kernel, hidden) for scale, kernel in enumerate(attention)
         )
-        self.to_image = _Jump(ngf, 3)
+        self.to_image = Jump(ngf, 3)
 
     def forward(
         self, pose: Tensor, source: Sequence[Tensor], flows: Sequence[Tensor], masks: Sequence[Tensor]
     ) -> Tensor:
         """Pose (B, 18, H, W), source maps at 1/2, 1/4, 1/8; flows and masks at 1/4, 1/8 -> (B, 3, H, W)."""
-        x = _maps(self.encoders, pose)[-1]
+        x = maps_of(self.encoders, pose)[-1]
         for step, (block, decoder) in enumerate(zip(self.blocks, self.decoders, strict=True)):
             scale = 1 - step  # of the flows: 1 at 1/8, 0 at 1/4
             if 0 <= scale < len(flows):
@@ -292,7 +292,7 @@ def part_flow_loss(flow: Tensor, wanted: Tensor, visibility: Tensor, level: int)
 # ---- Blocks.
 
 
-class _Norm(nn.Module):
+class Norm(nn.Module):
     """Instance norm with learned scale and shift; a map of one place, which has no deviation, becomes 0."""
 
     def __init__(self, channels: int) -> None:
@@ -304,24 +304,26 @@ class _Norm(nn.Module):
         return normed * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def _act() -> nn.Module:
+def activation() -> nn.Module:
+    """LeakyReLU of GFLA and its relatives."""
     return nn.LeakyReLU(_SLOPE)  # not in place: shortcuts and skips read what it reads
 
 
-class _Encoder(nn.Sequential):
+class Encoder(nn.Sequential):
     """(B, in, H, W) -> (B, out, H/2, W/2)."""
 
     def __init__(self, channels: int, width: int) -> None:
         down = nn.Conv2d(channels, width, 4, stride=2, padding=1)
         after = nn.Conv2d(width, width, 3, padding=1)
-        super().__init__(_Norm(channels), _act(), down, _Norm(width), _act(), after)
+        super().__init__(Norm(channels), activation(), down, Norm(width), activation(), after)
 
 
-def _encoders(channels: int, widths: Sequence[int]) -> nn.ModuleList:
-    return nn.ModuleList(_Encoder(*pair) for pair in pairwise((channels, *widths)))
+def encoders_of(channels: int, widths: Sequence[int]) -> nn.ModuleList:
+    """Encoders one behind the other, each to the next of the widths."""
+    return nn.ModuleList(Encoder(*pair) for pair in pairwise((channels, *widths)))
 
 
-def _maps(encoders: nn.ModuleList, x: Tensor) -> list[Tensor]:
+def maps_of(encoders: nn.ModuleList, x: Tensor) -> list[Tensor]:
     """What each gives, the finest first."""
     maps = []
     for encoder in encoders:
@@ -336,8 +338,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-        norms = (_Norm(channels), _Norm(channels))
-        self.branch = nn.Sequential(norms[0], _act(), first, norms[1], _act(), second)
+        norms = (Norm(channels), Norm(channels))
+        self.branch = nn.Sequential(norms[0], activation(), first, norms[1], activation(), second)
 
     def forward(self, x: Tensor) -> Tensor:
         branch: Tensor = self.branch(x)
@@ -354,7 +356,7 @@ class Doubling(nn.Module):
             nn.ConvTranspose2d(inside, width, 3, stride=2, padding=1, output_padding=1)
             for inside in (hidden, channels)
         )
-        self.branch = nn.Sequential(_Norm(channels), _act(), first, _Norm(hidden), _act(), up)
+        self.branch = nn.Sequential(Norm(channels), activation(), first, Norm(hidden), activation(), up)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -363,8 +365,8 @@ class Doubling(nn.Module):
         return branch + beside
 
 
-class _Jump(nn.Sequential):
+class Jump(nn.Sequential):
     """LeakyReLU, 3x3 with reflected borders."""
 
     def __init__(self, channels: int, width: int) -> None:
-        super().__init__(_act(), nn.Conv2d(channels, width, 3, padding=1, padding_mode="reflect"))
+        super().__init__(activation(), nn.Conv2d(channels, width, 3, padding=1, padding_mode="reflect"))

@@ -71,7 +71,7 @@ def write_ablation_table(folder: Path, rows: Sequence[AblationRow], notes: Seque
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *cells]
     table = ["| " + " | ".join(line) + " |" for line in lines]
     write_output(folder / MARKDOWN, ("\n".join([*table, "", *(f"- {n}" for n in notes)]) + "\n").encode())
-    write_output(folder / LATEX, _latex(header, cells).encode())
+    write_output(folder / LATEX, latex_table(header, cells).encode())
 
 
 def cells_of(rows: Sequence[AblationRow]) -> tuple[list[str], list[list[str]]]:
@@ -106,11 +106,12 @@ def _long(rows: Sequence[AblationRow]) -> pa.Table:
     return pa.Table.from_pylist(lines, pa.schema([*texts, *numbers]))
 
 
-def _latex(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def latex_table(header: Sequence[str], cells: Sequence[Sequence[str]], *, whole: bool = False) -> str:
+    """A tabular of such cells; what stands in parentheses is left out, unless they are wanted whole."""
     arrows = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "±": r"$\pm$"}
 
     def line(parts: Sequence[str]) -> str:
-        text = " & ".join(tex(part.split(" (")[0]) for part in parts)
+        text = " & ".join(tex(part if whole else part.split(" (")[0]) for part in parts)
         for sign, command in arrows.items():
             text = text.replace(sign, command)
         return text + r" \\"
@@ -221,7 +222,7 @@ def _trials(config: AblationConfig, root: Path) -> Iterator[Trial]:
             inputs = {
                 "version": _VERSION,
                 "data": data,
-                "recipe": _described(recipe),
+                "recipe": described_training(recipe),
                 "device": config.device,
             }
             make: Callable[[Path], Sequence[str]] = partial(_train, recipe, config.device)
@@ -247,11 +248,13 @@ def generator_config(config: AblationConfig, arm: AblationArm, seed: int) -> Gan
     return recipe.changed(output=every)
 
 
-def _described(recipe: GanConfig) -> dict[str, Any]:
+def described_training(recipe: GanConfig) -> dict[str, Any]:
+    """The settings of a training, with hashes of content in place of paths."""
     settings = recipe.model_dump(mode="json")
     settings["data"].pop("folder")
     for name in ("pairs", "validation_pairs"):
-        settings["data"][name] = sha256_file(recipe.data.folder / getattr(recipe.data, name))
+        if getattr(recipe.data, name):  # validation pairs may be none
+            settings["data"][name] = sha256_file(recipe.data.folder / getattr(recipe.data, name))
     if recipe.perceptual.path is not None:
         settings["perceptual"]["path"] = sha256_file(recipe.perceptual.path)
     return settings

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from reposer.config import apply_overrides, read_json, validated
+from reposer.config import Config, apply_overrides, read_json, validated
 from reposer.errors import UserError, find
 from reposer.jobs.stages import make_all, seal_study
 from reposer.sections import SECTIONS_FILE
@@ -24,6 +25,9 @@ from reposer.studies.config import (
 from reposer.studies.plan import StudyPlan, plan_stages, read_scores
 from reposer.studies.report import PICTURES, WRITTEN, study_notes, write_report_parts
 from reposer.studies.results import TABLES, ArmResult, Block, summarize_block, write_tables
+
+T = TypeVar("T", bound=Config)
+_EXAMPLE = "'x2_other=x2_any generator=RUN'"
 
 # ---- Studies by name: functions that return a full configuration; arms that several of them share.
 
@@ -167,7 +171,7 @@ def find_study(name: str) -> StudyConfig:
         UserError: there is none; names the nearest, or what is wrong with the file.
     """
     if not name.endswith(".json"):
-        return find("study", name, STUDIES, "ablations")()
+        return find("study", name, STUDIES, "paper_table", "ablations")()
     plan = {"data": "."} | read_json(name, named=True)
     if isinstance(plan.get("arms"), list):
         plan["arms"] = [
@@ -248,9 +252,9 @@ def configure(
     known = EXTRA_ARMS | {arm.name: arm for arm in study.arms}
     chosen = list(arms or (arm.name for arm in study.arms))
     for text in variants:
-        variant = _variant(text, known)
-        known[variant.name] = variant
-        chosen.append(variant.name)
+        made = variant(text, known)
+        known[made.name] = made
+        chosen.append(made.name)
     study = apply_overrides(study.changed(arms=tuple(known.values())).only(tuple(chosen)), overrides)
     _check_helpers(study)
     return study
@@ -273,19 +277,31 @@ def _check_helpers(study: StudyConfig) -> None:
         raise UserError(f"--parser {study.parser}: no arm of the study uses it", advice)
 
 
-def _variant(text: str, known: Mapping[str, Arm]) -> Arm:
-    """The arm of "NAME=ARM FIELD=VALUE ..."."""
+def variant(text: str, known: Mapping[str, T], kind: str = "arm", example: str = _EXAMPLE) -> T:
+    """The arm (or what else is named) of "NAME=ARM FIELD=VALUE ...".
+
+    Args:
+        known: by name, what it may be made from.
+        kind: what they are, for messages.
+        example: one of them, for messages.
+
+    Raises:
+        UserError: that says nothing new, an unknown arm or field, or a name that is taken.
+    """
     try:
         head, *fields = shlex.split(text)
     except ValueError:
         head, fields = "", []
     name, _, base = (part.strip() for part in head.partition("="))
-    form = "write NAME=ARM FIELD=VALUE, as 'x2_other=x2_any generator=RUN'"
+    form = f"write NAME={kind.upper()} FIELD=VALUE, as {example}"
     if not (name and base and fields):
-        raise UserError(f"--arm {text}: is no arm with another name and other fields", form)
-    arm = find(f"--arm {text}: arm", base, known)
+        raise UserError(f"--arm {text}: is no {kind} with another name and other fields", form)
+    arm = find(f"--arm {text}: {kind}", base, known)
     if name in known or any(field.partition("=")[0] == "name" for field in fields):
-        raise UserError(f"--arm {text}: there is an arm {name} already, or two names", "give one new name")
+        problem = (
+            f"--arm {text}: there is {'an' if kind == 'arm' else 'a'} {kind} {name} already, or two names"
+        )
+        raise UserError(problem, "give one new name")
     try:
         return apply_overrides(arm, [f"name={name}", *fields])
     except UserError as error:

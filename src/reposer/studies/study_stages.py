@@ -26,7 +26,7 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.poses import FAR, PoseSpace
 from reposer.jobs.stages import Stage, StageCache
 from reposer.metrics.retrieval import per_query
-from reposer.models.controls import Paste
+from reposer.models.generators import Paste
 from reposer.reid.features import extract_features, read_features, write_features
 from reposer.runtime import Runtime, setup
 from reposer.storage.files import write_atomic

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from reposer.config import Config, foreign_values, read_json
 from reposer.errors import UserError
-from reposer.models.controls import CONTROLS
 from reposer.models.embedding import Embedding, EmbeddingInfo
-from reposer.models.generators import PREDICTORS, about, build_generator, build_predictor
+from reposer.models.generators import CONTROLS, PREDICTORS, about, build_generator, build_predictor
 from reposer.models.layers import MAX_SIDE
 from reposer.models.parsing_networks import PARSERS, build_parser
 from reposer.storage import checkpoint

@@ -19,7 +19,6 @@ from reposer.training.gan.config import (
     ScheduleConfig,
 )
 from reposer.workflows import baseline_presets as baselines
-from reposer.workflows import warping_presets as warping
 
 
 def san_market() -> GanConfig:
@@ -236,15 +235,15 @@ PRESETS: dict[str, Callable[[], GanConfig]] = {
     "dpig_market": baselines.dpig_market,
     "dpig_deepfashion": baselines.dpig_deepfashion,
     "dpig_market_small": _from_small_san(baselines.dpig_market_small),
-    "def_gan_market": warping.def_gan_market,
-    "def_gan_deepfashion": warping.def_gan_deepfashion,
-    "def_gan_market_small": _from_small_san(warping.def_gan_market_small),
-    "gfla_market": warping.gfla_market,
-    "gfla_deepfashion": warping.gfla_deepfashion,
-    "gfla_market_small": _from_small_san(warping.gfla_market_small),
-    "intro_flow_keypoints_market": warping.intro_flow_keypoints_market,
-    "intro_flow_keypoints_deepfashion": warping.intro_flow_keypoints_deepfashion,
-    "intro_flow_keypoints_market_small": _from_small_san(warping.intro_flow_keypoints_market_small),
+    "def_gan_market": baselines.def_gan_market,
+    "def_gan_deepfashion": baselines.def_gan_deepfashion,
+    "def_gan_market_small": _from_small_san(baselines.def_gan_market_small),
+    "gfla_market": baselines.gfla_market,
+    "gfla_deepfashion": baselines.gfla_deepfashion,
+    "gfla_market_small": _from_small_san(baselines.gfla_market_small),
+    "intro_flow_keypoints_market": baselines.intro_flow_keypoints_market,
+    "intro_flow_keypoints_deepfashion": baselines.intro_flow_keypoints_deepfashion,
+    "intro_flow_keypoints_market_small": _from_small_san(baselines.intro_flow_keypoints_market_small),
 }
 
 

@@ -41,6 +41,7 @@ class Read:
     aliases: tuple[tuple[str, str], ...] = ()  # pattern of a further name -> the name that holds the same
     dropped: tuple[str, ...] = ()  # patterns of their names without effect
     counted: tuple[str, ...] = ()  # patterns of ours that old files lack: updates that a batch norm saw
+    any_size: bool = False  # the same network for all data sets: ``size`` is a default
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,18 @@ class Origin:
     license: str
     prefix: str  # before every name; may be missing
     mark: Callable[[Iterable[str]], bool]  # whether names are of this network
-    read: Callable[[Tensors], Read] | None  # None: this program has no such network
+    read: Callable[[Tensors], Read]
     non_commercial: bool = True
 
 
-def import_weights(network: str, file: str | Path, out: str | Path, *, accept_license: bool = False) -> str:
+def import_weights(
+    network: str,
+    file: str | Path,
+    out: str | Path,
+    *,
+    accept_license: bool = False,
+    size: tuple[int, int] | None = None,
+) -> str:
     """Write model.safetensors, config.json and README.md of a published checkpoint.
 
     Args:
@@ -63,30 +71,29 @@ def import_weights(network: str, file: str | Path, out: str | Path, *, accept_li
         file: the authors' .pth, or the same as .safetensors; read as tensors and nothing else.
         out: new, or an earlier import.
         accept_license: the terms of the weights are accepted.
+        size: (H, W) of the pictures that it learned, for a network that does not tell.
 
     Returns:
         What was written where.
 
     Raises:
-        UserError: a network that this program does not have; a file of another network, with a name or a
-            shape too many or too few, or unequal copies of one tensor; terms that nobody accepted yet.
+        UserError: an unknown network; a file of another one, with a name or a shape too many or too few, or
+            unequal copies of one tensor; terms that nobody accepted yet.
     """
     origin = find("published network", network, ORIGINS)
-    if origin.read is None:
-        able = ", ".join(name for name, one in ORIGINS.items() if one.read)
-        raise UserError(
-            f"{network}: this program has no such network to put the weights into", f"it imports {able}"
-        )
     path = Path(file)
     terms = f"{origin.license} ({origin.project})"
     tensors = _without_prefix(load_state_dict_file(path, shared=True), origin.prefix)
     _refuse_others(path, network, tensors)
     found = origin.read(tensors)
+    if size is not None and not found.any_size and size != found.size:
+        told = "x".join(map(str, found.size))
+        raise UserError(f"--size: {printable(path)} is of pictures of {told}", "leave the size out")
     ours = renamed(path, tensors, found)
     info = GeneratorConfig(
         generator=found.generator,
         generator_args=found.args,
-        size=found.size,
+        size=size or found.size,
         trained_on=f"weights of {origin.project}, file {path.name}",
     )
     net = build_with_weights(
@@ -175,12 +182,18 @@ def _refuse_others(path: Path, network: str, tensors: Tensors) -> None:
 # ---- PATN.
 
 
-def _patn(tensors: Tensors) -> Read:
-    """Batch norm (Market-1501) or instance norm (DeepFashion), with dropout or without."""
+def _patn(tensors: Tensors, generator: str = "patn", more: Rules = ()) -> Read:
+    """Batch norm (Market-1501) or instance norm (DeepFashion), with dropout or without.
+
+    Args:
+        generator: patn, or xinggan, which has its names and more.
+        more: rules of these.
+    """
     market = "stream1_down.2.weight" in tensors
     dropout = "att.0.conv_block_stream1.5.weight" not in tensors
     last = 6 if dropout else 5
     rules = (
+        *more,
         *((rf"image_encoder\.{i}\.{j}", f"stream1_down.{3 * i + j + 1}") for i in range(3) for j in (0, 1)),
         *((rf"pose_encoder\.{i}\.{j}", f"stream2_down.{3 * i + j + 1}") for i in range(3) for j in (0, 1)),
         (r"blocks\.(\d)\.image_branch\.0\.0", r"att.\1.conv_block_stream1.1"),
@@ -196,17 +209,39 @@ def _patn(tensors: Tensors) -> Read:
     if market:
         args = {"norm": "batch", "dropout": 0.5 if dropout else 0.0, "as_published": True}
         counted = (r".*\.num_batches_tracked",)
-        return Read("patn", args, (128, 64), "batch norm, in use by its statistics", rules, counted=counted)
+        return Read(
+            generator, args, (128, 64), "batch norm, in use by its statistics", rules, counted=counted
+        )
     normed = (
         rf"(stream[12]_down\.[147]|att\.\d\.conv_block_stream1\.(1|{last})|att\.\d\.conv_block_stream2\.1"
     )
-    normed += r"|stream1_up\.[03])"
+    normed += r"|stream[12]_up\.[03]|x2_con|atte_con|atte_con1)"
     places = rf"(stream[12]_down\.[258]|att\.\d\.conv_block_stream1\.(2|{last + 1})"
-    places += r"|att\.\d\.conv_block_stream2\.2|stream1_up\.[14])"
+    places += r"|att\.\d\.conv_block_stream2\.2|stream[12]_up\.[14]|x2_norm|atte_norm|atte_norm1)"
     dropped = (rf"{normed}\.bias", rf"{places}\.(running_mean|running_var|num_batches_tracked)")
     args = {"norm": "instance", "dropout": 0.5 if dropout else 0.0, "as_published": True}
     norm = "instance norm; biases before it dropped, which it cancels, and statistics, which it never reads"
-    return Read("patn", args, (256, 176), norm, rules, dropped=dropped)
+    return Read(generator, args, (256, 176), norm, rules, dropped=dropped)
+
+
+def _xinggan(tensors: Tensors) -> Read:
+    more = (
+        (r"blocks\.(\d)\.(query|key|value)", r"att.\1.\2_conv"),
+        (r"blocks\.(\d)\.gamma", r"att.\1.gamma"),
+        *(
+            (rf"{ours}_decoder\.{place}", f"stream{number}_up.{after}")
+            for number, ours in ((1, "image"), (2, "pose"))
+            for place, after in (("6", "7"), ("", ""))
+        ),
+        (r"pose_narrow\.0", "x2_con"),
+        (r"pose_narrow\.1", "x2_norm"),
+        (r"attention\.0", "atte_con"),
+        (r"attention\.1", "atte_norm"),
+        (r"attention\.3", "atte_con1"),
+        (r"attention\.4", "atte_norm1"),
+        (r"attention\.6", "atte_con2"),
+    )
+    return _patn(tensors, "xinggan", more)
 
 
 # ---- GFLA.
@@ -243,6 +278,49 @@ def _gfla(tensors: Tensors) -> Read:
     return Read("gfla", args, size, "instance norm with learned scale and shift", rules, aliases)
 
 
+# ---- DPTN.
+
+
+def _dptn(tensors: Tensors) -> Read:
+    """The transformer is PTM, or transformer in older files."""
+    ptm = "PTM" if any(name.startswith("PTM.") for name in tensors) else "transformer"
+    rules = (
+        *(
+            (rf"{ours}\.{part}", f"{theirs}{block}.model")
+            for ours, theirs in (("encoder", ""), ("source_encoder", "source_encoder."))
+            for part, block in (("first", "block0"), (r"further\.0", "encoder0"), (r"further\.1", "encoder1"))
+        ),
+        (r"blocks\.(\d)\.branch", r"mblock\1.model"),
+        (r"blocks\.(\d)\.beside", r"mblock\1.shortcut.0"),
+        *(
+            rule
+            for ours, side in (("context", "encoder"), ("texture", "decoder"))
+            for rule in (
+                *(
+                    (rf"{ours}\.(\d)\.{mine}\.{own}", rf"{ptm}.{side}.layers.\1.{theirs}.{other}")
+                    for mine, theirs in (("attention", "self_attn"), ("asked", "multihead_attn"))
+                    for own, other in ((r"into\.", "in_proj_"), (r"out\.", "out_proj."))
+                ),
+                (rf"{ours}\.(\d)\.feed\.0", rf"{ptm}.{side}.layers.\1.linear1"),
+                (rf"{ours}\.(\d)\.feed\.2", rf"{ptm}.{side}.layers.\1.linear2"),
+                *((rf"{ours}\.(\d)\.norms\.{i}", rf"{ptm}.{side}.layers.\1.norm{i + 1}") for i in range(3)),
+            )
+        ),
+        (r"last_norm", f"{ptm}.decoder.norm"),
+        (r"decoders\.(\d)\.branch", r"decoder\1.model"),
+        (r"decoders\.(\d)\.shortcut", r"decoder\1.shortcut.0"),
+        (r"to_image\.1", "outconv.model.2"),
+    )
+    aliases = (
+        (r"outconv\.conv1\.(weight|bias)", r"outconv.model.2.\1"),
+        (r"(mblock\d)\.conv1\.(weight|bias)", r"\1.model.2.\2"),
+        (r"(mblock\d)\.conv2\.(weight|bias)", r"\1.model.5.\2"),
+        (r"(mblock\d)\.bypass\.(weight|bias)", r"\1.shortcut.0.\2"),
+    )
+    norm = "instance norm with learned scale and shift"
+    return Read("dptn", {}, (256, 256), norm, rules, aliases, any_size=True)
+
+
 def _any(pattern: str) -> Callable[[Iterable[str]], bool]:
     return lambda names: any(re.match(pattern, name) for name in names)
 
@@ -259,7 +337,7 @@ ORIGINS: dict[str, Origin] = {
         _patn,
         non_commercial=False,
     ),
-    "xinggan": Origin("github.com/Ha0Tang/XingGAN", "CC BY-NC-SA 4.0", "model.", _XING, None),
+    "xinggan": Origin("github.com/Ha0Tang/XingGAN", "CC BY-NC-SA 4.0", "model.", _XING, _xinggan),
     "gfla": Origin(
         "github.com/RenYurui/Global-Flow-Local-Attention",
         "CC BY-NC 4.0",
@@ -272,7 +350,7 @@ ORIGINS: dict[str, Origin] = {
         "CC BY-NC 4.0",
         "module.",
         _any(r"(module\.)?(PTM|transformer)\."),
-        None,
+        _dptn,
     ),
 }
 

@@ -11,7 +11,7 @@ import torch
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.stitching import stitch
 from reposer.images import to_uint8
-from reposer.models.controls import CONTROLS, Paste, Transport
+from reposer.models.generators import CONTROLS, Paste, Transport
 from reposer.models.texture_transport import transport
 from reposer.trained.networks import GENERATOR, open_network
 
