@@ -10,13 +10,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 from torchvision.models.detection import KeypointRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
-from reposer.annotation import interfaces as detectors
 from reposer.annotation.interfaces import (
     AnnotatorInfo,
     KeypointDetector,
@@ -315,7 +315,7 @@ def test_detectors_ask_for_their_license_and_check_weights(tmp_path, monkeypatch
     # the whole way with own weights, on a small network in the place of the large one
     network = tiny(partial(MaskRCNN, mask_head=nn.Conv2d(8, 8, 1), mask_predictor=nn.Conv2d(8, 2, 1)))
     torch.save(network.state_dict(), tmp_path / "own.pth")
-    builders = detectors.torchvision.models.detection
+    builders = torchvision.models.detection
     again = partial(MaskRCNN, mask_head=nn.Conv2d(8, 8, 1), mask_predictor=nn.Conv2d(8, 2, 1))
     monkeypatch.setattr(builders, "maskrcnn_resnet50_fpn", lambda weights, weights_backbone: tiny(again))
     masker = open_masker("maskrcnn", tmp_path / "own.pth")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -240,10 +241,17 @@ def test_a_plan_s_hash_and_names_are_those_of_its_lists(crowd, monkeypatch):
     [
         (["A_1.jpg", "a_1.png"], "a_1_g01.jpg: two files would have this name"),
         (["a.jpg", f"{'b' * 92}.jpg"], "too long"),  # 100 bytes are the most: with copy 100 it has 101
-        (["a.jpg", "b c.jpg"], "holds other characters"),
     ],
 )
 def test_names_that_no_disk_could_hold_are_refused_whatever_copy_they_are_of(images, reason):
     source, copy = np.repeat([0, 1], 100), np.tile(np.arange(1, 101), 2)
     with pytest.raises(UserError, match=reason):
         PictureNames(images, DonorPlan(source, 1 - source, copy, []), "jpg")
+
+
+def test_an_image_of_another_alphabet_has_pictures_with_portable_names():
+    names = PictureNames(
+        ["a.jpg", "b c.jpg"], DonorPlan(np.array([0, 1]), np.array([1, 0]), np.ones(2, int), []), "jpg"
+    )
+    assert names[0] == "a_g01.jpg"
+    assert re.fullmatch(r"b_c-[0-9a-f]{8}_g01\.jpg", names[1])

@@ -925,6 +925,8 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "storage/runs.py": (OWN, {"__file__", "f'{name}.png'"}),
     "storage/outputs.py": (LISTED, {"name", "place", "mark"}),  # of a seal that is read: contained()
     "studies/ablations.py": (OWN, {"getattr(recipe.data, name)"}),
+    "studies/paper_report.py": (LISTED, {"name"}),
+    "studies/paper_stages.py": (LISTED, {"PAIRS['val']"}),
     "trained/embedding.py": (OWN, {"settings['data']['folder']"}),
     "trained/onnx.py": (OWN, {"folder"}),  # a temporary folder
     "weights/downloads.py": (
@@ -1215,6 +1217,7 @@ CHANGES_REVIEWED: dict[str, set[str]] = {
     "rendered/dataset.py": {"mkdir"},
     "studies/ablations.py": {"mkdir"},
     "studies/demo.py": {"mkdir"},
+    "studies/paper_table.py": {"mkdir"},
     "studies/study.py": {"mkdir"},
     "trained/onnx.py": {"mkdir"},
     "weights/downloads.py": {"mkdir", "unlink"},
