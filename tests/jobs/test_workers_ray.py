@@ -10,6 +10,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +34,19 @@ def test_without_ray_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"Ray is not installed: pip install 'reposer\[ray\]'"):
         with_ray(partial(do, tmp_path / "out", 4, 0.0), Step(engine=RayCluster()), 2)
+
+
+def test_a_ray_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    def init(*args, **kwargs):
+        raise Exception("The current node timed out during startup.\nSee the logs")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    for address, told in (
+        (None, "Ray does not start on this machine"),
+        ("auto", "no cluster of Ray answers"),
+    ):
+        with pytest.raises(UserError, match=rf"{told} \(The current node timed out during startup\.\): "):
+            with_ray(partial(do, tmp_path / "out", 4, 0.0), Step(engine=RayCluster(address)), 2)
 
 
 @pytest.fixture

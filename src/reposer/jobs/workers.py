@@ -423,8 +423,12 @@ def _connected(cluster: RayCluster) -> Iterator[Any]:
     try:
         alone = {"include_dashboard": False} if cluster.address in (None, "local") else {}
         ray.init(cluster.address or "local", logging_level="ERROR", log_to_driver=True, **alone)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        problem = f"--address {cluster.address}: no cluster of Ray answers ({str(error).splitlines()[0]})"
+    except Exception as error:  # its own when a part of it does not start in time
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if cluster.address in (None, "local"):
+            problem = f"--engine ray: Ray does not start on this machine ({reason})"
+            raise UserError(problem, "try again, or give the --address of a cluster") from error
+        problem = f"--address {cluster.address}: no cluster of Ray answers ({reason})"
         raise UserError(problem, "start one with `ray start --head`, or leave --address out") from error
     try:
         yield ray
