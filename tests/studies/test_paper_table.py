@@ -192,6 +192,19 @@ def test_a_row_costs_what_its_shapes_say(prepared):
     assert cost["gmac"] == pytest.approx(216 * 64 * 32 / 1e9)
     assert cost["pictures_per_second"] > 0
 
+    class Attending(torch.nn.Module):
+        """Every eighth place asks every other: two products of 32 x 32 by 3 channels."""
+
+        needs = ("source_image",)
+
+        def forward(self, batch: PairBatch) -> torch.Tensor:
+            tokens = (batch.source_image / 255)[..., ::8, ::8].flatten(2).transpose(1, 2)
+            found = torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+            return batch.source_image / 255 + found.mean()
+
+    attending = PoseTransfer(Attending(), GeneratorConfig(generator="two", size=people.size))
+    assert cost_of(attending, people, pairs)["gmac"] == pytest.approx(2 * 32 * 32 * 3 / 1e9)
+
 
 # ---- whole tables
 
