@@ -652,7 +652,6 @@ def test_no_reader_follows_a_hostile_value(
     corpus = [value for value in hostile_paths(outside) if _fits(reader, value)]
     if not whole:
         corpus = corpus[list(READERS).index(reader) % PARTS :: PARTS]
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a thousand small files: not the matter here
     folder = tmp_path / "work" / "folder"  # one for all values: nothing of a refused one may be left in it
     folder.mkdir(parents=True)
     left: list[str] = []

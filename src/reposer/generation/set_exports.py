@@ -298,8 +298,9 @@ def _to_bucket(images: _Images, out: str, layout: str) -> Counter[bool]:
     if layout not in PACKED_LAYOUTS:
         raise UserError(f"{printable(out)}: a bucket holds a packed layout", "choose webdataset or parquet")
     bucket = Bucket(out)
-    stopped = {name for name in bucket.names() if name == INDEX or SHARD.fullmatch(name)}
-    if strange := sorted(set(bucket.names()) - stopped):
+    there = set(bucket.names())
+    stopped = {name for name in there if name == INDEX or SHARD.fullmatch(name)}
+    if strange := sorted(there - stopped):
         raise UserError(f"{printable(out)}: holds {printable(strange[0])}", "choose a new place")
     with TemporaryDirectory() as scratch:
         building = Path(scratch)

@@ -25,7 +25,7 @@ from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.layers import check_choice, crop_to, make_norm, pad_to_multiple
 from reposer.models.part_warps import deformable_skip, part_warps
-from reposer.models.pose_maps import gaussian_maps
+from reposer.models.pose_maps import both_poses
 from reposer.structures import NUM_JOINTS, PairBatch
 
 SAMPLINGS = ("bilinear", "nearest")
@@ -110,10 +110,7 @@ class DefGAN(nn.Module):
     def forward(self, batch: PairBatch) -> Tensor:
         """The generated images (B, 3, H, W) in [-1, 1]; any size. A missing joint is a map of zeros."""
         height, width = batch.source_image.shape[-2:]
-        poses = [
-            gaussian_maps(points, height, width, self.sigma)
-            for points in (batch.source_keypoints, batch.target_keypoints)
-        ]
+        poses = both_poses(batch, self.sigma)
         source = pad_to_multiple(
             torch.cat([to_float(batch.source_image), poses[0]], dim=1), self.total_stride
         )

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from reposer.errors import UserError
 from reposer.images import to_float
 from reposer.models.gfla import Doubling, Jump, Norm, activation, encoders_of
-from reposer.models.layers import crop_to, pad_to_multiple
-from reposer.models.pose_maps import gaussian_maps
+from reposer.models.layers import crop_to, init_orthogonal, pad_to_multiple
+from reposer.models.pose_maps import both_poses
 from reposer.structures import NUM_JOINTS, PairBatch
 
 _STRIDE = 8
@@ -70,19 +70,13 @@ class DPTN(nn.Module):
             Doubling(before, after, after) for before, after in ((width, 2 * ngf), (2 * ngf, ngf), (ngf, ngf))
         )
         self.to_image = Jump(ngf, 3)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.orthogonal_(module.weight, 0.02)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        self.apply(init_orthogonal)
 
     def forward(self, batch: PairBatch, parts: bool = False) -> Any:
         """The generated images (B, 3, H, W) in [-1, 1]; with ``parts`` also :class:`SelfTask`. Any size."""
         height, width = batch.source_image.shape[-2:]
-        source_pose, target_pose = (
-            pad_to_multiple(gaussian_maps(points, height, width, self.sigma), _STRIDE)
-            for points in (batch.source_keypoints, batch.target_keypoints)
-        )
+        poses = both_poses(batch, self.sigma)
+        source_pose, target_pose = (pad_to_multiple(maps, _STRIDE) for maps in poses)
         source = pad_to_multiple(to_float(batch.source_image), _STRIDE)
         own = self._encoded(source, source_pose, source_pose)
         wanted = self._encoded(source, source_pose, target_pose)

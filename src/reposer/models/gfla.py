@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from reposer.errors import UserError
 from reposer.images import to_float
-from reposer.models.layers import check_choice, crop_to, instance_norm, pad_to_multiple
+from reposer.models.layers import check_choice, crop_to, init_orthogonal, instance_norm, pad_to_multiple
 from reposer.models.part_warps import keypoint_flow
-from reposer.models.pose_maps import gaussian_maps
+from reposer.models.pose_maps import both_poses
 from reposer.structures import NUM_JOINTS, PairBatch
 
 DEVIATIONS = (
@@ -93,19 +93,13 @@ class GFLA(nn.Module):
         self.flow_net = FlowNet(flow_ngf, len(attention))
         self.source_net = encoders_of(3, (ngf, 2 * ngf, 4 * ngf))
         self.target_net = TargetNet(ngf, attention, hidden)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.orthogonal_(module.weight, 0.02)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        self.apply(init_orthogonal)
 
     def forward(self, batch: PairBatch, parts: bool = False) -> Any:
         """The generated images (B, 3, H, W) in [-1, 1]; with ``parts`` also :class:`Flows`. Any size."""
         height, width = batch.source_image.shape[-2:]
-        source_pose, target_pose = (
-            pad_to_multiple(gaussian_maps(points, height, width, self.sigma), _STRIDE)
-            for points in (batch.source_keypoints, batch.target_keypoints)
-        )
+        poses = both_poses(batch, self.sigma)
+        source_pose, target_pose = (pad_to_multiple(maps, _STRIDE) for maps in poses)
         source = pad_to_multiple(to_float(batch.source_image), _STRIDE)
         flows, masks = self.flow_net(torch.cat([source, source_pose, target_pose], dim=1))
         if self.stage == "flow":

@@ -25,7 +25,7 @@ from reposer.models.layers import (
     join_planes,
     pad_to_multiple,
 )
-from reposer.models.pose_maps import gaussian_maps
+from reposer.models.pose_maps import both_poses, gaussian_maps
 from reposer.structures import MISSING_LABEL, NUM_JOINTS, NUM_LABELS, PairBatch
 from reposer.weights.files import find_weights, load_state_dict_file
 
@@ -294,10 +294,7 @@ class ParsingPredictor(nn.Module):
     def forward(self, batch: PairBatch) -> PredictedMaps:
         """Scores of the targets; a person without keypoints or without a map gives finite ones too."""
         height, width = batch.source_image.shape[-2:]
-        planes = [
-            gaussian_maps(points, height, width, self.sigma)
-            for points in (batch.source_keypoints, batch.target_keypoints)
-        ]
+        planes = [*both_poses(batch, self.sigma)]
         if self.image:
             planes.append(to_float(batch.source_image))
         joined = join_planes(planes, batch.source_parsing, NUM_LABELS)

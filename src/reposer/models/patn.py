@@ -32,7 +32,7 @@ from reposer.models.layers import (
     make_norm,
     pad_to_multiple,
 )
-from reposer.models.pose_maps import gaussian_maps
+from reposer.models.pose_maps import both_poses
 from reposer.structures import NUM_JOINTS, PairBatch
 
 
@@ -106,10 +106,7 @@ class PATN(nn.Module):
     def forward(self, batch: PairBatch) -> Tensor:
         """The generated images (B, 3, H, W) in [-1, 1]; any size. A missing joint is a map of zeros."""
         height, width = batch.source_image.shape[-2:]
-        poses = [
-            gaussian_maps(points, height, width, self.sigma)
-            for points in (batch.source_keypoints, batch.target_keypoints)
-        ]
+        poses = both_poses(batch, self.sigma)
         image = self.image_encoder(pad_to_multiple(to_float(batch.source_image), self.total_stride))
         pose = self.pose_encoder(pad_to_multiple(torch.cat(poses, dim=1), self.total_stride))
         for block in self.blocks:
@@ -225,10 +222,7 @@ class XingGAN(nn.Module):
     def forward(self, batch: PairBatch) -> Tensor:
         """The generated images (B, 3, H, W) in [-1, 1]; any size. A missing joint is a map of zeros."""
         height, width = batch.source_image.shape[-2:]
-        poses = [
-            gaussian_maps(points, height, width, self.sigma)
-            for points in (batch.source_keypoints, batch.target_keypoints)
-        ]
+        poses = both_poses(batch, self.sigma)
         source = pad_to_multiple(to_float(batch.source_image), self.total_stride)
         image = self.image_encoder(source)
         pose = self.pose_encoder(pad_to_multiple(torch.cat(poses, dim=1), self.total_stride))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reposer.structures import LIMBS
+from reposer.structures import LIMBS, PairBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,14 @@ def gaussian_maps(keypoints: Tensor, height: int, width: int, sigma: float = 6.0
     exponentials.
     """
     return pose_maps(keypoints, height, width, sigma).dense()
+
+
+def both_poses(batch: PairBatch, sigma: float) -> tuple[Tensor, Tensor]:
+    """Maps of the source's and of the target's joints, each (B, J, H, W) at the size of the source image."""
+    height, width = batch.source_image.shape[-2:]
+    keypoints = (batch.source_keypoints, batch.target_keypoints)
+    source, target = (gaussian_maps(points, height, width, sigma) for points in keypoints)
+    return source, target
 
 
 def convolve(

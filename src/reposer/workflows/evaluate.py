@@ -101,8 +101,7 @@ def evaluate_model(
         methods[label] = _method(model, background, sources[0])
     for count in sources[1:]:
         methods[f"model, {count} sources"] = _method(model, backgrounds[0], count)
-    if predictor is not None and {"target_parsing", "target_mask"} & set(model.needs()):
-        predicting = model.with_predictor(predictor, "predicted")
+    if (predicting := _predicting(model, predictor)) is not None:
         methods[PREDICTED] = _method(predicting, "generated", sources[0])
     report = evaluate_pairs(
         methods,
@@ -256,6 +255,7 @@ def identity_kept(
     background: str = "generated",
     sources: int = 1,
     seed: int = 0,
+    predictor: MapPredictor | None = None,
 ) -> dict[str, ReidResult]:
     """Scores of real and generated queries, by row.
 
@@ -267,6 +267,8 @@ def identity_kept(
         background: of the generated queries.
         sources: images of the person that a query is made from, at most.
         seed: of the choice of donors.
+        predictor: adds both generated rows with target maps that it makes of the donor's pose and the
+            source's garments, if the model reads any.
 
     Raises:
         UserError: nobody to test on, or nobody whose pose can be lent.
@@ -275,12 +277,15 @@ def identity_kept(
     against = extract_features(embedding, people, gallery)
     real = extract_features(embedding, people, query)
     results = {REAL: evaluate_reid(real, against)}
-    test = _lenders(model, people, np.concatenate([query, gallery]))
-    for row, same in ((OWN_POSE, True), (OTHER_POSE, False)):
-        donors = _donors(people.pids, query, test, same, np.random.default_rng([seed, same]))
-        images = _generate(model, people, query, donors, background, sources)
-        features = FeatureSet(embed_images(embedding, images), real.pids, real.camids, real.names)
-        results[row] = evaluate_reid(features, against)
+    for one, maps in ((model, ""), (_predicting(model, predictor), ", predicted maps")):
+        if one is None:
+            continue
+        test = _lenders(one, people, np.concatenate([query, gallery]))
+        for row, same in ((OWN_POSE, True), (OTHER_POSE, False)):
+            donors = _donors(people.pids, query, test, same, np.random.default_rng([seed, same]))
+            images = _generate(one, people, query, donors, background, sources)
+            features = FeatureSet(embed_images(embedding, images), real.pids, real.camids, real.names)
+            results[row + maps] = evaluate_reid(features, against)
     return results
 
 
@@ -297,10 +302,8 @@ def measure_identity(
     """Measure under the network of a Re-ID run on a prepared folder; writes ``out``/identity.json.
 
     Args:
-        model, background, sources: as for :func:`identity_kept`.
+        model, background, sources, predictor: as for :func:`identity_kept`.
         reid_run, prepared, out: folders of the run, of the people, and of what is written.
-        predictor: adds both generated rows with target maps that it makes of the donor's pose and the
-            source's garments, if the model reads any.
 
     Returns:
         the table, as Markdown.
@@ -316,11 +319,9 @@ def measure_identity(
     query, gallery = tested_rows(people)
     training_note(judge.info, people, {QUERY: query, GALLERY: gallery})  # refuses people that it has learned
     model = model.at_size(people.size)
-    results = identity_kept(model, judge.network, people, background=background, sources=sources)
-    if predictor is not None and {"target_parsing", "target_mask"} & set(model.needs()):
-        predicting = model.with_predictor(predictor, "predicted")
-        rows = identity_kept(predicting, judge.network, people, background=background, sources=sources)
-        results |= {f"{row}, predicted maps": scores for row, scores in rows.items() if row != REAL}
+    results = identity_kept(
+        model, judge.network, people, background=background, sources=sources, predictor=predictor
+    )
     return write_identity(out, results, judge.info)
 
 
@@ -359,6 +360,13 @@ def identity_table(scores: Mapping[str, tuple[float, float]]) -> list[str]:
         share = rank1 / top if top else float("nan")
         lines.append(f"| {row} | {rank1:.1%} | {mean:.1%} | {share:.1%} |")
     return lines
+
+
+def _predicting(model: PoseTransfer, predictor: MapPredictor | None) -> PoseTransfer | None:
+    """The model with maps of the predictor; None without one, or where the model reads no target maps."""
+    if predictor is None or not {"target_parsing", "target_mask"} & set(model.needs()):
+        return None
+    return model.with_predictor(predictor, "predicted")
 
 
 def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:
