@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
@@ -35,6 +34,7 @@ from reposer.metrics.set_scores import (
 )
 from reposer.storage.files import write_atomic
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
+from reposer.storage.tables import parquet_bytes
 
 # ---- What an evaluation of images hands over: a table of methods and metrics, every image's values, and how
 # to print them.
@@ -105,10 +105,8 @@ class ImageQualityReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         claim_quality(folder)
-        content = pa.BufferOutputStream()
-        pq.write_table(self.per_image, content)
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        write_output(folder / "image_quality.parquet", content.getvalue().to_pybytes())
+        write_output(folder / "image_quality.parquet", parquet_bytes(self.per_image))
         write_output(folder / "image_quality.md", self.to_markdown().encode())
         write_output(folder / "image_quality.json", text.encode())  # last: it says that the rest is there
 

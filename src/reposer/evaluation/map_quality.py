@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.data.packed import PackedPeople
@@ -32,6 +31,7 @@ from reposer.metrics.similarity import (
     mean_iou,
 )
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
+from reposer.storage.tables import parquet_bytes
 from reposer.structures import NUM_LABELS, PairBatch
 
 DONOR, SOURCE = "donor's map", "source's map"
@@ -74,10 +74,8 @@ class MapQualityReport:
         """Write map_quality.parquet (per pair), .md and, last, .json."""
         folder.mkdir(parents=True, exist_ok=True)
         claim_maps(folder)
-        content = pa.BufferOutputStream()
-        pq.write_table(self.summary.per_image, content)
         text = json.dumps({**self.summary.to_dict(), "labels": self.labels}, indent=2, allow_nan=False)
-        write_output(folder / "map_quality.parquet", content.getvalue().to_pybytes())
+        write_output(folder / "map_quality.parquet", parquet_bytes(self.summary.per_image))
         write_output(folder / "map_quality.md", self.to_markdown().encode())
         write_output(folder / "map_quality.json", text.encode())
 

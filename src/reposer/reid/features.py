@@ -28,7 +28,7 @@ from reposer.reid.foreign_features import (
 from reposer.storage.bounded import read_npz
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import printable
-from reposer.storage.tables import read_table
+from reposer.storage.tables import parquet_bytes, read_table
 from reposer.structures import FeatureSet
 
 Progress = Callable[[int], None]  # images done
@@ -208,9 +208,7 @@ def write_features(path: Path | str, sets: dict[str, FeatureSet]) -> None:
     elif path.suffix.lower() == ".parquet":
         features = columns.pop("features")
         rows = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table({"features": rows, **columns}), sink)
-        write_atomic(path, sink.getvalue().to_pybytes())
+        write_atomic(path, parquet_bytes(pa.table({"features": rows, **columns})))
     else:
         raise UserError(f"{path}: features are written to .npz and .parquet files", "choose one of the two")
 

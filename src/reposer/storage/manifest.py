@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from reposer.config import read_json
 from reposer.errors import LARGEST, UserError
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.outputs import SEAL, seal_faults, write_seal
 from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, read_regular
-from reposer.storage.tables import read_table
+from reposer.storage.tables import parquet_bytes, read_table
 
 SCHEMA_VERSION = 1
 JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
@@ -163,9 +162,7 @@ def write_part(
     """
     metadata = {"reposer": json.dumps({"schema_version": SCHEMA_VERSION, "synthetic": synthetic})}
     table = pa.Table.from_pylist(rows, pa.schema([*FILE_COLUMNS, *columns], metadata))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = bytes(sink.getvalue())
+    data = parquet_bytes(table, compression="zstd")
     write_atomic(path, data)
     seal(seal_path(path), f"{sha256_bytes(data)}  {path.name}\n".encode())
 

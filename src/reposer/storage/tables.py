@@ -29,6 +29,13 @@ _MAX_PAGE_HEADER, _MOST_PAGES = 16 * 2**20, 100_000  # bytes: Arrow's own limit;
 _PADDING = 100  # bytes that Arrow reads beyond a column of some old writers
 
 
+def parquet_bytes(table: pa.Table, compression: str = "snappy") -> bytes:
+    """The Parquet file of a table, to be written whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression=compression)
+    return bytes(sink.getvalue())
+
+
 def read_table(source: str | Path | bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of a Parquet file or of its bytes; some columns of them, or all.
 

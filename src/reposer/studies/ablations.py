@@ -15,7 +15,6 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import AfterValidator, Field, model_validator
 
 from reposer.config import Config, apply_overrides, load_config, read_json
@@ -31,7 +30,7 @@ from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, write
 from reposer.storage.files import sha256_file
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import check_name
-from reposer.storage.tables import read_table
+from reposer.storage.tables import parquet_bytes, read_table
 from reposer.studies.config import STUDY_FILE, claim_study, save_study
 from reposer.studies.results import LATEX, MARKDOWN, PARQUET, TABLES, p_text, tex
 from reposer.training.gan.config import GanConfig
@@ -64,9 +63,7 @@ class AblationRow:
 
 def write_ablation_table(folder: Path, rows: Sequence[AblationRow], notes: Sequence[str]) -> None:
     """Write table.parquet, table.md and table.tex into ``folder``; each appears whole or not at all."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(_long(rows), sink)
-    write_output(folder / PARQUET, sink.getvalue().to_pybytes())
+    write_output(folder / PARQUET, parquet_bytes(_long(rows)))
     header, cells = cells_of(rows)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *cells]
     table = ["| " + " | ".join(line) + " |" for line in lines]

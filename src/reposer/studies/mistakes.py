@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.data.orientation import ORIENTATIONS
@@ -27,6 +26,7 @@ from reposer.jobs.stages import Stage, StageCache
 from reposer.reid.features import embed_images, read_features
 from reposer.storage.files import write_atomic
 from reposer.storage.manifest import IMAGES, read_rows
+from reposer.storage.tables import parquet_bytes
 from reposer.structures import FeatureSet
 from reposer.studies.study_stages import FEATURES, RUN, SET, StageContext
 from reposer.trained.networks import EMBEDDING, of_run
@@ -89,9 +89,7 @@ def mistakes_stage(
     found[MARGIN] = margin[known]
     for name, values in columns.items():
         found[name] = values[known]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(found), sink)
-    write_atomic(folder / MISTAKES, sink.getvalue().to_pybytes())
+    write_atomic(folder / MISTAKES, parquet_bytes(pa.table(found)))
     return [MISTAKES]
 
 

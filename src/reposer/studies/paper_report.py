@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.config import Config
@@ -23,6 +22,7 @@ from reposer.images import decode, encode_png
 from reposer.sections import Fold, Picture, Section, Table, draw_grid, write_sections
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import made_folder
+from reposer.storage.tables import parquet_bytes
 from reposer.studies.ablations import latex_table
 from reposer.studies.report import PICTURES
 from reposer.studies.results import (
@@ -118,14 +118,12 @@ def write_paper_table(out: Path, found: Found, results: Results) -> list[Path]:
     if results:
         text += "\n## Re-ID networks that learned from the pictures\n\n" + to_markdown(results, [])
     made_folder(out, PICTURES)
-    sink = pa.BufferOutputStream()
-    pq.write_table(_long(found.rows), sink)
     latex = latex_table(header, cells, whole=True) + ("\n" + to_latex(results) if results else "")
     written = {
         MARKDOWN: text.encode(),
         LATEX: latex.encode(),
         JSON_TABLE: json.dumps(_document(found, results), indent=1, allow_nan=False).encode(),
-        PARQUET: sink.getvalue().to_pybytes(),
+        PARQUET: parquet_bytes(_long(found.rows)),
         PEOPLE: encode_png(_sheet(found)),
     }
     for name, content in written.items():

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from reposer.config import read_json
 from reposer.data.records import kept_by_hand
@@ -22,7 +21,7 @@ from reposer.sections import Fold, Picture, Section, Table, draw_grid, write_sec
 from reposer.storage.manifest import IMAGES, read_rows
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import contained, made_folder, unlinked
-from reposer.storage.tables import read_table
+from reposer.storage.tables import parquet_bytes, read_table
 from reposer.studies.config import STUDY_FILE, Arm
 from reposer.studies.mistakes import FACTORS, MARGIN, MISTAKEN_PICTURES, MISTAKES
 from reposer.studies.plan import Cell, Coverage, StudyPlan
@@ -64,9 +63,7 @@ def write_mistakes(plan: StudyPlan, root: Path) -> Section | None:
     ]
     if not rows:
         return None
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), sink)
-    write_output(root / PARQUET, sink.getvalue().to_pybytes())
+    write_output(root / PARQUET, parquet_bytes(pa.Table.from_pylist(rows, _SCHEMA)))
     text = [
         "Share of pictures whose nearest real training image, the source left out, shows another person,"
         " under the network of the first seed that was trained on the budget's real images only; 95 %"

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.errors import UserError
 from reposer.metrics.intervals import Difference, holm, paired_bootstrap
 from reposer.storage.outputs import write_output
+from reposer.storage.tables import parquet_bytes
 
 METRICS = ("rank1", "rank5", "rank10", "mAP_step", "mAP_trapezoid", "mINP")
 COMPARED = ("rank1", "mAP_step", "mAP_trapezoid")  # with a bootstrap; the others are printed without
@@ -147,9 +147,7 @@ _ALPHA = 0.05  # a star in LaTeX: below it after Holm's adjustment
 
 def write_tables(folder: Path, results: Results, notes: Sequence[str]) -> None:
     """Write table.parquet, table.md and table.tex into ``folder``; each appears whole or not at all."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(long_table(results), sink)
-    write_output(folder / PARQUET, sink.getvalue().to_pybytes())
+    write_output(folder / PARQUET, parquet_bytes(long_table(results)))
     write_output(folder / MARKDOWN, to_markdown(results, notes).encode())
     write_output(folder / LATEX, to_latex(results).encode())
 

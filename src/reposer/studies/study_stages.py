@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.data.orientation import ORIENTATIONS
@@ -31,6 +30,7 @@ from reposer.reid.features import extract_features, read_features, write_feature
 from reposer.runtime import Runtime, setup
 from reposer.storage.files import write_atomic
 from reposer.storage.manifest import read_rows
+from reposer.storage.tables import parquet_bytes
 from reposer.studies.config import Arm, GeneratorChoice, ParserChoice
 from reposer.trained.networks import EMBEDDING, GeneratorConfig, of_run
 from reposer.training.loop import train
@@ -230,9 +230,7 @@ def score_stage(
         values |= {name: value[matched] for name, value in per_query(result.scores.worst).items()}
         for name, value in values.items():
             columns.setdefault(name, []).extend(value)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    write_atomic(folder / SCORES, sink.getvalue().to_pybytes())
+    write_atomic(folder / SCORES, parquet_bytes(pa.table(columns)))
     write_atomic(folder / REPORT, json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
     return [SCORES, REPORT]
 

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reposer.data.packed import PackedPeople
@@ -36,6 +35,7 @@ from reposer.reid.search import pool_queries
 from reposer.runtime import setup
 from reposer.storage.lock import locked
 from reposer.storage.outputs import remove_output, write_output
+from reposer.storage.tables import parquet_bytes
 from reposer.structures import FeatureSet
 from reposer.trained.networks import EMBEDDING, open_network
 from reposer.workflows.reid_features import (
@@ -342,9 +342,7 @@ def write_report_folder(
             f"{options.feature_map} map of the features of queries and gallery: neighborhoods mean something,"
             " sizes and distances of clusters do not."
         )
-    content = pa.BufferOutputStream()
-    pq.write_table(_per_query(report), content)
-    write_output(out / PER_QUERY, content.getvalue().to_pybytes())
+    write_output(out / PER_QUERY, parquet_bytes(_per_query(report)))
     report = replace(report, pictures=pictures)
     report.write(out)
     return report
