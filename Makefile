@@ -9,6 +9,8 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # Thousands of small files that tests wait for the disk to keep: in memory where there are 4 GB to spare.
 ROOM := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000')
 SCRATCH := $(if $(ROOM),TMPDIR=/dev/shm)
+# Tests and commands start hundreds of processes: they read compiled modules, whatever the machine has set.
+export PYTHONDONTWRITEBYTECODE :=
 FAST := -m pytest -o tmp_path_retention_policy=failed -n 2 --dist loadfile -m "not slow and not real"
 
 .PHONY: help venv demo test test-latest test-lowest pins test-slow test-real lint types docs bench clean

@@ -60,6 +60,19 @@ def _named(frame: FrameType | None, module: str) -> bool:
 
 def pytest_collection_finish(session):
     """What thousands of collected tests hold is never garbage: each training ends with a full collection."""
+    _keep()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Nor is what a file of tests leaves behind: modules that it imported, classes, caches."""
+    ended = yield
+    if nextitem is None or nextitem.path != item.path:
+        _keep()
+    return ended
+
+
+def _keep():
     gc.collect()
     gc.freeze()
 

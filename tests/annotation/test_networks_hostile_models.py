@@ -99,6 +99,7 @@ def test_a_model_that_takes_too_much_memory_is_ended(tmp_path):
         network(torch.rand(1, 3, 8, 8))
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_bytes(outer_products(1, 8_000))

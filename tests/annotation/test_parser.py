@@ -99,7 +99,9 @@ def test_segformer_follows_transformers(tmp_path):
     assert len(ATR_LABELS) == len(to_lip)
 
 
-@pytest.mark.parametrize("layout", ["nchw", "nhwc", "labels"])
+@pytest.mark.parametrize(
+    "layout", ["nhwc", *(pytest.param(other, marks=pytest.mark.slow) for other in ("nchw", "labels"))]
+)
 def test_layouts_and_batch_sizes(exported, described, layout):
     module, file = exported(layout=layout)
     parser = open_parser(described(file, size=[33, 33], labels="lip20", layout=layout))

@@ -170,7 +170,7 @@ def test_links_out_of_a_prepared_folder_are_not_followed(
     assert len(PackedPeople.open(tmp_path / "named" / "packed")) == 2
 
 
-@pytest.mark.parametrize("killed_at", [1, 150, 299])
+@pytest.mark.parametrize("killed_at", [150, *(pytest.param(row, marks=pytest.mark.slow) for row in (1, 299))])
 def test_after_a_kill_the_next_run_is_complete(
     tmp_path: Path, make_people: MakePeople, killed_at: int
 ) -> None:

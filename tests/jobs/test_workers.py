@@ -105,6 +105,7 @@ def test_seven_tasks_in_random_order_two_killed_and_started_again(tmp_path, whol
     assert tree(out) == whole
 
 
+@pytest.mark.slow
 def test_a_worker_killed_at_every_lasting_change_costs_nothing(tmp_path):
     write(tmp_path / "whole", items=2, shard=1)
     for call in itertools.count():
@@ -295,7 +296,7 @@ def test_a_silent_worker_of_another_machine_is_overtaken_and_cannot_commit(tmp_p
     assert tree(out) == whole
 
 
-@pytest.mark.parametrize("hours", [-1, 1])
+@pytest.mark.parametrize("hours", [1, pytest.param(-1, marks=pytest.mark.slow)])
 def test_clocks_do_not_matter(tmp_path, monkeypatch, hours):
     """A living worker of another machine keeps its shard whatever the clocks say, and a dead one loses it."""
     out = tmp_path / "out"

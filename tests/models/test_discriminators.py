@@ -111,6 +111,7 @@ def test_residual_block_adds_its_input() -> None:
     torch.testing.assert_close(block(x), x + 0.5)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_compilation(make_batch: BatchMaker) -> None:
     net, batch = seeded(), make_batch(2)
     plain = net(batch.source_image, batch.target_image, batch)

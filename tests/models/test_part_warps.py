@@ -142,7 +142,7 @@ def slow_skip(maps: np.ndarray, found: PartWarps, level: int, nearest: bool) -> 
 
 
 @pytest.mark.parametrize("nearest", [False, True])
-@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("level", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_skip_is_the_largest_of_all_parts(level, nearest) -> None:
     source, target = poses(2, 5), poses(2, 6)
     source[0, [3, 10]] = target[1, 5] = torch.nan

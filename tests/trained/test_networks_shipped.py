@@ -49,7 +49,13 @@ def masks(people: PackedPeople, pairs: np.ndarray) -> np.ndarray:
     return people.pair_batch(pairs[:, 0], pairs[:, 1]).target_mask.numpy()
 
 
-@pytest.mark.parametrize("name", GENERATOR.shipped)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if "transport" in name else pytest.param(name, marks=pytest.mark.slow)
+        for name in GENERATOR.shipped
+    ],
+)
 def test_a_shipped_generator_is_nearer_to_the_target_than_the_source_is(name, people, pairs):
     model = PoseTransfer.from_pretrained(name, setup("cpu", threads=1))
     generated = model(people.pair_batch(pairs[:, 0], pairs[:, 1])).permute(0, 2, 3, 1).numpy()

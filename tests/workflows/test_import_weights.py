@@ -81,7 +81,7 @@ CASES = [
     pytest.param("xinggan", 317, 44_853_189, (128, 64), marks=pytest.mark.slow),
     pytest.param("xinggan_fashion", 167, 44_844_634, (256, 176), marks=pytest.mark.slow),
     pytest.param("dptn", 188, 9_794_371, (256, 256), marks=pytest.mark.slow),
-    ("gfla", 196, 12_926_471, (128, 64)),
+    pytest.param("gfla", 196, 12_926_471, (128, 64), marks=pytest.mark.slow),
     pytest.param("gfla_fashion", 204, 14_047_395, (256, 256), marks=pytest.mark.slow),
 ]
 

@@ -256,6 +256,7 @@ def test_a_generator_may_be_trained_to_give_back_its_target(prepared, tmp_path, 
     assert [line["validation/l1"] for line in lines if "validation/l1" in line][-1] > 0.02
 
 
+@pytest.mark.slow
 def test_spectral_norm_without_any_norm_trains_and_resumes_to_the_same_bits(prepared, tmp_path):
     judge = {"kind": "residual", "widths": [4, 8], "pairing": "poses", "spectral": True}
     config = staged(prepared, (), discriminator_args=judge).with_steps(2)

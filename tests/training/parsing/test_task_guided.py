@@ -65,6 +65,7 @@ def test_processes_share_a_batch_whose_samples_do_not_change(prepared):
     assert not torch.equal(ParsingData(tiny(prepared)).guided_batch(4).inputs[0], images)
 
 
+@pytest.mark.slow
 def test_a_run_watches_parts_and_resumes_bit_for_bit(whole, prepared, tmp_path, monkeypatch):
     watched = [line for line in read_metrics(whole) if "validation/miou" in line]
     assert [line["step"] for line in watched] == [6, 12]
