@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -246,6 +247,9 @@ def test_pictures_are_found_by_person_camera_score_and_state(augmented: Path) ->
     page = scored.page(Wanted(score="sharpness", low=2, high=5, descending=True))
     assert [one["scores"]["sharpness"] for one in page["rows"]] == [5, 4, 3, 2]
     assert page["range"] == [1, len(rows) - 1]  # one has no score
+    assert scored.page(Wanted(score="sharpness", low=math.nan))["fitting"] == 0
+    with pytest.raises(UserError, match="score sharpnes: unknown"):
+        scored.page(Wanted(score="sharpnes"))
     shown.decide([0], "drop")
     shown.decide([1], "keep")
     for state, count in (

@@ -27,6 +27,7 @@ from fastapi import Body, FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import StrictInt
 
 from reposer.errors import LARGEST, UserError
 from reposer.report import report_sections
@@ -256,7 +257,7 @@ def _add_sets(app: FastAPI, library: Library) -> None:
     @app.post("/api/sets/{identity}/decisions")
     def decisions(
         identity: str,
-        rows: Annotated[list[int], Body(max_length=PAGE)],
+        rows: Annotated[list[StrictInt], Body(max_length=PAGE)],
         decision: Annotated[str, Body()],
     ) -> dict[str, Any]:
         chosen = library.set(identity)
@@ -292,7 +293,7 @@ def _add_reports(app: FastAPI, library: Library) -> None:
             )
         shown[identity] = pictures
         for other in list(shown)[:-3]:
-            del shown[other]
+            shown.pop(other, None)  # another request may have been first
         return {"kind": place.kind, "title": place.title, "sections": told}
 
     @app.get("/api/reports/{identity}/pictures/{number}")
@@ -314,7 +315,7 @@ def _add_studio(app: FastAPI, library: Library, studio: Studio) -> None:
         return [one.described() for one in await run_in_threadpool(studio.add_photo, data)]
 
     @app.post("/api/people/chosen")
-    def chosen(identity: Annotated[str, Body()], row: Annotated[int, Body()]) -> dict[str, Any]:
+    def chosen(identity: Annotated[str, Body()], row: Annotated[StrictInt, Body()]) -> dict[str, Any]:
         return studio.add_files(*library.set(identity).files(row)).described()
 
     @app.get("/api/people/{number}/image")

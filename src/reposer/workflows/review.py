@@ -156,7 +156,13 @@ class PictureSet:
         return contained(self.folder, shown.file), contained(self.folder, shown.parsing), shown.keypoints
 
     def page(self, wanted: Wanted) -> dict[str, Any]:
-        """Counts, choices of the filters, and the pictures that fit, as JSON."""
+        """Counts, choices of the filters, and the pictures that fit, as JSON.
+
+        Raises:
+            UserError: no picture has a score of that name.
+        """
+        if wanted.score:
+            known("score", wanted.score, self.scores)
         kept, by_hand = self.decided(), self.by_hand()
         rows = [row for row, one in enumerate(self.pictures) if wanted.fits(one, kept[row], by_hand[row])]
         if wanted.score:
@@ -219,7 +225,7 @@ class Wanted:
         """Whether a picture is wanted."""
         states = {"kept": kept, "dropped": not kept, "by hand": by_hand, "undecided": not by_hand}
         value = one.scores.get(self.score) if self.score else None
-        bounded = self.low > -math.inf or self.high < math.inf
+        bounded = (self.low, self.high) != (-math.inf, math.inf)  # a NaN, too, is a bound
         return (
             self.person in (None, one.person)
             and self.camera in (None, one.camera)
