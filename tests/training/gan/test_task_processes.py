@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -185,52 +186,80 @@ def test_a_dead_process_ends_the_other(prepared, tmp_path):
             assert config not in process.read_bytes()
 
 
+# In a training of a node: says from which step it went on; and, where it is told to, waits in its sixth step.
+HOLD = """
+import os, time
+from pathlib import Path
+from reposer.training.gan.task import GanTask
+from reposer.training.run_writer import RunWriter
+resume, step, begun = RunWriter._resume, GanTask.step, []
+def telling(self):
+    found = resume(self)
+    print(f'went on from {found}.', flush=True)
+    return found
+def holding(self, batch):
+    begun.append(1)
+    if len(begun) == 6 and 'HOLD' in os.environ:
+        Path(os.environ['HOLD']).touch()
+        time.sleep(3600)
+    step(self, batch)
+RunWriter._resume, GanTask.step = telling, holding
+"""
+_PATIENCE = (
+    "join_timeout=1200,read_timeout=600,heartbeat_timeout=60,keep_alive_max_attempt=6"  # seconds; of 5 s
+)
+
+
 def test_a_node_that_is_killed_and_comes_back_costs_the_steps_since_the_last_checkpoint(prepared, tmp_path):
     """Two nodes of one process, as ``torchrun --nnodes 2`` starts them; all of the second is killed."""
     every = GanOutputConfig(log_every=3, sample_every=8, validate_every=8, checkpoint_every=4)
-    config = _config(prepared, output=every)
+    base = _config(prepared, output=every)
+    config = base.changed(data=base.data.changed(pairs_per_epoch=16))  # eight steps
     whole = _torchrun(config, tmp_path / "whole", tmp_path)
     assert whole.returncode == 0, whole.stderr[-3000:]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    run, told = tmp_path / "nodes", tmp_path / "told.py"
-    told.write_text(
-        "from reposer.training.run_writer import RunWriter\nreal = RunWriter._resume\n"
-        "def telling(self):\n    step = real(self)\n    print(f'went on from {step}.', flush=True)\n"
-        f"    return step\nRunWriter._resume = telling\n{TRAIN}"
-    )
+    run, script, held = tmp_path / "nodes", tmp_path / "nodes.py", tmp_path / "held"
+    script.write_text(HOLD + TRAIN)
     # else an agent that stays never tells a new one where they meet (torch's dynamic_rendezvous.py)
-    newcomers = {**ONE_THREAD, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {**ONE_THREAD, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
-    def node(number: int) -> subprocess.Popen:
+    def node(number: int, **more: str) -> subprocess.Popen:
         launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
         launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "a"]
-        launcher += ["--rdzv-conf", f"is_host={int(number == 0)}", "--max-restarts", "5"]
-        command = [sys.executable, *launcher, str(told), str(tmp_path / "config.json")]
+        launcher += ["--rdzv-conf", f"is_host={int(number == 0)},{_PATIENCE}", "--max-restarts", "5"]
+        command = [sys.executable, *launcher, str(script), str(tmp_path / "config.json"), str(run)]
         with (tmp_path / f"{number}.log").open("ab") as log:
-            return subprocess.Popen([*command, str(run)], env=newcomers, stdout=log, stderr=log)
+            return subprocess.Popen(command, env={**environment, **more}, stdout=log, stderr=log)
 
-    nodes = [node(0), node(1)]
+    nodes = [node(0), node(1, HOLD=str(held))]
     try:
-        _wait(lambda: checkpoint.steps(run / "checkpoints"), nodes)
-        second = psutil.Process(nodes[1].pid)
-        for process in (*second.children(recursive=True), second):
-            process.kill()
-        nodes[1].wait()
+        _wait(held.exists, nodes)
+        assert [number for number, _ in checkpoint.steps(run / "checkpoints")] == [4]
+        _kill(nodes[1])
         nodes[1] = node(1)
-        assert [one.wait(600) for one in nodes] == [0, 0], (tmp_path / "0.log").read_text()[-3000:]
+        assert [one.wait(1200) for one in nodes] == [0, 0], (tmp_path / "0.log").read_text()[-3000:]
     finally:
         for one in nodes:
-            one.kill()
-    steps = re.findall(r"went on from (\d+)\.", (tmp_path / "0.log").read_text())
-    assert steps
-    assert all(int(step) >= 4 for step in steps)
+            _kill(one)
+    for number in range(2):
+        log = (tmp_path / f"{number}.log").read_text()
+        assert set(re.findall(r"went on from (-?\d+)\.", log)) == {"-1", "4"}
     assert final_hashes(run) == final_hashes(tmp_path / "whole")
 
 
+def _kill(node: subprocess.Popen) -> None:
+    """With all that it started, as where its machine is lost."""
+    with suppress(psutil.NoSuchProcess):
+        agent = psutil.Process(node.pid)
+        for process in (*agent.children(recursive=True), agent):
+            process.kill()
+    node.wait()
+
+
 def _wait(true: Callable[[], object], nodes: list[subprocess.Popen]) -> None:
-    end = time.monotonic() + 600
+    end = time.monotonic() + 1200
     while not true():
         assert time.monotonic() < end
         assert all(one.poll() is None for one in nodes), "a node ended early"
