@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from reposer.data.layouts.tables import unpack_set
+from reposer.data.preparing.prepare import prepare_people
 from reposer.errors import UserError
 from reposer.generation import set_exports
 from reposer.generation.lineage import set_faults
@@ -220,6 +221,11 @@ def test_a_packed_set_goes_through_s3_and_a_bucket_without_rights_is_one_line(
             assert stored == path.read_bytes()
         unpack_set(place, tmp_path / f"{layout} unpacked")
     assert tree_hash(tmp_path / "webdataset unpacked") == tree_hash(tmp_path / "parquet unpacked")
+    here, there = (
+        prepare_people("packed", place, tmp_path / f"prepared {number}").manifest_sha256
+        for number, place in enumerate((tmp_path / "parquet", "s3://sets/webdataset/one"))
+    )
+    assert here == there
     with pytest.raises(UserError, match=r"s3://nobodys/one.*: check the name, your rights there"):
         set_exports.export_set(whole, "s3://nobodys/one", "webdataset")
     unsigned_requests(s3, b"0")
@@ -227,6 +233,7 @@ def test_a_packed_set_goes_through_s3_and_a_bucket_without_rights_is_one_line(
     for attempt in (
         lambda: set_exports.export_set(whole, "s3://sets/two", "webdataset"),
         lambda: unpack_set("s3://sets/parquet/one", tmp_path / "nothing"),
+        lambda: prepare_people("packed", "s3://sets/parquet/one", tmp_path / "nothing"),
     ):
         with pytest.raises(UserError) as refusal:
             attempt()

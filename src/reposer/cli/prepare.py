@@ -44,7 +44,7 @@ Chosen = tuple[str, dict[str, Any]]  # layout and its keywords, see reposer.data
 
 
 def _root(
-    root: Annotated[Path, typer.Argument(help="Folder of the extracted data set; it is only read.")],
+    root: Annotated[str, typer.Argument(help="Folder of the extracted data set; it is only read.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder to write: manifest, problems, pairs, packed images.")
     ] = None,
@@ -262,6 +262,18 @@ def _table(
     """
     later = ({"zero_based": True} if zero_based else {}) | ({"split": split} if split else {})
     return "table", {"table": str(table.absolute())} | later
+
+
+@_command("packed")
+def _packed(
+    split: Annotated[str, typer.Option(help="Of all images: train, val, query or gallery.")] = "train",
+) -> Chosen:
+    """A packed set of `reposer export-set` (webdataset or parquet): its folder, or s3://bucket/place.
+
+    Every image is held against its sha256. The files lie beside --out while they are read, and go again; a
+    dry run fetches all of them, too.
+    """
+    return "packed", {"split": split}
 
 
 @_command("deepfashion", people=False, size="256x256")

@@ -289,6 +289,7 @@ def _unpack(name: str, folder: Path, fetch: Callable[[str], None], out: Path) ->
     labels = {pid: rank for rank, pid in enumerate(sorted(pids))}
     out.parent.mkdir(parents=True, exist_ok=True)
     counts = Counter[bool]()
+    number = 0  # of a row, from 1
     with atomic_folder(out) as building, _packed_rows(place) as rows:
         made_folder(building, IMAGES)
         with (building / LIST).open("x", newline="", encoding="utf-8") as listed:
@@ -299,12 +300,14 @@ def _unpack(name: str, folder: Path, fetch: Callable[[str], None], out: Path) ->
                 fetch(shard)
                 contents = _contents(name, folder, shard)
                 for row, content in zip_longest(part, contents):
+                    number += 1
                     if row is None or content is None:
-                        number = "more" if row is None else "fewer"
-                        raise _damaged(name, shard, f"holds {number} images than {PACKED_MANIFEST}")
+                        few = "more" if row is None else "fewer"
+                        raise _damaged(name, shard, f"holds {few} images than {PACKED_MANIFEST}", number)
                     file, data = content
                     if file != row["file"] or sha256_bytes(data) != row["sha256"]:
-                        raise _damaged(name, shard, f"{printable(row['file'])} differs from its sha256")
+                        problem = f"{printable(row['file'])} differs from its sha256"
+                        raise _damaged(name, shard, problem, number)
                     write_new(unlinked(building, f"{IMAGES}/{file}"), data)
                     label = labels.get(row["pid"], -1)
                     writer.writerow(
@@ -314,8 +317,10 @@ def _unpack(name: str, folder: Path, fetch: Callable[[str], None], out: Path) ->
     return counts
 
 
-def _damaged(name: str, shard: str, reason: str) -> UserError:
-    return UserError(f"{printable(name)}/{printable(shard)}: {reason}", "export the set again")
+def _damaged(name: str, shard: str, reason: str, row: int = 0) -> UserError:
+    """``row``: of the list, from 1."""
+    where = f" (row {row:,} of {PACKED_MANIFEST})" if row else ""
+    return UserError(f"{printable(name)}/{printable(shard)}: {reason}{where}", "export the set again")
 
 
 @contextmanager

@@ -7,14 +7,17 @@ It is built beside its place and renamed: complete or not there. Preparing again
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict, Unpack
 
 from reposer.config import read_json
 from reposer.data.label_files import MapRules
 from reposer.data.layouts.readers import Found, PairRule, Reading, read_layout
+from reposer.data.layouts.tables import LIST, unpack_set
 from reposer.data.packed import ARRAYS, HEADER, ROWS, PackedPeople
 from reposer.data.pairs import read_pairs_csv, write_pairs_csv
 from reposer.data.parsing import known_labels
@@ -34,7 +37,9 @@ from reposer.errors import UserError, known
 from reposer.storage.files import (
     atomic_folder,
     clean_up_after_killed,
+    is_remote,
     refuse_foreign,
+    remove_tree,
     replaced_name,
     sha256_file,
     write_new,
@@ -43,6 +48,7 @@ from reposer.storage.outputs import MARK, SEAL, seal_faults, write_seal
 from reposer.storage.paths import foreign_names, printable
 
 MARKET1501 = "market1501"  # the layout that older prepared folders do not name
+PACKED_SET = "packed"  # a set of `reposer export-set`: unpacked for the time, and then read as a table
 REPORT, MANIFEST, PROBLEMS, PACKED = "report.json", "manifest.parquet", "problems.csv", "packed"
 PAIRS = {"train": "pairs_train.csv", "val": "pairs_val.csv"}
 
@@ -115,10 +121,10 @@ def prepare_people(
     Good rows are kept; everything else is a line of problems.csv: file, row, field, rule, message.
 
     Args:
-        layout: a key of ``layouts.readers.LAYOUTS``.
-        root: the data set's folder.
+        layout: a key of ``layouts.readers.LAYOUTS``, or PACKED_SET.
+        root: the data set's folder; of a packed set also its place in a bucket (``s3://``).
         out: folder to write; replaced when it was prepared with the same arguments, else refused.
-        options: keywords of the layout, JSON values.
+        options: keywords of the layout, JSON values; of a packed set ``split``, which all of it is ("train").
         on_progress: called after each image.
         arguments: see PrepareArguments.
 
@@ -126,17 +132,25 @@ def prepare_people(
         UserError: an unusable data set, layout, option or argument, an ``out`` of another configuration, a
             full disk. Nothing is written then.
     """
-    root, out = Path(root), Path(os.path.abspath(out))
+    out = Path(os.path.abspath(out))
     chosen: PrepareArguments = {**DEFAULTS, **arguments}
     if unknown := chosen.keys() - DEFAULTS.keys():
         raise TypeError(f"prepare_people() got an unexpected keyword argument {min(unknown)!r}")
     how = _packing(chosen)
     config = _config(layout, root, options or {}, chosen)
     _check_out(root, out, config)
-    found = _read(layout, root, options, chosen, how, on_progress=_stage(on_progress, "checking"))
-    refuse_synthetic(root, found.records)
-    found.problems.extend(find_leaks(found.records, found.training))
-    return _write(root, out, config, found, how, on_progress)
+    clean_up_after_killed(out, always=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        atomic_folder(out, lambda there: _check_out(root, there, config)) as folder,
+        _as_files(layout, root, options or {}, folder) as (reader, files, keywords),
+    ):
+        checking = _stage(on_progress, "checking")
+        found = _read(reader, files, keywords, chosen, how, on_progress=checking)
+        refuse_synthetic(files, found.records)
+        found.problems.extend(find_leaks(found.records, found.training))
+        report = _report(found, config, printable(str(root)), printable(out))
+        return _write(folder, files, report, found, how, _stage(on_progress, "packing"))
 
 
 def look_at_people(
@@ -156,29 +170,45 @@ def look_at_people(
     Raises:
         UserError: an unusable data set, layout or option.
     """
-    root = Path(root)
     chosen: PrepareArguments = {**DEFAULTS, **arguments}
-    found = _read(layout, root, options, chosen, _packing(chosen), look_only=True)
-    leaks = [p for p in find_leaks(found.records, found.training) if p.rule.startswith("person-")]
-    counts, examples = count_problems([*found.problems, *leaks])
-    return PrepareReport(
-        root=printable(root),
-        out="",
-        config=_config(layout, root, options or {}, chosen) | {"dry_run": True},
-        splits=count_splits(found.records),
-        annotations=count_annotations(found.records),
-        pairs=dict.fromkeys(PAIRS, 0),
-        problems=counts,
-        examples=examples,
-        manifest_sha256="",
-        notes=[*found.notes, *query_notes(found.records)],
+    with (
+        TemporaryDirectory() as folder,
+        _as_files(layout, root, options or {}, Path(folder)) as (reader, files, keywords),
+    ):
+        found = _read(reader, files, keywords, chosen, _packing(chosen), look_only=True)
+    found.problems.extend(
+        p for p in find_leaks(found.records, found.training) if p.rule.startswith("person-")
     )
+    config = _config(layout, root, options or {}, chosen) | {"dry_run": True}
+    report = _report(found, config, printable(str(root)), "")
+    return replace(report, pairs=dict.fromkeys(PAIRS, 0))  # none was made
+
+
+@contextmanager
+def _as_files(
+    layout: str, root: str | Path, options: dict[str, Any], folder: Path
+) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """The layout, folder and options by which a data set is read; one that is packed lies in ``folder`` then.
+
+    Raises:
+        UserError: no packed set, or a damaged one; what the block raises names the set, not ``folder``.
+    """
+    if layout != PACKED_SET:
+        yield layout, Path(root), options
+        return
+    files = folder / "files"
+    try:
+        unpack_set(root, files)
+        yield "table", files, {"split": "train", **options, "table": str(files / LIST)}
+    except UserError as error:
+        raise UserError(str(error).replace(printable(files), printable(str(root)))) from error
+    remove_tree(files)
 
 
 def _read(
     layout: str,
     root: Path,
-    options: dict[str, Any] | None,
+    options: dict[str, Any],
     chosen: PrepareArguments,
     how: Packing,
     *,
@@ -187,7 +217,7 @@ def _read(
 ) -> Found:
     places = (chosen["parsing"], chosen["mask"], chosen["keypoints"])
     reading = Reading(chosen["pairs"], chosen["holdout"], *places, how.rules, on_progress, look_only)
-    found = read_layout(layout, root, options or {}, reading)
+    found = read_layout(layout, root, options, reading)
     return keep_one_camera(found) if chosen["single_camera"] else found
 
 
@@ -212,40 +242,42 @@ def keep_one_camera(found: Found) -> Found:
     return replace(found, records=records, pairs=pairs, notes=[*found.notes, left_out])
 
 
+def _report(found: Found, config: dict[str, Any], root: str, out: str) -> PrepareReport:
+    """What is known of a data set before anything is written."""
+    counts, examples = count_problems(found.problems)
+    return PrepareReport(
+        root=root,
+        out=out,
+        config=config,
+        splits=count_splits(found.records),
+        annotations=count_annotations(found.records),
+        pairs={split: len(found.pairs[split]) for split in PAIRS},
+        problems=counts,
+        examples=examples,
+        manifest_sha256="",
+        notes=[*found.notes, *query_notes(found.records)],
+    )
+
+
 def _write(
+    folder: Path,
     root: Path,
-    out: Path,
-    config: dict[str, Any],
+    report: PrepareReport,
     found: Found,
     how: Packing,
-    on_progress: Progress | None,
+    on_progress: Callable[[int, int], None] | None,
 ) -> PrepareReport:
-    clean_up_after_killed(out, always=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out, lambda there: _check_out(root, there, config)) as folder:
-        write_manifest(folder / MANIFEST, found.records)
-        for split, name in PAIRS.items():
-            write_pairs_csv(folder / name, found.pairs[split])
-        write_new(folder / PROBLEMS, problems_csv(found.problems))
-        counts, examples = count_problems(found.problems)
-        report = PrepareReport(
-            root=printable(root),
-            out=printable(out),
-            config=config,
-            splits=count_splits(found.records),
-            annotations=count_annotations(found.records),
-            pairs={split: len(found.pairs[split]) for split in PAIRS},
-            problems=counts,
-            examples=examples,
-            manifest_sha256=sha256_file(folder / MANIFEST),
-            notes=[*found.notes, *query_notes(found.records)],
-        )
-        progress = _stage(on_progress, "packing")
-        packed = pack(found.records, root, folder / PACKED, how, on_progress=progress)
-        if packed.problems:
-            raise UserError(f"{packed.problems[0]}", "the data set changed while it was read; prepare again")
-        write_new(folder / REPORT, report.to_json())
-        write_seal(folder, (REPORT, MANIFEST, PROBLEMS, *PAIRS.values(), f"{PACKED}/{HEADER}"))
+    """The files of a prepared folder; ``root``: where the images are."""
+    write_manifest(folder / MANIFEST, found.records)
+    for split, name in PAIRS.items():
+        write_pairs_csv(folder / name, found.pairs[split])
+    write_new(folder / PROBLEMS, problems_csv(found.problems))
+    report = replace(report, manifest_sha256=sha256_file(folder / MANIFEST))
+    packed = pack(found.records, root, folder / PACKED, how, on_progress=on_progress)
+    if packed.problems:
+        raise UserError(f"{packed.problems[0]}", "the data set changed while it was read; prepare again")
+    write_new(folder / REPORT, report.to_json())
+    write_seal(folder, (REPORT, MANIFEST, PROBLEMS, *PAIRS.values(), f"{PACKED}/{HEADER}"))
     return report
 
 
@@ -297,10 +329,12 @@ def _packing(chosen: PrepareArguments) -> Packing:
     return Packing(chosen["size"], known_fit(chosen["fit"]), source, rules)
 
 
-def _config(layout: str, root: Path, options: dict[str, Any], chosen: PrepareArguments) -> dict[str, Any]:
+def _config(
+    layout: str, root: str | Path, options: dict[str, Any], chosen: PrepareArguments
+) -> dict[str, Any]:
     """What decides the result, as JSON; arguments that came later are there only where they are used."""
     config: dict[str, Any] = {
-        "data_set": os.path.abspath(root),
+        "data_set": str(root) if is_remote(root) else os.path.abspath(root),
         "holdout": chosen["holdout"],
         "size": list(chosen["size"]),
     }
@@ -313,7 +347,7 @@ def _config(layout: str, root: Path, options: dict[str, Any], chosen: PrepareArg
     return config if layout == MARKET1501 else config | {"layout": layout, "options": options}
 
 
-def _check_out(root: Path, out: Path, config: dict[str, Any]) -> None:
+def _check_out(root: str | Path, out: Path, config: dict[str, Any]) -> None:
     """Refuse to write into the data set, over a foreign folder, or over another configuration's."""
     real_root, real_out = os.path.realpath(root), os.path.realpath(out)
     if os.path.commonpath((real_root, real_out)) in (real_root, real_out):
