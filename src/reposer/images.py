@@ -6,6 +6,7 @@
 
 Decoding is strict: a file is refused, or accepted by listed rules (image_rules.py, docs/reference/rules.md).
 It is no integrity check (61 % of single-bit flips in a JPEG decode without a word): keep the sha256.
+Only what converts tensors imports torch, which alone takes 500 MB.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from reposer.image_metadata import STRIPPERS
 from reposer.image_rules import ImageError as ImageError  # what decode raises belongs to its interface
 from reposer.image_rules import exif_orientation, file_format, load, open_image, upright_rgb
 from reposer.storage.paths import RefusedFileError, read_regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,6 +60,8 @@ class Header:
 
 def to_float(image: Tensor) -> Tensor:
     """uint8 [0, 255] -> model float [-1, 1]; a floating-point image is one already and passes unchanged."""
+    import torch
+
     if image.dtype == torch.uint8:
         return image.to(torch.float32).div_(127.5).sub_(1.0)
     return image
@@ -70,6 +73,8 @@ def require_uint8(images: Tensor) -> Tensor:
     Raises:
         ValueError: they are something else.
     """
+    import torch
+
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     return images
@@ -77,6 +82,8 @@ def require_uint8(images: Tensor) -> Tensor:
 
 def to_uint8(image: Tensor) -> Tensor:
     """Model float [-1, 1] -> uint8 [0, 255], rounded to nearest and clipped."""
+    import torch
+
     return image.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -91,6 +98,9 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, 3, H, W) of either uint8 or float -> the same at ``size`` (H, W), bilinear with antialiasing."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
+    import torch
+    import torch.nn.functional as F
+
     if image.dtype == torch.uint8 and image.device.type != "cpu":  # torch has no such kernel elsewhere
         return to_uint8(resize(to_float(image), size))
     return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)

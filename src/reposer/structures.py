@@ -1,18 +1,20 @@
 """The dataclasses that travel between the rooms: records, batches, features, rankings.
 
 Shapes stand in the comments: B batch, H height, W width, J = 18 joints, N items, D feature size,
-Q queries, G gallery images.
+Q queries, G gallery images. A record needs no torch, so that what reads only records does without.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NUM_JOINTS = 18  # OpenPose-COCO-18, in the order of reposer.data.keypoints.JOINTS
 NUM_LABELS = 20  # LIP-20, in the order of reposer.data.parsing.LIP_LABELS
@@ -51,11 +53,15 @@ class _Batch:
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are tensors, by name; optional parts are none."""
+        from torch import Tensor
+
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch with every tensor on ``device``."""
+        from torch import Tensor
+
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         moved = {
             k: v.to(device, non_blocking=non_blocking)

@@ -12,11 +12,10 @@ import hashlib
 import logging
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from reposer.data.keypoints import Pose
@@ -26,6 +25,9 @@ from reposer.storage.files import sha256_bytes, sha256_file
 from reposer.storage.paths import RefusedFileError, read_regular, require_inside, require_regular
 from reposer.storage.tables import read_table
 from reposer.structures import NUM_JOINTS, MoreSources, PairBatch
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA_VERSION = 1
 ARRAYS = ("images", "parsing", "mask")  # <name>.npy each
@@ -139,6 +141,8 @@ class PackedPeople:
             more_sources: (B, K) further images of the source persons, -1 for none; see
                 :mod:`reposer.data.sources`.
         """
+        import torch  # here: who only looks into the folder does without
+
         source = np.asarray(source_indices, np.int64)
         target = np.asarray(target_indices, np.int64)
         return PairBatch(
@@ -155,6 +159,8 @@ class PackedPeople:
         )
 
     def _more_sources(self, indices: NDArray[np.int64]) -> MoreSources | None:
+        import torch
+
         known = indices >= 0
         if not known.any():
             return None
@@ -193,6 +199,8 @@ class PackedPeople:
         return read_table(data)
 
     def _image_tensor(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        import torch
+
         return torch.from_numpy(np.take(self.images, indices, axis=0)).permute(0, 3, 1, 2)
 
     def _map(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -11,13 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from reposer.data.keypoints import Pose, scale_keypoints
 from reposer.data.label_files import read_mask
@@ -27,6 +25,9 @@ from reposer.images import encode_jpeg, encode_png, read_picture
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import made_folder, printable
 from reposer.structures import NUM_JOINTS, MoreSources, PairBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # ---- One person for a generator: image, parsing, mask and keypoints from files or arrays, at the model's
 # size.
@@ -107,6 +108,8 @@ def people_batch(sources: Sequence[Person | Sequence[Person]], donors: Sequence[
         sources: an image of each source person, or several, the first of which counts most.
         donors: in whose poses.
     """
+    import torch  # here: who only asks whether a picture is marked does without
+
     views = [[source] if isinstance(source, Person) else list(source) for source in sources]
     own, targets = _stacked([view[0] for view in views]), _stacked(donors)
     most = max(len(view) for view in views)
@@ -125,6 +128,8 @@ def people_batch(sources: Sequence[Person | Sequence[Person]], donors: Sequence[
 
 def _stacked(people: Sequence[Person]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (N, 3, H, W), parsing maps, masks and keypoints of N people."""
+    import torch
+
     images = torch.from_numpy(np.stack([p.image for p in people])).permute(0, 3, 1, 2)
     rest = ([p.parsing for p in people], [p.mask for p in people], [p.keypoints for p in people])
     parsing, mask, keypoints = (torch.from_numpy(np.stack(arrays)) for arrays in rest)
