@@ -393,3 +393,74 @@ def test_autocast_changes_nothing() -> None:
 def test_groups_name_every_index() -> None:
     assert len(GROUPS) == 9
     assert GROUPS[ARMS] == "arms"
+
+
+def head(rows: tuple[int, int, int], columns: tuple[int, int]) -> dict[str, Tensor]:
+    """A head alone, 160 x 80: hair from the first to the second row, then face to the third; no joints."""
+    labels = torch.zeros(1, 160, 80, dtype=torch.uint8)
+    labels[0, rows[0] : rows[1], slice(*columns)] = HAIR
+    labels[0, rows[1] : rows[2], slice(*columns)] = FACE
+    return {"parsing": labels, "mask": labels > 0, "keypoints": torch.full((1, 18, 2), torch.nan)}
+
+
+def of_heads(source: dict[str, Tensor], target: dict[str, Tensor]) -> PairBatch:
+    picture = torch.randint(0, 256, (1, 3, 160, 80), generator=torch.Generator().manual_seed(0)).byte()
+    fields = {f"source_{name}": value for name, value in source.items()}
+    fields |= {f"target_{name}": value for name, value in target.items()}
+    return PairBatch(source_image=picture, target_image=picture, pids=torch.tensor([1]), **fields)
+
+
+@pytest.mark.parametrize(
+    ("columns", "scale"),
+    [
+        ((5, 75), 1.6),  # wide enough: as high as the target's
+        ((15, 65), 50 / 36),  # too narrow: as wide as the target's
+        ((30, 50), 1.2),  # far too narrow: never more than a third larger
+    ],
+)
+def test_a_large_face_keeps_its_proportions(columns: tuple[int, int], scale: float) -> None:
+    """One scale for x and y, the middles on each other; where it leads off the head nothing is carried."""
+    found = transport(of_heads(head((20, 60, 140), columns), head((30, 55, 105), (20, 56))))
+    middle = (columns[0] + columns[1] - 1) / 2
+    person = torch.zeros(160, 80, dtype=torch.bool)
+    person[30:105, 20:56] = True
+    assert (found.validity[0, 0][~person] == 0).all()
+    carried = 0
+    for y in range(30, 105):
+        for x in range(20, 56):
+            wanted = (middle + (x - 37.5) * scale, 79.5 + (y - 67) * scale)
+            on_head = columns[0] <= wanted[0] <= columns[1] - 1 and 20 <= wanted[1] <= 139
+            if on_head:
+                np.testing.assert_allclose(found.coordinates[0, y, x].numpy(), wanted, atol=1e-3)
+                assert found.validity[0, 0, y, x] == OWN
+                carried += 1
+            elif not (columns[0] - 1 <= wanted[0] <= columns[1] and 19 <= wanted[1] <= 140):
+                assert found.validity[0, 0, y, x] == 0
+    assert carried > 1000
+
+
+@pytest.mark.parametrize(("rows", "kept"), [((20, 40, 57), 160), ((10, 30, 75), 128)])
+def test_a_small_head_and_any_of_128_rows_go_row_by_row(rows: tuple[int, int, int], kept: int) -> None:
+    """The ends of its rows go to the ends of the source's."""
+    source, target = (
+        {name: value[:, :kept] if name != "keypoints" else value for name, value in one.items()}
+        for one in (head(rows, (5, 75)), head((30, 55, 105), (20, 56)))
+    )
+    pair = of_heads(source, target)
+    pair = replace(pair, source_image=pair.source_image[:, :, :kept])
+    found = transport(pair)
+    for y in range(30, 105):
+        np.testing.assert_allclose(found.coordinates[0, y, [20, 55], 0].numpy(), [5, 74], atol=1e-3)
+
+
+def test_the_back_of_a_large_head_takes_hair_alone() -> None:
+    source, target = head((20, 60, 140), (5, 75)), head((30, 105, 105), (20, 56))
+    found = transport(of_heads(source, target))
+    valid = found.validity[0, 0] > 0
+    assert valid.any()
+    assert (found.coordinates[0][valid][:, 1] < 60).all()
+    plain = (target["mask"][0] & ~valid).nonzero()
+    assert len(plain) > 500
+    torch.testing.assert_close(
+        found.image[0][:, plain[:, 0], plain[:, 1]], found.colors[0][:, plain[:, 0], plain[:, 1]]
+    )

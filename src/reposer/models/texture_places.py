@@ -3,12 +3,13 @@
 For each of them three places are tried, and the best counts (all in pixels):
 
 1. its own part: a limb by the map that takes the target's limb to the source's, as in deformable GANs
-   (Siarohin et al., CVPR 2018); the head by the rows of hair and face together; the torso by its height
-   between shoulders and hips;
+   (Siarohin et al., CVPR 2018); a large head by one scale and shift, so that a face keeps its proportions, a
+   small one by the rows of hair and face together; the torso by its height between shoulders and hips;
 2. the same garment: its group of labels row by row, by height in the group and place between the row's ends;
 3. the limb of the other side, mirrored.
 
-A place counts if it lies in the frame, on the source's person, and on the same group of labels. All persons'
+A place counts if it lies in the frame, on the source's person, and on the same group of labels; on a large
+head that shows its face in both, hair and face are one. All persons'
 pixels are worked on at once, in one batch of tensors, and no result depends on the others. Label maps of real
 people are rough, so groups are coarse.
 """
@@ -42,6 +43,10 @@ _ARM_REACH = 0.16  # of the torso's length: a garment's pixel so near to an arm'
 _SHORTEST = 3.0  # pixels: a limb below it has no direction
 _MOST = 3.0  # the largest enlargement or shrinkage of a part
 _TORSOS = 3.4  # of an adult's height
+_LARGE = 40.0  # rows of a source's head from which on it is large
+_CROP = 128  # rows of a picture, up to which no head counts as large: label maps of small crops err so far
+_TAIL = 0.02  # of a head's pixels that lie above its upper end, and below its lower one
+_CLOSER = 4 / 3  # a head that is too narrow is shown at most so much larger than its height asks for
 
 
 # ---- What is known of a person.
@@ -133,11 +138,16 @@ def _row_tables(source: Bodies, target: Bodies) -> _Rows:
     """Of all planes: a row's y is the quantile of its share of the plane's pixels above it."""
     above = target.count.cumsum(-1)
     share = (above - target.count / 2) / above[..., -1:].clamp_min(1)
-    upto = source.count.cumsum(-1)
-    wanted = share * upto[..., -1:]
-    row = torch.searchsorted(upto, wanted).clamp_max(source.count.shape[-1] - 1)
-    within = (wanted - upto.gather(-1, row)) / source.count.gather(-1, row).clamp_min(1) + 1  # 0 to 1
-    return row + within - 0.5, *_across(source, target, row)
+    row, y = _rows_at(source.count, share * source.count.sum(-1, keepdim=True))
+    return y, *_across(source, target, row)
+
+
+def _rows_at(count: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (..., K) that hold the ``wanted``-th pixels, counted from above, and y within them."""
+    upto = count.cumsum(-1)
+    row = torch.searchsorted(upto, wanted).clamp_max(count.shape[-1] - 1)
+    within = (wanted - upto.gather(-1, row)) / count.gather(-1, row).clamp_min(1) + 1  # 0 to 1
+    return row, row + within - 0.5
 
 
 def _across(source: Bodies, target: Bodies, row: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,6 +179,59 @@ def _torso_tables(source: Bodies, target: Bodies, rows: _Rows) -> _Rows:
         for ours, table in zip((y, gain[:, 0], offset[:, 0]), rows, strict=True)
     )
     return y, gain, offset
+
+
+# ---- Large heads: one scale and shift, as tables of rows.
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """Tables for hair and face of N people, and where they serve instead of rows."""
+
+    tables: _Rows  # (N, H) each
+    large: Tensor  # (N,) bool
+    one: Tensor  # (N,) bool: large, and both show a face: what is hair there may be face here
+
+    @classmethod
+    def of(cls, source: Bodies, target: Bodies, opposite: Tensor) -> _Heads:
+        """``opposite`` (N,): source and target face different ways.
+
+        The scale is that of the heights, less where the source's head is too narrow for it; the middles of
+        the heads lie on each other, across those of the faces where both have one.
+        """
+        (high, low, wide, x, face), (high_t, low_t, wide_t, x_t, face_t) = map(_head_extent, (source, target))
+        height = source.count.shape[-1]
+        large = (low - high >= _LARGE) & (low_t - high_t >= 1) & (height > _CROP)
+        scale = (low - high) / (low_t - high_t).clamp_min(1)
+        scale = torch.minimum(scale, torch.maximum(wide / wide_t.clamp_min(1), scale / _CLOSER))
+        scale = scale.clamp(1 / _MOST, _MOST)
+        both = (face > 0) & (face_t > 0)
+        plane = torch.where(both, FACE, NUM_GROUPS)[:, None]
+        shift = (x.gather(1, plane) - scale[:, None] * x_t.gather(1, plane)).expand(
+            -1, source.count.shape[-1]
+        )
+        rows = torch.arange(source.count.shape[-1], device=scale.device)
+        y = (high + low)[:, None] / 2 + scale[:, None] * (rows - (high_t + low_t)[:, None] / 2)
+        return cls((y, scale[:, None].expand_as(y), shift), large, large & both & ~opposite)
+
+
+def _head_extent(person: Bodies) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of heads the upper and the lower end and the mean width, x of the middles (N, 10) of all planes, and
+    the face's pixels; (N,) else.
+    """
+    head = person.count[:, NUM_GROUPS]
+    total = person.count.sum(-1)
+    ends = total[:, NUM_GROUPS:] * torch.tensor([_TAIL, 1 - _TAIL], device=head.device)
+    high, low = _rows_at(head, ends)[1].unbind(-1)
+    width = (person.last - person.first)[:, NUM_GROUPS] + 1
+    middle = (person.first + person.last) / 2
+    return (
+        high,
+        low,
+        (width * head).sum(-1) / total[:, NUM_GROUPS].clamp_min(1),
+        (middle * person.count).sum(-1) / total.clamp_min(1),
+        total[:, FACE],
+    )
 
 
 def _nearest_row(there: Tensor) -> Tensor:
@@ -276,16 +339,23 @@ def places_of(source: Bodies, target: Bodies) -> tuple[Tensor, Tensor]:
     for table, upper in zip(part, _torso_tables(source, target, rows), strict=True):
         table[:, HAIR] = table[:, FACE] = table[:, NUM_GROUPS]
         table[:, UPPER] = upper
+    opposite = facing(source.joints) * facing(target.joints) < 0
+    heads = _Heads.of(source, target, opposite)
+    for table, head in zip(part, heads.tables, strict=True):
+        for plane in (HAIR, FACE):
+            table[:, plane] = torch.where(heads.large[:, None], head, table[:, plane])
     line = (picture * (NUM_GROUPS + 1) + group) * height + y
     limbs = _limbs(source, target, picture, xy, group)
     places = torch.where(limbs.serves[:, None], limbs.places, _by_rows(part, line, xy))
-    opposite = facing(source.joints) * facing(target.joints) < 0
     behind = opposite.index_select(0, picture) & (group <= UPPER)  # a chest is no back
     seen = torch.where(behind, MIRRORED, OWN)
-    validity = (fits(source, places, picture, group) & (limbs.usable | ~limbs.serves)) * seen
+    of_head = (group == HAIR) | (group == FACE)
+    one = of_head & heads.one.index_select(0, picture)
+    validity = (fits(source, places, picture, group, one) & (limbs.usable | ~limbs.serves)) * seen
     left = (validity < OWN).nonzero()[:, 0]  # pixels for which the other places may be better
-    picture, group, seen = (x.index_select(0, left) for x in (picture, group, seen))
-    by_row = torch.where(group == ARMS, ARM_ROW, seen.clamp_max(ROW))
+    stretched = of_head & heads.large.index_select(0, picture)  # rows would tear a face that is seen so well
+    picture, group, seen, stretched = (x.index_select(0, left) for x in (picture, group, seen, stretched))
+    by_row = torch.where(group == ARMS, ARM_ROW, seen.clamp_max(ROW)) * ~stretched
     garment = _by_rows(rows, line.index_select(0, left), xy.index_select(0, left))
     mirrored, usable = limbs.mirrored.index_select(0, left), limbs.mirror_usable.index_select(0, left)
     best, value = places.index_select(0, left), validity.index_select(0, left)
@@ -313,13 +383,22 @@ def _by_rows(tables: _Rows | list[Tensor], line: Tensor, xy: Tensor) -> Tensor:
     return torch.stack([gain * xy[:, 0] + offset, y], 1)
 
 
-def fits(source: Bodies, places: Tensor, picture: Tensor, group: Tensor) -> Tensor:
-    """(P,) whether the places lie in the frame and on the pixel's own group in the source."""
+def fits(
+    source: Bodies, places: Tensor, picture: Tensor, group: Tensor, one_head: Tensor | None = None
+) -> Tensor:
+    """(P,) whether the places lie in the frame and on the pixel's own group in the source.
+
+    Hair and face count as one for the pixels ``one_head`` (P,).
+    """
     height, width = source.group.shape[1:]
     x, y = places.round().unbind(1)
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long() + picture * (height * width)
-    return inside & (source.group.flatten().index_select(0, index) == group)
+    found = source.group.flatten().index_select(0, index)
+    same = found == group
+    if one_head is not None:
+        same |= one_head & ((found == HAIR) | (found == FACE))
+    return inside & same
 
 
 def facing(joints: Tensor) -> Tensor:
