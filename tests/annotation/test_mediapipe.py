@@ -12,6 +12,7 @@ from scipy import ndimage
 from reposer.annotation import mediapipe
 from reposer.annotation.annotators import AnnotatorChoice
 from reposer.annotation.interfaces import PERSON, AnnotatorInfo
+from reposer.annotation.lanes import Lanes
 from reposer.annotation.makers import find_people
 from reposer.annotation.mediapipe import BlazePose, LiteNetwork, PoseFinder, SelfieMasks, squared
 from reposer.data.keypoints import JOINTS
@@ -26,6 +27,7 @@ class Fake:
 
     def __init__(self, size, answer):
         self.size, self._answer = size, answer
+        self.lanes = Lanes(2)
 
     def __call__(self, x, outputs):
         made = [self._answer(one) for one in x]

@@ -1,15 +1,14 @@
 """MediaPipe's networks without MediaPipe: BlazePose for keypoints, selfie segmentation, a finder of people.
 
 BlazePose: Bazarevsky et al., "BlazePose: On-device Real-time Body Pose Tracking", 2020. The files are the
-original .tflite ones, run by LiteRT on the CPU, an image at a time in as many threads as PyTorch has: no
-result depends on the batch or on the number of threads.
+original .tflite ones, run by LiteRT on the CPU, an image at a time; crops in as many threads as PyTorch has
+(lanes.py). No result depends on the batch or on the number of threads.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.annotation.interfaces import PERSON, AnnotatorInfo, Masks, MaskSource, Poses
+from reposer.annotation.lanes import Lanes
 from reposer.data.keypoints import JOINTS, NECK
 from reposer.errors import UserError
 from reposer.storage.paths import printable
@@ -49,12 +49,11 @@ class LiteNetwork:
         except ImportError as error:
             problem = "MediaPipe's networks need ai-edge-litert, not installed here"
             raise UserError(problem, "pip install reposer[annotate]") from error
-        count = threads or torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(count)
+        self.lanes = Lanes(threads)
         self._free: SimpleQueue[Any] = SimpleQueue()
         try:
             with _quiet():
-                for _ in range(count):
+                for _ in range(self.lanes.count):
                     interpreter = Interpreter(str(path), num_threads=1)
                     interpreter.allocate_tensors()
                     self._free.put(interpreter)
@@ -67,18 +66,18 @@ class LiteNetwork:
         self._outputs = [detail["index"] for detail in interpreter.get_output_details()]
 
     def __call__(self, x: Array, outputs: Sequence[int]) -> list[Array]:
-        """(B, size, size, 3) float32 -> the outputs of these numbers, each (B, ...)."""
-        made = list(self._pool.map(lambda one: self._run(one, outputs), x))
-        return [np.concatenate(values) for values in zip(*made, strict=True)]
-
-    def _run(self, image: Array, outputs: Sequence[int]) -> list[Array]:
+        """(B, size, size, 3) float32 -> the outputs of these numbers, each (B, ...), in this thread."""
         interpreter = self._free.get()
         try:
-            interpreter.set_tensor(self._input, image[None])
-            interpreter.invoke()
-            return [interpreter.get_tensor(self._outputs[number]) for number in outputs]
+            made = [self._run(interpreter, image, outputs) for image in x]
         finally:
             self._free.put(interpreter)
+        return [np.concatenate(values) for values in zip(*made, strict=True)]
+
+    def _run(self, interpreter: Any, image: Array, outputs: Sequence[int]) -> list[Array]:
+        interpreter.set_tensor(self._input, image[None])
+        interpreter.invoke()
+        return [interpreter.get_tensor(self._outputs[number]) for number in outputs]
 
 
 @contextmanager
@@ -132,7 +131,11 @@ class BlazePose:
     def __call__(self, images: Tensor) -> Poses:
         """(B, 3, H, W) uint8 -> poses; all joints are missing where it finds nobody."""
         side = round(_SEEN * max(images.shape[2:]))
-        raw, flags = self._network(squared(images, side, self._network.size), (0, 1))
+        network = self._network
+        found = network.lanes.map(
+            lambda image: network(squared(image[None], side, network.size), (0, 1)), images
+        )
+        raw, flags = (np.concatenate(values) for values in zip(*found, strict=True))
         points = raw.reshape(len(images), -1, 5)[:, :_POINTS].astype(np.float64)
         size = (int(images.shape[2]), int(images.shape[3]))
         return judged(points, flags[:, 0], size, side / _SQUARE)
@@ -232,17 +235,24 @@ class SelfieMasks:
 
     def __call__(self, images: Tensor, parsing: Tensor | None = None) -> Masks:
         """(B, 3, H, W) uint8 -> masks; label maps are not looked at."""
-        height, width = images.shape[2:]
-        side = max(height, width)
-        (scores,) = self._network(squared(images, side, self._network.size), (0,))
-        square = torch.from_numpy(scores).permute(0, 3, 1, 2)
-        square = F.interpolate(square, (side, side), mode="bilinear", antialias=True, align_corners=False)
-        left, top = (side - width) // 2, (side - height) // 2
-        mask = (square[:, 0, top : top + height, left : left + width] >= MASK_THRESHOLD).numpy()
+        mask = np.stack(self._network.lanes.map(self._mask, images))
         found = np.asarray(mask.any(axis=(1, 2)))
         mask[~found] = True
         sources: tuple[MaskSource, ...] = tuple("network" if one else "everything" for one in found)
         return Masks(mask, sources, np.full(len(images), -1, np.int64))
+
+    def _mask(self, image: Tensor) -> NDArray[np.bool_]:
+        """(3, H, W) uint8 -> (H, W)."""
+        height, width = image.shape[1:]
+        side = max(height, width)
+        (scores,) = self._network(squared(image[None], side, self._network.size), (0,))
+        square = torch.from_numpy(scores).permute(0, 3, 1, 2)
+        square = F.interpolate(square, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        left, top = (side - width) // 2, (side - height) // 2
+        mask: NDArray[np.bool_] = (
+            square[0, 0].numpy()[top : top + height, left : left + width] >= MASK_THRESHOLD
+        )
+        return mask
 
 
 # ---- People in photos.

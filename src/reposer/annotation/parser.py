@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from reposer.annotation.interfaces import AUTO, AnnotatorInfo, MaskedParser
 from reposer.annotation.interfaces import Parser as HumanParser
+from reposer.annotation.lanes import Lanes
 from reposer.annotation.networks import Network, OnnxNetwork, TransformersNetwork
 from reposer.annotation.rule_parser import RuleParser
 from reposer.annotation.segmentation_model import (
@@ -227,6 +228,8 @@ class GuidedPersonParser:
     ) -> None:
         self.info = info
         self._network, self._size, self._sides = network, size, sides
+        on_cpu = next(network.parameters()).device.type == "cpu"
+        self._lanes = Lanes(None if on_cpu else 1)
 
     def __call__(
         self, images: Tensor, keypoints: Tensor | None = None, masks: Tensor | None = None
@@ -239,7 +242,6 @@ class GuidedPersonParser:
             masks: (B, H, W) bool, False everywhere where no person is known; None: nowhere.
         """
         size, count = (int(images.shape[2]), int(images.shape[3])), len(images)
-        device = next(self._network.parameters()).device
         known = torch.full((count, *size), MISSING_LABEL, dtype=torch.uint8)
         if masks is not None:
             found = masks.cpu().flatten(1).any(1)
@@ -248,17 +250,23 @@ class GuidedPersonParser:
         if keypoints is not None:
             joints = moved(keypoints.cpu(), size, self._size)
         small = F.interpolate(known[:, None], self._size, mode="nearest-exact")[:, 0]
-        with torch.inference_mode():
-            inputs = (resize(images.to(device), self._size), small.to(device), joints.to(device))
-            scores = self._network(*inputs)
-            scores = F.interpolate(scores, size, mode="bilinear", align_corners=False).cpu()
-            scores[:, 0].masked_fill_(known == 1, -torch.inf)
-            parsing = best_class(scores).masked_fill_(known == 0, 0)
-        parsing = parsing.clone()  # for use outside inference mode
+        parts = (one.tensor_split(min(self._lanes.count, count)) for one in (images, known, small, joints))
+        parsing = torch.cat(self._lanes.map(lambda part: self._maps(*part), zip(*parts, strict=True)))
         if self._sides == "keypoints" and keypoints is not None:
             pairs = zip(parsing.numpy(), keypoints.cpu().numpy(), strict=True)
             parsing = torch.from_numpy(np.stack([correct_sides(one, pose) for one, pose in pairs]))
         return parsing
+
+    def _maps(self, images: Tensor, known: Tensor, masks: Tensor, joints: Tensor) -> Tensor:
+        """(B, H, W) maps of some images; ``known`` are masks of their size, ``masks`` of the network's."""
+        device = next(self._network.parameters()).device
+        with torch.inference_mode():
+            inputs = (resize(images.to(device), self._size), masks.to(device), joints.to(device))
+            size = (int(images.shape[2]), int(images.shape[3]))
+            scores = F.interpolate(self._network(*inputs), size, mode="bilinear", align_corners=False).cpu()
+            scores[:, 0].masked_fill_(known == 1, -torch.inf)
+            parsing = best_class(scores).masked_fill_(known == 0, 0)
+        return parsing.clone()  # for use outside inference mode
 
 
 def _open_guided(
