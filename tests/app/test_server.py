@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,8 +17,10 @@ from typing import Any
 import augment_runner as runner
 import numpy as np
 import pytest
+from annotate_runner import draw_folder, stubs
 from starlette.testclient import TestClient
 
+from reposer.annotation.annotate import annotate
 from reposer.app import server
 from reposer.app.server import MAX_BODY, Guard, hosts_of, listen, make_app
 from reposer.data.records import read_decisions
@@ -339,8 +343,58 @@ def test_the_page_waits_without_what_only_photos_and_trainings_need() -> None:
         "from reposer.app.server import make_app\n"
         "from reposer.workflows.review import Library\n"
         "from reposer.workflows.studio import open_studio\n"
-        "make_app(Library(Path()), open_studio(threads=1))\n"
+        "studio = open_studio(threads=1)\n"
+        "make_app(Library(Path()), lambda: studio)\n"
         f"print([name for name in {_NEEDLESS} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+_BROWSED = r"""
+import contextlib, io, json, re, sys, threading, time, urllib.request
+from reposer.cli.main import main
+
+sys.argv = ["reposer", "serve", sys.argv[1], "--port", "0"]
+said = io.StringIO()
+with contextlib.redirect_stdout(said):
+    threading.Thread(target=main, daemon=True).start()
+    for _ in range(600):
+        if found := re.search("http://[^ \n]+", said.getvalue()):
+            break
+        time.sleep(0.1)
+
+
+def get(place):
+    return urllib.request.urlopen(found[0] + place).read()
+
+
+pages = [get(name) for name in ("", "page.js", "pose.js", "review.js")]
+library = json.loads(get("api/library"))
+shown = {}
+for one in library["sets"]:
+    place = f"api/sets/{one['id']}"
+    shown[one["kind"]] = json.loads(get(place))["pictures"]
+    pages.append(get(f"{place}/pictures/0"))
+    if one["kind"] == "annotated people":
+        pages.append(get(f"{place}/maps/0"))
+assert all(pages)
+browsed = "torch" in sys.modules
+people = json.loads(get("api/studio"))["people"]
+print(json.dumps([shown, browsed, "torch" in sys.modules, len(people)]))
+sys.stdout.flush()
+"""
+
+
+def test_folders_are_browsed_without_torch_and_the_studio_opens_when_it_is_asked_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "set", tmp_path / "set")
+    annotate(draw_folder(tmp_path / "people", 3), None, stubs)
+    done = subprocess.run([sys.executable, "-c", _BROWSED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown, browsed, posed, people = json.loads(done.stdout.splitlines()[-1])
+    assert (browsed, posed) == (False, True)
+    assert shown.pop("annotated people") == 3
+    assert min(shown.values()) > 0
+    assert people > 0

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(folder: Path) -> Iterator[str]:
     listening: socket.socket = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
-    guard: Any = Guard(make_app(Library(folder), page_studio()), TOKEN, hosts_of("127.0.0.1", port))
+    guard: Any = Guard(make_app(Library(folder), cache(page_studio)), TOKEN, hosts_of("127.0.0.1", port))
     server = uvicorn.Server(uvicorn.Config(guard, log_level="warning", ws="none", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -318,7 +319,7 @@ def test_annotated_people_are_filtered_shown_with_joints_and_posed(
 def test_an_empty_folder_says_what_to_do(browser: Any, tmp_path: Path) -> None:
     listening = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
-    guard: Any = Guard(make_app(Library(tmp_path), page_studio()), TOKEN, hosts_of("127.0.0.1", port))
+    guard: Any = Guard(make_app(Library(tmp_path), cache(page_studio)), TOKEN, hosts_of("127.0.0.1", port))
     server = uvicorn.Server(uvicorn.Config(guard, log_level="warning", ws="none", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

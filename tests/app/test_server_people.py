@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ FILES = [case for case in CORPUS if case not in SPECIAL_FILES]  # a link or a de
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    app = make_app(Library(tmp_path_factory.mktemp("empty")), page_studio())
+    app = make_app(Library(tmp_path_factory.mktemp("empty")), cache(page_studio))
     guard: Any = Guard(app, TOKEN, hosts_of("127.0.0.1", 8765))
     with TestClient(guard, base_url=f"{HOME}/{TOKEN}/", raise_server_exceptions=False) as client:
         yield client
@@ -65,7 +66,7 @@ def test_nothing_that_is_uploaded_is_written(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / "shown").mkdir()
     guard: Any = Guard(
-        make_app(Library(tmp_path / "shown"), page_studio()), TOKEN, hosts_of("127.0.0.1", 8765)
+        make_app(Library(tmp_path / "shown"), cache(page_studio)), TOKEN, hosts_of("127.0.0.1", 8765)
     )
     with TestClient(guard, base_url=f"{HOME}/{TOKEN}/") as client:
         assert client.post("api/people", content=jpeg(), headers=SENT).status_code == 200

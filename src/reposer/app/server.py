@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import uvicorn
 from fastapi import Body, FastAPI, Query, Request
@@ -33,7 +33,9 @@ from reposer.errors import LARGEST, UserError
 from reposer.report import report_sections
 from reposer.structures import NUM_JOINTS
 from reposer.workflows.review import ANNOTATED, AUGMENTED, GENERATED, PAGE, Library, Wanted
-from reposer.workflows.studio import Studio
+
+if TYPE_CHECKING:  # it needs torch, which takes 500 MB, and is opened when somebody is to be posed
+    from reposer.workflows.studio import Studio
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -188,12 +190,12 @@ async def _say(status: int, reason: str, send: Send) -> None:
 # ---- what is answered
 
 
-def make_app(library: Library, studio: Studio | None = None) -> FastAPI:
+def make_app(library: Library, studio: Callable[[], Studio] | None = None) -> FastAPI:
     """The page and what it asks for, without :class:`Guard`.
 
     Args:
         library: what can be looked at.
-        studio: who can be posed; None: nobody.
+        studio: opens it at the first call, who can be posed; None: nobody.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
     app.add_exception_handler(UserError, _user_error)
@@ -304,27 +306,27 @@ def _add_reports(app: FastAPI, library: Library) -> None:
         return _image(pictures[number])
 
 
-def _add_studio(app: FastAPI, library: Library, studio: Studio) -> None:
+def _add_studio(app: FastAPI, library: Library, studio: Callable[[], Studio]) -> None:
     @app.get("/api/studio")
     def described() -> dict[str, Any]:
-        return studio.described()
+        return studio().described()
 
     @app.post("/api/people")
     async def photo(request: Request) -> list[dict[str, Any]]:
         data = await request.body()
-        return [one.described() for one in await run_in_threadpool(studio.add_photo, data)]
+        return [one.described() for one in await run_in_threadpool(lambda: studio().add_photo(data))]
 
     @app.post("/api/people/chosen")
     def chosen(identity: Annotated[str, Body()], row: Annotated[StrictInt, Body()]) -> dict[str, Any]:
-        return studio.add_files(*library.set(identity).files(row)).described()
+        return studio().add_files(*library.set(identity).files(row)).described()
 
     @app.get("/api/people/{number}/image")
     def image(number: int) -> Response:
-        return _image(studio.image(number))
+        return _image(studio().image(number))
 
     @app.get("/api/people/{number}/map")
     def label_map(number: int) -> Response:
-        return _image(studio.map(number))
+        return _image(studio().map(number))
 
     @app.post("/api/people/{number}/picture")
     def picture(
@@ -333,7 +335,7 @@ def _add_studio(app: FastAPI, library: Library, studio: Studio) -> None:
         own: Annotated[list[list[float] | None] | None, Body(max_length=NUM_JOINTS)] = None,
         background: Annotated[str, Body()] = "source",
     ) -> Response:
-        return _image(studio.picture(number, joints, own, background))
+        return _image(studio().picture(number, joints, own, background))
 
 
 def _image(data: bytes) -> Response:
@@ -398,7 +400,7 @@ def hosts_of(host: str, port: int) -> frozenset[str]:
 
 def serve(
     folder: Path,
-    studio: Studio | None = None,
+    studio: Callable[[], Studio] | None = None,
     *,
     host: str = LOCAL,
     port: int = 8765,
@@ -408,7 +410,7 @@ def serve(
 
     Args:
         folder: what can be looked at.
-        studio: who can be posed; None: nobody.
+        studio: as for :func:`make_app`.
         host: name or address to listen on; any other than this machine's own shows the page to a network.
         port: 0: a free one.
         say: prints.

@@ -2,9 +2,11 @@
 ``unpack-set``: what is done with an augmented set."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from threading import Lock
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +22,7 @@ from reposer.cli.options import (
 from reposer.errors import UserError
 from reposer.storage.paths import printable
 
+_Made = TypeVar("_Made")
 app = typer.Typer()
 
 
@@ -89,19 +92,38 @@ def serve(
             raise
         problem = f"the page needs {error.name}, not installed here"
         raise UserError(problem, "pip install reposer[serve]") from error
-    from reposer.annotation.annotators import AnnotatorChoice
-    from reposer.annotation.interfaces import AUTO
-    from reposer.workflows.studio import open_studio
-
     given = {"parser": parser, "mask": mask, "keypoints": keypoints, "detect": detect}
     if weights is not None:
         os.environ["REPOSER_WEIGHTS"] = str(weights.absolute())
     named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    how: dict[str, Any] = {"detect": AUTO, "accept_license": accept_license, "may_download": download}
-    choice = AnnotatorChoice(**how | named)
-    studio = open_studio(generator, predictor, choice, at_once=bool(named), threads=threads, device=device)
+
+    def opened() -> Any:
+        from reposer.annotation.annotators import AnnotatorChoice
+        from reposer.annotation.interfaces import AUTO
+        from reposer.workflows.studio import open_studio
+
+        how: dict[str, Any] = {"detect": AUTO, "accept_license": accept_license, "may_download": download}
+        choice = AnnotatorChoice(**how | named)
+        return open_studio(generator, predictor, choice, at_once=bool(named), threads=threads, device=device)
+
+    studio = _once(opened)
+    if named or (generator, predictor, device) != ("transport", "shipped-predictor", "auto"):
+        studio()  # what somebody names may not be there, and is said now
     with suppress(KeyboardInterrupt):
         answer(folder, studio, host=host, port=port)
+
+
+def _once(make: Callable[[], _Made]) -> Callable[[], _Made]:
+    """``make``, called for whoever asks first, while others wait; after an error again."""
+    turn, made = Lock(), list[_Made]()
+
+    def get() -> _Made:
+        with turn:
+            if not made:
+                made.append(make())
+            return made[0]
+
+    return get
 
 
 # ---- ``reposer forget``, ``export-set`` and ``unpack-set``: what is done with an augmented set.

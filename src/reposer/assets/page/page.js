@@ -152,7 +152,9 @@ async function start() {
   };
   addEventListener("hashchange", onReports);
   onReports();
-  await openPose();
+  const onPose = () => ($("pose").hidden ? undefined : openPose());
+  addEventListener("hashchange", onPose);
+  onPose();
   await openPictures(named(library.sets), name === "pictures" ? chosen : undefined);
 }
 

@@ -216,8 +216,9 @@ async function upload(file) {
 }
 
 export async function poseChosen(identity, row) {
+  await openPose();
   const one = await attempt(() => send("api/people/chosen", { identity, row }));
-  if (!one) return;
+  if (!one || !studio) return;
   people.set(one.number, one);
   take(one.number);
   location.hash = "pose";
@@ -244,7 +245,25 @@ function buttons() {
   );
 }
 
-export async function openPose() {
+for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
+  addEventListener(name, (event) => {
+    event.preventDefault(); // a dropped file is never opened in place of the page
+    $("zone").classList.toggle("over", over);
+    if (name === "drop" && studio?.photos) upload(event.dataTransfer.files[0]);
+  });
+}
+let opening = null;
+
+/** Asks for the people once: the server loads its networks then, and not before. */
+export function openPose() {
+  opening ??= open().finally(() => {
+    if (!studio) opening = null;
+  });
+  return opening;
+}
+
+async function open() {
+  $("photos").textContent = "The networks are being opened ...";
   studio = await attempt(() => ask("api/studio"));
   if (!studio) return;
   people = new Map(studio.people.map((one) => [one.number, one]));
@@ -260,13 +279,6 @@ export async function openPose() {
   for (const name of ["pointerup", "pointercancel"]) $("skeleton").addEventListener(name, () => { held = -1; });
   $("skeleton").addEventListener("keydown", onKey);
   $("photo").addEventListener("change", () => upload($("photo").files[0]));
-  for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
-    addEventListener(name, (event) => {
-      event.preventDefault(); // a dropped file is never opened in place of the page
-      $("zone").classList.toggle("over", over);
-      if (name === "drop" && studio.photos) upload(event.dataTransfer.files[0]);
-    });
-  }
   $("save").addEventListener("click", () => {
     const link = made("a", "", { href: URL.createObjectURL(picture), download: "posed.png" });
     link.click();
