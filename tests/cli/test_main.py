@@ -242,7 +242,7 @@ OTHERS = {  # options of OpenPose, git, torchrun, sha256sum, pip, SLURM and Ray 
     *("--disable-pip-version-check", "--timeout", "--retries", "--dest", "--hash"),
     *("--partition", "--time", "--mem", "--requeue", "--me", "--parsable", "--wrap", "--job-name"),
     *("--dependency", "--kill-on-invalid-dep", "--head"),
-    *("--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"),
+    *("--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--max-restarts"),
 }
 
 
