@@ -117,6 +117,7 @@ def test_layouts_and_batch_sizes(exported, described, layout):
     assert torch.equal(torch.cat([parser(images[:2]), parser(images[2:])]), parser(images))
 
 
+@pytest.mark.slow
 def test_a_file_with_a_fixed_batch_takes_any_number(exported, described):
     _, free = exported()
     _, fixed = exported(batch=2)

@@ -337,6 +337,7 @@ _NEEDLESS = (
 )
 
 
+@pytest.mark.slow
 def test_the_page_waits_without_what_only_photos_and_trainings_need() -> None:
     code = (
         "import sys; from pathlib import Path\n"

@@ -62,7 +62,10 @@ def test_it_has_the_published_size(size, sides, parts, macs, make_batch, operati
         assert counted == pytest.approx(macs, rel=0.01)
 
 
-@pytest.mark.parametrize(("preset", "count"), [("gfla_market", 238_209), ("gfla_deepfashion", 664_577)])
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [("gfla_market", 238_209), pytest.param("gfla_deepfashion", 664_577, marks=pytest.mark.slow)],
+)
 def test_its_discriminator_has_the_published_size(preset, count):
     with torch.device("meta"):
         net = build_discriminator(**find_preset(preset).discriminator_args)

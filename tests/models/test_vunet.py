@@ -125,7 +125,11 @@ def _slow_stick_figure(points: np.ndarray, side: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "person", [pose(), pose(_9=None), pose(_2=None), pose(_15=None), pose(_0=None), pose(_2=(45.0, 18.0))]
+    "person",
+    [
+        *(pose(_9=None), pose(_2=None), pose(_2=(45.0, 18.0))),
+        *(pytest.param(p, marks=pytest.mark.slow) for p in (pose(), pose(_15=None), pose(_0=None))),
+    ],
 )
 def test_the_stick_figure_is_that_of_loops(person):
     person = (person + 0.3) / 2
