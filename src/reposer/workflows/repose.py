@@ -43,7 +43,7 @@ from reposer.storage.paths import RefusedFileError, contained, made_folder, prin
 PREDICTOR = "shipped-predictor"
 TRANSPORT = "transport"
 PICTURES, SHEET, RECORD = "pictures", "contact_sheet.png", "repose.json"
-_CELL = (192, 96)  # pixels of a picture on the contact sheet
+_CELL = (256, 192)  # pixels of a picture on the contact sheet
 _LONGEST = 4096  # pixels of a photo's longer side; larger ones are made smaller
 
 
