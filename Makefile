@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLOW_THREADS ?= 1
 EVERYTHING := .[dev,onnx,annotate,tensorboard,serve]
-PINNED := .[dev,onnx,annotate,tensorboard,serve,browser,docs]
+PINNED := .[dev,onnx,annotate,tensorboard,serve,browser,docs,maps,ray,s3,peers]
 PIP := -m pip install --quiet --disable-pip-version-check
 # Thousands of small files that tests wait for the disk to keep: in memory where there are 4 GB to spare.
 ROOM := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000')

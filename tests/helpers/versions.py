@@ -22,7 +22,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 HEAD = (
-    "# Made by `make pins` (CONTRIBUTING.md): exact versions of all that `make venv` and `make docs` install."
+    "# Made by `make pins` (CONTRIBUTING.md): exact versions of all that any extra of the project installs."
 )
 LINUX = ' ; sys_platform == "linux" and platform_machine == "x86_64"'
 _LINUX_ONLY = re.compile(r"nvidia-|cuda-|triton$")
