@@ -15,10 +15,12 @@ from PIL import Image
 
 from reposer.annotation.annotate import annotate
 from reposer.annotation.annotators import AnnotatorChoice, Annotators
+from reposer.annotation.makers import choose_cuts
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.parsing import PALETTE
 from reposer.errors import UserError
 from reposer.generation.pictures import is_marked
+from reposer.generation.reposing import frame_of
 from reposer.generation.targets import PoseTarget, canonical_pose, place
 from reposer.workflows import studio as module
 from reposer.workflows.review import Library
@@ -132,6 +134,33 @@ def test_a_large_photo_is_made_smaller_and_its_people_are_cut_out(studio: Studio
     monkeypatch.setattr(studio, "detector", None)
     (large,) = studio.add_photo(encoded(picture(width=1500, height=1600), "JPEG"))
     assert large.person.original_size[0] * large.person.original_size[1] <= 1_001_000
+
+
+def test_people_of_a_photo_are_posed_in_their_proportions_and_nothing_is_shown_beyond_it(
+    studio: Studio, monkeypatch
+) -> None:
+    """Half a person: the frame of 2:1 reaches below the photo, and none of it is squeezed into the crop."""
+    photo = picture(width=100, height=100)
+    monkeypatch.setattr(studio, "detector", object())
+    box = np.array([[20.0, 10, 90, 100]])
+    monkeypatch.setattr(module, "find_people", lambda _, pixels: (box, np.ones(1)))
+    (subject,) = studio.add_photo(encoded(photo, "PNG"))
+    ((cut,), _) = choose_cuts(box, np.ones(1), (100, 100))
+    left, top, right, bottom = frame_of(cut.box)
+    assert (bottom - top, bottom) == (2 * (right - left), top + 2 * (right - left))
+    assert bottom > 130
+    shown = pixels(studio.image(subject.number))
+    beyond = np.flatnonzero((shown == shown[-1]).all((1, 2)))[0]
+    assert beyond / len(shown) == pytest.approx((100 - top) / (bottom - top), abs=0.02)
+    described = subject.described()
+    assert not any(joint and joint[1] > 128 * beyond / len(shown) + 1 for joint in described["joints"])
+    posed = pixels(studio.picture(subject.number, described["joints"], None, "source"))
+    assert posed.shape == shown.shape
+    assert (posed[beyond:] == shown[-1, -1]).all()
+    assert not (posed[:beyond] == shown[-1, -1]).all((1, 2)).any()
+    squeezed = place(canonical_pose("front"), subject.person)  # all of a body into the half that is shown
+    assert not np.isnan(squeezed).any()
+    assert described["poses"]["front"][10] is None, "the legs leave the frame"
 
 
 def test_the_oldest_photos_go_and_the_samples_stay(studio: Studio, monkeypatch) -> None:

@@ -197,7 +197,7 @@ class Reposer:
         """
         wanted = self._with_maps(source, proportioned(target, source))
         work = self.generator.size if self.generator.learned else source.image.shape[:2]
-        batch = people_batch([_resized(source, work)], [_resized(wanted, work)])
+        batch = people_batch([resized(source, work)], [resized(wanted, work)])
         generated = self.generator.at_size((work[0], work[1]))(batch)
         person = F.interpolate(generated.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
         return Layer(person, _soft(wanted.mask, size), _soft(source.mask, size) > 0)
@@ -205,7 +205,7 @@ class Reposer:
     def _with_maps(self, source: Person, target: Person) -> Person:
         """The target with the predictor's map and mask, at the source's size."""
         size = (self.predictor.config.size[0], self.predictor.config.size[1])
-        batch = people_batch([_resized(source, size)], [_resized(target, size)])
+        batch = people_batch([resized(source, size)], [resized(target, size)])
         parsing, mask = (value.cpu() for value in self.predictor(batch))
         full = (source.image.shape[0], source.image.shape[1])
         planes = F.one_hot(parsing.long(), NUM_LABELS).permute(0, 3, 1, 2).float()
@@ -231,7 +231,7 @@ def _soft(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
     return F.interpolate(soft, size, mode="bilinear", align_corners=False)
 
 
-def _resized(person: Person, size: tuple[int, ...]) -> Person:
+def resized(person: Person, size: tuple[int, ...]) -> Person:
     """At another size."""
     own, size = (person.image.shape[0], person.image.shape[1]), (size[0], size[1])
     if own == size:

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from reposer.annotation.annotators import Annotation, AnnotatorChoice
+from reposer.annotation.annotators import AnnotatorChoice
 from reposer.annotation.interfaces import AUTO
 from reposer.annotation.makers import choose_cuts, find_people
 from reposer.data.keypoints import JOINTS
@@ -30,15 +28,16 @@ from reposer.data.orientation import ORIENTATIONS
 from reposer.data.parsing import colorize
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
-from reposer.generation.pictures import NEAREST, SEPARATOR, Person, encode_marked, output_names, resize_array
+from reposer.generation.pictures import NEAREST, SEPARATOR, encode_marked, output_names, resize_array
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
-from reposer.generation.reposing import Box, Reposer, cut, frame_of, remarks, working_size
+from reposer.generation.reposing import Box, Reposer, remarks
 from reposer.generation.targets import CANONICAL, PoseTarget, canonical_names, read_targets
 from reposer.images import read_picture
 from reposer.sections import draw_grid
 from reposer.storage.files import sha256_bytes
 from reposer.storage.outputs import claim_outputs, write_output
 from reposer.storage.paths import RefusedFileError, contained, made_folder, printable
+from reposer.workflows.photo_people import FoundPerson, look_at
 
 PREDICTOR = "shipped-predictor"
 TRANSPORT = "transport"
@@ -68,18 +67,6 @@ class ReposedPerson:
     remarks: tuple[str, ...]  # what of it is made up, in plain words
 
 
-@dataclass(frozen=True)
-class _Found:
-    """One person of a photo."""
-
-    box: Box  # as found
-    score: float
-    frame: Box
-    pixels: NDArray[np.uint8]  # (h, w, 3) of the frame, the edge repeated outside the photo
-    known: NDArray[np.bool_]  # (h, w) what of it is in the photo
-    person: Person  # at the working size
-
-
 class _Studio:
     """Everything that is opened once: detector, annotators, generator, predictor."""
 
@@ -92,7 +79,7 @@ class _Studio:
             PoseTransfer.from_pretrained(name), MapPredictor.from_pretrained(options.predictor)
         )
 
-    def people(self, pixels: NDArray[np.uint8], name: str) -> tuple[list[_Found], list[str]]:
+    def people(self, pixels: NDArray[np.uint8], name: str) -> tuple[list[FoundPerson], list[str]]:
         """The people of a photo from left to right, and what was left out."""
         size = (pixels.shape[0], pixels.shape[1])
         boxes, scores = find_people(self.detector, pixels)
@@ -101,19 +88,8 @@ class _Studio:
         found = [(one.box, one.score) for one in cuts]
         if not found and size[0] >= 1.5 * size[1]:  # a crop of one person, who may fill it
             found = [((0, 0, size[1], size[0]), 0.0)]
-        people = [self._looked_at(pixels, box, score, name) for box, score in found]
+        people = [look_at(self.annotators, pixels, box, score, name) for box, score in found]
         return [one for one in people if one is not None], said
-
-    def _looked_at(self, pixels: NDArray[np.uint8], box: Box, score: float, name: str) -> _Found | None:
-        frame = frame_of(box)
-        region, known = cut(pixels, frame)
-        size = working_size(frame)
-        image = resize_array(region, size)
-        batch = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
-        (annotation,) = self.annotators.annotate(batch, [name])
-        inside = resize_array(known.astype(np.uint8), size).astype(np.bool_)
-        person = _person(name, image, annotation, inside, (region.shape[0], region.shape[1]))
-        return None if person is None else _Found(box, score, frame, region, known, person)
 
     def describe(self) -> dict[str, Any]:
         """What made the pictures."""
@@ -126,40 +102,6 @@ class _Studio:
             "predictor_weights": predictor.weights_hash,
             "provenance": model.provenance(),
         }
-
-
-def _person(
-    name: str,
-    image: NDArray[np.uint8],
-    annotation: Annotation,
-    inside: NDArray[np.bool_],
-    original: tuple[int, int],
-) -> Person | None:
-    """Without what lies outside the photo; None where nobody is."""
-    assert annotation.parsing is not None
-    assert annotation.mask is not None
-    assert annotation.keypoints is not None
-    joints = annotation.keypoints.copy()
-    known = np.flatnonzero(~np.isnan(joints[:, 0]))
-    x, y = joints[known].round().astype(int).T
-    x, y = x.clip(0, inside.shape[1] - 1), y.clip(0, len(inside) - 1)
-    mask = _own(annotation.mask & inside, x, y)
-    joints[known[~inside[y, x]]] = np.nan
-    if annotation.mask_source == "everything" or not mask.any() or np.isnan(joints).all():
-        return None
-    parsing = np.where(mask, annotation.parsing, 0).astype(np.uint8)
-    return Person(name, image, parsing, mask, joints, original, "")
-
-
-def _own(mask: NDArray[np.bool_], x: NDArray[np.integer], y: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """The piece of a mask that most joints lie on: a mask may show the neighbors too."""
-    pieces, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1) / mask.size
-    votes = np.bincount(pieces[y, x], minlength=count + 1) + sizes  # of equal ones the largest
-    votes[0] = -1
-    return np.asarray(pieces == votes.argmax())
 
 
 # ---- One photo.
@@ -199,7 +141,7 @@ def _pictures(
     studio: _Studio,
     name: str,
     pixels: NDArray[np.uint8],
-    found: Sequence[_Found],
+    found: Sequence[FoundPerson],
     poses: Sequence[PoseTarget],
 ) -> Iterator[ReposedPerson]:
     scenes = {pose.name: pixels.copy() for pose in poses} if studio.options.in_place else {}
@@ -394,7 +336,7 @@ def _written(
     folder: str,
     name: str,
     digest: str,
-    found: Sequence[_Found],
+    found: Sequence[FoundPerson],
     pictures: Sequence[ReposedPerson],
 ) -> list[dict[str, Any]]:
     """Write the pictures of a photo; returns their rows."""
@@ -417,7 +359,9 @@ def _written(
     return rows
 
 
-def _sheet_rows(found: Sequence[_Found], pictures: Sequence[ReposedPerson]) -> list[list[NDArray[np.uint8]]]:
+def _sheet_rows(
+    found: Sequence[FoundPerson], pictures: Sequence[ReposedPerson]
+) -> list[list[NDArray[np.uint8]]]:
     """A row for each person: as found, the label map, the poses."""
     rows = []
     for number, one in enumerate(found, start=1):

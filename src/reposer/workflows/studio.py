@@ -21,21 +21,25 @@ from torch import nn
 from reposer.annotation.annotators import NONE, Annotation, AnnotatorChoice, Annotators
 from reposer.annotation.interfaces import AUTO
 from reposer.annotation.makers import MAX_CROP_PIXELS, choose_cuts, find_people
-from reposer.data.keypoints import JOINTS, Pose
+from reposer.data.keypoints import JOINTS, Pose, scale_keypoints
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.parsing import PALETTE
 from reposer.errors import UserError
 from reposer.generation.pictures import Person, encode_marked, load_person, resize_array
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
+from reposer.generation.reposing import Box, Reposer, proportioned, resized
 from reposer.generation.stitching import BACKGROUNDS, check_background
 from reposer.generation.targets import PoseTarget, canonical_pose, inside, place
 from reposer.images import decode_bytes, encode_png
 from reposer.rendered.renderer import plan_shot, render_shots
 from reposer.runtime import give_freed_memory_back, setup
 from reposer.structures import NUM_JOINTS
+from reposer.workflows.photo_people import look_at
 
 MOST_PEOPLE = 48  # that are remembered; the oldest photo goes first
 MOST_OF_A_PHOTO = 8
+_BEYOND = 236  # gray of what lies beyond a photo
+MOST_ROWS = 256  # of a picture over its photo: made within a second on two cores
 PHOTO, RENDERED, ANNOTATED = "photo", "rendered", "annotated"
 _SAMPLES = ((14, 4), (5, 2), (11, 0), (21, 1), (27, 3), (33, 0))  # person and image of the rendered people
 _FURTHEST = 4.0  # times the frame: how far outside it a joint may be put
@@ -52,10 +56,12 @@ class Subject:
     name: str
     person: Person
     notes: tuple[str, ...] = ()  # what to know of the annotations
+    framed: Person | None = None  # of a photo: the same, larger than the generator's people
+    outside: NDArray[np.bool_] | None = None  # (H, W) of it: beyond the photo
 
     def described(self) -> dict[str, Any]:
         """As JSON: the person's joints, and the canonical poses where they stand."""
-        poses = {name: place(canonical_pose(name), self.person) for name in ORIENTATIONS}
+        poses = {name: self._canonical(name) for name in ORIENTATIONS}
         return {
             "number": self.number,
             "kind": self.kind,
@@ -64,6 +70,20 @@ class Subject:
             "joints": to_json(self.person.keypoints),
             "poses": {name: to_json(pose) for name, pose in poses.items()},
         }
+
+    def _canonical(self, name: str) -> Pose:
+        """Where it stands: as tall as the person, or, whose feet a photo may lack, by what it shows."""
+        if self.framed is None:
+            return place(canonical_pose(name), self.person)
+        return proportioned(PoseTarget(name, canonical_pose(name), "torso"), self.person).keypoints
+
+
+@dataclass(frozen=True, slots=True)
+class _Annotated:
+    person: Person
+    framed: Person | None = None
+    notes: tuple[str, ...] = ()
+    outside: NDArray[np.bool_] | None = None  # of ``framed``: beyond the photo
 
 
 @dataclass
@@ -142,9 +162,9 @@ class Studio:
         pixels = decode_bytes(data, "the photo")
         with self._turn:
             self.open_annotators()
-            crops, said = self._crops(pixels)
-            found = [self._annotated(crop, number) for number, crop in enumerate(crops, 1)]
-        return [self._add(PHOTO, person, (*said, *notes)) for person, notes in found]
+            boxes, said = self._boxes(pixels)
+            found = [self._annotated(pixels, box, number) for number, box in enumerate(boxes, 1)]
+        return [self._add(PHOTO, one.person, (*said, *one.notes), one.framed, one.outside) for one in found]
 
     def open_annotators(self) -> None:
         """Load those of ``choice``, once; they take half of the memory, so not before a photo comes.
@@ -162,33 +182,48 @@ class Studio:
                 raise UserError(f"photos cannot be annotated yet: {error}") from error
             self.annotators = annotators
 
-    def _crops(self, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], tuple[str, ...]]:
-        """The people of a photo, and what to say of them."""
+    def _boxes(self, pixels: NDArray[np.uint8]) -> tuple[list[Box | None], tuple[str, ...]]:
+        """Where the people of a photo are, None for all of it; and what to say of them."""
         if self.detector is None:
-            return [_at_most(pixels)], ()
+            return [None], ()
         cuts, dropped = choose_cuts(*find_people(self.detector, pixels), pixels.shape[:2])
         if not cuts:
             why = f" ({dropped[0].message})" if dropped else ""
-            return [_at_most(pixels)], (
-                f"nobody was found in the photo{why}; all of it counts as one person",
-            )
+            return [None], (f"nobody was found in the photo{why}; all of it counts as one person",)
         boxes = sorted((cut.box for cut in cuts), key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))
         more = len(boxes) - MOST_OF_A_PHOTO
         said = (f"{more} smaller people of the photo are left out",) if more > 0 else ()
-        shown = boxes[:MOST_OF_A_PHOTO]
-        return [_at_most(pixels[top:low, left:right]) for left, top, right, low in shown], said
+        return list(boxes[:MOST_OF_A_PHOTO]), said
 
-    def _annotated(self, crop: NDArray[np.uint8], number: int) -> tuple[Person, tuple[str, ...]]:
+    def _annotated(self, pixels: NDArray[np.uint8], box: Box | None, number: int) -> _Annotated:
+        """In a frame of their own proportions where they are found in it, else the box as it is."""
         assert self.annotators is not None
-        image = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None].contiguous()
-        (found,) = self.annotators.annotate(image, [f"photo{number}.png"])
-        if found.parsing is None:
+        name = f"photo, person {number}"
+        if box is not None and (found := look_at(self.annotators, pixels, box, 1.0, name)) is not None:
+            rows = min(MOST_ROWS, len(found.person.image))
+            framed = resized(found.person, (rows, rows // 2))
+            outside = resize_array(found.known.astype(np.uint8), (rows, rows // 2)) == 0
+            framed.image[outside] = _BEYOND
+            return _Annotated(resized(framed, self.model.size), framed, (), outside)
+        left, top, right, low = box or (0, 0, pixels.shape[1], pixels.shape[0])
+        crop = _at_most(pixels[top:low, left:right])
+        image = torch.from_numpy(crop).permute(2, 0, 1)[None].contiguous()
+        (annotation,) = self.annotators.annotate(image, [f"photo{number}.png"])
+        if annotation.parsing is None:
             raise UserError("the photo gets no label map", "start with --parser NAME, which makes one")
-        maps = (found.parsing, found.mask, found.keypoints)
-        return load_person(crop, *maps, size=self.model.size, name=f"photo, person {number}"), _notes(found)
+        maps = (annotation.parsing, annotation.mask, annotation.keypoints)
+        person = load_person(crop, *maps, size=self.model.size, name=name)
+        return _Annotated(person, None, _notes(annotation))
 
-    def _add(self, kind: str, person: Person, notes: tuple[str, ...] = ()) -> Subject:
-        made = Subject(self._next, kind, person.name, person, notes)
+    def _add(
+        self,
+        kind: str,
+        person: Person,
+        notes: tuple[str, ...] = (),
+        framed: Person | None = None,
+        outside: NDArray[np.bool_] | None = None,
+    ) -> Subject:
+        made = Subject(self._next, kind, person.name, person, notes, framed, outside)
         self.subjects[made.number] = made
         self._next += 1
         others = [number for number, one in self.subjects.items() if one.kind != RENDERED]
@@ -197,8 +232,9 @@ class Studio:
         return made
 
     def image(self, number: int) -> bytes:
-        """The person as the generator sees them, PNG."""
-        return encode_png(self.subject(number).person.image, level=1)
+        """The person as they are posed, PNG."""
+        subject = self.subject(number)
+        return encode_png((subject.framed or subject.person).image, level=1)
 
     def map(self, number: int) -> bytes:
         """Their label map, a palette PNG."""
@@ -218,14 +254,29 @@ class Studio:
         check_background(background)
         if background == "donor":
             raise UserError("a pose has no background of its own", "use source or generated")
-        person = self.subject(number).person
+        subject = self.subject(number)
+        person = subject.person
         if own is not None:
             person = replace(person, keypoints=inside(self._pose(own), self.model.size))
         if np.isnan(person.keypoints).all() and "source_keypoints" in self.model.needs(background):
             raise UserError("the person has no joints", "put them onto the person first")
-        target = PoseTarget("the pose", self._pose(joints), self.model.size).for_source(person)
+        target = PoseTarget("the pose", self._pose(joints), self.model.size)
         with self._turn:
-            return encode_marked(self.model.transfer(person, target, background), "png")
+            if subject.framed is None or background != "source" or self.model.predictor is None:
+                picture = self.model.transfer(person, target.for_source(person), background)
+            else:
+                picture = self._over_photo(subject.framed, person.keypoints, target)
+                picture[subject.outside] = _BEYOND
+            return encode_marked(picture, "png")
+
+    def _over_photo(self, framed: Person, own: Pose, target: PoseTarget) -> NDArray[np.uint8]:
+        """The person of a photo over that photo, as `reposer repose` shows them."""
+        assert self.model.predictor is not None
+        size = (framed.image.shape[0], framed.image.shape[1])
+        person = replace(framed, keypoints=scale_keypoints(own, self.model.size, size))
+        there = replace(target, keypoints=scale_keypoints(target.keypoints, self.model.size, size), size=size)
+        layer = Reposer(self.model.with_predictor(None), self.model.predictor)(person, there, size)
+        return layer.over(framed.image)
 
     def _pose(self, joints: Joints) -> Pose:
         height, width = self.model.size
