@@ -66,6 +66,15 @@ def test_rows_equal_the_functions_on_all_images_at_once(people: PackedPeople) ->
     assert perfect["psnr"].left_out == 80
 
 
+def test_each_row_says_how_far_it_is(people: PackedPeople) -> None:
+    told: list[tuple[str, int, int]] = []
+    pairs = _pairs(people)[:20]
+    evaluate_pairs(
+        {"half": _half}, people, pairs, ["l1"], batch_size=8, on_progress=lambda *one: told.append(one)
+    )
+    assert told == [(row, done, 20) for row in ("half", COPY) for done in (8, 16, 20)]
+
+
 def test_nearest_pose_is_another_training_person(people: PackedPeople) -> None:
     pairs, training = _pairs(people), _training(people)
     report = evaluate_pairs({}, people, pairs, ["l1"], training=training)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -83,6 +84,7 @@ def evaluate_pairs(
     batch_size: int = 32,
     sources: int = 1,
     beside: bool = True,
+    on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     **options: Unpack[Measuring],
 ) -> ImageQualityReport:
     """Measure methods on pairs of prepared people, with "copy the source" and "nearest pose" beside them.
@@ -93,11 +95,12 @@ def evaluate_pairs(
         metrics: names in ``protocols.METRICS``.
         training: positions of the training people's images: donors of the nearest pose and the reference of
             Frechet distances; None leaves both out.
-        reference: real images of Frechet distances whose protocol leaves it open: all training images, or the
-            distinct target images; None takes the former if they are given. The report names it.
+        reference: of Frechet distances whose protocol leaves it open: all training images, or the distinct
+            target images; None takes the former if they are given. The report names it.
         detector: finds the keypoints of generated images, for ``pckh``.
         sources: images of the source person that a batch brings at most, see ``data.sources``.
         beside: false: the methods alone, without trivial rows and the floor.
+        on_progress: called with a row's name, its pairs that are done, and all of them.
         options: see ``measurement.Measuring``.
 
     Raises:
@@ -107,7 +110,6 @@ def evaluate_pairs(
     source, target = pairs[:, 0], pairs[:, 1]
     every = np.arange(len(pairs))
     measured_poses = any("generated_keypoints" in getattr(find_metric(name), "needs", ()) for name in metrics)
-
     further = FurtherSources(people)
 
     def run(
@@ -121,6 +123,7 @@ def evaluate_pairs(
                 found = torch.from_numpy(detector(images).keypoints) if measured_poses and detector else None
                 truth = (batch.target_image, batch.target_mask, batch.target_parsing, batch.target_keypoints)
                 yield ImageBatch(images, *truth, found, batch)
+                on_progress(name, start + len(part), len(rows))
 
         return MeasuredRow(rows, batches)
 
@@ -132,11 +135,8 @@ def evaluate_pairs(
         runs[NEAREST] = run(NEAREST, _source_image, donors, np.flatnonzero(donors >= 0))
 
     def real(name: str, indices: NDArray[np.int64]) -> RealImages:
-        return RealImages(
-            f"{name} ({len(indices)})",
-            lambda: image_batches(people.images, indices, batch_size),
-            people.pids[indices],
-        )
+        batches = partial(image_batches, people.images, indices, batch_size)
+        return RealImages(f"{name} ({len(indices)})", batches, people.pids[indices])
 
     sets = {"targets": real("the distinct target images", np.unique(target))}
     if training is not None:

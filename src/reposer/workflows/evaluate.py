@@ -29,6 +29,7 @@ from reposer.images import encode_png
 from reposer.metrics.protocols import find_metric, weights_in
 from reposer.models.embedding import EmbeddingInfo
 from reposer.models.generators import PREDICTORS
+from reposer.progress import Stages
 from reposer.reid.features import embed_images, extract_features
 from reposer.sections import draw_grid
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
@@ -112,6 +113,7 @@ def evaluate_model(
         weights=weights_in(weights) if weights else None,
         detector=detector,
         sources=max(sources),
+        on_progress=Stages(),
     )
     report.write(out)
     write_output(out / PICTURE, encode_png(pairs_grid(model, people, pairs, sources[0])))
@@ -276,13 +278,14 @@ def identity_kept(
     query, gallery = tested_rows(people)
     against = extract_features(embedding, people, gallery)
     real = extract_features(embedding, people, query)
-    results = {REAL: evaluate_reid(real, against)}
+    results, told = {REAL: evaluate_reid(real, against)}, Stages()
     for one, maps in ((model, ""), (_predicting(model, predictor), ", predicted maps")):
         if one is None:
             continue
         test = _lenders(one, people, np.concatenate([query, gallery]))
         for row, same in ((OWN_POSE, True), (OTHER_POSE, False)):
             donors = _donors(people.pids, query, test, same, np.random.default_rng([seed, same]))
+            told(f"queries, {row + maps}", 0, len(query))
             images = _generate(one, people, query, donors, background, sources)
             features = FeatureSet(embed_images(embedding, images), real.pids, real.camids, real.names)
             results[row + maps] = evaluate_reid(features, against)
