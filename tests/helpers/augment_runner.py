@@ -30,6 +30,7 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_jpeg, encode_png
 from reposer.jobs.workers import STEPS, Step
 from reposer.runtime import setup
+from reposer.storage.lock import locked
 from reposer.trained.networks import GeneratorConfig
 
 SIZE = (32, 16)
@@ -130,6 +131,8 @@ def forget_killed(source, out, pid):
             return call
         if (copy / "forgetting.json").exists() or not (copy / "removed.json").exists():
             forget(copy, pid)
+        with locked(copy):  # whoever comes next takes the lock that a dead process left, and it goes
+            pass
         call += 1
 
 
