@@ -13,6 +13,21 @@ from reposer.images import read_picture
 SIZE = (64, 32)  # of conftest.py
 
 
+def test_people_are_recognized_before_the_first_background(run, prepared, san, tmp_path, monkeypatch):
+    asked = []
+
+    def measure(*_, background, **__):
+        asked.append(background)
+        return ""
+
+    monkeypatch.setattr("reposer.workflows.evaluate.measure_identity", measure)
+    out = ("--data", prepared, "--limit", 4, "--metrics", "l1", "--reid", prepared)
+    monkeypatch.setattr("reposer.workflows.reid_features.check_data", lambda *_: None)
+    for given, wanted in (((), "generated"), (("--backgrounds", "source,donor"), "source")):
+        code, _, err = run("evaluate", san, *out, "--out", tmp_path / wanted, *given)
+        assert (code, asked.pop()) == (0, wanted), err
+
+
 @pytest.mark.slow
 def test_a_predictor_from_training_to_pictures(run, prepared, san, tmp_path):
     """Two steps of the preset, its table, and a held-out person in two canonical poses."""
