@@ -16,7 +16,7 @@ SIZE = (64, 32)  # of conftest.py
 def test_people_are_recognized_before_the_first_background(run, prepared, san, tmp_path, monkeypatch):
     asked = []
 
-    def measure(*_, background, **__):
+    def measure(model, reid, data, out, background, sources, **_):
         asked.append(background)
         return ""
 

@@ -116,9 +116,7 @@ def evaluate(
         str, typer.Option(help="Images of the source person, at most; 1,4: a row each.")
     ] = "1",
     limit: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Only the first pairs.")] = None,
-    reid: Annotated[
-        Path | None, typer.Option(help="Re-ID run: are people recognized, before the first background?")
-    ] = None,
+    reid: Annotated[Path | None, typer.Option(help="Re-ID run: are generated people recognized?")] = None,
     predictor: Predictor = None,
     keypoint_detector: Annotated[
         str | None, typer.Option(help="For pckh: keypointrcnn, or vitpose=FOLDER.")
@@ -181,9 +179,8 @@ def evaluate(
     )
     print(report.to_markdown())
     if reid:
-        fewest, behind = parse_numbers("--sources", sources)[0], parse_names(backgrounds)[0]
-        kept = measure_identity(generator, reid, data, out, background=behind, sources=fewest, predictor=maps)
-        print(kept)
+        first = (parse_names(backgrounds)[0], parse_numbers("--sources", sources)[0])
+        print(measure_identity(generator, reid, data, out, *first, predictor=maps))
     print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
 
 

@@ -297,9 +297,9 @@ def measure_identity(
     reid_run: Path,
     prepared: Path,
     out: Path,
-    *,
     background: str = "generated",
     sources: int = 1,
+    *,
     predictor: MapPredictor | None = None,
 ) -> str:
     """Measure under the network of a Re-ID run on a prepared folder; writes ``out``/identity.json.
