@@ -161,8 +161,9 @@ class PictureSet:
         Raises:
             UserError: no picture has a score of that name.
         """
+        scores = self.scores
         if wanted.score:
-            known("score", wanted.score, self.scores)
+            known("score", wanted.score, scores)
         kept, by_hand = self.decided(), self.by_hand()
         rows = [row for row, one in enumerate(self.pictures) if wanted.fits(one, kept[row], by_hand[row])]
         if wanted.score:
@@ -177,7 +178,7 @@ class PictureSet:
             "fitting": len(rows),
             "people": sorted({one.person for one in self.pictures}, key=_by_number),
             "cameras": sorted({one.camera for one in self.pictures}, key=_by_number),
-            "scores": list(self.scores),
+            "scores": list(scores),
             "range": [min(values), max(values)] if values else None,
             "rows": [
                 self._shown(row, kept[row], by_hand[row])

@@ -78,14 +78,6 @@ class Subject:
         return proportioned(PoseTarget(name, canonical_pose(name), "torso"), self.person).keypoints
 
 
-@dataclass(frozen=True, slots=True)
-class _Annotated:
-    person: Person
-    framed: Person | None = None
-    notes: tuple[str, ...] = ()
-    outside: NDArray[np.bool_] | None = None  # of ``framed``: beyond the photo
-
-
 @dataclass
 class Studio:
     """People, and the generator that poses them.
@@ -137,7 +129,7 @@ class Studio:
         for row in range(len(people)):
             maps = (people.parsing[row], people.masks[row], people.keypoints[row])
             person = load_person(people.images[row], *maps, size=self.model.size, name=f"rendered {row + 1}")
-            self._add(RENDERED, person)
+            self._add(Subject(0, RENDERED, person.name, person))
 
     def add_files(
         self, image: Path, parsing: Path | None, keypoints: Sequence[float | None] | None
@@ -151,7 +143,8 @@ class Studio:
         if keypoints is not None:
             values = [math.nan if value is None else value for value in keypoints]
             pose = np.array(values, np.float32).reshape(NUM_JOINTS, 2)
-        return self._add(ANNOTATED, load_person(image, parsing, None, pose, size=self.model.size))
+        person = load_person(image, parsing, None, pose, size=self.model.size)
+        return self._add(Subject(0, ANNOTATED, person.name, person))
 
     def add_photo(self, data: bytes) -> list[Subject]:
         """The people of an image file, the largest first.
@@ -164,7 +157,7 @@ class Studio:
             self.open_annotators()
             boxes, said = self._boxes(pixels)
             found = [self._annotated(pixels, box, number) for number, box in enumerate(boxes, 1)]
-        return [self._add(PHOTO, one.person, (*said, *one.notes), one.framed, one.outside) for one in found]
+        return [self._add(replace(one, notes=(*said, *one.notes))) for one in found]
 
     def open_annotators(self) -> None:
         """Load those of ``choice``, once; they take half of the memory, so not before a photo comes.
@@ -195,7 +188,7 @@ class Studio:
         said = (f"{more} smaller people of the photo are left out",) if more > 0 else ()
         return list(boxes[:MOST_OF_A_PHOTO]), said
 
-    def _annotated(self, pixels: NDArray[np.uint8], box: Box | None, number: int) -> _Annotated:
+    def _annotated(self, pixels: NDArray[np.uint8], box: Box | None, number: int) -> Subject:
         """In a frame of their own proportions where they are found in it, else the box as it is."""
         assert self.annotators is not None
         name = f"photo, person {number}"
@@ -204,7 +197,7 @@ class Studio:
             framed = resized(found.person, (rows, rows // 2))
             outside = resize_array(found.known.astype(np.uint8), (rows, rows // 2)) == 0
             framed.image[outside] = _BEYOND
-            return _Annotated(resized(framed, self.model.size), framed, (), outside)
+            return Subject(0, PHOTO, name, resized(framed, self.model.size), (), framed, outside)
         left, top, right, low = box or (0, 0, pixels.shape[1], pixels.shape[0])
         crop = _at_most(pixels[top:low, left:right])
         image = torch.from_numpy(crop).permute(2, 0, 1)[None].contiguous()
@@ -213,17 +206,11 @@ class Studio:
             raise UserError("the photo gets no label map", "start with --parser NAME, which makes one")
         maps = (annotation.parsing, annotation.mask, annotation.keypoints)
         person = load_person(crop, *maps, size=self.model.size, name=name)
-        return _Annotated(person, None, _notes(annotation))
+        return Subject(0, PHOTO, name, person, _notes(annotation))
 
-    def _add(
-        self,
-        kind: str,
-        person: Person,
-        notes: tuple[str, ...] = (),
-        framed: Person | None = None,
-        outside: NDArray[np.bool_] | None = None,
-    ) -> Subject:
-        made = Subject(self._next, kind, person.name, person, notes, framed, outside)
+    def _add(self, somebody: Subject) -> Subject:
+        """Under the next number."""
+        made = replace(somebody, number=self._next)
         self.subjects[made.number] = made
         self._next += 1
         others = [number for number, one in self.subjects.items() if one.kind != RENDERED]
