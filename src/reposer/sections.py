@@ -51,6 +51,11 @@ class Table:
                 raise TypeError(f"a cell of a table is {type(cell).__name__}, not text")
 
 
+def markdown_row(*cells: str) -> str:
+    """A line of a table in Markdown."""
+    return "| " + " | ".join(cells) + " |"
+
+
 @dataclass(frozen=True)
 class Fold:
     """Text that opens on a click."""

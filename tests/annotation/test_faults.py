@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from annotate_runner import cut, draw_folder, edit_rows, flip, stubs, tree
 from PIL import Image
+from quick import one_in
 from typer.testing import CliRunner
 
 from reposer.annotation import journal
@@ -325,12 +326,7 @@ def test_a_finished_folder_has_no_fault(root):
     assert annotation_faults(root / "annotation/sample") == annotation_faults(root) == []
 
 
-QUICK = set(list(FAULTS)[::5])  # of every part of the folder; the slow tests inject all
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
-)
+@pytest.mark.parametrize("name", one_in(5, FAULTS))  # the quick ones are of every part of the folder
 def test_every_fault_is_found_and_named(root, name):
     inject, told, mends = FAULTS[name]
     whole = tree(root)

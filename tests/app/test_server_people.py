@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from bad_inputs import CORPUS, SPECIAL_FILES, Case, jpeg
 from page_studio import page_studio
+from quick import one_in
 from starlette.testclient import TestClient
 
 from reposer.app.server import MAX_UPLOAD, Guard, hosts_of, make_app
@@ -32,10 +33,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(c, marks=pytest.mark.slow if c.label in _LONG or n % 4 else (), id=c.label)
-        for n, c in enumerate(FILES)
-    ],
+    one_in(4, FILES, slow=lambda case: case.label in _LONG, id=lambda case: case.label),
 )
 def test_every_kind_of_image_is_taken_or_refused_by_its_rule(
     client: TestClient, case: Case, tmp_path: Path

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import one_in
 from torch import Tensor, nn
 
 from reposer.models.san import SAN, san_size
@@ -65,7 +66,7 @@ def test_operations_are_those_of_loops_written_out(operations: Counter) -> None:
 
 @pytest.mark.parametrize(
     ("args", "params", "macs", "macs_256"),
-    [case if n % 3 == 0 else pytest.param(*case, marks=pytest.mark.slow) for n, case in enumerate(MEASURED)],
+    one_in(3, MEASURED),
 )
 def test_parameters_and_macs_are_those_of_the_design(
     args: dict[str, Any],

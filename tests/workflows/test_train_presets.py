@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quick import one_in
 
 from reposer.config import apply_overrides, config_hash, differences, load_config, save_config
 from reposer.errors import UserError
@@ -109,9 +110,7 @@ def test_the_demo_needs_no_outside_weights():
     assert PRESETS["san_demo"]().weights.perceptual == 0
 
 
-@pytest.mark.parametrize(
-    "name", [n if i % 2 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(PRESETS)]
-)
+@pytest.mark.parametrize("name", one_in(2, PRESETS, start=1))
 def test_a_preset_survives_a_save_and_its_arguments_fit_the_networks(name, tmp_path):
     config = PRESETS[name]()
     assert PRESETS[name].__doc__  # which the page of settings prints

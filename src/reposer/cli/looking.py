@@ -23,6 +23,7 @@ from reposer.errors import UserError
 from reposer.storage.paths import printable
 
 _Made = TypeVar("_Made")
+_OPENED_LATER = ("transport", "shipped-predictor", "auto")  # generator, predictor and device, unless named
 app = typer.Typer()
 
 
@@ -68,10 +69,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8765,
     generator: Annotated[
         str, typer.Option(help="Who poses people: run folder, export, hub:owner/name, shipped or transport.")
-    ] = "transport",
+    ] = _OPENED_LATER[0],
     predictor: Annotated[
         str, typer.Option(help="Predictor of label maps, of the same size; none: by joints alone.")
-    ] = "shipped-predictor",
+    ] = _OPENED_LATER[1],
     parser: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
     mask: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
     keypoints: Annotated[str | None, typer.Option(help="Of photos, as for `annotate`.")] = None,
@@ -82,7 +83,7 @@ def serve(
     accept_license: NetworkTerms = False,
     download: MayDownload = None,
     threads: Threads = None,
-    device: Device = "auto",
+    device: Device = _OPENED_LATER[2],
 ) -> None:
     """A page of this machine: pose people by hand, keep or drop a folder's pictures, read its reports."""
     try:
@@ -107,7 +108,7 @@ def serve(
         return open_studio(generator, predictor, choice, at_once=bool(named), threads=threads, device=device)
 
     studio = _once(opened)
-    if named or (generator, predictor, device) != ("transport", "shipped-predictor", "auto"):
+    if named or (generator, predictor, device) != _OPENED_LATER:
         studio()  # what somebody names may not be there, and is said now
     with suppress(KeyboardInterrupt):
         answer(folder, studio, host=host, port=port)

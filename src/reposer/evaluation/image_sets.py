@@ -32,6 +32,7 @@ from reposer.metrics.set_scores import (
     frechet_distance,
     is_collapsed,
 )
+from reposer.sections import markdown_row
 from reposer.storage.files import write_atomic
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.tables import parquet_bytes
@@ -81,9 +82,9 @@ class ImageQualityReport:
         """The table, then one line a metric with its protocol, then the warnings."""
         arrows = {"lower": "↓", "higher": "↑"}
         header = [f"{name} {arrows[info.better]}" for name, info in self.metrics.items()]
-        lines = [_line("method", *header), _line("---", *("---:" for _ in header))]
+        lines = [markdown_row("method", *header), markdown_row("---", *("---:" for _ in header))]
         for method, cells in self.rows.items():
-            lines.append(_line(method, *(_cell(cells.get(name)) for name in self.metrics)))
+            lines.append(markdown_row(method, *(_cell(cells.get(name)) for name in self.metrics)))
         lines += ["", f"{self.settings['pairs']} pairs; 95 % intervals in brackets.", ""]
         lines += [f"- **{name}**: {_describe(info)}" for name, info in self.metrics.items()]
         return "\n".join([*lines, *self._warnings()]) + "\n"
@@ -161,10 +162,6 @@ def _describe(info: MetricInfo) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 BOOTSTRAP_LIMIT = 20_000  # images whose features are kept for the interval: 160 MB at 2,048 dimensions

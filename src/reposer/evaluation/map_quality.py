@@ -30,6 +30,7 @@ from reposer.metrics.similarity import (
     mask_iou,
     mean_iou,
 )
+from reposer.sections import markdown_row
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.tables import parquet_bytes
 from reposer.structures import NUM_LABELS, PairBatch
@@ -62,12 +63,12 @@ class MapQualityReport:
     def to_markdown(self) -> str:
         """The summary, then a table of labels."""
         methods = list(self.labels)
-        lines = ["", "| label | " + " | ".join(methods) + " |", "|---|" + "---:|" * len(methods)]
+        lines = ["", markdown_row("label", *methods), markdown_row("---", *("---:" for _ in methods))]
         for label in LIP_LABELS:
             values = [self.labels[method][label] for method in methods]
             if any(value is not None for value in values):
                 cells = ("" if value is None else f"{value:.3f}" for value in values)
-                lines.append(f"| {label} | " + " | ".join(cells) + " |")
+                lines.append(markdown_row(label, *cells))
         return self.summary.to_markdown() + "\n".join(lines) + "\n"
 
     def write(self, folder: Path) -> None:

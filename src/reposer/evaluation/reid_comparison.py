@@ -29,6 +29,7 @@ from reposer.reid.distances import DISTANCES
 from reposer.reid.metric_learners import KISSME, XQDA
 from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.search import checked, with_cameras
+from reposer.sections import markdown_row
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.structures import FeatureSet
 
@@ -79,21 +80,21 @@ class ReidReport:
 
     def to_markdown(self) -> str:
         """The table in percent with intervals, then protocol and notes."""
-        lines = [_line("method", *COLUMNS), _line("---", *("---:" for _ in COLUMNS))]
+        lines = [markdown_row("method", *COLUMNS), markdown_row("---", *("---:" for _ in COLUMNS))]
         for name, result in self.results.items():
-            lines.append(_line(name, *(_cell(result, column) for column in COLUMNS)))
-        lines += [_line(name, *("not measured" for _ in COLUMNS)) for name in self.missing]
+            lines.append(markdown_row(name, *(_cell(result, column) for column in COLUMNS)))
+        lines += [markdown_row(name, *("not measured" for _ in COLUMNS)) for name in self.missing]
         verified = {name: result.roc for name, result in self.results.items() if result.roc is not None}
         if verified:
             lines += [
                 "",
-                _line("pairs, one to one", *ROC_COLUMNS),
-                _line("---", *("---:" for _ in ROC_COLUMNS)),
+                markdown_row("pairs, one to one", *ROC_COLUMNS),
+                markdown_row("---", *("---:" for _ in ROC_COLUMNS)),
             ]
         for name, roc in verified.items():
             rates = [f"{100 * roc.true_rates[f'{rate:g}']:.2f}" for rate in FALSE_RATES]
             sizes = (f"{roc.genuine:,}", f"{roc.impostor:,}")
-            lines.append(_line(name, *rates, f"{100 * roc.auc:.2f}", f"{100 * roc.eer:.2f}", *sizes))
+            lines.append(markdown_row(name, *rates, f"{100 * roc.auc:.2f}", f"{100 * roc.eer:.2f}", *sizes))
         lines += ["", self.protocol, ""]
         lines += [f"- {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
@@ -401,7 +402,3 @@ def _cell(result: ReidResult, column: str) -> str:
     if interval is None and result.deviations is not None:
         return f"{text} ± {100 * result.deviations[column]:.2f}"
     return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -188,7 +188,7 @@ def _torso_tables(source: Bodies, target: Bodies, rows: _Rows) -> _Rows:
 class _Heads:
     """Tables for hair and face of N people, and where they serve instead of rows."""
 
-    tables: _Rows  # (N, H) each
+    tables: _Rows | None  # (N, H) each; none where no head is large
     large: Tensor  # (N,) bool
     one: Tensor  # (N,) bool: large, and both show a face: what is hair there may be face here
 
@@ -199,18 +199,18 @@ class _Heads:
         The scale is that of the heights, less where the source's head is too narrow for it; the middles of
         the heads lie on each other, across those of the faces where both have one.
         """
-        (high, low, wide, x, face), (high_t, low_t, wide_t, x_t, face_t) = map(_head_extent, (source, target))
         height = source.count.shape[-1]
-        large = (low - high >= _LARGE) & (low_t - high_t >= 1) & (height > _CROP)
+        if height <= _CROP:
+            return cls(None, torch.zeros_like(opposite), torch.zeros_like(opposite))
+        (high, low, wide, x, face), (high_t, low_t, wide_t, x_t, face_t) = map(_head_extent, (source, target))
+        large = (low - high >= _LARGE) & (low_t - high_t >= 1)
         scale = (low - high) / (low_t - high_t).clamp_min(1)
         scale = torch.minimum(scale, torch.maximum(wide / wide_t.clamp_min(1), scale / _CLOSER))
         scale = scale.clamp(1 / _MOST, _MOST)
         both = (face > 0) & (face_t > 0)
         plane = torch.where(both, FACE, NUM_GROUPS)[:, None]
-        shift = (x.gather(1, plane) - scale[:, None] * x_t.gather(1, plane)).expand(
-            -1, source.count.shape[-1]
-        )
-        rows = torch.arange(source.count.shape[-1], device=scale.device)
+        shift = (x.gather(1, plane) - scale[:, None] * x_t.gather(1, plane)).expand(-1, height)
+        rows = torch.arange(height, device=scale.device)
         y = (high + low)[:, None] / 2 + scale[:, None] * (rows - (high_t + low_t)[:, None] / 2)
         return cls((y, scale[:, None].expand_as(y), shift), large, large & both & ~opposite)
 
@@ -341,9 +341,10 @@ def places_of(source: Bodies, target: Bodies) -> tuple[Tensor, Tensor]:
         table[:, UPPER] = upper
     opposite = facing(source.joints) * facing(target.joints) < 0
     heads = _Heads.of(source, target, opposite)
-    for table, head in zip(part, heads.tables, strict=True):
-        for plane in (HAIR, FACE):
-            table[:, plane] = torch.where(heads.large[:, None], head, table[:, plane])
+    if heads.tables is not None:
+        for table, head in zip(part, heads.tables, strict=True):
+            for plane in (HAIR, FACE):
+                table[:, plane] = torch.where(heads.large[:, None], head, table[:, plane])
     line = (picture * (NUM_GROUPS + 1) + group) * height + y
     limbs = _limbs(source, target, picture, xy, group)
     places = torch.where(limbs.serves[:, None], limbs.places, _by_rows(part, line, xy))

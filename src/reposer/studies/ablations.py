@@ -26,7 +26,7 @@ from reposer.generation.pose_transfer import PoseTransfer
 from reposer.jobs.stages import Stage, StageCache, in_order, make_all, seal_study
 from reposer.metrics.intervals import Difference, paired_bootstrap
 from reposer.runtime import setup
-from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, write_sections
+from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, markdown_row, write_sections
 from reposer.storage.files import sha256_file
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import check_name
@@ -66,7 +66,7 @@ def write_ablation_table(folder: Path, rows: Sequence[AblationRow], notes: Seque
     write_output(folder / PARQUET, parquet_bytes(_long(rows)))
     header, cells = cells_of(rows)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *cells]
-    table = ["| " + " | ".join(line) + " |" for line in lines]
+    table = [markdown_row(*line) for line in lines]
     write_output(folder / MARKDOWN, ("\n".join([*table, "", *(f"- {n}" for n in notes)]) + "\n").encode())
     write_output(folder / LATEX, latex_table(header, cells).encode())
 

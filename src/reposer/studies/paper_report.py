@@ -19,7 +19,7 @@ from reposer.data.parsing import colorize
 from reposer.evaluation.image_quality import NEAREST
 from reposer.evaluation.measurement import FLOOR
 from reposer.images import decode, encode_png
-from reposer.sections import Fold, Picture, Section, Table, draw_grid, write_sections
+from reposer.sections import Fold, Picture, Section, Table, draw_grid, markdown_row, write_sections
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import made_folder
 from reposer.storage.tables import parquet_bytes
@@ -113,7 +113,7 @@ def write_paper_table(out: Path, found: Found, results: Results) -> list[Path]:
     """
     header, cells = paper_cells(found)
     lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *cells]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    text = "\n".join(markdown_row(*line) for line in lines) + "\n"
     text += "\n" + "\n".join(f"- {note}" for note in found.notes) + "\n"
     if results:
         text += "\n## Re-ID networks that learned from the pictures\n\n" + to_markdown(results, [])

@@ -17,7 +17,7 @@ from reposer.evaluation.plots import draw_curves, write_rank_lists
 from reposer.images import decode, encode_png
 from reposer.metrics.intervals import mean_interval
 from reposer.reid.features import read_features
-from reposer.sections import Fold, Picture, Section, Table, draw_grid, write_sections
+from reposer.sections import Fold, Picture, Section, Table, draw_grid, markdown_row, write_sections
 from reposer.storage.manifest import IMAGES, read_rows
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import contained, made_folder, unlinked
@@ -85,7 +85,7 @@ def write_mistakes(plan: StudyPlan, root: Path) -> Section | None:
     parts = [f"# {TITLE}", *text]
     for table in tables:
         lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-        parts += [f"## {table.caption}", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+        parts += [f"## {table.caption}", "\n".join(markdown_row(*line) for line in lines)]
     write_output(root / MARKDOWN, ("\n\n".join(parts) + "\n").encode())
     return Section(TITLE, text, tables=tables)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from reposer.errors import UserError
 from reposer.metrics.intervals import Difference, holm, paired_bootstrap
+from reposer.sections import markdown_row
 from reposer.storage.outputs import write_output
 from reposer.storage.tables import parquet_bytes
 
@@ -175,7 +176,9 @@ def to_markdown(results: Results, notes: Sequence[str]) -> str:
     for block, arms in results.items():
         lines += [f"### {title_of(block)}", ""]
         header, rows = block_cells(arms)
-        lines += [_line(header), _line(["---", *["---:"] * (len(header) - 1)]), *map(_line, rows), ""]
+        lines += [markdown_row(*row) for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows)] + [
+            ""
+        ]
     return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
 
 
@@ -316,7 +319,3 @@ def tex(text: str) -> str:
     for sign in "_%&#":
         text = text.replace(sign, "\\" + sign)
     return text
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

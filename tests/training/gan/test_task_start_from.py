@@ -6,6 +6,7 @@ from tiny_training import TINY_D, TINY_SAN, tiny_config
 
 from reposer.errors import UserError
 from reposer.storage import checkpoint
+from reposer.trained.networks import GENERATOR, open_network, save_generator
 from reposer.training.loop import train
 
 
@@ -35,6 +36,31 @@ def test_a_run_without_checkpoint_and_other_sizes_are_named(prepared, tmp_path):
     config = tiny_config(prepared, start_from=tmp_path / "first", generator_args=wide)
     with pytest.raises(UserError, match="weight"):
         train(config, tmp_path / "other", device="cpu")
+
+
+def test_a_new_run_begins_with_an_exported_generator(prepared, tmp_path):
+    config = tiny_config(prepared)
+    train(config, tmp_path / "first", device="cpu")
+    exported = open_network(GENERATOR, tmp_path / "first")
+    save_generator(tmp_path / "exported", exported.network, exported.info)
+    still = config.changed(
+        optimizer=config.optimizer.changed(lr=1e-30), start_from=tmp_path / "exported", ema_decay=0.0
+    )
+    train(still, tmp_path / "second", device="cpu")
+    second = checkpoint.latest(tmp_path / "second" / "checkpoints")
+    for name, tensor in exported.network.state_dict().items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(tensor, second.groups["generator"][name]), name
+    assert second.meta["inputs"]["start_from"] == exported.weights_hash
+
+
+@pytest.mark.parametrize("name", ["transport", "shipped-transport"])
+def test_a_generator_of_another_kind_is_no_beginning(prepared, tmp_path, name):
+    with pytest.raises(
+        UserError, match=rf"start_from={name}: its generator is transport\w*, and this one is san"
+    ):
+        train(tiny_config(prepared, start_from=name), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -190,7 +190,8 @@ class GanConfig(EpochsConfig):
     data: DataConfig
     generator: str = "san"  # a key of models.generators.GENERATORS
     generator_args: dict[str, Any] = Field(default_factory=dict)  # keywords of its constructor
-    start_from: Path | None = None  # run folder whose networks a new run begins with; None: random weights
+    # run, exported folder, hub:owner/name or shipped generator that a run begins with; None: random weights
+    start_from: Path | None = None
     discriminator_args: dict[str, Any] = Field(default_factory=dict)  # keywords of build_discriminator
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.config import read_json
 from reposer.data.parsing import colorize
 from reposer.data.samplers import draw_pairs
 from reposer.errors import UserError
@@ -45,7 +44,7 @@ from reposer.storage.checkpoint import Checkpoint, TensorGroups
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import printable
 from reposer.structures import PairBatch
-from reposer.trained.networks import EMBEDDING, Trained, open_network
+from reposer.trained.networks import EMBEDDING, GENERATOR, Trained, open_network
 from reposer.training.gan.config import GanConfig
 from reposer.training.gan.data import GanData, Part
 from reposer.training.state import TrainingState, below, build_adam, build_ema, load_into, place, wrap
@@ -55,6 +54,42 @@ _VALIDATION_BATCH = 32
 _BEGIN_WITH = 64  # pairs that a generator sees before the first step, where it asks for some
 
 # ---- Everything that changes during a GAN training.
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a new run begins with instead of random weights."""
+
+    generator: Mapping[str, Tensor]  # averaged, where it was trained here
+    discriminator: Mapping[str, Tensor] | None  # None: only a run's checkpoints have one
+    fingerprint: str  # sha256 that tells one beginning from another
+
+    @classmethod
+    def of(cls, name: Path, generator: str) -> Self:
+        """That of a run folder's newest good checkpoint, or of any other trained generator.
+
+        Args:
+            name: as for ``trained.networks.open_network``.
+            generator: a key of models.generators.GENERATORS.
+
+        Raises:
+            UserError: there is none of that name, or it is of another generator.
+        """
+        try:
+            opened = open_network(GENERATOR, str(name))
+        except UserError as error:
+            raise UserError(f"start_from={printable(name)}: {error.problem}", error.advice) from error
+        theirs = opened.info.generator
+        if theirs != generator:
+            raise UserError(
+                f"start_from={printable(name)}: its generator is {theirs}, and this one is {generator}",
+                "name one of the same generator",
+            )
+        found = checkpoint.of_run(name) if (name / checkpoint.CHECKPOINTS).is_dir() else None
+        if found is None:
+            return cls(opened.network.state_dict(), None, opened.weights_hash)
+        critic = found.groups.get("discriminator")
+        return cls(found.groups["ema"], critic, sha256_file(found.path / "meta.json"))
 
 
 class GanState(TrainingState):
@@ -101,17 +136,17 @@ class GanState(TrainingState):
         """See TrainingState."""
         self.pool.load_state_dict({k: _bits(k, v) for k, v in below("pool.", own).items()}, device)
 
-    def start_from(self, checkpoint: Checkpoint) -> None:
+    def start_from(self, beginning: Beginning) -> None:
         """Begin with the networks of another training: its averaged generator and, where both have one, its
         discriminator.
 
         Raises:
             UserError: they are not of this configuration's sizes.
         """
-        load_into(self.generator, checkpoint.groups["ema"])
-        load_into(self.ema.module, checkpoint.groups["ema"])
-        if "discriminator" in self.networks and "discriminator" in checkpoint.groups:
-            load_into(self.discriminator, checkpoint.groups["discriminator"])
+        load_into(self.generator, beginning.generator)
+        load_into(self.ema.module, beginning.generator)
+        if "discriminator" in self.networks and beginning.discriminator is not None:
+            load_into(self.discriminator, beginning.discriminator)
 
     def enter(self, stage: str) -> None:
         """Begin or go on with a stage of the generator: what learns in it learns, and all else stands still.
@@ -280,7 +315,7 @@ class GanTask:
     def begin(self) -> None:
         """See Task: take the networks of ``start_from``, or let a generator that wants to see data begin."""
         if self.config.start_from is not None:
-            self.state.start_from(_newest(self.config.start_from, self.config.generator))
+            self.state.start_from(Beginning.of(self.config.start_from, self.config.generator))
             return
         begin = getattr(self.state.generator, "begin", None)
         if begin is None:
@@ -296,9 +331,7 @@ class GanTask:
         perceptual = self.config.perceptual.path if self.config.feature_layers else None
         named = {} if perceptual is None else {"perceptual": sha256_file(perceptual)}
         if self.config.start_from is not None and new:
-            named["start_from"] = sha256_file(
-                _newest(self.config.start_from, self.config.generator).path / "meta.json"
-            )
+            named["start_from"] = Beginning.of(self.config.start_from, self.config.generator).fingerprint
         if self._judge is not None:
             self._check_people(self._judge.info)
             named["identity"] = self._judge.weights_hash
@@ -375,24 +408,6 @@ def _frozen(module: nn.Module) -> Iterator[nn.Module]:
         yield module
     finally:
         module.requires_grad_(True)
-
-
-def _newest(run: Path, generator: str) -> Checkpoint:
-    """The newest good checkpoint of another run of that generator.
-
-    Raises:
-        UserError: it has none, or is a training of something else.
-    """
-    found = checkpoint.of_run(run)
-    if found is None:
-        raise UserError(f"start_from={run}: there is no checkpoint", "name the folder of a training run")
-    theirs = str(read_json(run / "config.json").get("generator", "none"))
-    if theirs != generator:
-        raise UserError(
-            f"start_from={run}: its generator is {printable(theirs[:60])}, and this one is {generator}",
-            "name a run of the same generator",
-        )
-    return found
 
 
 def _pictures(images: Tensor) -> list[Any]:
