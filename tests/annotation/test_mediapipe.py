@@ -12,9 +12,9 @@ from scipy import ndimage
 from reposer.annotation import mediapipe
 from reposer.annotation.annotators import AnnotatorChoice
 from reposer.annotation.interfaces import PERSON, AnnotatorInfo
-from reposer.annotation.lanes import Lanes
 from reposer.annotation.makers import find_people
 from reposer.annotation.mediapipe import BlazePose, LiteNetwork, PoseFinder, SelfieMasks, squared
+from reposer.annotation.networks import Lanes
 from reposer.data.keypoints import JOINTS
 from reposer.errors import MissingWeightsError, UserError
 

@@ -2,7 +2,7 @@
 
 BlazePose: Bazarevsky et al., "BlazePose: On-device Real-time Body Pose Tracking", 2020. The files are the
 original .tflite ones, run by LiteRT on the CPU, an image at a time; crops in as many threads as PyTorch has
-(lanes.py). No result depends on the batch or on the number of threads.
+(networks.py). No result depends on the batch or on the number of threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.annotation.interfaces import PERSON, AnnotatorInfo, Masks, MaskSource, Poses
-from reposer.annotation.lanes import Lanes
+from reposer.annotation.networks import Lanes
 from reposer.data.keypoints import JOINTS, NECK
 from reposer.errors import UserError
 from reposer.storage.paths import printable

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from reposer.annotation.interfaces import AUTO, AnnotatorInfo, MaskedParser
 from reposer.annotation.interfaces import Parser as HumanParser
-from reposer.annotation.lanes import Lanes
-from reposer.annotation.networks import Network, OnnxNetwork, TransformersNetwork
+from reposer.annotation.networks import Lanes, Network, OnnxNetwork, TransformersNetwork
 from reposer.annotation.rule_parser import RuleParser
 from reposer.annotation.segmentation_model import (
     MODELS,

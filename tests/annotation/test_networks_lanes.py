@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reposer.annotation.interfaces import AnnotatorInfo
-from reposer.annotation.lanes import Lanes
+from reposer.annotation.networks import Lanes
 from reposer.annotation.parser import GuidedPersonParser
 from reposer.models.parsing_networks import GuidedParser
 
