@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from reposer.annotation.annotators import Annotation, Annotators
 from reposer.generation.pictures import Person, resize_array
@@ -72,6 +71,8 @@ def _person(
 
 def _own(mask: NDArray[np.bool_], x: NDArray[np.integer], y: NDArray[np.integer]) -> NDArray[np.bool_]:
     """The piece of a mask that most joints lie on: a mask may show the neighbors too."""
+    from scipy import ndimage  # here, because the page waits without it
+
     pieces, count = ndimage.label(mask)
     if count < 2:
         return mask
