@@ -18,7 +18,7 @@ from reposer.losses.image_gan import (
     identity_distance,
 )
 from reposer.losses.perceptual import PerceptualNetwork
-from reposer.structures import Carried, PairBatch
+from reposer.structures import Carried, MoreSources, PairBatch
 
 
 class _MeanDifference(nn.Module):
@@ -134,6 +134,58 @@ def test_the_identity_term_compares_with_the_target_and_teaches_the_generator():
     loss.backward()
     assert image.grad is not None
     assert image.grad.abs().sum() > 0
+
+
+class _Dressed(nn.Module):
+    """The source's colors, scaled, on the target's mask; nothing carried to other targets may be left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        assert batch.carried is None
+        more = 0.0 if batch.more_sources is None else batch.more_sources.image.float().mean(1)
+        return self.scale * (batch.source_image + more) * batch.target_mask[:, None]
+
+
+@pytest.mark.parametrize(("pairs", "lenders"), [(1, [0]), (3, [1, 2]), (4, [2, 3])])
+@pytest.mark.parametrize("further", [False, True])
+def test_the_lent_term_asks_who_half_of_the_sources_are_in_the_other_halfs_poses(pairs, lenders, further):
+    rng = torch.Generator().manual_seed(pairs)
+    source, target = (torch.rand(pairs, 3, 4, 4, generator=rng) for _ in range(2))
+    mask = torch.rand(pairs, 4, 4, generator=rng) < 0.5
+    labels, joints = torch.zeros(pairs, 4, 4, dtype=torch.uint8), torch.zeros(pairs, 18, 2)
+    plane = torch.zeros(pairs, 1, 4, 4)
+    carried = Carried(source, plane, source, torch.zeros(pairs, 4, 4, 2), plane[:, 0].long())
+    more = MoreSources(
+        image=torch.rand(pairs, 2, 3, 4, 4, generator=rng),
+        parsing=labels[:, None].repeat(1, 2, 1, 1),
+        mask=mask[:, None].repeat(1, 2, 1, 1),
+        keypoints=joints[:, None].repeat(1, 2, 1, 1),
+        known=torch.ones(pairs, 2, dtype=torch.bool),
+    )
+    batch = PairBatch(
+        *(source, target, labels, labels, mask, mask, joints, joints, torch.arange(pairs)),
+        more_sources=more if further else None,
+        carried=carried,
+    )
+    generator = _Dressed()
+    identity = lambda image: (image.flatten(2).amax(2), image)  # noqa: E731  a network in one line
+    nets = GanNetworks(generator, nn.Identity(), None, identity=identity, identity_maps=5.0)
+    loss, parts = generator_loss(nets, batch, source, {"lent": 3.0})
+
+    wanted = []
+    for row, lender in enumerate(lenders):
+        colors = source[row] + (more.image[row].mean(0) if further else 0)
+        made = 0.5 * colors * mask[lender]
+        ours, theirs = (image.flatten(1).amax(1).tolist() for image in (made, target[row]))
+        lengths = math.hypot(*ours) * math.hypot(*theirs)
+        wanted.append(1 - sum(a * b for a, b in zip(ours, theirs, strict=True)) / lengths)
+    assert parts["generator/lent"].item() == pytest.approx(sum(wanted) / len(wanted), abs=1e-6)
+    assert loss.item() == pytest.approx(3 * parts["generator/lent"].item(), rel=1e-6)
+    loss.backward()
+    assert generator.scale.grad is not None
 
 
 def test_the_gate_term_counts_what_is_trusted():

@@ -28,7 +28,7 @@ from reposer.losses.perceptual import (
     nearest_neighbor_loss,
     style_loss,
 )
-from reposer.structures import PairBatch
+from reposer.structures import MoreSources, PairBatch
 
 # ---- The adversarial game (eq. 4) on logits, and the pool of earlier generated images.
 
@@ -359,6 +359,32 @@ def _identity(made: Made) -> Tensor:
     return identity_distance(network(made.image), wanted, made.nets.identity_maps)
 
 
+def with_lent_targets(batch: PairBatch) -> PairBatch:
+    """The first half of the sources, of B pairs (B + 1) // 2, each with a target of the second half.
+
+    What the network may know of a target is lent (image, map, mask, joints): in a random batch mostly another
+    person's, as in use. A batch of one keeps its own.
+    """
+    half = (len(batch) + 1) // 2
+    lent = ("target_image", "target_parsing", "target_mask", "target_keypoints")
+    rows = {name: value[-half:] if name in lent else value[:half] for name, value in batch.tensors().items()}
+    more = batch.more_sources
+    if more is not None:
+        more = MoreSources(**{name: value[:half] for name, value in more.tensors().items()})
+    return replace(batch, **rows, more_sources=more, carried=None)
+
+
+def _lent(made: Made) -> Tensor:
+    """1 - cosine of the features of people in a lent pose and of the picture that was wanted of them."""
+    network = made.nets.identity
+    if network is None:
+        raise ValueError("the term lent needs a Re-ID network")
+    rows = with_lent_targets(made.batch)
+    with torch.no_grad():
+        wanted = network(made.batch.target_image[: len(rows)])
+    return identity_distance(network(made.nets.generator(rows)), wanted)
+
+
 def closed_gate_loss(gate: Tensor, batch: PairBatch) -> Tensor:
     """Mean of 1 - gate over the pixels that texture transport trusts (validity 1); a scalar, 0 to 1.
 
@@ -394,6 +420,7 @@ TERMS: dict[str, Callable[[Made], Tensor]] = {  # in the order in which they are
     "correspondence": lambda made: correspondence_loss(made.auxiliary.warped_source, made.batch),
     "correctness": lambda made: correctness_loss(made.auxiliary.flows, *made.source_features("correctness")),
     "identity": _identity,
+    "lent": _lent,
     "painted": lambda made: l1_loss(made.auxiliary.painted, made.batch.target_image),
     "gate": lambda made: closed_gate_loss(made.auxiliary.gate, made.batch),
     "parsing": lambda made: parsing_head_loss(made.auxiliary.parsing_logits, made.batch.target_parsing),

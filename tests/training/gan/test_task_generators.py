@@ -86,12 +86,12 @@ def judge(prepared, tmp_path):
 
 
 def test_the_identity_term_is_logged_and_its_network_pinned(prepared, tmp_path, judge):
-    weights = LossWeights(adversarial=1.0, l1=10.0, perceptual=0.0, identity=2.0)
+    weights = LossWeights(adversarial=1.0, l1=10.0, perceptual=0.0, identity=2.0, lent=1.0)
     config = mending(prepared, weights=weights, identity={"network": judge, "maps": 1.0})
     config = apply_overrides(config, ["output.log_every=1"])
     assert train(config, tmp_path / "run", device="cpu").finished
     lines = [line for line in read_metrics(tmp_path / "run") if "generator/l1" in line]
-    assert all(0 < line["generator/identity"] < 4 for line in lines)
+    assert all(0 < line["generator/identity"] < 4 and 0 < line["generator/lent"] < 2 for line in lines)
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert "judge" in environment["identity"]
 
@@ -108,6 +108,7 @@ def test_a_network_that_saw_other_people_is_refused(prepared, tmp_path, judge):
     "changes",
     [
         {"weights": LossWeights(identity=1.0)},
+        {"weights": LossWeights(lent=1.0)},
         {"identity": {"network": "runs/reid"}},
     ],
 )

@@ -341,8 +341,10 @@ class GanConfig(EpochsConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if ("identity" in self.terms) != (self.identity.network is not None):
-            raise ValueError("weights.identity above 0 and identity.network=RUN belong together")
+        if bool({"identity", "lent"} & self.terms.keys()) != (self.identity.network is not None):
+            raise ValueError(
+                "weights.identity (or weights.lent) above 0 and identity.network=RUN belong together"
+            )
         if self.gan.pool and self.discriminator_args.get("pairing") == "carried":
             raise ValueError("the pairing carried needs gan.pool=0: a pool keeps no further sources")
         if self.gan.together and self.discriminator_args.get("pairing") in ("carried", "as_printed"):
