@@ -56,13 +56,14 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--killed", type=float, default=0.1, help="share of the workers")
+    parser.add_argument("--times", type=int, default=2, help="of ray: turns of each; the fastest counts")
     parser.add_argument("--folder", type=Path, help="where to; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.part == "plan":
             figures = plan(Path(folder), options.pictures)
         elif options.part == "ray":
-            figures = by_ray(Path(folder), options.pictures)
+            figures = by_ray(Path(folder), options.pictures, options.times)
         else:
             figures = simulate(Path(folder), options.pictures, options.workers, options.killed)
     print(json.dumps(figures))
@@ -211,7 +212,7 @@ def work(out: Path, pictures: int, workers: int, doomed: int, dice: random.Rando
             raise SystemExit("a worker failed")
 
 
-def by_ray(folder: Path, pictures: int, times: int = 2) -> dict[str, float]:
+def by_ray(folder: Path, pictures: int, times: int) -> dict[str, float]:
     """Two workers of Ray against two processes, in turns; of each the fastest."""
     start, work_s = {}, {}
     for turn in range(times):

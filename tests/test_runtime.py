@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -188,6 +189,31 @@ def test_two_processes_stop_in_the_same_step(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         assert f"rank {rank} step 4 exit 143 threads 1" in done.stdout
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="processes compute on this machine's GPUs")
+def test_processes_form_a_group_where_the_device_is_left_to_the_program(tmp_path: Path) -> None:
+    """What torchrun tells its processes: without a group, each would take the job for its own."""
+    code = (
+        "from reposer.runtime import setup\n"
+        "runtime = setup()\n"
+        "print(runtime.rank, runtime.world_size, runtime.device.type)"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    told = [one.communicate(timeout=120)[0].strip() for one in running]
+    assert told == ["0 2 cpu", "1 2 cpu"]
 
 
 def test_a_terminal_that_ends_saves_and_nohup_is_respected():

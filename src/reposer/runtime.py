@@ -124,8 +124,10 @@ def setup(
     if absent.get(device, False):
         raise UserError(f"device {device}: there is none on this machine", "use device=auto or device=cpu")
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    # Accelerate forms no group of processes without GPUs unless it is told that the CPU is wanted
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     with _outside_groups() if alone else nullcontext():
-        accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[group])
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[group])
     where = torch.device(accelerator.device)
     if device not in ("auto", where.type):
         raise UserError(
