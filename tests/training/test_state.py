@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
+from reposer.runtime import setup
 from reposer.training.state import (
     NonFiniteStepError,
     build_adam,
     check_finite,
     gradient_norm,
+    place,
     set_learning_rate,
 )
 
@@ -48,3 +52,26 @@ def test_the_guard_names_what_is_not_finite(bad):
     assert caught.value.quantity == "generator/l1"
     assert all(word in str(caught.value) for word in ("step 7", "generator/l1", "x.jpg -> y.jpg"))
     check_finite({"a": torch.tensor(1e30)}, 7, ())
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_maps_of_one_column_are_strided_over_in_float32(kind: type[nn.Conv2d]) -> None:
+    """Where a processor has bfloat16 instructions, torch reads the weights' gradient past the map's end."""
+    runtime = setup("cpu", "bfloat16", threads=1)
+    torch.manual_seed(0)
+    network = place(nn.Sequential(nn.Conv2d(6, 32, 1), kind(32, 64, 3, stride=2, padding=1)), runtime)
+    images = torch.randn(4, 6, 4, 1)
+    for _ in range(8):
+        filled = [torch.full((2**n,), torch.nan) for n in range(4, 16) for _ in range(20)]
+        del filled  # what is read of memory that nobody wrote is seen
+        gradients = []
+        for precise in (False, True):
+            network.zero_grad()
+            with nullcontext() if precise else runtime.autocast():
+                made = network(images)
+            assert made.dtype == torch.float32
+            made.square().sum().backward()
+            gradients.append(network[1].weight.grad.clone())
+        torch.testing.assert_close(*gradients, rtol=0.05, atol=0.05 * float(gradients[1].abs().max()))
+    with runtime.autocast():
+        assert network(torch.randn(4, 6, 4, 2)).dtype == torch.bfloat16

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -356,8 +357,28 @@ def place(module: nn.Module, runtime: Runtime, channels_last: bool = True) -> nn
     """On the device, in the memory layout; BatchNorm over all processes on GPUs (there is none for CPUs)."""
     if runtime.world_size > 1 and runtime.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    if (runtime.device.type, runtime.precision) == ("cpu", "bfloat16"):
+        _narrow_maps_in_float32(module)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return module.to(runtime.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def _narrow_maps_in_float32(module: nn.Module) -> None:
+    """Keep strided convolutions from bfloat16 where a map is one pixel wide.
+
+    There the weights' gradient is read past the end of the map (torch 2.14 with oneDNN, processors with
+    bfloat16 instructions): NaN, infinite or, worse, some number.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.stride[1] > 1:
+            part.forward = partial(_by_width, part.forward)  # type: ignore[method-assign]
+
+
+def _by_width(forward: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    if x.shape[-1] > 1:
+        return forward(x, *args)
+    with torch.autocast("cpu", enabled=False):
+        return forward(x.float(), *args)
 
 
 def wrap(network: nn.Module, runtime: Runtime, compiled: bool = False, unused: bool = False) -> nn.Module:
