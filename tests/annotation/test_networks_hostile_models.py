@@ -23,9 +23,12 @@ _watched: dict[str, Path | None] = {"folder": None}
 _seen: list[str] = []
 
 
-def _audit(event: str, arguments: tuple) -> None:
-    """Notes code that a file starts, and files that are opened beside the one given."""
-    if _watched["folder"] is None:
+def _audit(event: str, arguments: tuple, watched: dict[str, Path | None] = _watched) -> None:
+    """Notes code that a file starts, and files that are opened beside the one given.
+
+    It is still asked when Python ends and this module's names are gone.
+    """
+    if watched["folder"] is None:
         return
     if event == "subprocess.Popen" and "reposer.annotation.onnx_session" in arguments[1]:
         return  # the process of our own that the model is kept in
