@@ -144,7 +144,7 @@ def test_a_run_gives_its_averaged_generator(tmp_path, tiny_san, people):
         "generator": build_generator("san", **TINY_SAN).state_dict(),
     }
     checkpoint.save(tmp_path / "checkpoints", 7, trained, meta)
-    found = PoseTransfer.from_pretrained(tmp_path)
+    found = PoseTransfer.from_pretrained(tmp_path, tiny_san.runtime)
     batch = people.pair_batch(np.arange(3), np.arange(3, 6))
     assert torch.equal(found(batch), tiny_san(batch))
     assert found.weights_hash == tiny_san.weights_hash
@@ -161,7 +161,9 @@ def test_a_saved_folder_gives_the_same_generator_without_the_network(tmp_path, t
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    full, half = (PoseTransfer.from_pretrained(tmp_path / name) for name in ("full", "half"))
+    full, half = (
+        PoseTransfer.from_pretrained(tmp_path / name, tiny_san.runtime) for name in ("full", "half")
+    )
     batch = people.pair_batch(np.arange(3), np.arange(3, 6))
     assert torch.equal(full(batch), tiny_san(batch))
     assert full.weights_hash == tiny_san.weights_hash

@@ -374,8 +374,8 @@ def _narrow_maps_in_float32(module: nn.Module) -> None:
             part.forward = partial(_by_width, part.forward)  # type: ignore[method-assign]
 
 
-def _by_width(forward: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
-    if x.shape[-1] > 1:
+def _by_width(forward: Callable[..., Tensor], x: Any, *args: Any) -> Tensor:
+    if not isinstance(x, Tensor) or x.shape[-1] > 1:  # some of our own take maps in another form
         return forward(x, *args)
     with torch.autocast("cpu", enabled=False):
         return forward(x.float(), *args)
