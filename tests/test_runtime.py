@@ -192,7 +192,7 @@ def test_two_processes_stop_in_the_same_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes compute on this machine's GPUs")
-def test_processes_form_a_group_where_the_device_is_left_to_the_program(tmp_path: Path) -> None:
+def test_processes_form_a_group_where_the_device_is_left_to_the_program() -> None:
     """What torchrun tells its processes: without a group, each would take the job for its own."""
     code = (
         "from reposer.runtime import setup\n"

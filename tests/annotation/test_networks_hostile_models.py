@@ -34,7 +34,7 @@ def _audit(event: str, arguments: tuple, watched: dict[str, Path | None] = _watc
         return  # the process of our own that the model is kept in
     if event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect"):
         _seen.append(f"{event} {arguments}")
-    elif event == "open" and str(arguments[0]) in ("/etc/passwd", str(_watched["folder"] / "data.bin")):
+    elif event == "open" and str(arguments[0]) in ("/etc/passwd", str(watched["folder"] / "data.bin")):
         _seen.append(f"open {arguments[0]}")
 
 
