@@ -310,8 +310,10 @@ class ShardFiles:
             ClaimLostError: another worker commits this shard, or has.
         """
         root, claim = self._folder.root, self._claim
-        with ThreadPoolExecutor(_FSYNC_THREADS) as pool:
-            deque(pool.map(sync_file, self._places.values()), maxlen=0)
+        staged_files = [*self._places.values()]
+        shares = [staged_files[i::_FSYNC_THREADS] for i in range(_FSYNC_THREADS)]
+        with ThreadPoolExecutor(_FSYNC_THREADS) as pool:  # a task each, since one for each file costs more
+            deque(pool.map(_sync_files, shares), maxlen=0)
         if claim is not None:
             claim.begin_commit()
         folders: dict[str, Path] = {}  # by their relative paths
@@ -332,6 +334,11 @@ class ShardFiles:
     def drop(self) -> None:
         """Delete what is staged."""
         remove_tree(self._staging)
+
+
+def _sync_files(paths: list[Path]) -> None:
+    for path in paths:
+        sync_file(path)
 
 
 # ---- the folder of a job: is it the same job, which of its shards are done
