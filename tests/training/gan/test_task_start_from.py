@@ -7,6 +7,7 @@ from tiny_training import TINY_D, TINY_SAN, tiny_config
 from reposer.errors import UserError
 from reposer.storage import checkpoint
 from reposer.trained.networks import GENERATOR, open_network, save_generator
+from reposer.training.gan import task
 from reposer.training.loop import train
 
 
@@ -38,9 +39,16 @@ def test_a_run_without_checkpoint_and_other_sizes_are_named(prepared, tmp_path):
         train(config, tmp_path / "other", device="cpu")
 
 
-def test_a_new_run_begins_with_an_exported_generator(prepared, tmp_path):
+def test_a_new_run_begins_with_an_exported_generator(prepared, tmp_path, monkeypatch):
     config = tiny_config(prepared)
     train(config, tmp_path / "first", device="cpu")
+    opened = []
+
+    def counted(kind, name):
+        opened.append(name)
+        return open_network(kind, name)
+
+    monkeypatch.setattr(task, "open_network", counted)
     exported = open_network(GENERATOR, tmp_path / "first")
     save_generator(tmp_path / "exported", exported.network, exported.info)
     still = config.changed(
@@ -52,6 +60,7 @@ def test_a_new_run_begins_with_an_exported_generator(prepared, tmp_path):
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(tensor, second.groups["generator"][name]), name
     assert second.meta["inputs"]["start_from"] == exported.weights_hash
+    assert opened == [str(tmp_path / "exported")]  # once, for its hash and its weights
 
 
 @pytest.mark.parametrize("name", ["transport", "shipped-transport"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -314,8 +315,9 @@ class GanTask:
 
     def begin(self) -> None:
         """See Task: take the networks of ``start_from``, or let a generator that wants to see data begin."""
-        if self.config.start_from is not None:
-            self.state.start_from(Beginning.of(self.config.start_from, self.config.generator))
+        if self._beginning is not None:
+            self.state.start_from(self._beginning)
+            del self._beginning  # its weights are the state's now
             return
         begin = getattr(self.state.generator, "begin", None)
         if begin is None:
@@ -330,12 +332,18 @@ class GanTask:
         """See Task: prepared folder, pair lists, perceptual network's weights, what a new run starts from."""
         perceptual = self.config.perceptual.path if self.config.feature_layers else None
         named = {} if perceptual is None else {"perceptual": sha256_file(perceptual)}
-        if self.config.start_from is not None and new:
-            named["start_from"] = Beginning.of(self.config.start_from, self.config.generator).fingerprint
+        if new and self._beginning is not None:
+            named["start_from"] = self._beginning.fingerprint
         if self._judge is not None:
             self._check_people(self._judge.info)
             named["identity"] = self._judge.weights_hash
         return self._data.inputs() | named
+
+    @cached_property
+    def _beginning(self) -> Beginning | None:
+        """Read once, for its hash and its weights; a run that goes on never asks for it."""
+        start = self.config.start_from
+        return None if start is None else Beginning.of(start, self.config.generator)
 
     def _check_people(self, info: EmbeddingInfo) -> None:
         """Refuse a network of the identity term that has seen others than the training people."""
