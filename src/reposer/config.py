@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic_core import InitErrorDetails
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from reposer.errors import LARGEST, LARGEST_SEED, UserError
+from reposer.errors import LARGEST, LARGEST_SEED, UserError, unknown
 from reposer.storage.bounded import parse_json
 from reposer.storage.files import sha256_bytes, write_atomic
 from reposer.storage.paths import RefusedFileError, printable, read_regular
@@ -94,6 +94,32 @@ class Config(pydantic.BaseModel):
 
 _C = TypeVar("_C", bound=Config)
 _MAX_JSON_BYTES = 512 * 2**20  # the plan of ten million images
+
+
+def one_of(kind: str, names: Collection[str]) -> pydantic.AfterValidator:
+    """For a field that is a name of a registry: another one is refused where the configuration is made.
+
+    Args:
+        kind: what the names are of, for the message.
+    """
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(unknown(kind, value, names))
+        return value
+
+    return pydantic.AfterValidator(check)
+
+
+def check_each_once(**values: Sequence[Any]) -> None:
+    """For validators of configurations whose fields list what is compared.
+
+    Raises:
+        ValueError: names the first field that is empty or holds something twice.
+    """
+    for field, listed in values.items():
+        if not listed or len(set(listed)) < len(listed):
+            raise ValueError(f"{field}: one or more, each once, are needed")
 
 
 def apply_overrides(config: _C, overrides: Sequence[str], option: str = "--set") -> _C:

@@ -120,6 +120,13 @@ def test_rows_are_chosen_and_changed_by_name(tmp_path):
         ({"overrides": ["minutes=0"]}, "minutes"),
         ({"overrides": ["steps=0"]}, "steps"),
         ({"overrides": ["minuets=3"]}, "did you mean minutes"),
+        ({"overrides": ["recipes=[]"]}, "recipes: one or more, each once"),
+        ({"overrides": ["reid_seeds=[1,1]"]}, "reid_seeds: one or more, each once"),
+        ({"overrides": ["metrics=[]"]}, "metrics: one or more, each once"),
+        (
+            {"overrides": ["policy=anny"]},
+            "--set policy=anny: policy: policy anny: unknown",
+        ),
     ],
 )
 def test_what_cannot_be_a_table_is_refused_by_name(arguments, said, tmp_path):
@@ -140,6 +147,12 @@ def test_pairs_that_do_not_fit_are_refused_before_anything_is_written(prepared, 
         with pytest.raises(UserError) as refusal:
             run_paper_table(tiny(prepared, pair_list=path), tmp_path / "out")
         assert said in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_of_the_re_id_trainings_that_does_not_fit_is_refused_before_any_work(prepared, tmp_path):
+    with pytest.raises(UserError, match=r"reid_settings, recipes: --set nonsense=1: unknown key nonsense"):
+        run_paper_table(tiny(prepared, reid_settings=("nonsense=1",)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

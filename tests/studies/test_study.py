@@ -23,7 +23,9 @@ from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.jobs.stages import DONE, STAGES
 from reposer.metrics.intervals import Difference
-from reposer.studies.config import Arm, Budget, StudyRecipe
+from reposer.studies.ablations import AblationConfig
+from reposer.studies.config import Arm, Budget, StudyConfig, StudyRecipe
+from reposer.studies.paper_stages import PaperTableConfig
 from reposer.studies.plan import StudyPlan
 from reposer.studies.results import (
     LATEX,
@@ -133,6 +135,29 @@ def test_the_real_study_is_the_one_that_was_declared():
 def test_refuses_a_study_that_says_nothing(prepared, changes, words):
     with pytest.raises(ValueError, match=words):
         tiny(prepared, **changes)
+
+
+@pytest.mark.parametrize(
+    ("study", "fields"),
+    [
+        (StudyConfig, {"device": "gpu"}),
+        (StudyConfig, {"arms": [{"name": "a", "factor": 2, "policy": "gpu"}]}),
+        (StudyConfig, {"arms": [{"name": "a", "factor": 2, "background": "gpu"}]}),
+        (StudyConfig, {"arms": [{"name": "a", "factor": 2, "camera": "gpu"}]}),
+        (StudyConfig, {"recipes": [{"preset": "gpu"}]}),
+        (StudyConfig, {"recipes": [{"preset": "ide_small", "methods": ["gpu"]}]}),
+        (AblationConfig, {"device": "gpu"}),
+        (AblationConfig, {"metrics": ["l1", "gpu"]}),
+        (PaperTableConfig, {"device": "gpu"}),
+        (PaperTableConfig, {"metrics": ["gpu"]}),
+        (PaperTableConfig, {"policy": "gpu"}),
+    ],
+)
+def test_a_name_that_a_stage_would_refuse_hours_later_is_refused_in_the_plan(study, fields):
+    given = {"data": "prepared", "arms": [{"name": "real"}], "recipes": [{"preset": "ide_small"}]}
+    values = {key: value for key, value in given.items() if key in study.model_fields} | fields
+    with pytest.raises(ValueError, match=r"gpu: unknown: did you mean \w+"):
+        study.model_validate(values)
 
 
 def test_refuses_arms_by_name(prepared):

@@ -35,7 +35,7 @@ from reposer.storage.files import (
     remove_temporaries,
     remove_tree,
     sha256_bytes,
-    sync_file,
+    sync_files,
     sync_folder,
     write_atomic,
 )
@@ -48,7 +48,6 @@ STAGING, _ENVIRONMENT = ".staging", "environment"
 CLAIMS = ".claims"  # which worker makes which shard (``workers.py``)
 ENCODERS = 2  # threads; the bytes do not depend on them
 _READ_AHEAD = 2  # batches
-_FSYNC_THREADS = 8  # waiting for a disk takes no processor time
 
 Rows = list[dict[str, Any]]
 Put = Callable[[str, bytes], str]  # (place relative to the root, content) -> sha256
@@ -310,10 +309,7 @@ class ShardFiles:
             ClaimLostError: another worker commits this shard, or has.
         """
         root, claim = self._folder.root, self._claim
-        staged_files = [*self._places.values()]
-        shares = [staged_files[i::_FSYNC_THREADS] for i in range(_FSYNC_THREADS)]
-        with ThreadPoolExecutor(_FSYNC_THREADS) as pool:  # a task each, since one for each file costs more
-            deque(pool.map(_sync_files, shares), maxlen=0)
+        sync_files([*self._places.values()])
         if claim is not None:
             claim.begin_commit()
         folders: dict[str, Path] = {}  # by their relative paths
@@ -334,11 +330,6 @@ class ShardFiles:
     def drop(self) -> None:
         """Delete what is staged."""
         remove_tree(self._staging)
-
-
-def _sync_files(paths: list[Path]) -> None:
-    for path in paths:
-        sync_file(path)
 
 
 # ---- the folder of a job: is it the same job, which of its shards are done

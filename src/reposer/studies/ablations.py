@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
-from reposer.config import Config, apply_overrides, load_config, read_json
+from reposer.config import Config, apply_overrides, check_each_once, load_config, one_of, read_json
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import MOST_SIDE_BY_SIDE, find
@@ -25,13 +25,14 @@ from reposer.evaluation.image_quality import DEFAULT_METRICS
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.jobs.stages import Stage, StageCache, in_order, make_all, seal_study
 from reposer.metrics.intervals import Difference, paired_bootstrap
+from reposer.metrics.protocols import METRICS
 from reposer.runtime import setup
 from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, markdown_row, write_sections
 from reposer.storage.files import sha256_file
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import check_name
 from reposer.storage.tables import parquet_bytes, read_table
-from reposer.studies.config import STUDY_FILE, claim_study, save_study
+from reposer.studies.config import STUDY_FILE, Device, claim_study, save_study
 from reposer.studies.results import LATEX, MARKDOWN, PARQUET, TABLES, p_text, tex
 from reposer.training.gan.config import GanConfig
 from reposer.training.loop import train
@@ -145,16 +146,14 @@ class AblationConfig(Config):
     steps: int = Field(default=300, ge=1)  # optimizer steps of every row
     seeds: tuple[int, ...] = (0,)
     pairs: int | None = Field(default=1000, ge=1)  # validation pairs that are scored; None: all
-    metrics: tuple[str, ...] = DEFAULT_METRICS
+    metrics: tuple[Annotated[str, one_of("metric", METRICS)], ...] = DEFAULT_METRICS
     # CPU threads of each worker; results depend on it
     threads: int | None = Field(default=1, ge=1, le=MOST_SIDE_BY_SIDE)
-    device: str = "auto"  # auto, cpu, cuda or mps; results depend on it
+    device: Device = "auto"  # auto, cpu, cuda or mps; results depend on it
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
-        for what, values in (("arms", [arm.name for arm in self.arms]), ("seeds", list(self.seeds))):
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{what}: one or more, each once, are needed")
+        check_each_once(arms=[arm.name for arm in self.arms], seeds=self.seeds, metrics=self.metrics)
         return self
 
 

@@ -16,17 +16,27 @@ from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from reposer.annotation.interfaces import Parser
 from reposer.annotation.parser import SegmentationParser, open_parser
-from reposer.config import Config, apply_overrides, config_bytes, differences, load_config
+from reposer.config import (
+    Config,
+    apply_overrides,
+    check_each_once,
+    config_bytes,
+    differences,
+    load_config,
+    one_of,
+)
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, MOST_SOURCES, UserError, find, unknown
 from reposer.evaluation.reid_comparison import LEARNERS
 from reposer.generation.augmentation import check_generator
 from reposer.generation.camera_colors import CAMERAS
+from reposer.generation.donors import POLICIES
 from reposer.generation.filters import FilterOptions
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
+from reposer.generation.stitching import BACKGROUNDS
 from reposer.reid.distances import DISTANCES
-from reposer.runtime import Runtime
+from reposer.runtime import DEVICES, Runtime
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.paths import check_name
 from reposer.training.reid.config import ReidConfig
@@ -111,6 +121,7 @@ def _describe(painter: GeneratorChoice, data: Path) -> tuple[tuple[str, str], ..
     return tuple(hashes)
 
 
+Device = Annotated[str, one_of("device", DEVICES)]
 STUDY_FILE = "study.json"
 STUDYS = "study"  # an arm's predictor: the one that the study names
 
@@ -135,8 +146,9 @@ class Arm(Config):
     # images after augmentation per real one; 1: real images only
     factor: int = Field(default=1, ge=1, le=1000)
     repeated: bool = False  # the added images are the sources themselves: what more images alone bring
-    policy: str = "any"  # of donors, a key of generation.donors.POLICIES
-    background: str = "generated"  # generated | donor | source
+    policy: Annotated[str, one_of("policy", POLICIES)] = "any"  # of donors
+    # generated | donor | source
+    background: Annotated[str, one_of("background", BACKGROUNDS)] = "generated"
     # images of the person that a picture is made from, at most
     sources: int = Field(default=1, ge=1, le=MOST_SOURCES)
     camera: str = (
@@ -229,19 +241,13 @@ class StudyConfig(Config):
     batch_size: int = Field(default=32, ge=1, le=MOST_AT_ONCE)
     # CPU threads of each worker; results depend on it
     threads: int | None = Field(default=1, ge=1, le=MOST_SIDE_BY_SIDE)
-    device: str = "auto"  # auto, cpu, cuda or mps; results depend on it
+    device: Device = "auto"  # auto, cpu, cuda or mps; results depend on it
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         names = [arm.name for arm in self.arms]
-        for what, values in (
-            ("arms", names),
-            ("budgets", [budget.share for budget in self.budgets]),
-            ("seeds", list(self.seeds)),
-            ("recipes", [recipe.preset for recipe in self.recipes]),
-        ):
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{what}: one or more, each once, are needed")
+        shares, presets = [one.share for one in self.budgets], [one.preset for one in self.recipes]
+        check_each_once(arms=names, budgets=shares, seeds=self.seeds, recipes=presets)
         missing = [name for name in self.controls if name not in names]
         if missing:
             raise ValueError(unknown("controls: arm", missing[0], names))

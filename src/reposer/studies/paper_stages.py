@@ -17,19 +17,21 @@ from pydantic import AfterValidator, Field, model_validator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from reposer.config import Config, apply_overrides, read_json
+from reposer.config import Config, apply_overrides, check_each_once, one_of, read_json
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, PAIRS
 from reposer.errors import MOST_SIDE_BY_SIDE
 from reposer.evaluation.image_quality import evaluate_pairs, nearest_donors
+from reposer.generation.donors import POLICIES
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_png
 from reposer.jobs.stages import Stage, StageCache
+from reposer.metrics.protocols import METRICS
 from reposer.runtime import setup
 from reposer.storage.files import remove_tree, write_atomic
 from reposer.storage.paths import check_name
 from reposer.studies.ablations import QUALITY, RUN
-from reposer.studies.config import StudyRecipe
+from reposer.studies.config import Device, StudyRecipe
 from reposer.studies.paper_report import sheet_pairs
 from reposer.studies.study import REAL, REPEATED
 from reposer.training.gan.config import GanConfig
@@ -99,7 +101,7 @@ class PaperTableConfig(Config):
     seed: int = 0  # of the trainings
     pair_list: Path | None = None  # columns from,to; none: the validation pairs of the folder
     pairs: int | None = Field(default=2000, ge=1)  # the first so many of the list; none: all
-    metrics: tuple[str, ...] = (
+    metrics: tuple[Annotated[str, one_of("metric", METRICS)], ...] = (
         *("fid_gfla", "fid", "frechet_mobilenetv2", "lpips_alex_v0.0", "lpips_like_squeeze"),
         *("mask_lpips", "mask_lpips_like_squeeze", "ssim", "mask_ssim", "psnr", "l1", "mask_l1"),
     )
@@ -110,9 +112,9 @@ class PaperTableConfig(Config):
     reid_steps: int = Field(default=300, ge=1)  # of every Re-ID training
     reid_seeds: tuple[int, ...] = (0, 1, 2)
     factor: int = Field(default=2, ge=2, le=1000)  # images after augmentation per real one
-    policy: str = "any"  # of donors: the same for all rows
+    policy: Annotated[str, one_of("policy", POLICIES)] = "any"  # of donors: the same for all rows
     threads: int | None = Field(default=1, ge=1, le=MOST_SIDE_BY_SIDE)  # of each worker
-    device: str = "auto"  # auto, cpu, cuda or mps; results depend on it
+    device: Device = "auto"  # auto, cpu, cuda or mps; results depend on it
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -125,6 +127,8 @@ class PaperTableConfig(Config):
                 raise ValueError(f"rows: {name} is the name of a row that stands in every table")
         if not names:
             raise ValueError("rows: one or more are needed")
+        presets = [recipe.preset for recipe in self.recipes]
+        check_each_once(metrics=self.metrics, recipes=presets, reid_seeds=self.reid_seeds)
         return self
 
 

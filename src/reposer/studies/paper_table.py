@@ -207,9 +207,13 @@ class TablePlan:
         """Refuse, before any work, what would fail or mislead later.
 
         Raises:
-            UserError: pairs of people who are trained on, nobody to test on, or a run of another generator,
-                size or data set.
+            UserError: pairs of people who are trained on, nobody to test on, a setting of the Re-ID
+                trainings that does not fit, or a run of another generator, size or data set.
         """
+        try:
+            StudyPlan(self._study((REAL,)), self._root)
+        except UserError as error:
+            raise UserError(f"reid_settings, recipes: {error.problem}", error.advice) from error
         learned = np.isin(self.pairs, np.flatnonzero(self.people.splits == "train")).any(1)
         if learned.any():
             source, target = (self.people.names[i] for i in self.pairs[learned][0])
