@@ -4,7 +4,8 @@
 memory; and what one worker pays before its first picture. ``simulate``: files of a few bytes by workers on
 this machine, of which a share is killed at random moments and never comes back, against the same files by one
 process: the finished trees are compared by the sha256 of every name and content. What is measured there is
-the claims, manifests and fsyncs, with no network at all.
+the claims, manifests and fsyncs, with no network at all. With ``--computed`` the one process writes its
+manifest alone and the contents of its files are only hashed, for sets of which two do not fit the time.
 
 ``ray``: the same files by two workers of Ray and by two processes of this machine; what counts is the time
 from a tenth of the shards to the last.
@@ -39,7 +40,7 @@ from reposer.generation.batch import PictureJob, WriteReport, write_pictures
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_jpeg, encode_png
 from reposer.jobs.executors import in_this_process
-from reposer.jobs.shards import Encode, Folder, Put, Rows
+from reposer.jobs.shards import Encode, Folder, Put, Rows, ShardFiles
 from reposer.jobs.workers import RayCluster, Step, with_ray
 from reposer.runtime import setup
 from reposer.structures import PairBatch
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--killed", type=float, default=0.1, help="share of the workers")
+    parser.add_argument("--computed", action="store_true", help="of simulate: no second set is written")
     parser.add_argument("--times", type=int, default=2, help="of ray: turns of each; the fastest counts")
     parser.add_argument("--folder", type=Path, help="where to; default: a temporary one")
     options = parser.parse_args()
@@ -65,7 +67,8 @@ def main() -> None:
         elif options.part == "ray":
             figures = by_ray(Path(folder), options.pictures, options.times)
         else:
-            figures = simulate(Path(folder), options.pictures, options.workers, options.killed)
+            how = (options.pictures, options.workers, options.killed, options.computed)
+            figures = simulate(Path(folder), *how)
     print(json.dumps(figures))
 
 
@@ -152,11 +155,16 @@ class Few:
         return partial(self._encode, batch)
 
     def _encode(self, batch: range, put: Put) -> Rows:
-        names = [f"{item:08d}.bin" for item in batch]
+        names = [file_name(item) for item in batch]
         return [
             {"file": name, "sha256": put(f"images/{name}", content(item)), "number": item}
             for name, item in zip(names, batch, strict=True)
         ]
+
+
+def file_name(item: int) -> str:
+    """Of a file."""
+    return f"{item:08d}.bin"
 
 
 def content(item: int) -> bytes:
@@ -171,7 +179,7 @@ def step(out: Path, pictures: int, how: Step) -> WriteReport:
     return write_pictures(job, in_this_process(Few), how)
 
 
-def simulate(folder: Path, pictures: int, workers: int, share: float) -> dict[str, float]:
+def simulate(folder: Path, pictures: int, workers: int, share: float, computed: bool) -> dict[str, float]:
     """Workers, of whom a share is killed; then the same job by one process."""
     out, times, found = folder / "out", {}, {}
     dice, doomed = random.Random(0), round(share * workers)
@@ -179,13 +187,13 @@ def simulate(folder: Path, pictures: int, workers: int, share: float) -> dict[st
         "plan": lambda: step(out, pictures, Step("plan")),
         "work": lambda: work(out, pictures, workers, doomed, dice),
         "finish": lambda: step(out, pictures, Step("finish")),
-        "one_process": lambda: step(out, pictures, Step()),
+        "one_process": lambda: one_process(out, pictures, computed),
     }
     for name, do in parts.items():
         times[name] = timed(do)
         print(f"{name} {times[name]:.1f} s", flush=True)
         if name in ("finish", "one_process"):
-            found[name] = tree_hash(out)
+            found[name] = tree_hash(out, pictures if computed and name == "one_process" else 0)
             shutil.rmtree(out)  # room for one tree is enough
     same = found["finish"] == found["one_process"]
     print(f"{pictures:,} files, {workers} workers, {doomed} killed: trees {'equal' if same else 'DIFFER'}")
@@ -194,6 +202,17 @@ def simulate(folder: Path, pictures: int, workers: int, share: float) -> dict[st
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     figures = {f"{name}_s": round(seconds, 1) for name, seconds in times.items()}
     return {"pictures": pictures, "workers": workers, "killed": doomed, **figures, "peak_mb": peak // 1024}
+
+
+def one_process(out: Path, pictures: int, computed: bool) -> None:
+    """The whole job; computed: without its files."""
+    written = ShardFiles.put
+    if computed:
+        ShardFiles.put = lambda self, place, data: hashlib.sha256(data).hexdigest()
+    try:
+        step(out, pictures, Step())
+    finally:
+        ShardFiles.put = written
 
 
 def work(out: Path, pictures: int, workers: int, doomed: int, dice: random.Random) -> None:
@@ -274,14 +293,19 @@ def timed(do: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def tree_hash(folder: Path) -> str:
-    """sha256 over the names and contents of everything below a folder."""
+def tree_hash(folder: Path, computed: int = 0) -> str:
+    """sha256 over the names and contents of everything below a folder; computed: files that it would hold."""
     digest = hashlib.sha256()
     for place, folders, names in os.walk(folder):
         folders.sort()
+        inside = os.path.relpath(place, folder)
+        if computed and inside == "images":
+            for item in range(computed):
+                digest.update(f"images/{file_name(item)}".encode())
+                digest.update(hashlib.sha256(content(item)).digest())
         for name in sorted(names):
             path = os.path.join(place, name)
-            digest.update(os.path.relpath(path, folder).encode())
+            digest.update(os.path.normpath(os.path.join(inside, name)).encode())
             with open(path, "rb") as file:
                 digest.update(hashlib.sha256(file.read()).digest())
     return digest.hexdigest()
