@@ -284,6 +284,25 @@ def test_pictures_are_kept_and_dropped_by_key_in_two_tabs(page: Any, folder: Pat
     assert other.complaints == []
 
 
+def test_no_key_decides_about_a_set_that_is_not_there_yet(page: Any, folder: Path) -> None:
+    before = read_decisions(folder / "people"), read_decisions(folder / "set")
+    page.get_by_role("tab", name="Pictures").click()
+    page.select_option("#set", label="people (annotated people)")
+    page.locator("#counts", has_text="pictures").wait_for()
+    page.locator("#grid li").first.click()
+    held: list[Any] = []
+    page.route("**/api/sets/*\\?*", lambda route: held.append(route))
+    page.select_option("#set", label="set (augmented set)")
+    assert page.locator("#grid li").count() == 0
+    page.keyboard.press("d")
+    page.wait_for_timeout(300)
+    assert held
+    for route in held:
+        route.continue_()
+    page.locator("#grid li").first.wait_for()
+    assert (read_decisions(folder / "people"), read_decisions(folder / "set")) == before
+
+
 def test_annotated_people_are_filtered_shown_with_joints_and_posed(
     page: Any, browser: Any, address: str
 ) -> None:

@@ -41,9 +41,7 @@ async function load(keep = 0) {
   const page = await attempt(() => ask(question()));
   if (number !== asked) return;
   if (!page) {
-    rows = [];
-    draw();
-    $("counts").textContent = "";
+    clear();
     return;
   }
   if (page.fitting && start >= page.fitting) {
@@ -75,6 +73,12 @@ async function load(keep = 0) {
 }
 
 let latest = null;
+
+function clear() {
+  rows = [];
+  draw();
+  $("counts").textContent = $("shown").textContent = "";
+}
 
 function word(one) {
   if (one.by_hand) return one.kept ? "kept by hand" : "dropped by hand";
@@ -224,6 +228,7 @@ export async function openPictures(sets, wanted) {
     start = 0;
     for (const id of ["person", "camera"]) $(id).value = "*";
     $("score").value = $("low").value = $("high").value = "";
+    clear(); // a key must not decide about a row of the earlier set while the server is asked for this one
     load();
   });
   addEventListener("keydown", onKey);
