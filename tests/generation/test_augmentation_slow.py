@@ -77,8 +77,8 @@ def test_fifty_kills_lose_and_double_nothing(tmp_path_factory, tmp_path):
     prepared = runner.prepare_drawn(tmp_path, people=people, images=4)
     sources = 4 * (people - 1)
     copies = PICTURES // sources
-    runner.write(prepared, tmp_path / "whole", copies + 1, shard=256)
-    kills = fast.run_runner("kills", prepared, tmp_path / "killed", copies + 1, 1, 256, KILLS)
+    runner.write(prepared, tmp_path / "whole", copies + 1, shard=128)
+    kills = fast.run_runner("kills", prepared, tmp_path / "killed", copies + 1, 1, 128, KILLS)
     assert int(kills) == KILLS
     assert tree_hash(tmp_path / "killed") == tree_hash(tmp_path / "whole")
     files = read_rows(tmp_path / "killed")["file"].to_pylist()

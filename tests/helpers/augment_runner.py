@@ -96,16 +96,25 @@ def write(prepared, out, factor, processes=1, shard=16, seconds=0.0, step="all")
 
 
 def kills(prepared, out, factor, processes, shard, wanted):
-    """Kill the writer at random moments, each later than the last run came, then let it finish."""
+    """Kill the writer at random moments, each later than the last run came, then let it finish.
+
+    Each run may end one shard and make two more at most, however fast the machine is.
+    """
     moments, done = random.Random(0), 0
+
+    def sealed():
+        return len(list((out / "manifest").glob("_*")))
+
     while done < wanted:
-        before = len(list((out / "manifest").glob("_*"))) if out.exists() else 0
+        before = sealed()
         child = fork(partial(write, prepared, out, factor, processes, shard, 0.005))
-        while not out.exists() or len(list((out / "manifest").glob("_*"))) <= before:
+        while sealed() <= before:
             if os.waitpid(child, os.WNOHANG)[0]:
                 raise SystemExit(f"finished after {done} kills: give more items")
             time.sleep(0.005)
-        time.sleep(moments.uniform(0.0, 0.2))
+        end = time.monotonic() + moments.uniform(0.0, 0.2)
+        while time.monotonic() < end and sealed() <= before + 1:
+            time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         done += 1
