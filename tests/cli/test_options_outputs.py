@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import pytest
 import typer
 
 from reposer.cli.main import app
-from reposer.cli.options import OUTPUT_NAMES
+from reposer.cli.options import OUTPUT_NAMES, claim_out
 from reposer.errors import UserError
 from reposer.jobs.shards import CLAIMS, STAGING
 from reposer.storage.outputs import OUTPUTS, refuse_others, write_output
+from reposer.studies import demo
 
 NEEDED = {  # what a command asks for beside its required parameters
     "generate": ("--source", "nobody.png", "--donor", "no-one.png"),
@@ -193,6 +195,16 @@ def test_what_a_command_wrote_itself_is_its_own(tmp_path):
         with pytest.raises(UserError, match="which this command did not write"):
             refuse_others(tmp_path, own, page="report.html")
         (tmp_path / name).unlink()
+
+
+def test_a_demo_may_go_over_every_folder_that_it_makes(tmp_path):
+    """The whole demo twice is a slow test (tests/test_package.py)."""
+    source = Path(demo.__file__).read_text()
+    made = set(re.findall(r'out / "(\w+)"', source)) | {demo.SINGLE, demo.STUDY, demo.PICTURES}
+    assert {"people", "prepared", "prepared_single_camera", "training", "evaluation"} <= made
+    for name in made:
+        (tmp_path / name).mkdir()
+    claim_out("demo", tmp_path)
 
 
 def test_a_demo_deletes_no_study_that_holds_something_else(run, tmp_path):

@@ -217,7 +217,10 @@ _SET = (
 )
 _RUN = ("environment.json", "metrics.jsonl", "samples", "checkpoints")  # before it is a run
 OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
-    "demo": ("people", "prepared", "training", "pictures", "evaluation", "study", "sections.json"),
+    "demo": (
+        *("people", "prepared", "prepared_single_camera", "training", "pictures", "evaluation", "study"),
+        "sections.json",
+    ),
     "render": ("bounding_box_*", "query", "parsing", "mask", "people.json", "keypoints.csv"),
     "study": (
         "study.json",
