@@ -197,6 +197,16 @@ def test_what_a_command_wrote_itself_is_its_own(tmp_path):
         (tmp_path / name).unlink()
 
 
+def test_a_command_that_writes_new_folders_says_so(run, tmp_path):
+    """Twice the same call: what lies there is its own, so that "did not write" would be wrong."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "bounding_box_train").mkdir()
+    code, _, error = run("export-set", tmp_path / "set", "--out", tmp_path / "out")
+    assert code == 1
+    assert "holds bounding_box_train, and this command writes a new folder each time" in error
+    assert "did not write" not in error
+
+
 def test_a_demo_may_go_over_every_folder_that_it_makes(tmp_path):
     """The whole demo twice is a slow test (tests/test_package.py)."""
     source = Path(demo.__file__).read_text()

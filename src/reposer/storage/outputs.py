@@ -71,7 +71,7 @@ def refuse_others(out: Path, own: Sequence[str], *, marks: Sequence[str] = (), p
     Args:
         out: need not exist.
         own: patterns (``*`` any text) of the names that the command leaves there. Names in the folder's list
-            of outputs are a command's too. A link is nobody's.
+            of outputs are a command's too. A link is nobody's. Empty: a command that never goes over its own.
         marks: files by any of which the command knows its own folder; with one there, other files may lie
             beside those of the command, which touches none of them.
         page: name of the report of such a folder, which any command may find there.
@@ -91,9 +91,13 @@ def refuse_others(out: Path, own: Sequence[str], *, marks: Sequence[str] = (), p
     for name in names:
         theirs = name in listed or _PASSING.fullmatch(name) or any(fnmatchcase(name, one) for one in own)
         if not theirs or (out / name).is_symlink():
+            why = (
+                "which this command did not write"
+                if own
+                else "and this command writes a new folder each time"
+            )
             raise UserError(
-                f"{printable(out)}: holds {printable(name)}, which this command did not write",
-                "choose another --out, or move that away",
+                f"{printable(out)}: holds {printable(name)}, {why}", "choose another --out, or move that away"
             )
 
 
