@@ -31,9 +31,10 @@ from reposer.studies.config import (
     training_config,
 )
 from reposer.studies.plan import StudyPlan
+from reposer.studies.report import study_notes
 from reposer.studies.study import CONTROLS, EXTRA_ARMS, configure, run_study
 from reposer.studies.study_stages import SET
-from reposer.trained.networks import GeneratorConfig
+from reposer.trained.networks import GENERATOR, GeneratorConfig, open_network, save_generator
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +283,24 @@ def test_a_filter_of_poses_judges_by_the_named_parser(prepared, tmp_path):
     torch.onnx.export(network, (sample,), file, dynamo=True, external_data=False, verbose=False)
     _describe_parser.cache_clear()
     assert StudyPlan(study, tmp_path / "study").cells[1].augmented.key != made.key
+
+
+def test_the_notes_say_what_the_networks_behind_the_pictures_saw(prepared, tmp_path):
+    opened, people = open_network(GENERATOR, "shipped"), PackedPeople.open(prepared / PACKED)
+    info = opened.info.changed(identity_hash=people.identity_hash("train"), budget=0.5)
+    save_generator(tmp_path / "half", opened.network, info)
+    arms = (
+        *(ARMS[0], ARMS[1], ARMS[2], Arm(name="carried", factor=2, generator="transport")),
+        Arm(name="fair", factor=2, generator=str(tmp_path / "half")),
+        Arm(name="fair_too", factor=2, generator=str(tmp_path / "half"), policy="compatible"),
+    )
+    budgets = (Budget(), Budget(share=0.5))
+    plan = StudyPlan(tiny(prepared, arms=arms, budgets=budgets, generator="shipped"), tmp_path / "study")
+    assert study_notes(plan)[-3:] == [
+        "50 % of the images: donors, filter and Re-ID training saw that share only.",
+        f"generated: the generator saw {opened.info.trained_on}.",
+        "fair, fair_too: the generator saw 50 % of each person's images.",
+    ]
 
 
 def test_arms_are_named_on_the_command_line(prepared, others):

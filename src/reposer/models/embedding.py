@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +49,16 @@ class Features(NamedTuple):
 class EmbeddingInfo(Config):
     """What an embedding is and where it comes from."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"budget", "budget_seed"})
+
     embedding: dict[str, Any] = Field(default_factory=dict)  # keywords of Embedding
     trained_on: str = ""  # the training data in words
     identity_hash: str = ""  # PackedPeople.identity_hash of the training people; empty: not recorded
     images_hash: str = ""  # PackedPeople.images_hash of the same; empty: not recorded
+    budget: float = Field(
+        default=1.0, gt=0, le=1
+    )  # share of each person's images of these that it was trained on
+    budget_seed: int = 0  # of the choice (data/samplers.py)
     splits: tuple[str, ...] = ("train",)  # of the prepared folder, that it was trained on
     step: int = 0  # optimizer steps
     weights_sha256: str = ""  # of model.safetensors; empty only while nothing is saved

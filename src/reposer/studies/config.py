@@ -39,6 +39,7 @@ from reposer.reid.distances import DISTANCES
 from reposer.runtime import DEVICES, Runtime
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.paths import check_name
+from reposer.trained.networks import GeneratorConfig
 from reposer.training.reid.config import ReidConfig
 from reposer.workflows.reid_features import check_data
 from reposer.workflows.train import REID_PRESETS
@@ -73,6 +74,28 @@ class GeneratorChoice:
                 trained on people held out there.
         """
         return dict(_describe(self, data))
+
+    def learned_from(self, people: PackedPeople) -> str:
+        """What its networks were trained on, in words; empty for a control, which has none.
+
+        Args:
+            people: of whom a network may have seen a share of the training images, or all.
+
+        Raises:
+            UserError: as :meth:`open`.
+        """
+        model = self.open()
+        parts = [("the generator", model.config)] if model.learned else []
+        if model.predictor is not None:
+            parts.append(("the predictor", model.predictor.config))
+        here = people.identity_hash("train")
+        return " and ".join(f"{what} saw {_seen(config, here)}" for what, config in parts)
+
+
+def _seen(config: GeneratorConfig, here: str) -> str:
+    if config.identity_hash != here:
+        return config.trained_on or "people who are not recorded"
+    return f"{100 * config.budget:g} % of each person's images"
 
 
 @dataclass(frozen=True)
@@ -162,6 +185,11 @@ class Arm(Config):
     start: float = Field(default=0.0, ge=0, lt=1)
     stop: float = Field(default=1.0, gt=0, le=1)
     settings: tuple[str, ...] = ()  # overrides of the recipe, as generated.weight=0.5 or augment.erase=0.5
+
+    @property
+    def painted(self) -> bool:
+        """Whether it adds pictures that a generator makes."""
+        return self.factor > 1 and not self.repeated
 
     @property
     def by_network(self) -> bool:

@@ -209,7 +209,7 @@ class StudyPlan:
         for budget in self.study.budgets if self.study.real_arm else ():
             made: dict[tuple[str, int, GeneratorChoice], list[str]] = {}
             for arm in self.study.arms:
-                if arm.factor > 1 and not arm.repeated:
+                if arm.painted:
                     origin = (arm.background, arm.sources, self.study.painter_of(arm, budget))
                     made.setdefault(origin, []).append(arm.name)
             judge = self._judge(budget)
@@ -227,7 +227,7 @@ class StudyPlan:
         """One for each generated set."""
         for budget in self.study.budgets:
             for arm in self.study.arms:
-                if arm.factor > 1 and not arm.repeated:
+                if arm.painted:
                     made = self.augmented(arm, budget)
                     inputs = {"version": _VERSION, "data": self._data_hash} | self._decided(made)
                     make = partial(

@@ -22,7 +22,7 @@ from reposer.storage.manifest import IMAGES, read_rows
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import contained, made_folder, unlinked
 from reposer.storage.tables import parquet_bytes, read_table
-from reposer.studies.config import STUDY_FILE, Arm
+from reposer.studies.config import STUDY_FILE, Arm, Budget
 from reposer.studies.mistakes import FACTORS, MARGIN, MISTAKEN_PICTURES, MISTAKES
 from reposer.studies.plan import Cell, Coverage, StudyPlan
 from reposer.studies.results import ArmResult, Block, Results, block_cells, title_of, what_was_found
@@ -175,12 +175,21 @@ def study_notes(plan: StudyPlan) -> list[str]:
             f" {study.real_arm.name} by is chance."
         )
     for budget in study.budgets:
-        if budget.share < 1 and not budget.generator and plan.coverage:
-            notes.append(
-                f"{100 * budget.share:g} % of the images: the generator saw 100 %; donors, filter and Re-ID"
-                " training saw that share only."
-            )
+        if budget.share < 1 and plan.coverage:
+            share = f"{100 * budget.share:g} %"
+            notes.append(f"{share} of the images: donors, filter and Re-ID training saw that share only.")
+            notes += _learned_from(plan, budget)
     return notes
+
+
+def _learned_from(plan: StudyPlan, budget: Budget) -> list[str]:
+    """What the networks behind the pictures of a budget had seen, a sentence for each pair of them."""
+    painted = {arm.name: plan.study.painter_of(arm, budget) for arm in plan.study.arms if arm.painted}
+    words = {painter: painter.learned_from(plan.people) for painter in set(painted.values())}
+    arms = dict[str, list[str]]()
+    for name, painter in painted.items():
+        arms.setdefault(words[painter], []).append(name)
+    return [f"{', '.join(names)}: {seen}." for seen, names in arms.items() if seen]
 
 
 def write_report_parts(plan: StudyPlan, results: Results, notes: Sequence[str], root: Path) -> None:

@@ -13,7 +13,7 @@ from importlib.resources import as_file
 from importlib.resources import files as resources
 from pathlib import Path
 from textwrap import fill
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ from reposer.weights.shared_folders import open_folder
 class GeneratorConfig(Config):
     """What a generator is, where it comes from, and how its weights are stored."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"budget", "budget_seed"})
+
     generator: str  # a key of models.generators.GENERATORS, or of PREDICTORS
     generator_args: dict[str, Any] = Field(default_factory=dict)  # keywords of its constructor
     size: tuple[int, int]  # (H, W) it was trained at
@@ -47,6 +49,10 @@ class GeneratorConfig(Config):
     trained_on: str = ""  # the training data in words
     identity_hash: str = ""  # PackedPeople.identity_hash of the training people; empty: not recorded
     images_hash: str = ""  # PackedPeople.images_hash of the same; empty: not recorded
+    budget: float = Field(
+        default=1.0, gt=0, le=1
+    )  # share of each person's images of these that it was trained on
+    budget_seed: int = 0  # of the choice (data/samplers.py)
     step: int = 0  # optimizer steps
     weights_dtype: Literal["float32", "float16"] = "float32"
     weights_sha256: str = ""  # of model.safetensors; empty only while nothing is saved
@@ -187,8 +193,11 @@ def _trained(kind: Kind[N, I], info: I, tensors: Mapping[str, Tensor], origin: P
 
 
 def _facts(settings: Mapping[str, Any], found: checkpoint.Checkpoint) -> dict[str, Any]:
-    return {
-        "trained_on": Path(settings["data"]["folder"]).name,
+    data = settings["data"]
+    name, share = Path(data["folder"]).name, data.get("budget", 1.0)
+    part = {} if share == 1 else {"budget": share, "budget_seed": data.get("budget_seed", 0)}
+    return part | {
+        "trained_on": f"{name} ({100 * share:g} % of each person's images)" if part else name,
         "identity_hash": found.meta["identity_hash"],
         "images_hash": found.meta.get("images_hash", ""),
         "step": found.step,

@@ -104,6 +104,23 @@ def test_a_network_that_saw_other_people_is_refused(prepared, tmp_path, judge):
         train(config, tmp_path / "run", device="cpu")
 
 
+@pytest.mark.parametrize(("share", "seed", "fits"), [(1.0, 0, False), (0.5, 1, False), (0.5, 0, True)])
+def test_a_network_that_saw_more_images_is_refused(prepared, tmp_path, judge, share, seed, fits):
+    """A training on a share of the images would learn from the others through it."""
+    embedding = Embedding.from_pretrained(judge)
+    embedding.info = embedding.info.changed(budget=share, budget_seed=seed)
+    embedding.save_pretrained(tmp_path / "saw")
+    weights = LossWeights(adversarial=1.0, l1=10.0, perceptual=0.0, identity=2.0)
+    config = mending(prepared, weights=weights, identity={"network": tmp_path / "saw"})
+    config = apply_overrides(config, ["data.budget=0.5"])
+    if fits:
+        assert train(config, tmp_path / "run", device="cpu").finished
+        return
+    with pytest.raises(UserError, match=rf"identity\.network=.*saw: has seen {100 * share:g} % .*alone"):
+        train(config, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -63,6 +63,19 @@ def test_a_new_run_begins_with_an_exported_generator(prepared, tmp_path, monkeyp
     assert opened == [str(tmp_path / "exported")]  # once, for its hash and its weights
 
 
+def test_a_run_says_what_share_it_saw_and_is_no_beginning_for_less(prepared, tmp_path):
+    config = tiny_config(prepared)
+    half = config.changed(data=config.data.changed(budget=0.5, budget_seed=2))
+    train(half, tmp_path / "half", device="cpu")
+    info = open_network(GENERATOR, tmp_path / "half").info
+    assert (info.budget, info.budget_seed) == (0.5, 2)
+    assert info.trained_on == f"{prepared.name} (50 % of each person's images)"
+    less = half.changed(data=half.data.changed(budget=0.25), start_from=tmp_path / "half")
+    with pytest.raises(UserError, match=r"start_from=.*half: has seen 50 % of each person's images"):
+        train(less, tmp_path / "less", device="cpu")
+    train(half.changed(start_from=tmp_path / "half"), tmp_path / "again", device="cpu")
+
+
 @pytest.mark.parametrize("name", ["transport", "shipped-transport"])
 def test_a_generator_of_another_kind_is_no_beginning(prepared, tmp_path, name):
     with pytest.raises(

@@ -18,6 +18,8 @@ from reposer.training.config import EpochsConfig, OutputConfig, learning_rate
 class DataConfig(Config):
     """Which prepared folder, which pairs of it, and how many of them make an epoch."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"budget", "budget_seed"})
+
     folder: Path  # written by `reposer prepare`
     pairs: str = "pairs_train.csv"  # inside the folder; both images must be of the split "train"
     validation_pairs: str = (
@@ -28,6 +30,8 @@ class DataConfig(Config):
     flip: bool = False  # mirror half of the pairs, labels and joints swapped
     # images of the source person that a pair has at most, one of them the pair's own; each number as often
     sources: int = Field(default=1, ge=1, le=MOST_SOURCES)
+    budget: float = Field(default=1.0, gt=0, le=1)  # share of each person's images, see data/samplers.py
+    budget_seed: int = 0
 
 
 class OptimizerConfig(Config):

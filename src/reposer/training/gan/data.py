@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import load_pairs
-from reposer.data.samplers import draw_flips, draw_pairs, rank_slice
+from reposer.data.samplers import budget_rows, draw_flips, draw_pairs, rank_slice
 from reposer.data.sources import FurtherSources, draw_counts
 from reposer.data.transforms import flip_pairs
 from reposer.errors import UserError
@@ -57,7 +57,8 @@ class GanData:
 
     def __init__(self, config: PairsConfig, rank: int = 0, world_size: int = 1) -> None:
         self.people = PackedPeople.open(config.data.folder / "packed", verify=rank == 0)
-        self.pairs = _training_pairs(config.data, self.people)  # (P, 2) indices of source and target
+        kept = _kept_rows(config.data, self.people)
+        self.pairs = _training_pairs(config.data, self.people, kept)  # (P, 2) rows of source and target
         self.validation_pairs = _validation_pairs(config.data, self.people)  # (V, 2), may be empty
         if config.batch_size % (config.accumulate * world_size):
             raise UserError(
@@ -66,7 +67,7 @@ class GanData:
                 f"make it a multiple of {config.accumulate * world_size}",
             )
         self._config, self._rank, self._world_size = config, rank, world_size
-        self._further = FurtherSources(self.people) if config.data.sources > 1 else None
+        self._further = FurtherSources(self.people, kept) if config.data.sources > 1 else None
 
     def inputs(self) -> dict[str, str]:
         """sha256 of what a run must find unchanged: the prepared people, and the lists of pairs."""
@@ -105,7 +106,17 @@ class GanData:
         return self.people.pair_batch(source, target, more)
 
 
-def _training_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]:
+def _kept_rows(data: DataConfig, people: PackedPeople) -> NDArray[np.int64] | None:
+    """The images that the budget leaves and those that are only watched; None: all."""
+    if data.budget == 1:
+        return None
+    watched = np.flatnonzero(people.splits != "train")
+    return np.concatenate([budget_rows(people, data.budget, data.budget_seed), watched])
+
+
+def _training_pairs(
+    data: DataConfig, people: PackedPeople, kept: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
     path = contained(data.folder, data.pairs)
     pairs = load_pairs(path, people.name_index())
     if not len(pairs):
@@ -125,6 +136,10 @@ def _training_pairs(data: DataConfig, people: PackedPeople) -> NDArray[np.int64]
             f"{path}, pair {mixed[0] + 1}: {first} and {second} show two people",
             "a generator learns from pairs of one person: prepare the folder again",
         )
+    if kept is not None:
+        pairs = pairs[np.isin(pairs, kept).all(1)]
+        if not len(pairs):
+            raise UserError(f"{path}: data.budget={data.budget:g} leaves no pair", "raise data.budget")
     return pairs[: data.max_pairs]
 
 

@@ -45,7 +45,7 @@ from reposer.storage.checkpoint import Checkpoint, TensorGroups
 from reposer.storage.files import sha256_file
 from reposer.storage.paths import printable
 from reposer.structures import PairBatch
-from reposer.trained.networks import EMBEDDING, GENERATOR, Trained, open_network
+from reposer.trained.networks import EMBEDDING, GENERATOR, GeneratorConfig, Trained, open_network
 from reposer.training.gan.config import GanConfig
 from reposer.training.gan.data import GanData, Part
 from reposer.training.state import TrainingState, below, build_adam, build_ema, load_into, place, wrap
@@ -64,6 +64,7 @@ class Beginning:
     generator: Mapping[str, Tensor]  # averaged, where it was trained here
     discriminator: Mapping[str, Tensor] | None  # None: only a run's checkpoints have one
     fingerprint: str  # sha256 that tells one beginning from another
+    info: GeneratorConfig
 
     @classmethod
     def of(cls, name: Path, generator: str) -> Self:
@@ -88,9 +89,9 @@ class Beginning:
             )
         found = checkpoint.of_run(name) if (name / checkpoint.CHECKPOINTS).is_dir() else None
         if found is None:
-            return cls(opened.network.state_dict(), None, opened.weights_hash)
+            return cls(opened.network.state_dict(), None, opened.weights_hash, opened.info)
         critic = found.groups.get("discriminator")
-        return cls(found.groups["ema"], critic, sha256_file(found.path / "meta.json"))
+        return cls(found.groups["ema"], critic, sha256_file(found.path / "meta.json"), opened.info)
 
 
 class GanState(TrainingState):
@@ -333,6 +334,7 @@ class GanTask:
         perceptual = self.config.perceptual.path if self.config.feature_layers else None
         named = {} if perceptual is None else {"perceptual": sha256_file(perceptual)}
         if new and self._beginning is not None:
+            self._check_budget(f"start_from={self.config.start_from}", self._beginning.info)
             named["start_from"] = self._beginning.fingerprint
         if self._judge is not None:
             self._check_people(self._judge.info)
@@ -353,6 +355,19 @@ class GanTask:
                 f"identity.network={self.config.identity.network}: was not trained on the training people of"
                 f" {self.config.data.folder} alone",
                 "train one there: reposer reid train PRESET --data FOLDER",
+            )
+        self._check_budget(f"identity.network={self.config.identity.network}", info)
+
+    def _check_budget(self, setting: str, info: EmbeddingInfo | GeneratorConfig) -> None:
+        """Refuse a network that has seen training images which the budget of this training leaves out."""
+        data, facts = self.config.data, self._data.people.training_facts("train")
+        inside = info.budget <= data.budget and info.budget_seed == data.budget_seed
+        if data.budget < 1 and info.identity_hash == facts["identity_hash"] and not inside:
+            raise UserError(
+                f"{printable(setting)}: has seen {100 * info.budget:g} % of each person's images (budget_seed"
+                f" {info.budget_seed}), and this training is to see {100 * data.budget:g} % (budget_seed"
+                f" {data.budget_seed}) alone",
+                f"train one with --set data.budget={data.budget:g} --set data.budget_seed={data.budget_seed}",
             )
 
     def facts(self) -> dict[str, Any]:
