@@ -46,8 +46,8 @@ from reposer.annotation.makers import (
     PhotoMaker,
     crop_origins,
 )
-from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
-from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
+from reposer.data.layouts.folder_scan import drop_collisions, split_folders, without_suffix
+from reposer.data.layouts.identity_folders import annotation_folders, list_images
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.jobs.claims import is_planned

@@ -35,8 +35,8 @@ from reposer.annotation.makers import CROP_COLUMNS, PHOTO_COLUMNS
 from reposer.annotation.overview import FLAGS
 from reposer.config import read_json
 from reposer.data.keypoints import write_keypoints_csv
-from reposer.data.layouts.folder_scan import drop_collisions, without_suffix
-from reposer.data.layouts.identity_folders import annotation_folders, list_images, split_folders
+from reposer.data.layouts.folder_scan import drop_collisions, split_folders, without_suffix
+from reposer.data.layouts.identity_folders import annotation_folders, list_images
 from reposer.data.records import AnnotationProblem, text_cell
 from reposer.errors import UserError
 from reposer.jobs.shards import STAGING, Rows

@@ -139,7 +139,7 @@ def test_blank_lines_of_a_table_are_no_rows(tmp_path: Path):
     table.write_text("path,pid,camid,split\r\na.png,1,1,train\r\n\r\n,,,\r\nb.png,x,1,train\r\n\r\n \r\n")
     records, problems = read_people("folders", root, options={"labels": str(table)})
     assert [r.path for r in records] == ["a.png", "b.png"]
-    assert problems == []
+    assert [p.rule for p in problems] == ["renumbered"]
     records, problems = read_people("table", root, options={"table": str(table)})
     assert [r.path for r in records] == ["a.png"]
     listed = [(p.row, p.field, p.rule) for p in problems if p.file == "who.csv"]
@@ -147,7 +147,7 @@ def test_blank_lines_of_a_table_are_no_rows(tmp_path: Path):
 
 
 def test_identities_in_a_table(tmp_path: Path):
-    write(tmp_path, "a.png", "b/b.png", "c_c4.png", "d.png")
+    write(tmp_path, "a.png", "b/b.png", "c_c4.png", "d.png", "e.png")
     table = tmp_path / "who.csv"
     rows = ["pid,path,camid,note", "Anna,a.png,2,x", "Bert,b/b.png,,", "Anna,c_c4.png", "Eve,nowhere.png,1"]
     rows += ["Anna,a.png,2", ",d.png,2", "Eve,d.png,two", "Eve,../d.png,1"]
@@ -163,7 +163,129 @@ def test_identities_in_a_table(tmp_path: Path):
         *((6, "path", "repeated-path"), (7, "pid", "bad-label")),
         *((8, "camid", "bad-label"), (9, "path", "bad-path")),
     ]
-    assert {"unlabeled", "missing", "no-camera"} <= {p.rule for p in problems}
+    assert {"missing", "no-camera"} <= {p.rule for p in problems}
+    assert [p.file for p in problems if p.rule == "unlabeled"] == ["e.png"]  # d.png stands in a bad row
+
+
+def table_of(tmp_path: Path, text: str) -> dict[str, str]:
+    (tmp_path / "who.csv").write_text(text)
+    return {"labels": str(tmp_path / "who.csv")}
+
+
+SPLIT_FOLDERS = ("train/a.png", "query/b.png", "gallery/c.png")
+
+
+def test_a_table_without_splits_leaves_them_to_the_folders(tmp_path: Path):
+    write(tmp_path / "root", *SPLIT_FOLDERS)
+    rows = [f"{path},7,{n}" for n, path in enumerate(SPLIT_FOLDERS)]
+    options = table_of(tmp_path, "\n".join(["path,pid,camid", *rows]))
+    found, _ = labels(tmp_path / "root", **options)
+    assert {path: split for path, (_, _, split) in found.items()} == {
+        path: path.partition("/")[0] for path in SPLIT_FOLDERS
+    }
+
+
+def test_a_table_s_splits_go_before_those_of_the_folders(tmp_path: Path):
+    write(tmp_path / "root", *SPLIT_FOLDERS)
+    text = "path,pid,camid,split\ntrain/a.png,7,1,gallery\nquery/b.png,7,2,\ngallery/c.png,7,3,gallery\n"
+    records, problems = read_people("folders", tmp_path / "root", options=table_of(tmp_path, text))
+    assert {r.path: r.split for r in records} == {
+        **{"train/a.png": "gallery", "query/b.png": "query", "gallery/c.png": "gallery"}
+    }
+    (found,) = [p for p in problems if p.rule == "splits-disagree"]
+    assert (found.row, found.field) == (2, "split")
+    assert "train/a.png is gallery here and lies in the folder of train (1 such rows)" in found.message
+
+
+def test_a_blank_split_is_no_training_image(tmp_path: Path):
+    write(tmp_path / "root", "a.png", "b.png")
+    text = "path,pid,camid,split\na.png,7,1,query\nb.png,7,2,\n"
+    records, problems = read_people("folders", tmp_path / "root", options=table_of(tmp_path, text))
+    assert [r.path for r in records] == ["a.png"]
+    assert [(p.row, p.field, p.rule) for p in problems if p.file == "who.csv"] == [(3, "split", "bad-label")]
+
+
+@pytest.mark.parametrize("nobody", ["nan", "NaN", "null", "None", "<NA>", "-2", "-17"])
+def test_what_programs_write_for_no_person_is_none(tmp_path: Path, nobody: str):
+    write(tmp_path / "root", "a.png", "b.png", "c.png")
+    options = table_of(tmp_path, f"path,pid,camid\na.png,7,1\nb.png,{nobody},1\nc.png,-1,1\n")
+    records, problems = read_people("folders", tmp_path / "root", options=options)
+    assert [(r.path, r.pid) for r in records if r.pid > 0] == [("a.png", 7)]
+    assert [(p.row, p.field, p.rule) for p in problems if p.file == "who.csv"] == [(3, "pid", "bad-label")]
+
+
+def test_a_row_with_more_cells_than_the_header_is_not_read_shifted(tmp_path: Path):
+    write(tmp_path / "root", "a.png", "b.png")
+    text = "path,score,pid,camid\na.png,0,93,1,1\nb.png,0.93,7,2,,\n"
+    records, problems = read_people("folders", tmp_path / "root", options=table_of(tmp_path, text))
+    assert [(r.path, r.pid, r.camid) for r in records] == [("b.png", 7, 2)]
+    (found,) = [p for p in problems if p.file == "who.csv"]
+    assert (found.row, found.rule) == (2, "bad-label")
+    assert "has 5 cells, the header 4" in found.message
+    text = "path,pid,camid,split\na.png,0,93,1,train\nb.png,7,2,train,\n"
+    (tmp_path / "who.csv").write_text(text)
+    records, problems = read_people("table", tmp_path / "root", options={"table": str(tmp_path / "who.csv")})
+    assert [(r.path, r.pid) for r in records] == [("b.png", 7)]
+    assert [(p.row, p.field) for p in problems if p.file == "who.csv"] == [(2, "row")]
+
+
+def test_junk_and_distractors_stay_when_somebody_has_a_name(tmp_path: Path):
+    write(tmp_path, "train/0001/a.png", "train/new_guy/a.png", "query/0001/b.png")
+    write(tmp_path, *(f"gallery/{person}/c.png" for person in ("0001", "0000", "-1", "00-1")))
+    records, problems = read_people("folders", tmp_path)
+    assert {r.path.split("/")[1]: r.pid for r in records} == {
+        **{"0001": 1, "new_guy": 2, "0000": 0, "-1": -1, "00-1": -1}
+    }
+    (found,) = [p for p in problems if p.rule == "renumbered"]
+    assert found.message.startswith("new_guy is no number: all people are numbered anew")
+
+
+@pytest.mark.parametrize(
+    ("train", "query", "gallery"),
+    [
+        ("train_set", "query_set", "test_set"),
+        ("Training-Images", "probe images", "gallery_imgs"),
+        ("bbox_train", "query", "bbox_test"),
+        ("training_set", "probe_set", "gallery_set"),
+    ],
+)
+def test_splits_are_known_by_the_word_in_their_folders_names(
+    tmp_path: Path, train: str, query: str, gallery: str
+):
+    write(tmp_path, f"{train}/0001/a.png", f"{query}/0001/b.png", f"{gallery}/0001/c.png")
+    found, _ = labels(tmp_path)
+    assert [split for _, _, split in (found[path] for path in sorted(found))] == [
+        {train: "train", query: "query", gallery: "gallery"}[path.split("/")[0]] for path in sorted(found)
+    ]
+
+
+def test_exact_names_of_splits_go_before_others(tmp_path: Path):
+    write(tmp_path, "train/0001/a.png", "train_data/0001/b.png", "train_all/0001/c.png")
+    found, _ = labels(tmp_path)
+    assert list(found) == ["train/0001/a.png"]
+
+
+@pytest.mark.parametrize("options", [{"identity": "^([0-9]+)_"}, {"anonymous": True}, {}])
+def test_splits_one_folder_deeper_are_not_all_trained_on(tmp_path: Path, options: dict):
+    write(tmp_path, *(f"Market/{folder}/0001_c1.png" for folder in ("bounding_box_train", "query")))
+    with pytest.raises(
+        UserError, match=r"Market holds the splits \(bounding_box_train, query\).*give .*Market"
+    ):
+        read_people("folders", tmp_path, options=options)
+    (tmp_path / "who.csv").write_text("path,pid\nMarket/query/0001_c1.png,1\n")
+    with pytest.raises(UserError, match="Market holds the splits"):
+        read_people("folders", tmp_path, options={"labels": str(tmp_path / "who.csv")})
+    (tmp_path / "who.csv").write_text("path,pid,split\nMarket/query/0001_c1.png,1,gallery\n")
+    found, _ = labels(tmp_path, labels=str(tmp_path / "who.csv"))
+    assert {split for _, _, split in found.values()} == {"gallery"}
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "lost+found", "$RECYCLE.BIN", "__MACOSX"])
+def test_a_folder_of_the_system_s_is_no_person(tmp_path: Path, name: str):
+    write(tmp_path, "0001/a.png", f"{name}/b.png")
+    found, rules = labels(tmp_path)
+    assert list(found) == ["0001/a.png"]
+    assert rules["unread-folder"] == 1
 
 
 def test_anonymous_people(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
@@ -202,3 +203,64 @@ def _parents(path: str) -> Iterator[str]:
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path
+
+
+# ---- Folders of splits.
+
+# Names of a split's folder in the data sets and programs of the field, letter case aside; the first that is
+# there is the split. "test" is the gallery only beside a folder of queries: alone it may be anything.
+SPLIT_NAMES = {
+    "train": ("train", "training", "bounding_box_train", "image_train", "images_train", "train_all"),
+    "val": ("val", "valid", "validation", "dev"),
+    "query": ("query", "queries", "probe", "image_query", "query_images"),
+    "gallery": ("gallery", "bounding_box_test", "image_test", "gallery_images"),
+}
+_TEST = ("test", "testing")
+# Words beside that of the split in a folder's name: bbox_train, query_set, Training-Images.
+_FILLERS = {"bounding", "box", "bbox", "set", "image", "images", "img", "imgs", "data", "split", "crops"}
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """Split -> its folder below ``root``, by SPLIT_NAMES; empty where there is none."""
+    names: dict[str, str] = {}
+    for name in sorted(os.listdir(root), reverse=True):  # of Train and train the exact one stays, see below
+        if (root / name).is_dir():
+            names[name.lower()] = name
+    names |= {name: name for name in names if (root / name).is_dir()}
+    found = {}
+    for split, known in SPLIT_NAMES.items():
+        wanted = (*known, *_TEST) if split == "gallery" and "query" in found else known
+        chosen = next((names[name] for name in wanted if name in names), None)
+        chosen = chosen or next((names[name] for name in sorted(names) if _bare(name) in wanted), None)
+        if chosen is not None:
+            found[split] = chosen
+    return found
+
+
+def refuse_deep_splits(root: Path) -> None:
+    """Refuse a folder whose only sub-folder holds the splits, as an unpacked archive does: none would count.
+
+    Raises:
+        UserError: names that folder.
+    """
+    if split_folders(root):
+        return
+    for name in sorted(os.listdir(root)):
+        if not name.startswith(".") and (root / name).is_dir():
+            found = split_folders(root / name)
+            if "train" in found and {"query", "gallery", "val"} & found.keys():
+                inside = f"{printable(root)}/{printable(name)}"
+                folders = ", ".join(printable(folder) for folder in found.values())
+                raise UserError(
+                    f"{printable(root)}: its folder {printable(name)} holds the splits ({folders}), which"
+                    " would all be trained on",
+                    f"give {inside}",
+                )
+
+
+def _bare(name: str) -> str:
+    """The one word of a folder's name that is no filler; "" where there are several. bbox_test is gallery."""
+    words = [word for word in re.split(r"[_\- ]+", name) if word and word not in _FILLERS]
+    boxes = {"bounding", "bbox"} & set(re.split(r"[_\- ]+", name))
+    word = words[0] if len(words) == 1 else ""
+    return "gallery" if boxes and word in _TEST else word

@@ -17,7 +17,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from reposer.data.layouts.folder_scan import format_of, nfc, portable_key, walk_files
+from reposer.data.layouts.folder_scan import (
+    format_of,
+    nfc,
+    portable_key,
+    refuse_deep_splits,
+    split_folders,
+    walk_files,
+)
 from reposer.data.layouts.labeled_files import IMAGE_SUFFIXES, NO_CAMERA, Listing, Problems, labeled
 from reposer.data.layouts.tables import read_rows, row_problem
 from reposer.data.records import AnnotationProblem
@@ -26,15 +33,6 @@ from reposer.image_rules import FORMATS
 from reposer.storage.paths import printable
 
 CAMERA_IN_NAME = r"_c([0-9]{1,3})"
-# Names of a split's folder in the data sets and programs of the field, letter case aside; the first that is
-# there is the split. "test" is the gallery only beside a folder of queries: alone it may be anything.
-SPLIT_NAMES = {
-    "train": ("train", "training", "bounding_box_train", "image_train", "images_train", "train_all"),
-    "val": ("val", "valid", "validation", "dev"),
-    "query": ("query", "queries", "probe", "image_query", "query_images"),
-    "gallery": ("gallery", "bounding_box_test", "image_test", "gallery_images"),
-}
-_TEST = ("test", "testing")
 # what annotations are in, see data/preparing/annotation_lookup.py
 _BESIDE = (
     "parsing",
@@ -48,7 +46,10 @@ _LIKELY_ANNOTATIONS = {
     *("label", "annotations", "keypoints", "poses", "pose", "openpose", "skeletons", "densepose"),
     "silhouettes",
 }
-_NUMBER = re.compile("-1|[0-9]{1,9}", re.ASCII)
+# Folders that computers make beside a user's.
+_OF_SYSTEMS = {"@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information", "__macosx"}
+_NUMBER = re.compile("0*-1|[0-9]{1,9}", re.ASCII)  # MARS calls its junk 00-1
+_NOBODY = {"nan", "NaN", "NAN", "null", "NULL", "None", "<NA>"}  # what programs write for no value
 _NAMED_PERSON = re.compile(r"(-1|[0-9]{2,})_(?:[0-9]+_)?[cC][0-9]", re.ASCII)  # Market, VeRi, Duke, LTCC
 
 
@@ -64,9 +65,9 @@ def list_folders(
     """The images below ``root``, hidden files and annotation folders aside, with identity and camera.
 
     Identities that are all numbers stay (-1 junk, 0 distractors); if any is not, people are numbered from 1
-    in the order of their names. A camera that nothing names is 0, which is listed; single letters are
-    cameras too, A is 1. An expression that holds a "/" is looked for in the path below ``root``, any other in
-    the file name.
+    in the order of their names, junk and distractors aside. A camera that nothing names is 0, which is
+    listed; single letters are cameras too, A is 1. An expression that holds a "/" is looked for in the path
+    below ``root``, any other in the file name.
 
     Args:
         root: the folder.
@@ -81,13 +82,15 @@ def list_folders(
     Raises:
         UserError: more than one source of identities, a bad expression or table, folders that hold no images.
     """
+    cameras = _compiled("camera", camera)
     given = [name for name, value in (("identity", identity), ("labels", labels)) if value is not None]
     given += ["anonymous"] * anonymous
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)}: two sources of identities", "give one")
-    cameras = _compiled("camera", camera)
     problems: Problems = []
     images = _images(root, problems, skip)
+    if labels is None:
+        refuse_deep_splits(root)
     if labels is not None:
         found = _labeled_by_table(root, Path(labels), images, problems)
     elif identity is not None:
@@ -98,7 +101,7 @@ def list_folders(
         found = _labeled_by_folder(root, images, problems)
     found = [(path, nfc(person), split, known) for path, person, split, known in found]
     numbers = _numbers((person for _, person, _, _ in found), zero_based)
-    problems += [*_merged(found, numbers), *_alike(found)]
+    problems += [*_renumbered(root, numbers), *_merged(found, numbers), *_alike(found)]
     camids, unnamed = _camids(root, found, cameras)
     files = [
         labeled(path, numbers[person], camid, split)
@@ -171,19 +174,25 @@ def _labeled_by_name(pattern: re.Pattern[str], images: _Images, problems: Proble
 
 
 def _labeled_by_table(root: Path, table: Path, images: _Images, problems: Problems) -> _Found:
+    """A split is the table's word; where it has none, that of the image's folder."""
     found: _Found = []
     rows: dict[str, int] = {}
     there = {nfc(path): path for path, _, _ in images}
     there |= {path: path for path, _, _ in images}
-    first, content = read_rows(table, ("path", "pid"), ("camid", "split"))
+    split_of = {path: split for path, split, _ in images} if split_folders(root) else {}
+    first, read = read_rows(table, ("path", "pid"), ("camid", "split"))
+    content = list(read)
+    told = any(row["split"] for row in content)
+    if not told:
+        refuse_deep_splits(root)
+    named, apart = set[str](), []  # images that a row names; those whose folder is another split
     for number, row in enumerate(content, start=first):
         if not any(row.values()):  # a blank line
             continue
-        row["split"] = row["split"] or "train"
         path = row["path"] = there.get(row["path"]) or there.get(nfc(row["path"]), row["path"])
-        wrong = row_problem(row | {"pid": "0", "camid": row["camid"] or "0"}, rows)
-        if not wrong and not row["pid"]:
-            wrong = ("pid", "no identity", "bad-label")
+        named.add(path)
+        row["split"] = row["split"] or split_of.get(path) or ("" if told else "train")
+        wrong = row_problem(row | {"pid": "0", "camid": row["camid"] or "0"}, rows) or _no_person(row["pid"])
         if wrong:
             field, message, rule = wrong
             problems.append(AnnotationProblem(table.name, number, field, f"{message}; left out", rule))
@@ -191,11 +200,31 @@ def _labeled_by_table(root: Path, table: Path, images: _Images, problems: Proble
         rows[path] = number
         camid = int(row["camid"]) if row["camid"] else None
         found.append((path, row["pid"], row["split"], camid))
+        if row["split"] != split_of.get(path, row["split"]):
+            apart.append(
+                (number, f"{path} is {row['split']} here and lies in the folder of {split_of[path]}")
+            )
+    if apart:
+        message = f"{printable(apart[0][1])} ({len(apart):,} such rows); the table's word is taken"
+        problems.append(AnnotationProblem(table.name, apart[0][0], "split", message, "splits-disagree"))
     for path, _, _ in images:
-        if path not in rows:
+        if path not in named:
             message = f"stands in no row of {table.name}; left out"
             problems.append(AnnotationProblem(printable(path), 0, "path", message, "unlabeled"))
     return found
+
+
+def _no_person(pid: str) -> tuple[str, str, str] | None:
+    """As ``row_problem``, of a text that names nobody."""
+    if not pid or pid in _NOBODY:
+        return "pid", f"no identity{f' ({pid})' if pid else ''}", "bad-label"
+    if re.fullmatch("-[0-9]+", pid, re.ASCII) and not _NUMBER.fullmatch(pid):
+        return (
+            "pid",
+            f"{printable(pid[:80])} is no person: -1 is junk, people have numbers from 1",
+            "bad-label",
+        )
+    return None
 
 
 def list_images(root: Path, problems: Problems, below: str = "", skip: Collection[str] = ()) -> list[str]:
@@ -242,26 +271,14 @@ def annotation_folders(
     for place in places:
         for name in sorted(os.listdir(root / place)):
             path = f"{place}/{name}" if place else name
-            if name.lower() in _LIKELY_ANNOTATIONS and path not in skip and (root / path).is_dir():
+            if name.lower() in _OF_SYSTEMS and (root / path).is_dir():
+                message = "is a folder of the system's and no person; left out"
+                problems.append(AnnotationProblem(printable(path), 0, "folder", message, "unread-folder"))
+                found.append(path)
+            elif name.lower() in _LIKELY_ANNOTATIONS and path not in skip and (root / path).is_dir():
                 message = f"looks like annotations and is not read: give it by {options}, else rename it"
                 problems.append(AnnotationProblem(printable(path), 0, "folder", message, "unread-folder"))
                 found.append(path)
-    return found
-
-
-def split_folders(root: Path) -> dict[str, str]:
-    """Split -> its folder below ``root``, by SPLIT_NAMES; empty where there is none."""
-    names: dict[str, str] = {}
-    for name in sorted(os.listdir(root), reverse=True):  # of Train and train the exact one stays, see below
-        if (root / name).is_dir():
-            names[name.lower()] = name
-    names |= {name: name for name in names if (root / name).is_dir()}
-    found = {}
-    for split, known in SPLIT_NAMES.items():
-        wanted = (*known, *_TEST) if split == "gallery" and "query" in found else known
-        chosen = next((names[name] for name in wanted if name in names), None)
-        if chosen is not None:
-            found[split] = chosen
     return found
 
 
@@ -281,9 +298,25 @@ def _images(root: Path, problems: Problems, skip: Collection[str]) -> _Images:
 
 def _numbers(people: Iterable[str], zero_based: bool) -> dict[str, int]:
     known = sorted(set(people))
-    if all(_NUMBER.fullmatch(person) for person in known):
-        return {person: int(person) + (zero_based and int(person) >= 0) for person in known}
-    return {person: number for number, person in enumerate(known, start=1)}
+    numbers = {person: int(person.lstrip("0") or "0") for person in known if _NUMBER.fullmatch(person)}
+    if len(numbers) == len(known):
+        return {person: number + (zero_based and number >= 0) for person, number in numbers.items()}
+    kept = {person: number for person, number in numbers.items() if number < (not zero_based)}
+    others = (person for person in known if person not in kept)
+    return kept | {person: number for number, person in enumerate(others, start=1)}
+
+
+def _renumbered(root: Path, numbers: dict[str, int]) -> Problems:
+    """A warning where numbers do not stay, since somebody is called otherwise."""
+    texts = [person for person in numbers if not _NUMBER.fullmatch(person)]
+    if not texts or len(texts) == len(numbers):
+        return []
+    message = (
+        f"{printable(texts[0])}{' and others are' if len(texts) > 1 else ' is'} no number: all people are"
+        " numbered anew from 1 in the order of their names (-1 stays junk, 0 distractors); if that is nobody,"
+        " take it away"
+    )
+    return [AnnotationProblem(printable(root), 0, "pid", message, "renumbered")]
 
 
 def _merged(found: _Found, numbers: dict[str, int]) -> Problems:

@@ -44,6 +44,7 @@ from reposer.storage.tables import check_decoded, read_table
 # Other words for a split; "test" is the gallery beside "query", otherwise nobody knows what it is.
 SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "probe": "query"}
 COLUMNS = ("path", "pid", "camid", "split")
+EXCESS = "<cells>"  # key of a row whose cells are more than the header's
 _MAX_FILE_BYTES = 2_000_000_000
 _MAX_CSV_BYTES, MAX_ROWS = 1_000_000_000, 5_000_000  # the largest sets of persons have 4 million images
 _MAX_LINE, _MAX_COLUMNS = 1_000_000, 1000  # characters of a row, cells
@@ -92,6 +93,8 @@ def read_rows(
 ) -> tuple[int, Iterator[dict[str, str]]]:
     """The number of the first row of a CSV or Parquet file, and its rows as text; no value is "".
 
+    A row of a CSV with more cells than the header has, the key EXCESS with their number, wherever they moved.
+
     A CSV's separator is the comma, semicolon or tab of its header, whose letter case counts for nothing. Of
     the values, "\\" and "./" of a path, "1.0" of a number and other words for a split are put right.
 
@@ -114,6 +117,8 @@ def read_rows(
 
 def row_problem(row: dict[str, str], seen: dict[str, int]) -> tuple[str, str, str] | None:
     """Field, message and rule of the first thing wrong with a row; ``seen``: rows of earlier paths."""
+    if EXCESS in row:
+        return "row", f"has {row[EXCESS]}: quote a value that holds the separator", "bad-label"
     try:
         check_relative(row["path"])
     except ValueError as error:
@@ -167,6 +172,7 @@ def _csv_rows(
     lines = _Lines(data)
     reader = csv.reader(lines, delimiter=separator)
     rows: list[list[str]] = []
+    longer: dict[int, str] = {}  # place in rows -> what is said of it
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if len(header) > _MAX_COLUMNS:
@@ -176,14 +182,17 @@ def _csv_rows(
         for cells in reader:
             lines.held = 0
             rows.append([cells[place].strip() if place < len(cells) else "" for place in places])
+            if any(cell.strip() for cell in cells[len(header) :]):
+                longer[len(rows) - 1] = f"{len(cells)} cells, the header {len(header)}"
             if len(rows) > MAX_ROWS:
                 raise csv.Error(f"more than {MAX_ROWS:,} rows")
     except UnicodeDecodeError as error:
         raise UserError(f"{printable(table)}: is not UTF-8 ({error})", "save it as UTF-8") from error
     except csv.Error as error:
         raise UserError(f"{printable(table)}, row {reader.line_num}: {error}", "correct the row") from error
-    for values in rows:
-        yield dict.fromkeys(optional, "") | dict(zip(found, values, strict=True))
+    for number, values in enumerate(rows):
+        excess = {EXCESS: longer[number]} if number in longer else {}
+        yield dict.fromkeys(optional, "") | dict(zip(found, values, strict=True)) | excess
 
 
 class _Lines:

@@ -158,6 +158,7 @@ _WARNINGS = (
     *("copy", "copy-other-person", "copy-train-test", "person-train-test", "person-train-val"),
     *("official-count", "no-camera", "item-train-test", "missing-list", "joint-outside"),
     *("person-zero", "names-disagree", "parsing-labels", "mask-inverted", "odd-parsing", "odd-mask"),
+    *("renumbered", "splits-disagree", "small-keypoints", "sides-swapped"),
 )
 _UNREAD = ("unread-folder", "unread-file", "hidden")
 _ANNOTATIONS = (
