@@ -146,6 +146,22 @@ def test_tables_keep_their_good_rows(tmp_path):
     assert any("lies outside the image (24x40)" in message for message in messages)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_row_is_not_the_pose_of_every_image_of_that_name(tmp_path, processes):
+    folder = draw_folder(tmp_path / "people", 4, (SIZE,), people=2)
+    for place in sorted(folder.iterdir()):
+        for number, image in enumerate(sorted(place.iterdir())):
+            image.rename(place / f"{number}.png")
+    (folder / "0001" / "1.png").rename(folder / "0001" / "alone.png")
+    ys, xs = [2 * j for j in range(1, 19)], [j % 24 for j in range(1, 19)]
+    table = tmp_path / "k.csv"
+    table.write_text("\n".join([HEADER, f"0.png: {ys}: {xs}", f"alone.png: {ys}: {xs}"]))
+    choice = AnnotatorChoice("none", "none", f"colon:{table}")
+    report = annotate(folder, None, choice.open, how=AnnotateOptions(processes=processes))
+    assert set(read_keypoints_csv(folder / "keypoints.csv", {})[0]) == {"0001/alone.png"}
+    assert report.rules == {"bad-keypoints": 2, "missing-keypoints": 1}
+
+
 @pytest.mark.parametrize("content", [b"", b"name,x,y\n", b"\xff\xff", b"name:keypoints_x:keypoints_y\n"])
 def test_a_table_with_another_header_stops_before_anything_is_made(tmp_path, content):
     folder = draw_folder(tmp_path / "people", 1)

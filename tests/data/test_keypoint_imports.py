@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reposer.annotation.keypoints import KeypointFiles
+from reposer.annotation.keypoints import KeypointFiles, repeated_names
 from reposer.data.keypoint_imports import FORMATS, import_keypoints
 from reposer.data.keypoints import (
     body25_to_openpose,
@@ -345,3 +345,79 @@ def test_files_and_folders_given_for_each_other_say_what_lies_there(tmp_path):
         KeypointFiles("alphapose", tmp_path)
     with pytest.raises(UserError, match="no list of people"):
         KeypointFiles("alphapose", tmp_path / "coco.json")
+
+
+@pytest.mark.parametrize("kind", ["comma", "colon", "openpose", "alphapose"])
+def test_joints_in_the_corner_are_missing_ones_and_refused(kind, tmp_path):
+    """Zeros for missing joints are what COCO and OpenPose write; here nothing else says that they miss."""
+    poses = people("openpose18")
+    for pose in poses[::4]:
+        pose[[4, 7]] = 0
+    told = r"6 joints of 3 poses lie at 0, 0, the corner: these are missing ones: write a missing joint as -1"
+    path = tmp_path / "k.csv"
+    if kind == "comma":
+        rows = [comma_row(f"{i}.jpg", np.round(pose, 3), (256, 128)) for i, pose in enumerate(poses)]
+        path.write_text("\n".join([COMMA, *rows]))
+    elif kind == "colon":
+        write_keypoints_csv(path, {f"{i}.jpg": pose for i, pose in enumerate(poses)})
+    elif kind == "openpose":
+        path = tmp_path
+        for i, pose in enumerate(poses):
+            (tmp_path / f"{i}_keypoints.json").write_text(openpose(flat(pose)))
+    else:
+        coco = [pose[[0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]] for pose in poses]
+        entries = [
+            {"image_id": f"{i}.jpg", "keypoints": flat(pose), "score": 1} for i, pose in enumerate(coco)
+        ]
+        path.write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=told):
+        import_keypoints(path, kind, [f"{i}.jpg" for i in range(12)])
+
+
+def test_a_joint_in_the_corner_now_and_then_is_a_joint(tmp_path):
+    poses = np.stack(people("openpose18", 200)).astype(np.float32)
+    poses[0, 4] = 0
+    assert wrong_meaning(poses) is None
+    poses[:10, 4] = 0  # of every twentieth person: no chance
+    assert wrong_meaning(poses)[0].startswith("10 joints of 10 poses lie at 0, 0")
+
+
+def test_a_comma_row_for_an_image_of_another_size_is_not_used(tmp_path):
+    (tmp_path / "k.csv").write_text(
+        "\n".join([COMMA, comma_row("a.jpg"), comma_row("b.jpg", size=(256, 128))])
+    )
+    files = KeypointFiles("comma", tmp_path / "k.csv")
+    pose, problems = files.find("a.jpg", (128, 64))
+    assert np.array_equal(pose, POINTS)
+    assert problems == []
+    pose, (problem,) = files.find("people/b.jpg", (128, 64))
+    assert pose is None
+    assert "the row of people/b.jpg is for an image of 128x256, it is 64x128: scale" in problem.message
+    (tmp_path / "k.csv").write_text("\n".join([COMMA, comma_row("a.jpg", size=(0.5, 64))]))
+    (problem,) = import_keypoints(tmp_path / "k.csv", "comma", [])[1]
+    assert (problem.row, problem.field) == (2, "img_h")
+
+
+@pytest.mark.parametrize("kind", ["comma", "alphapose"])
+def test_a_row_by_a_file_name_that_several_images_have_is_nobodys(kind, tmp_path):
+    coco = flat(POINTS[:17])
+    rows = {"1.jpg": "1.jpg", "a_2.jpg": "a_2.jpg", "3.jpg": "3.jpg"}
+    if kind == "comma":
+        (tmp_path / "k").write_text("\n".join([COMMA, *map(comma_row, rows)]))
+    else:
+        entries = [{"image_id": name, "keypoints": coco, "score": 1} for name in rows]
+        (tmp_path / "k").write_text(json.dumps(entries))
+    files = KeypointFiles(kind, tmp_path / "k")
+    images = ["a/1.jpg", "b/1.jpg", "a/2.jpg", "b/2.jpg", "b/3.jpg", "1.jpg"]
+    files.repeated = repeated_names(images)
+    assert files.repeated == {"1.jpg", "2.jpg"}
+    found = {image: files.find(image, (128, 64)) for image in images}
+    assert {image for image, (pose, _) in found.items() if pose is not None} == {
+        "a/2.jpg",
+        "b/3.jpg",
+        "1.jpg",
+    }
+    (problem,) = found["b/1.jpg"][1]
+    assert problem.rule == "bad-keypoints"
+    assert "1.jpg is the name of several images, b/1.jpg too: write paths in the rows" in problem.message
+    assert [p.rule for p in found["b/2.jpg"][1]] == ["missing-keypoints"]

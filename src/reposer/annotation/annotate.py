@@ -33,7 +33,7 @@ from reposer.annotation.journal import (
     read_book,
     write_results,
 )
-from reposer.annotation.keypoints import KeypointFiles
+from reposer.annotation.keypoints import KeypointFiles, repeated_names
 from reposer.annotation.makers import (
     COPIES,
     CROP_COLUMNS,
@@ -118,12 +118,13 @@ def annotate(
             raise UserError(
                 f"{printable(root)}: nobody was found in {len(listed):,} photos", "give photos of people"
             )
-    settings = {
-        "kind": "annotation",
-        "images": _absolute(folder) if apart else ".",
-        "batch_size": how.batch_size,
-        **annotators.describe(),
-    }
+    images_at = _absolute(folder) if apart else "."
+    settings = {"kind": "annotation", "images": images_at, "batch_size": how.batch_size}
+    settings |= annotators.describe()
+    if isinstance(annotators.keypoints, KeypointFiles) and annotators.keypoints.is_table:
+        repeated = repeated_names(images or _images(folder, [], beside))
+        annotators.keypoints.repeated = repeated
+        open_annotators = partial(_knowing, open_annotators, repeated)
     job = AnnotationJob(
         Folder(root, root / BOOK, CROP_COLUMNS, synthetic=False),
         settings,
@@ -301,6 +302,14 @@ def _described(info: AnnotatorInfo) -> dict[str, str]:
 
 def _absolute(folder: Path) -> str:
     return printable(os.path.abspath(folder))
+
+
+def _knowing(open_annotators: Callable[[], Annotators], repeated: frozenset[str]) -> Annotators:
+    """Annotators whose table of keypoints knows which file names several images have."""
+    annotators = open_annotators()
+    if isinstance(annotators.keypoints, KeypointFiles):
+        annotators.keypoints.repeated = repeated
+    return annotators
 
 
 def _crop_maker(threads: int, open_annotators: Callable[[], Annotators], *rest: Any) -> CropMaker:

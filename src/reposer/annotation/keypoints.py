@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,8 +28,10 @@ from reposer.annotation.networks import load_transformers
 from reposer.data.keypoint_imports import (
     FORMATS,
     TABLES,
+    KeypointTable,
     import_keypoints,
     keypoint_places,
+    read_table,
     refuse_other_kind,
 )
 from reposer.data.keypoints import COCO_JOINTS, Pose, coco_to_openpose
@@ -47,7 +50,7 @@ _JSON_ENDS = ("_keypoints.json", ".json")
 class KeypointFiles:
     """Keypoints from a file or a folder of files.
 
-    An image a/b.jpg is found as a/b.jpg, a_b.jpg or, in a table, b.jpg.
+    An image a/b.jpg is found as a/b.jpg, a_b.jpg or, in a table, b.jpg where no other image is called so.
 
     Args:
         kind: one of ``keypoint_imports.FORMATS``.
@@ -62,6 +65,7 @@ class KeypointFiles:
         known("keypoints of kind", kind, FORMATS)
         refuse_other_kind(path, kind)
         self.kind, self.path = kind, path
+        self.repeated: frozenset[str] = frozenset()  # file names that several images have: repeated_names
         digest = sha256_file(path) if kind in TABLES else ""
         self.info = AnnotatorInfo(f"{kind} files of {path.name}", digest)
         if kind in TABLES:
@@ -82,11 +86,20 @@ class KeypointFiles:
             image: its path, '/' as separator.
             size: its (H, W); a pose with a joint outside is not used.
         """
-        names = _names(image)
+        names, short = _names(image), image.rpartition("/")[2]
         if self.kind in TABLES:
-            table, problems = self._table
-            pose = next((table[n] for n in (*names, image.rpartition("/")[2]) if n in table), None)
-            problems = []
+            table, problems = self._table, []
+            row = next((n for n in (*names, short) if n in table.poses), None)
+            if row == short != image and short in self.repeated:
+                message = f"{short} is the name of several images, {image} too: write paths in the rows"
+                return None, [_problem(self.path, message, "bad-keypoints")]
+            given = table.sizes.get(row or "", size)
+            if given != size:
+                message = (
+                    f"the row of {image} is for an image of {given[1]}x{given[0]}, it is {size[1]}x{size[0]}"
+                )
+                return None, [_problem(self.path, f"{message}: scale the row", "bad-keypoints")]
+            pose = table.poses[row] if row is not None else None
         else:
             found = [import_keypoints(self.path, self.kind, [name]) for name in names]
             pose = next((poses[n] for n, (poses, _) in zip(names, found, strict=True) if n in poses), None)
@@ -101,15 +114,26 @@ class KeypointFiles:
             return None, [_problem(self.path, problem, "bad-keypoints")]
         return pose, []
 
+    @property
+    def is_table(self) -> bool:
+        """Whether one file holds the poses of all images."""
+        return self.kind in TABLES
+
     def table_problems(self) -> list[AnnotationProblem]:
         """Bad rows of a table, which belong to no image."""
         if self.kind not in TABLES:
             return []
-        return [replace(problem, rule="bad-keypoints") for problem in self._table[1]]
+        return [replace(problem, rule="bad-keypoints") for problem in self._table.problems]
 
     @cached_property
-    def _table(self) -> tuple[dict[str, Pose], list[AnnotationProblem]]:
-        return import_keypoints(self.path, self.kind, [])
+    def _table(self) -> KeypointTable:
+        return read_table(self.path, self.kind)
+
+
+def repeated_names(images: Iterable[str]) -> frozenset[str]:
+    """The file names, folders aside, that more than one of these paths has."""
+    counts = Counter(image.rpartition("/")[2] for image in images)
+    return frozenset(name for name, count in counts.items() if count > 1)
 
 
 def joint_scores(poses: Sequence[Pose]) -> NDArray[np.float32]:

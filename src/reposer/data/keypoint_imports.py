@@ -22,7 +22,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,16 +80,41 @@ def import_keypoints(
     path = Path(path)
     refuse_other_kind(path, kind)
     if kind in TABLES:
-        table = {"colon": read_keypoints_csv, "comma": _read_comma, "alphapose": _read_alphapose}
-        poses, problems = table[kind](path)
+        table = read_table(path, kind, shift_x)
+        return table.poses, table.problems
+    poses, problems = _from_folder(path, kind, names, _read_pidm if kind == "pidm" else _read_openpose)
+    return _settled(path, poses, shift_x), problems
+
+
+class KeypointTable(NamedTuple):
+    """One file for all images."""
+
+    poses: Poses
+    problems: Problems
+    sizes: dict[str, tuple[int, int]]  # (H, W) of the images that the poses are for, where the file says it
+
+
+def read_table(path: Path, kind: str, shift_x: float = 0.0) -> KeypointTable:
+    """A file of one of TABLES, ``shift_x`` added to every x.
+
+    Raises:
+        AnnotationError: another header, or poses that as a whole mean something else.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    if kind == "comma":
+        poses, problems, sizes = _read_comma(path)
     else:
-        read = _read_pidm if kind == "pidm" else _read_openpose
-        poses, problems = _from_folder(path, kind, names, read)
+        poses, problems = (read_keypoints_csv if kind == "colon" else _read_alphapose)(path)
+    return KeypointTable(_settled(path, poses, shift_x), problems, sizes)
+
+
+def _settled(path: Path, poses: Poses, shift_x: float) -> Poses:
+    """The poses, moved, without joints that lie nowhere; refused where all mean something else."""
     moved = {name: pose + np.array([shift_x, 0], np.float32) for name, pose in poses.items()}
     poses = {name: _without_negative(pose) for name, pose in moved.items()}
     if wrong := wrong_meaning(poses.values()):
         raise AnnotationError(path, "keypoints", *wrong)
-    return poses, problems
+    return poses
 
 
 def refuse_other_kind(path: Path, kind: str) -> None:
@@ -207,7 +232,7 @@ def _read_pidm(path: Path, root: Path) -> Pose:
     return _pose(np.array([[_parsed(value, f"row {i + 1}") for value in row] for i, row in enumerate(rows)]))
 
 
-def _read_comma(path: Path) -> tuple[Poses, Problems]:
+def _read_comma(path: Path) -> KeypointTable:
     lines = text_lines(path)
     header = lines[0].decode("utf-8", "replace").strip()
     if [name.strip() for name in header.split(",")] != _COMMA_HEADER:
@@ -215,18 +240,19 @@ def _read_comma(path: Path) -> tuple[Poses, Problems]:
         problem = "is that of another file" if path.is_symlink() else f"is {header[:60]!r}"
         raise AnnotationError(path, "header", problem, advice, row=1)
     poses: Poses = {}
+    sizes: dict[str, tuple[int, int]] = {}
     problems: Problems = []
     for row, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
         try:
-            name, pose = _comma_row(line)
+            name, size, pose = _comma_row(line)
             if name in poses:
                 raise _BadError("file_id", f"{name[:60]} occurs twice; the first row is kept")
-            poses[name] = pose
+            poses[name], sizes[name] = pose, size
         except _BadError as error:
             problems.append(AnnotationProblem(printable(path), row, error.field, str(error), "bad-keypoints"))
-    return poses, problems
+    return KeypointTable(poses, problems, sizes)
 
 
 def _read_alphapose(path: Path) -> tuple[Poses, Problems]:
@@ -266,7 +292,8 @@ def _alphapose_person(entry: Any) -> tuple[str, float, Pose]:
     return name.replace("\\", "/"), _number(entry.get("score", 0), "score"), pose
 
 
-def _comma_row(line: bytes) -> tuple[str, Pose]:
+def _comma_row(line: bytes) -> tuple[str, tuple[int, int], Pose]:
+    """Image, its (H, W) and (18, 2) of one row."""
     try:
         (fields,) = csv.reader([line[:10_000].decode("utf-8")], strict=True)
     except (UnicodeDecodeError, ValueError, csv.Error) as error:
@@ -278,12 +305,14 @@ def _comma_row(line: bytes) -> tuple[str, Pose]:
         raise _BadError("file_id", f"{name[:60]!r} is not a file name")
     values = [_parsed(text, column) for text, column in zip(fields[1:], _COMMA_HEADER[1:], strict=True)]
     height, width = values[:2]
+    if not (height > 0 and width > 0 and height.is_integer() and width.is_integer()):
+        raise _BadError("img_h", f"{height:g} x {width:g} is no size of an image in pixels")
     points = np.array(values[2:]).reshape(NUM_JOINTS, 2)
     outside = (points[:, 0] >= width) | (points[:, 1] >= height)
     if outside.any():
         joint = int(np.flatnonzero(outside)[0])
         raise _BadError(f"p{joint}_x", f"joint {joint} lies outside the image ({width:g} x {height:g})")
-    return name, _pose(points)
+    return name, (int(height), int(width)), _pose(points)
 
 
 def _pose(points: np.ndarray[Any, np.dtype[np.float64]]) -> Pose:

@@ -11,7 +11,7 @@ bones are short, people stand upright, and pixels are larger than 1. ``wrong_mea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -184,6 +184,8 @@ _MIN_BONES = 6  # of a pose that is measured
 _FRACTION = (
     1.5  # no person is so small in pixels; a little above 1, since joints may be put outside a picture
 )
+_OFTEN = 0.05  # of the poses with a joint in the corner: more than chance
+_MANY_POSES, _UPPER_LEFT = 20, 0.55  # so many people are not all in a quarter of their images
 _WORSE = 1.2  # bones of the wrong order are longer by more than this
 # number of joints -> whose it is, where it is not one that is read
 JOINT_COUNTS = {
@@ -223,13 +225,14 @@ _BONES: dict[str, tuple[tuple[int, int], ...]] = {
 def wrong_meaning(poses: Iterable[Pose]) -> tuple[str, str] | None:
     """What a set of poses (18, 2) is instead of OpenPose-18 in pixels, and what to do; None: all is well.
 
-    Three things are looked at, each over all poses together: coordinates of about 1 at most are fractions of
+    Four things are looked at, each over all poses together: several joints of a pose in the corner, at 0, 0,
+    stand for missing ones; coordinates of about 1 at most are fractions of
     the image; bones that are shorter on the whole in another known order of joints tell that order; and a set
     whose torsos lie (neck to hips more across than down, in four of five) has y in the place of x. Fewer than
     MIN_POSES poses with joints say nothing; a pose repeated at another place or size counts once.
     """
     everybody = [pose for pose in poses if not np.isnan(pose).all()]
-    if wrong := _fractions(everybody):
+    if wrong := _zeros(everybody) or _fractions(everybody):
         return wrong
     known = [pose for pose in everybody if int((~np.isnan(pose[:, 0])).sum()) >= _MIN_BONES]
     if len(known) < MIN_POSES:
@@ -258,6 +261,36 @@ def wrong_meaning(poses: Iterable[Pose]) -> tuple[str, str] | None:
             " the images upright",
         )
     return None
+
+
+def smaller_meaning(poses: Sequence[Pose], sizes: Sequence[tuple[int, int]]) -> str:
+    """What is odd where all poses (18, 2) keep to the upper left of their images; "" where nothing is.
+
+    Args:
+        sizes: (width, height) of the image of each.
+    """
+    if len(poses) < _MANY_POSES or np.isnan(poses).all():
+        return ""
+    farthest = np.nanmax(np.stack(poses) / np.array(sizes)[:, None], axis=(0, 1))
+    if (farthest > _UPPER_LEFT).any():
+        return ""
+    return (
+        f"no joint of {len(poses):,} poses lies beyond {100 * farthest[0]:.0f} % of the width and"
+        f" {100 * farthest[1]:.0f} % of the height: if they were found in smaller pictures, multiply them"
+    )
+
+
+def _zeros(poses: list[Pose]) -> tuple[str, str] | None:
+    """Whether joints lie at 0, 0 as no two of a person can, or one of every twentieth person."""
+    joints = np.array([int((pose == 0).all(-1).sum()) for pose in poses])
+    single = int((joints == 1).sum())
+    if not (joints > 1).any() and (single < MIN_POSES or single < _OFTEN * len(joints)):
+        return None
+    return (
+        f"{int(joints.sum()):,} joints of {int((joints > 0).sum()):,} poses lie at 0, 0, the corner: these"
+        " are missing ones",
+        "write a missing joint as -1, -1 (in JSON with confidence 0)",
+    )
 
 
 def _fractions(poses: list[Pose]) -> tuple[str, str] | None:

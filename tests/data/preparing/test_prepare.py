@@ -413,6 +413,34 @@ def test_odd_sizes_are_packed_to_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("share", "sides", "rules"),
+    [
+        (1.0, (40, 24), []),
+        (0.5, (40, 24), ["small-keypoints"]),  # as if found in pictures of half the size
+        (1.0, (24, 40), ["sides-swapped"]),
+    ],
+)
+def test_a_size_that_is_meant_otherwise_is_said(tmp_path: Path, share: float, sides, rules: list[str]):
+    make_data_set(tmp_path / "root", people=8)
+    rng = np.random.default_rng(0)
+    poses = {
+        path.name: (rng.uniform(0.05, share, (18, 2)) * [23, 39]).astype(np.float32)
+        for path in (tmp_path / "root" / "bounding_box_train").iterdir()
+    }
+    write_keypoints_csv(tmp_path / "root" / "keypoints.csv", poses)
+    prepare_market1501(tmp_path / "root", tmp_path / "out", size=sides)
+    found = listed(tmp_path / "out")
+    assert [row["rule"] for row in found] == rules
+    if share < 1:
+        assert "no joint of 24 poses lies beyond 48 % of the width" in found[0]["message"]
+    elif rules:
+        assert found[0]["message"].startswith(
+            "24 of 24 pictures are higher than wide and are packed at 24x40"
+        )
+        assert "give --size 40x24" in found[0]["message"]
+
+
+@pytest.mark.parametrize(
     ("copy", "camids", "words"),
     [
         ("0007_c2s1_000001_00.jpg", (2, 2), "scores leave out its own camera, and so this image; keep both"),

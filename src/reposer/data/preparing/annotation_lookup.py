@@ -19,7 +19,7 @@ from typing import Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.data.keypoints import Pose, read_keypoints_csv
+from reposer.data.keypoints import Pose, read_keypoints_csv, smaller_meaning
 from reposer.data.label_files import PLAIN, MapRules, map_names
 from reposer.data.layouts.folder_scan import list_names, nfc, relative_folder, without_suffix
 from reposer.data.parsing import LABEL_SETS, known_labels, read_as_lip
@@ -267,6 +267,8 @@ class Annotations:
             problems.append(
                 AnnotationProblem(file, 0, "name", f"no usable row for {name}", "missing-keypoints")
             )
+        if not self.look_only and (doubt := smaller_meaning(list(poses.values()), [sizes[n] for n in poses])):
+            problems.append(AnnotationProblem(file, 0, "keypoints", doubt, "small-keypoints"))
         return [replace(record, keypoints=poses.get(record.name)) for record in records]
 
     def doubts(self) -> list[AnnotationProblem]:

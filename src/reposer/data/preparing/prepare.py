@@ -7,7 +7,7 @@ It is built beside its place and renamed: complete or not there. Preparing again
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from reposer.data.preparing.report import (
     query_notes,
     refuse_synthetic,
 )
-from reposer.data.records import problems_csv, write_manifest
+from reposer.data.records import AnnotationProblem, problems_csv, write_manifest
 from reposer.errors import UserError, known
 from reposer.storage.files import (
     atomic_folder,
@@ -46,6 +46,7 @@ from reposer.storage.files import (
 )
 from reposer.storage.outputs import MARK, SEAL, seal_faults, write_seal
 from reposer.storage.paths import foreign_names, printable
+from reposer.structures import PersonRecord
 
 MARKET1501 = "market1501"  # the layout that older prepared folders do not name
 PACKED_SET = "packed"  # a set of `reposer export-set`: unpacked for the time, and then read as a table
@@ -87,6 +88,7 @@ DEFAULTS: PrepareArguments = {
     "single_camera": False,
 }
 _PLACES: tuple[Literal["parsing"], Literal["mask"], Literal["keypoints"]] = ("parsing", "mask", "keypoints")
+_NEARLY_ALL = 0.9
 _FILES = {
     *(MANIFEST, PROBLEMS, REPORT, SEAL, *PAIRS.values(), PACKED),
     *(f"{PACKED}/{name}" for name in (HEADER, ROWS, *(f"{array}.npy" for array in ARRAYS))),
@@ -149,8 +151,28 @@ def prepare_people(
         found = _read(reader, files, keywords, chosen, how, on_progress=checking)
         refuse_synthetic(files, found.records)
         found.problems.extend(find_leaks(found.records, found.training))
+        found.problems.extend(_swapped_sides(found.records, how.size, printable(str(root))))
         report = _report(found, config, printable(str(root)), printable(out))
         return _write(folder, files, report, found, how, _stage(on_progress, "packing"))
+
+
+def _swapped_sides(
+    records: Sequence[PersonRecord], size: tuple[int, int], root: str
+) -> list[AnnotationProblem]:
+    """A warning where nearly all pictures stand and ``size`` (H, W) lies, or the other way round."""
+    lying = sum(record.width > record.height for record in records)
+    standing = sum(record.width < record.height for record in records)
+    height, width = size
+    turned = standing if width > height else lying if height > width else 0
+    if not records or turned < _NEARLY_ALL * len(records):
+        return []
+    form = "higher than wide" if width > height else "wider than high"
+    message = (
+        f"{turned:,} of {len(records):,} pictures are {form}"
+        f" and are packed at {height}x{width} (height x width): people would be distorted; if the two are"
+        f" exchanged, give --size {width}x{height}"
+    )
+    return [AnnotationProblem(root, 0, "size", message, "sides-swapped")]
 
 
 def look_at_people(
