@@ -118,13 +118,12 @@ def annotate(
             raise UserError(
                 f"{printable(root)}: nobody was found in {len(listed):,} photos", "give photos of people"
             )
-    images_at = _absolute(folder) if apart else "."
-    settings = {"kind": "annotation", "images": images_at, "batch_size": how.batch_size}
-    settings |= annotators.describe()
+    settings = {"kind": "annotation", "images": _absolute(folder) if apart else "."}
+    settings |= {"batch_size": how.batch_size, **annotators.describe()}
     if isinstance(annotators.keypoints, KeypointFiles) and annotators.keypoints.is_table:
         repeated = repeated_names(images or _images(folder, [], beside))
-        annotators.keypoints.repeated = repeated
         open_annotators = partial(_knowing, open_annotators, repeated)
+        annotators.keypoints.repeated = repeated
     job = AnnotationJob(
         Folder(root, root / BOOK, CROP_COLUMNS, synthetic=False),
         settings,
