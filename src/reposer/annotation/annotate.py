@@ -118,7 +118,7 @@ def annotate(
             raise UserError(
                 f"{printable(root)}: nobody was found in {len(listed):,} photos", "give photos of people"
             )
-    settings = {"kind": "annotation", "images": _absolute(folder) if apart else "."}
+    settings: dict[str, Any] = {"kind": "annotation", "images": _absolute(folder) if apart else "."}
     settings |= {"batch_size": how.batch_size, **annotators.describe()}
     if isinstance(annotators.keypoints, KeypointFiles) and annotators.keypoints.is_table:
         repeated = repeated_names(images or _images(folder, [], beside))
