@@ -174,7 +174,7 @@ _EVENTS = {"open", "os.remove", "os.rename", "os.link", "os.rmdir", "os.truncate
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     """Notes every audited call that names a canary, through whatever links."""
-    if not _watched["inodes"] or event not in _EVENTS:
+    if _watched is None or not _watched["inodes"] or event not in _EVENTS:  # None: the interpreter ends
         return
     for place in arguments[:2]:
         if isinstance(place, str | bytes):
