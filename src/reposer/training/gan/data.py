@@ -115,7 +115,7 @@ def _kept_rows(data: DataConfig, people: PackedPeople) -> NDArray[np.int64] | No
 
 
 def _training_pairs(
-    data: DataConfig, people: PackedPeople, kept: NDArray[np.int64] | None
+    data: DataConfig, people: PackedPeople, kept: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
     path = contained(data.folder, data.pairs)
     pairs = load_pairs(path, people.name_index())
