@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from reposer.annotation.journal import read_shards
 from reposer.config import Config, load_config
@@ -27,15 +29,21 @@ from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.label_files import read_labels
 from reposer.data.pairs import load_pairs
 from reposer.data.records import read_manifest
+from reposer.data.synthetic.people import DEFAULTS, REQUIRED, complete
 from reposer.errors import UserError
+from reposer.generation.augmented_rows import REAL_COLUMNS, SCORES, columns_of, write_summary
 from reposer.generation.forgetting import forget, removed_counts
+from reposer.generation.pictures import encode_marked
 from reposer.generation.set_exports import export_set
 from reposer.reid.features import read_features
 from reposer.report import REID_COLUMNS, write_report
-from reposer.storage.manifest import job_settings, list_parts
+from reposer.storage.files import sha256_bytes
+from reposer.storage.manifest import job_settings, list_parts, seal_job, seal_path, write_part
 from reposer.storage.outputs import seal_faults
 from reposer.storage.runs import read_metrics
+from reposer.storage.tables import parquet_bytes
 from reposer.workflows.gan_presets import PRESETS
+from reposer.workflows.verify import verify_folder
 
 DEEP: Any = None
 for _ in range(300):
@@ -228,3 +236,232 @@ def test_metrics(tmp_path):
             (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n{}\n")
             tried(partial(read_metrics, tmp_path), "metrics.jsonl")
             tried(partial(write_report, tmp_path), tmp_path.name)
+
+
+# ---- the manifest of an augmented set, and its list of real images
+
+
+PEOPLE = (1, 3, 4)
+SETTINGS = {
+    "kind": "augmentation",
+    "real": "copy",
+    "factor": 2,
+    "format": "jpg 95",
+    **dict.fromkeys(("policy", "background", "checkpoint", "trained_on"), "x"),
+    "seed": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory) -> Path:
+    """A finished set of a real image and a picture of each of three people; the last one's fell."""
+    folder = tmp_path_factory.mktemp("small") / "set"
+    for name in ("images", "manifest", "real"):
+        (folder / name).mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"items": 3, "shard_items": 8, "settings": SETTINGS}))
+    real: list[dict[str, Any]] = []
+    for pid in PEOPLE:
+        name, file = f"{pid:04d}_c1s1_000000_00.jpg", io.BytesIO()
+        Image.new("RGB", (4, 8), (pid, 0, 0)).save(file, "JPEG")
+        (folder / "real" / name).write_bytes(file.getvalue())
+        real.append({"file": name, "sha256": sha256_bytes(file.getvalue()), "pid": pid, "camid": 1})
+    rows = []
+    for number, source in enumerate(real):
+        row = dict.fromkeys(name for name, _ in columns_of(SETTINGS)) | SETTINGS
+        name = source["file"].replace(".jpg", "_g01.jpg")
+        data = encode_marked(np.full((8, 4, 3), number, np.uint8), "jpg")
+        (folder / "images" / name).write_bytes(data)
+        row |= {"file": name, "sha256": sha256_bytes(data), "copy": 1, "synthetic": True}
+        row |= {"pid": source["pid"], "camid": 1, "kept": number < 2}
+        row["dropped_because"] = None if number < 2 else "sharpness"
+        for side in ("source", "donor"):
+            row |= {side: source["file"], f"{side}_sha256": source["sha256"]}
+            row |= {f"{side}_pid": source["pid"], f"{side}_camid": 1}
+        rows.append(row)
+    write_part(folder / "manifest" / "part-00000.parquet", rows, columns_of(SETTINGS))
+    write_part(folder / "real.parquet", real, REAL_COLUMNS, synthetic=False)
+    write_summary(folder)
+    seal_job(folder)
+    assert verify_folder(folder)[1] == []
+    return folder
+
+
+def columns_in_place(column: pa.ChunkedArray) -> Iterator[tuple[str, pa.Array]]:
+    """What a stranger could put in the place of a column."""
+    rows = len(column)
+    own = column.combine_chunks()
+    others = {
+        "texts": pa.array(["False", "1", ""][:rows]),
+        "numbers": pa.array(list(range(rows))),
+        "huge numbers": pa.array([2**64 - 1] * rows, pa.uint64()),
+        "fractions": pa.array([0.5] * rows),
+        "truth": pa.array([True] * rows),
+        "lists": pa.array([[1]] * rows),
+        "lists of texts": pa.array([["x"]] * rows),
+        "bytes": pa.array([b"1"] * rows),
+        "structs": pa.array([{"a": 1}] * rows),
+        "times": pa.array([0] * rows, pa.timestamp("s")),
+    }
+    yield from ((kind, values) for kind, values in others.items() if values.type != column.type)
+    yield "no text", pa.array([b"\xff"] * rows).view(pa.string())
+    yield "nulls of its type", pa.nulls(rows, column.type)
+    yield "nulls", pa.nulls(rows)
+    yield "one null", pa.array([None, *column.to_pylist()[1:]], column.type)
+    if column.type == pa.string():
+        yield "large texts", own.cast(pa.large_string())
+        yield "a dictionary", own.dictionary_encode()
+    if column.type == pa.int64():
+        yield "small numbers", own.cast(pa.int8())
+
+
+def tables_in_place(table: pa.Table, name: str) -> Iterator[tuple[str, pa.Table]]:
+    """The table with one column missing, twice, or of other values."""
+    at = table.column_names.index(name)
+    yield "missing", table.remove_column(at)
+    yield "twice", table.append_column(name, table[name])
+    for kind, column in columns_in_place(table[name]):
+        yield kind, table.set_column(at, name, column)
+
+
+def seal_anew(path: Path, table: pa.Table) -> None:
+    data = parquet_bytes(table)
+    path.write_bytes(data)
+    seal_path(path).write_text(f"{sha256_bytes(data)}  {path.name}\n")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def pictures(folder: Path) -> set[str]:
+    return {name for name in contents(folder) if name.startswith(("images", "real/"))}
+
+
+def trained_on(folder: Path) -> Any:
+    table = complete(folder)
+    return [table[name].to_pylist() for name in (*REQUIRED, *DEFAULTS)]
+
+
+GAPS = {"dropped_because", *SCORES}  # where the writer leaves values out
+
+
+@pytest.mark.parametrize("share", [pytest.param(0.15, id="share"), SHARES[1]])
+@pytest.mark.parametrize("place", ["manifest/part-00000.parquet", "real.parquet"])
+def test_columns_of_other_kinds_are_refused_before_anything_is_done(small_set, tmp_path, place, share):
+    """Or are no matter: whoever reads them then comes to the same as of the set as it was written."""
+    layouts, rng = ("market", "list", "webdataset"), random.Random(place)
+    for layout in layouts:
+        export_set(small_set, tmp_path / "right" / layout, layout, copy=True)
+    forgotten = shutil.copytree(small_set, tmp_path / "right" / "set")
+    forget(forgotten, 3)
+    right, trained = contents(tmp_path / "right"), trained_on(small_set)
+    good, folder = pq.read_table(small_set / place), tmp_path / "set"
+    for name in good.column_names:
+        for kind, table in tables_in_place(good, name):
+            # what the reports named must be tried each time
+            if rng.random() > share and (name not in ("kept", "pid", "sha256") or kind == "times"):
+                continue
+            shutil.copytree(small_set, folder)
+            seal_anew(folder / place, table)
+            told = []
+            for layout in layouts:
+                out = tmp_path / "now" / layout
+                told.append(tried(partial(export_set, folder, out, layout, copy=True), folder.name))
+            if place != "real.parquet":
+                refusal = tried(partial(trained_on, folder), folder.name)
+                assert refusal or trained_on(folder) == trained
+                assert refusal or not told[0] or name not in (*REQUIRED, *DEFAULTS)
+            faults, before = verify_folder(folder)[1], pictures(folder)
+            told.append(tried(partial(forget, folder, 3), Path(place).name))
+            assert [bool(one) for one in told] == [bool(told[0])] * len(told), (name, kind, told)
+            assert not any("fault of ours" in one for one in (*told, *faults))
+            if told[0]:
+                assert pictures(folder) == before
+                assert Path(place).name in told[0]
+                assert name in told[0] or name == "file"
+                assert faults
+            else:
+                shutil.copytree(folder, tmp_path / "now" / "set")
+                now = contents(tmp_path / "now")
+                parts = {
+                    one for one in right if one.endswith((".parquet", ".sha256", "seal.json", "summary.json"))
+                }
+                same = {one: data for one, data in right.items() if one not in parts}
+                assert {one: data for one, data in now.items() if one not in parts} == same, (name, kind)
+            shutil.rmtree(folder)
+            shutil.rmtree(tmp_path / "now", ignore_errors=True)
+
+
+def changed_rows(folder: Path, **values: Any) -> None:
+    """The first row of the set's only part with other values, sealed anew."""
+    path = folder / "manifest" / "part-00000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    write_part(path, [rows[0] | values, *rows[1:]], columns_of(SETTINGS))
+
+
+@pytest.mark.parametrize("pid", [10**18, -1, 0, 7])
+@pytest.mark.parametrize("layout", ["market", "folders", "list", "webdataset", "parquet"])
+def test_a_person_without_a_real_image_is_no_export(small_set, tmp_path, layout, pid):
+    folder = shutil.copytree(small_set, tmp_path / "set")
+    changed_rows(folder, pid=pid)
+    with pytest.raises(UserError, match=rf"part-00000\.parquet: 0001_.*: pid {pid} is nobody of real"):
+        export_set(folder, tmp_path / "out", layout, copy=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["policy", "background", "checkpoint", "trained_on", "seed", "format"])
+def test_settings_of_another_kind_are_the_job_s_fault(small_set, tmp_path, name):
+    folder = shutil.copytree(small_set, tmp_path / "set")
+    for value in (1 if name != "seed" else "x", True, 10**30, [], {}, [None]):
+        (folder / "job.json").write_text(
+            json.dumps({"items": 3, "shard_items": 8, "settings": SETTINGS | {name: value}})
+        )
+        with pytest.raises(UserError, match=r"set/job\.json: holds a value of the wrong kind"):
+            verify_folder(folder)
+
+
+NOTE: dict[str, Any] = {
+    **{"pid": 3, "real": 1, "stems": []},
+    "removed_before": {"people": 0, "pictures": 0, "real": 0},
+}
+
+
+@pytest.mark.parametrize("path", [("pid",), ("real",), *(("removed_before", n) for n in ("people", "real"))])
+@pytest.mark.parametrize("value", [-1, -(2**70), True, 1.0, "1", None])
+def test_counts_of_a_foreign_removal_are_numbers_of_at_least_0(small_set, tmp_path, path, value):
+    folder = shutil.copytree(small_set, tmp_path / "set")
+    (folder / "forgetting.json").write_text(json.dumps(changed(NOTE, path, value)))
+    before = pictures(folder)
+    with pytest.raises(UserError, match=rf"forgetting\.json: .*{path[-1]} is no whole number of at least 0"):
+        forget(folder, 3)
+    assert pictures(folder) == before
+    if path[0] == "removed_before":
+        (folder / "forgetting.json").unlink()
+        (folder / "removed.json").write_text(json.dumps(changed(NOTE, path, value)["removed_before"]))
+        for read in (partial(removed_counts, folder), partial(forget, folder, 3)):
+            with pytest.raises(UserError, match=r"removed\.json: .* is no whole number of at least 0"):
+                read()
+        assert pictures(folder) == before
+
+
+def test_a_removal_that_goes_on_reads_all_before_anything_goes(small_set, tmp_path):
+    folder = shutil.copytree(small_set, tmp_path / "set")
+    before = pictures(folder)
+    (folder / "forgetting.json").write_text(json.dumps(NOTE))
+    for place, name in (("manifest/part-00000.parquet", "kept"), ("real.parquet", "pid")):
+        good = pq.read_table(folder / place)
+        seal_anew(folder / place, good.set_column(good.column_names.index(name), name, [["x"] * 3]))
+        with pytest.raises(UserError, match=rf"{Path(place).name}: column {name} is of type string"):
+            forget(folder, 3)
+        assert pictures(folder) == before
+        seal_anew(folder / place, good)
+    (folder / "decisions.json").write_text("{}")
+    with pytest.raises(UserError, match=r"decisions\.json: 'schema_version' is missing"):
+        forget(folder, 3)
+    assert pictures(folder) == before
+    (folder / "decisions.json").unlink()
+    assert (forget(folder, 3).pictures, verify_folder(folder)[1]) == (1, [])

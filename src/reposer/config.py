@@ -236,6 +236,13 @@ def read_json_value(path: str | os.PathLike[str], *, root: Path | None = None, n
         raise UserError(problem, "restore or delete this file") from error
 
 
+# what values of another type, or size, lead to; NotImplementedError: in a computation of Arrow's
+_FOREIGN = (
+    *(TypeError, ValueError, AttributeError, IndexError),
+    *(OverflowError, RecursionError, NotImplementedError),
+)
+
+
 @contextmanager
 def foreign_values(path: str | os.PathLike[str]) -> Iterator[None]:
     """Around the use of values of a file that anybody may have written: a wrong one is the file's fault.
@@ -249,7 +256,7 @@ def foreign_values(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except KeyError as error:
         raise UserError(f"{printable(path)}: {error} is missing", "restore this file") from error
-    except (TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+    except _FOREIGN as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{printable(path)}: holds a value of the wrong kind ({reason})", "restore this file"

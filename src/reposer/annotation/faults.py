@@ -45,6 +45,8 @@ from reposer.storage.manifest import (
     JOB,
     MANIFEST,
     Columns,
+    RowSchema,
+    fitted,
     is_sealed,
     part_path,
     read_part,
@@ -274,12 +276,14 @@ class _Book:
         try:
             if not is_sealed(path):
                 raise UserError(f"{place}: is not there, or not its seal")
-            table = read_part(path)
+            table, names = read_part(path), [name for name, _ in (*FILE_COLUMNS, *self._columns)]
+            if of_this_version := table.column_names == names:
+                table = fitted(table, RowSchema(self._columns, gaps=names), path)
         except UserError as error:
             problem = error.problem.replace(str(path), place)
             self.faults.append(f"{problem}; it describes {images[0]} and {len(images) - 1} more; {_AGAIN}")
         else:
-            if table.column_names == [name for name, _ in (*FILE_COLUMNS, *self._columns)]:
+            if of_this_version:
                 rows: Rows = table.to_pylist()
                 return rows
             self.faults.append(f"{place}: its columns are those of another version; {_AGAIN}")

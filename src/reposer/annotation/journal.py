@@ -34,7 +34,7 @@ from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.jobs.shards import Job, Rows, Shard, Work
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
-from reposer.storage.manifest import FILE_COLUMNS, JOB, is_sealed, part_path, read_part
+from reposer.storage.manifest import FILE_COLUMNS, JOB, RowSchema, fitted, is_sealed, part_path, read_part
 from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, read_regular
 from reposer.structures import NUM_JOINTS
 
@@ -96,12 +96,14 @@ class AnnotationJob(Job):
 
     def fault(self, part: Path, shard: Shard) -> str:
         """See Job."""
+        names = [name for name, _ in (*FILE_COLUMNS, *self.folder.columns)]
         try:
             table = read_part(part)
+            if table.column_names != names:
+                return f"{part.name} is of another version"
+            table = fitted(table, RowSchema(self.folder.columns, gaps=names), part)
         except UserError as error:
             return str(error)
-        if table.column_names != [name for name, _ in (*FILE_COLUMNS, *self.folder.columns)]:
-            return f"{part.name} is of another version"
         rows = table.to_pylist()
         if {row["file"] for row in rows} != set(shard.items):
             return f"{part.name} has other images"

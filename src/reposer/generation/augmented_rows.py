@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from reposer.config import read_json
+from reposer.config import foreign_values, read_json
 from reposer.data.layouts.market1501 import collisions
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import MANIFEST, REPORT
@@ -23,9 +23,12 @@ from reposer.errors import UserError
 from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.storage.files import disk_faults, sha256_bytes, sha256_file, sync_folder, write_atomic
 from reposer.storage.manifest import (
+    JOB,
     MAX_PART_BYTES,
     Columns,
+    RowSchema,
     is_sealed,
+    job_settings,
     list_parts,
     read_part,
     seal_path,
@@ -41,12 +44,13 @@ from reposer.storage.paths import contained, made_folder, printable, read_regula
 REAL, REAL_ROWS = "real", "real.parquet"
 REAL_COLUMNS = (("pid", pa.int64()), ("camid", pa.int64()))  # after file and sha256
 SOURCE = ("source_sha256", pa.string())  # last, where a copy lost its metadata: of the image it was made of
+REAL_SCHEMA = RowSchema((*REAL_COLUMNS, SOURCE), later=(SOURCE[0],))
 
 
 def real_faults(out: Path, how: str) -> list[str]:
     """Everything in ``real/`` and its list that is not as it was written, a line each."""
     try:
-        rows = read_part(out / REAL_ROWS)
+        rows = read_part(out / REAL_ROWS, REAL_SCHEMA)
     except UserError as error:
         return [str(error)]
     wanted = ["file", "sha256", *(name for name, _ in REAL_COLUMNS)]
@@ -111,23 +115,36 @@ def columns_of(settings: Mapping[str, Any]) -> Columns:
     return (*_COLUMNS, *scores, *(FURTHER_COLUMNS if settings.get("sources", 1) > 1 else ()))
 
 
+def set_schema(folder: Path) -> RowSchema:
+    """What the rows of an augmented set must be, by its job: a score, or why it fell, a picture may lack.
+
+    Raises:
+        UserError: the folder holds no job, or its settings are none of an augmented set.
+    """
+    settings = job_settings(folder)
+    with foreign_values(folder / JOB):
+        scores = score_columns(settings)
+        return RowSchema(columns_of(settings), gaps=("dropped_because", *scores), later=scores)
+
+
 def summarize(folder: Path) -> dict[str, Any]:
     """Counts and hashes of a finished set; reads one part of the manifest at a time.
 
     Raises:
         UserError: the set is unfinished or a part is damaged.
     """
+    schema = set_schema(folder)
     dropped: Counter[str] = Counter()
     seals, generated, people = [], 0, set()
     for path in list_parts(folder):
-        rows = read_part(path)
+        rows = read_part(path, schema)
         generated += rows.num_rows
         people.update(rows["pid"].unique().to_pylist())
         dropped.update(reason for reason in rows["dropped_because"].to_pylist() if reason is not None)
         seal = read_regular(seal_path(path), max_bytes=MAX_PART_BYTES, root=folder)
         seals.append(seal.decode("ascii").split()[0])
     return {
-        "real": read_part(folder / REAL_ROWS).num_rows,
+        "real": read_part(folder / REAL_ROWS, REAL_SCHEMA).num_rows,
         "people": len(people),  # with at least one generated picture
         "generated": generated,
         "kept": generated - sum(dropped.values()),

@@ -40,7 +40,16 @@ from reposer.jobs.shards import (
 from reposer.jobs.workers import Step, take_step
 from reposer.storage.files import write_atomic
 from reposer.storage.lock import LOCK
-from reposer.storage.manifest import IMAGES, JOB, MANIFEST, SCHEMA_VERSION, file_faults, read_part, seal_job
+from reposer.storage.manifest import (
+    IMAGES,
+    JOB,
+    MANIFEST,
+    SCHEMA_VERSION,
+    RowSchema,
+    file_faults,
+    read_part,
+    seal_job,
+)
 from reposer.storage.paths import made_folder
 from reposer.structures import PairBatch
 
@@ -258,8 +267,10 @@ class PictureJob(Job):
 
     def fault(self, part: Path, shard: Shard) -> str:
         """See Job."""
+        columns = self.folder.columns
+        names = [name for name, _ in columns]
         try:
-            rows = read_part(part)
+            rows = read_part(part, RowSchema(columns, gaps=names, later=names))
         except UserError as error:
             return str(error)
         if rows.num_rows != len(shard.items):

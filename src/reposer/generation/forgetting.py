@@ -27,8 +27,9 @@ from reposer.generation.augmented_rows import (
     REAL,
     REAL_COLUMNS,
     REAL_ROWS,
+    REAL_SCHEMA,
     SOURCE,
-    columns_of,
+    set_schema,
     write_summary,
 )
 from reposer.jobs.shards import STAGING
@@ -39,8 +40,9 @@ from reposer.storage.manifest import (
     JOB,
     MANIFEST,
     MAX_PART_BYTES,
-    Columns,
+    RowSchema,
     checked_names,
+    fitted,
     job_settings,
     list_parts,
     read_part,
@@ -87,7 +89,14 @@ def removed_counts(folder: Path) -> dict[str, int]:
         return {"people": 0, "pictures": 0, "real": 0}
     counts = read_json(folder / REMOVED)
     with foreign_values(folder / REMOVED):
-        return {name: int(counts[name]) for name in _COUNTED}
+        return {name: _count(counts[name], name) for name in _COUNTED}
+
+
+def _count(value: Any, name: str) -> int:
+    """``value``; raises what :func:`reposer.config.foreign_values` turns into a line of its own."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is no whole number of at least 0")
+    return value
 
 
 def refuse_removed(folder: Path) -> None:
@@ -120,17 +129,17 @@ def forget(folder: str | Path, pid: int, runs: Sequence[Path] = ()) -> ForgetRep
     settings = job_settings(folder)
     if settings.get("kind") != KIND:
         raise UserError(f"{folder}: is no augmented set", "give a folder that augment has written")
-    with foreign_values(folder / JOB):
-        columns = columns_of(settings)
+    schema = set_schema(folder)
     with locked(folder), disk_faults(folder):
         parts = list_parts(folder)
         contained(folder, REAL)
         for place in (folder, folder / MANIFEST, folder / IMAGES, folder / REAL):
             if place.is_dir():
                 remove_temporaries(place)
-        note = _begin(folder, parts, pid)
+        read_decisions(folder)  # is refused before anything goes
+        note = _begin(folder, parts, pid, schema)
         for path in parts:
-            _clean_part(folder, path, pid, columns)
+            _clean_part(folder, path, pid, schema)
         _clean_real(folder, pid)
         unlisted = _clean_unlisted(folder, parts, note)
         _clean_decisions(folder, parts)
@@ -184,15 +193,16 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _check_note(note: dict[str, Any]) -> None:
     """Raises what :func:`reposer.config.foreign_values` turns into a line of its own."""
-    counts = [note["pid"], note["real"], *(note["removed_before"][name] for name in _COUNTED)]
-    if not all(isinstance(count, int) for count in counts):
-        raise TypeError("a count is no whole number")
+    for name in ("pid", "real"):
+        _count(note[name], name)
+    for name in _COUNTED:
+        _count(note["removed_before"][name], f"removed_before.{name}")
     if not isinstance(note["stems"], list) or not all(isinstance(text, str) for text in note["stems"]):
         raise TypeError("stems is no list of names")
 
 
-def _begin(folder: Path, parts: list[Path], pid: int) -> dict[str, Any]:
-    """The note of this removal, written or found."""
+def _begin(folder: Path, parts: list[Path], pid: int, schema: RowSchema) -> dict[str, Any]:
+    """The note of this removal, written or found; every part has been read once before anything goes."""
     path = folder / FORGETTING
     if path.exists():
         note = read_json(path)
@@ -202,10 +212,13 @@ def _begin(folder: Path, parts: list[Path], pid: int) -> dict[str, Any]:
             raise UserError(
                 f"{folder}: the removal of person {note['pid']} was interrupted", "finish that one first"
             )
+        for part in parts:
+            _read_unsealed(folder, part, schema)
+        _read_unsealed(folder, folder / REAL_ROWS, REAL_SCHEMA)
         return note
-    real = read_part(folder / REAL_ROWS)
+    real = read_part(folder / REAL_ROWS, REAL_SCHEMA)
     listed = int(pc.sum(_of(real, "pid", pid)).as_py() or 0)
-    derived = sum(int(pc.sum(_derived(read_part(part), pid)).as_py() or 0) for part in parts)
+    derived = sum(int(pc.sum(_derived(read_part(part, schema), pid)).as_py() or 0) for part in parts)
     if not listed and not derived:
         raise UserError(f"{folder}: nobody of pid {pid} is in this set", "check the number")
     names = real.filter(_of(real, "pid", pid))["file"].to_pylist()
@@ -215,19 +228,19 @@ def _begin(folder: Path, parts: list[Path], pid: int) -> dict[str, Any]:
     return note
 
 
-def _clean_part(folder: Path, path: Path, pid: int, columns: Columns) -> None:
+def _clean_part(folder: Path, path: Path, pid: int, schema: RowSchema) -> None:
     """Remove the pictures, then their rows: a row may lack its picture for a moment, never the reverse."""
-    rows = _read_unsealed(folder, path)
+    rows = _read_unsealed(folder, path, schema)
     gone = _derived(rows, pid)
     for name in rows.filter(gone)["file"].to_pylist():
         delete(folder, f"{IMAGES}/{name}")
     sync_folder(folder / IMAGES)
-    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), columns)
+    write_part(path, rows.filter(pc.invert(gone)).to_pylist(), schema.columns)
 
 
 def _clean_real(folder: Path, pid: int) -> None:
     path = folder / REAL_ROWS
-    rows = _read_unsealed(folder, path)
+    rows = _read_unsealed(folder, path, REAL_SCHEMA)
     gone = _of(rows, "pid", pid)
     if (folder / REAL).is_dir():
         for name in rows.filter(gone)["file"].to_pylist():
@@ -265,12 +278,13 @@ def _clean_decisions(folder: Path, parts: list[Path]) -> None:
             decide(folder, dict.fromkeys(gone))
 
 
-def _read_unsealed(folder: Path, path: Path) -> pa.Table:
+def _read_unsealed(folder: Path, path: Path, schema: RowSchema) -> pa.Table:
     """A part whose seal may be older: an interrupted removal comes between the two renames."""
     try:
-        return checked_names(read_table(read_regular(path, max_bytes=MAX_PART_BYTES, root=folder)))
+        rows = checked_names(read_table(read_regular(path, max_bytes=MAX_PART_BYTES, root=folder)))
     except (ValueError, UserError, pa.ArrowException) as error:
         raise UserError(f"{path}: is damaged: {str(error).splitlines()[0]}", "write the set again") from error
+    return fitted(rows, schema, path)
 
 
 def _derived(rows: pa.Table, pid: int) -> pa.ChunkedArray:

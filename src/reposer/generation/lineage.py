@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reposer.config import read_json
+from reposer.config import foreign_values, read_json
 from reposer.data.layouts.market1501 import generated_name, parse_generated, portable_stem
 from reposer.data.records import DECISIONS
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import (
     REAL,
     REAL_ROWS,
+    REAL_SCHEMA,
     SOURCE,
     SUMMARY,
     columns_of,
@@ -58,13 +59,15 @@ def set_faults(folder: str | Path) -> list[str]:
     folder = Path(folder)
     job = read_json(folder / JOB)
     parts, settings = list_parts(folder), job["settings"]
+    with foreign_values(folder / JOB):
+        _check_settings(settings)
     if not isinstance(settings["factor"], int) or not 2 <= settings["factor"] <= _MOST:
         raise UserError(f"{folder / JOB}: factor is not 2 to {_MOST}", "restore this file")
     if (folder / FORGETTING).exists():
         return [f"{folder}: a removal was interrupted; run `reposer forget` for the same person again"]
     faults = seal_faults(folder, job) + real_faults(folder, settings["real"])
     try:
-        real = _Real(read_part(folder / REAL_ROWS))
+        real = _Real(read_part(folder / REAL_ROWS, REAL_SCHEMA))
     except UserError:
         return faults  # listed already; nothing can be held against a damaged list
     seen = np.zeros((len(real.stems), settings["factor"]), np.bool_)
@@ -82,6 +85,15 @@ def set_faults(folder: str | Path) -> list[str]:
     if rows != expected:
         faults.append(f"{MANIFEST}: {rows:,} rows can be read, not {expected:,}")
     return faults + _summary_faults(folder)
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raises what :func:`reposer.config.foreign_values` turns into a line of its own."""
+    kinds = dict(columns_of(settings))
+    for name in _SET_BY_JOB:
+        pa.scalar(settings[name], kinds[name])
+    if not isinstance(settings["format"], str) or not settings["format"].strip():
+        raise TypeError("format is no text")
 
 
 class _Real:
@@ -158,7 +170,10 @@ def _wrong_values(table: pa.Table, settings: dict[str, Any]) -> list[str]:
             wrong[row] = wrong[row] or text
 
     for name in _SET_BY_JOB:
-        check(pc.equal(table[name], pa.scalar(settings[name])), f"{name} is not that of the set")
+        check(
+            pc.equal(table[name], pa.scalar(settings[name], table.schema.field(name).type)),
+            f"{name} is not that of the set",
+        )
     check(pc.equal(table["pid"], table["source_pid"]), "pid is not that of its source")
     side = "donor" if settings.get("camera") == "donor" else "source"
     check(pc.equal(table["camid"], table[f"{side}_camid"]), f"camid is not that of its {side}")

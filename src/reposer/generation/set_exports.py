@@ -37,7 +37,7 @@ from reposer.data.layouts.market1501 import collisions, parse_name, portable_ste
 from reposer.data.layouts.tables import LIST, LISTED, PACKED_MANIFEST, PACKED_ROWS, SHARD
 from reposer.data.records import kept_by_hand
 from reposer.errors import UserError, find
-from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS
+from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS, REAL_SCHEMA, set_schema
 from reposer.generation.forgetting import FORGETTING
 from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.storage.files import Bucket, atomic_folder, is_remote, sha256_bytes, sha256_file, write_new
@@ -138,13 +138,17 @@ def _images(folder: Path) -> Iterator[_Image]:
         raise UserError(f"{folder}: holds no real images", "augment with --real link or copy")
     if (folder / FORGETTING).exists():
         raise UserError(f"{folder}: a removal was interrupted", "run `reposer forget` again")
-    parts = list_parts(folder)
-    for row in read_part(folder / REAL_ROWS).to_pylist():
+    schema, parts, people = set_schema(folder), list_parts(folder), set[int]()
+    for row in read_part(folder / REAL_ROWS, REAL_SCHEMA).to_pylist():
+        people.add(row["pid"])
         yield _Image(contained(folder, f"{REAL}/{row['file']}"), _name(row), row["pid"], row["camid"], False)
     for part in parts:
-        rows = read_part(part).select(["file", "sha256", "pid", "camid", "kept"])
+        rows = read_part(part, schema).select(["file", "sha256", "pid", "camid", "kept"])
         columns = (rows[name].to_pylist() for name in ("file", "sha256", "kept"))
         for row, kept in zip(rows.to_pylist(), kept_by_hand(folder, *columns), strict=True):
+            if row["pid"] not in people:
+                place = f"{printable(part)}: {printable(row['file'])}"
+                raise UserError(f"{place}: pid {row['pid']} is nobody of {REAL_ROWS}", "augment again")
             if kept:
                 path = contained(folder, f"{IMAGES}/{row['file']}")
                 name = with_camera(_name(row), row["camid"])  # of the donor's, where it has its colors

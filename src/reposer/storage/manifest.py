@@ -11,12 +11,14 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reposer.config import read_json
 from reposer.errors import LARGEST, UserError
@@ -37,13 +39,31 @@ MAX_PART_BYTES = 2**30
 Columns = Sequence[tuple[str, pa.DataType]]
 
 
-def read_rows(folder: str | Path) -> pa.Table:
+@dataclass(frozen=True, slots=True)
+class RowSchema:
+    """What a reader of parts relies on."""
+
+    columns: Columns  # after FILE_COLUMNS, of the types that their writer gives them
+    gaps: Collection[str] = ()  # columns in which a value may be missing
+    later: Collection[str] = ()  # columns that older parts, or those of other jobs, lack
+
+
+def read_rows(folder: str | Path, schema: RowSchema | None = None) -> pa.Table:
     """The whole manifest of a finished job, in the order of its items.
 
+    Args:
+        schema: as for :func:`read_part`.
+
     Raises:
-        UserError: there is none, it is not finished, or a part is damaged.
+        UserError: there is none, it is not finished, or a part is damaged, or of another schema.
     """
-    return pa.concat_tables([read_part(path) for path in list_parts(Path(folder))])
+    paths = list_parts(Path(folder))
+    parts = [read_part(path, schema) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if not part.schema.equals(parts[0].schema):
+            problem = f"{printable(path)}: its columns are not those of {paths[0].name}"
+            raise UserError(problem, "restore this file, or write the set again")
+    return pa.concat_tables(parts)
 
 
 def find_faults(folder: str | Path) -> list[str]:
@@ -167,11 +187,14 @@ def write_part(
     seal(seal_path(path), f"{sha256_bytes(data)}  {path.name}\n".encode())
 
 
-def read_part(path: Path) -> pa.Table:
-    """Rows of one part.
+def read_part(path: Path, schema: RowSchema | None = None) -> pa.Table:
+    """Rows of one part, whose column "file" may be joined to a folder.
+
+    Args:
+        schema: what the rows must be; None: only FILE_COLUMNS are looked at.
 
     Raises:
-        UserError: it, or its seal, is missing, cut or changed.
+        UserError: it, or its seal, is missing, cut or changed, or the rows are others; names the column.
     """
     try:
         root = path.parent.parent if path.parent.name == MANIFEST else path.parent
@@ -179,7 +202,7 @@ def read_part(path: Path) -> pa.Table:
         seal = read_regular(seal_path(path), max_bytes=_SMALL, root=root).decode("ascii").split()
         if seal[:1] != [sha256_bytes(data)]:
             raise ValueError("differs from its sha256")
-        return checked_names(read_table(data))
+        rows = checked_names(read_table(data))
     except RefusedFileError as error:
         raise UserError(
             f"{path}: is damaged: {error.reason}", "run the same command again to mend it"
@@ -187,20 +210,90 @@ def read_part(path: Path) -> pa.Table:
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: is damaged: {reason}", "run the same command again to mend it") from error
+    return rows if schema is None else fitted(rows, schema, path)
 
 
 def checked_names(rows: pa.Table) -> pa.Table:
-    """``rows`` themselves, whose column "file" may be joined to a folder.
+    """``rows``, whose column "file" may be joined to a folder, and whose texts can be decoded.
 
     Raises:
-        ValueError: a name is none, or could lead out of the folder; names the row.
+        ValueError: a column is there twice, or holds no values of its type; FILE_COLUMNS are missing, or no
+            texts; a name is none, or could lead out of the folder; names the column, or the row.
     """
-    for row, name in enumerate(rows["file"].to_pylist() if "file" in rows.column_names else (), start=1):
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        place = f"column {printable(name)[:80]}"
+        if rows.column_names.count(name) > 1:
+            raise ValueError(f"{place} is there twice")
+        try:
+            column.validate(full=True)  # UTF-8 too
+        except pa.ArrowException as error:
+            raise ValueError(f"{place}: {_first_line(error)}") from error
+    rows = _fitted(rows, RowSchema((), gaps=[name for name, _ in FILE_COLUMNS]))
+    for row, name in enumerate(rows["file"].to_pylist(), start=1):
         try:
             check_relative(name)
         except ValueError as error:
             raise ValueError(f"row {row}, file: {error}") from error
     return rows
+
+
+def fitted(rows: pa.Table, schema: RowSchema, path: Path) -> pa.Table:
+    """``rows`` in the types of the schema; columns beyond it stay as they are.
+
+    Args:
+        rows: of :func:`checked_names`.
+        path: where they are from, for messages.
+
+    Raises:
+        UserError: a column is missing, holds values of another kind, or lacks some; names the column.
+    """
+    try:
+        return _fitted(rows, schema)
+    except ValueError as error:
+        raise UserError(f"{printable(path)}: {error}", "restore this file, or write the set again") from error
+
+
+def _fitted(rows: pa.Table, schema: RowSchema) -> pa.Table:
+    """As :func:`fitted`; raises ValueError."""
+    for name, kind in (*FILE_COLUMNS, *schema.columns):
+        if name not in rows.column_names:
+            if name in schema.later:
+                continue
+            raise ValueError(f"column {name} is missing")
+        column = rows[name]
+        if column.type != kind:
+            found = f"column {name} is of type {printable(str(column.type))[:80]}, not {kind}"
+            if not _same_kind(column.type, kind):
+                raise ValueError(found)
+            try:
+                column = column.cast(kind)
+            except pa.ArrowException as error:
+                raise ValueError(f"{found}: {_first_line(error)}") from error
+            rows = rows.set_column(rows.column_names.index(name), pa.field(name, kind), column)
+        if column.null_count and name not in schema.gaps:
+            row = pc.index(pc.is_null(column), True).as_py() + 1
+            raise ValueError(f"row {row}: {name} is missing")
+    return rows
+
+
+def _same_kind(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of a type mean the same in the other: no text is a number or a truth value."""
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_null(found) or found == wanted:
+        return True
+    if pa.types.is_list(wanted):
+        lists = (pa.types.is_list, pa.types.is_large_list)
+        return any(one(found) for one in lists) and _same_kind(found.value_type, wanted.value_type)
+    if pa.types.is_string(wanted):
+        return any(one(found) for one in (pa.types.is_large_string, pa.types.is_string_view))
+    if pa.types.is_floating(wanted):
+        return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
+    return bool(pa.types.is_integer(wanted) and pa.types.is_integer(found))
+
+
+def _first_line(error: Exception) -> str:
+    return printable((str(error).splitlines() or [type(error).__name__])[0])[:200]
 
 
 def file_faults(folder: Path, rows: pa.Table) -> Iterator[tuple[str, str]]:

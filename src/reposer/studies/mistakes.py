@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import PackedPeople
+from reposer.generation.augmented_rows import set_schema
 from reposer.generation.picture_scores import margins, pose_agreement, sharpness
 from reposer.generation.poses import LOWER, PoseSpace, outfits
 from reposer.images import decode
@@ -71,7 +72,7 @@ def mistakes_stage(
         columns, mine = _of_sources(people, sources), real.features
     else:
         root = cache.folder(augmented) / SET
-        table = read_rows(root)
+        table = read_rows(root, set_schema(root))
         table = table.take(_spread(table.num_rows))
         sides = ("source", "donor")
         sources, donors = (np.array([people.index(n) for n in table[s].to_pylist()], np.int64) for s in sides)

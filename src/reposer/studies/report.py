@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from reposer.config import read_json
 from reposer.data.records import kept_by_hand
 from reposer.evaluation.plots import draw_curves, write_rank_lists
+from reposer.generation.augmented_rows import set_schema
 from reposer.images import decode, encode_png
 from reposer.metrics.intervals import mean_interval
 from reposer.reid.features import read_features
@@ -320,7 +321,7 @@ def _generated_section(plan: StudyPlan, root: Path) -> Section | None:
 def _draw_pictures(plan: StudyPlan, part: Coverage, kept: bool, path: Path) -> bool:
     """Evenly spread pictures of a set with their source and donor; False where there is none."""
     folder = plan.cache.folder(part.stage.needs[0]) / SET
-    table, people = read_rows(folder), plan.people
+    table, people = read_rows(folder, set_schema(folder)), plan.people
     columns = (table[name].to_pylist() for name in ("file", "sha256", "kept"))
     rows = np.flatnonzero(kept_by_hand(folder, *columns) == kept)
     if not len(rows):

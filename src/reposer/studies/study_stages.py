@@ -20,6 +20,7 @@ from reposer.data.samplers import budget_rows
 from reposer.evaluation.reid_comparison import ReidReport, compare_methods
 from reposer.evaluation.reidentification import Rerank
 from reposer.generation.augmentation import AugmentOptions, augment
+from reposer.generation.augmented_rows import set_schema
 from reposer.generation.donors import DonorPlan
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.generation.poses import FAR, PoseSpace
@@ -177,7 +178,7 @@ def cover_stage(
     """Orientations and poses that the people have with real images, and with the pictures that were kept."""
     people = place.people
     place_of_set = cache.folder(augmented) / SET
-    table = read_rows(place_of_set)
+    table = read_rows(place_of_set, set_schema(place_of_set))
     columns = (table[name].to_pylist() for name in ("file", "sha256", "kept"))
     kept = table.filter(pa.array(kept_by_hand(place_of_set, *columns)))
     source, donor = (

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from reposer.config import foreign_values, read_json
 from reposer.data.layouts.market1501 import parse_name
 from reposer.data.records import Decision, decide, kept_by_hand, read_decisions
 from reposer.errors import UserError, known
-from reposer.generation.augmented_rows import KIND
+from reposer.generation.augmented_rows import KIND, set_schema
 from reposer.images import MAX_FILE_BYTES
 from reposer.jobs.stages import DONE, STAGES
 from reposer.storage.files import sha256_bytes
@@ -32,9 +32,9 @@ from reposer.storage.manifest import (
     MANIFEST,
     is_sealed,
     job_settings,
-    list_parts,
     part_path,
     read_part,
+    read_rows,
 )
 from reposer.storage.paths import RefusedFileError, contained, printable, read_regular
 from reposer.workflows.verify import ANNOTATION
@@ -344,7 +344,11 @@ def _kinds(folder: Path, names: set[str], folders: set[str]) -> Iterator[str]:
 def _read_generated(folder: Path, kind: str) -> PictureSet:
     if not (folder / MANIFEST).is_dir():
         raise UserError(f"{printable(folder)}: is not finished", "run the same command again")
-    table = pa.concat_tables([read_part(path) for path in list_parts(folder)])
+    schema = set_schema(folder)
+    if kind == GENERATED:  # `generate` knows some of these columns, and not always who is shown
+        names = [name for name, _ in schema.columns]
+        schema = replace(schema, gaps=names, later=names)
+    table = read_rows(folder, schema)
     floats = [one.name for one in table.schema if pa.types.is_floating(one.type)]
     pictures = []
     for row in _rows(table):

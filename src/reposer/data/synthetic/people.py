@@ -32,7 +32,7 @@ from reposer.storage.files import (
     write_new,
 )
 from reposer.storage.lock import in_turn
-from reposer.storage.manifest import DECODING, IMAGES, MANIFEST, job_settings, read_rows
+from reposer.storage.manifest import DECODING, IMAGES, MANIFEST, RowSchema, job_settings, read_rows
 from reposer.storage.paths import RefusedFileError, check_relative, contained, read_regular, unlinked
 
 # ---- What a generated set must be before anybody trains on it: about training people, made from them.
@@ -50,6 +50,11 @@ DEFAULTS: dict[str, Callable[[pa.Table], Any]] = {  # of sets that `generate` wr
     "camid": lambda table: table["source_camid"],
     "kept": lambda table: pa.array(np.ones(table.num_rows, np.bool_)),
     "trained_on": lambda table: pa.array([""] * table.num_rows),
+}
+_FURTHER = {  # the types of DEFAULTS
+    **dict.fromkeys(("pid", "camid"), pa.int64()),
+    "kept": pa.bool_(),
+    "trained_on": pa.string(),
 }
 _ANOTHER = "generate the set from training people only"
 
@@ -94,18 +99,17 @@ class RealSet:
         return found
 
 
-def complete(table: pa.Table, folder: Path) -> pa.Table:
-    """The table with every column of REQUIRED and DEFAULTS, typed and without gaps.
+def complete(folder: Path) -> pa.Table:
+    """The manifest of a set with every column of REQUIRED and DEFAULTS, typed and without gaps.
 
     Raises:
-        UserError: a column is missing or of another type, a value is missing, a name is none or there twice.
+        UserError: the set is unfinished or damaged, a column is missing or of another type, a value is
+            missing, a name is none or there twice.
     """
-    place = folder / MANIFEST
-    for name, kind in REQUIRED.items():
-        if name not in table.column_names or table[name].type != kind:
-            raise UserError(
-                f"{place}: no column {name} of type {kind}", "give a folder that augment has written"
-            )
+    columns = [*REQUIRED.items(), *_FURTHER.items()]
+    all_of_them = "kind" in job_settings(folder)  # `augment` writes every column
+    later, gaps = () if all_of_them else tuple(_FURTHER), (*REQUIRED, *_FURTHER)  # gaps: refused by row below
+    table = read_rows(folder, RowSchema(columns, gaps, later))
     for name, default in DEFAULTS.items():
         if name not in table.column_names:
             table = table.append_column(name, default(table))
@@ -337,7 +341,7 @@ class GeneratedPeople:
             UserError: unfinished or damaged, or a row that must not be trained on (see :func:`check`).
         """
         folder = Path(folder)
-        table = complete(read_rows(folder), folder)
+        table = complete(folder)
         if not table.num_rows:
             raise UserError(f"{folder}: holds no generated picture", "choose another folder")
         notes = check(table, folder, RealSet(people, splits))
