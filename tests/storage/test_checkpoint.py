@@ -20,7 +20,16 @@ from torch import Tensor
 
 from reposer.errors import NonFiniteError, UserError
 from reposer.storage import checkpoint
-from reposer.storage.checkpoint import DamagedCheckpointError, latest, load, prune, save, steps, verify
+from reposer.storage.checkpoint import (
+    DamagedCheckpointError,
+    entries,
+    latest,
+    load,
+    prune,
+    save,
+    steps,
+    verify,
+)
 from reposer.storage.files import DiskError, replaced_name, sha256_bytes
 
 META = {"config_hash": "c" * 64, "note": "größe", "numbers": [1, 0.1, 1e-300, -5], "none": None}
@@ -338,6 +347,18 @@ def test_senseless_metadata_is_damage(tmp_path: Path, document: bytes) -> None:
     (path / "meta.sha256").write_text(f"{sha256_bytes(document)}  meta.json\n")
     with pytest.raises(DamagedCheckpointError, match=r"meta\.json"):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["step", "meta", "files"])
+@pytest.mark.parametrize("value", [True, 1.0, "x", [], None])
+def test_parts_of_the_metadata_of_another_kind_are_damage(tmp_path: Path, name: str, value: Any) -> None:
+    path = save(tmp_path, 1, make_groups(1), META)
+    document = json.dumps({**json.loads((path / "meta.json").read_text()), name: value}).encode()
+    (path / "meta.json").write_bytes(document)
+    (path / "meta.sha256").write_text(f"{sha256_bytes(document)}  meta.json\n")
+    for read in (load, verify, entries):
+        with pytest.raises(DamagedCheckpointError, match=rf"meta\.json: {name} is of another kind"):
+            read(path)
 
 
 def test_a_newer_schema_is_named_and_not_skipped(tmp_path: Path) -> None:

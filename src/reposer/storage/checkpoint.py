@@ -49,7 +49,7 @@ from reposer.storage.paths import RefusedFileError, contained, made_folder, read
 SCHEMA = 1  # raise it when the layout changes, and keep reading every older one
 _FOLDER = re.compile(r"^(?:step_(\d{8,})|\.step_(\d{8,})\.replaced)$")
 _GROUP = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-_META, _META_HASH = "meta.json", "meta.sha256"
+META, _META_HASH = "meta.json", "meta.sha256"
 _MAX_META_BYTES = 2**30
 CHECKPOINTS = "checkpoints"  # the folder of a run
 INPUTS, PREPARED = "inputs", "prepared"  # entry: sha256 of what a training read, by name; one of the names
@@ -108,14 +108,14 @@ def save(root: Path, step: int, groups: TensorGroups, meta: Mapping[str, Any]) -
             document["files"][f"{name}.safetensors"] = {"sha256": sha256_bytes(data), "size": len(data)}
             write_new(folder / f"{name}.safetensors", data)
         data = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
-        write_new(folder / _META, data)
+        write_new(folder / META, data)
         write_new(folder / _META_HASH, _hash_line(data))
     return path
 
 
 def _refuse_foreign(path: Path) -> None:
     """A checkpoint of this step, damaged or older than a rewind, is replaced; anything else is the user's."""
-    own = {_META, _META_HASH}
+    own = {META, _META_HASH}
     refuse_foreign(path, lambda name: name in own or name.endswith(".safetensors"), "a checkpoint")
 
 
@@ -129,7 +129,7 @@ def load(path: Path) -> Checkpoint:
     document = _read_document(path)
     files = document["files"].items()
     for name, entry in files:
-        with _damage(path / name):
+        with damage(path / name):
             if sha256_file(_file(path, name)) != entry["sha256"]:
                 raise ValueError("differs from its sha256")
     groups = {
@@ -290,16 +290,16 @@ def _refuse_non_finite(groups: TensorGroups) -> None:
 
 def _file(path: Path, name: str) -> Path:
     """A file that meta.json lists, inside the root of the checkpoints."""
-    require_inside(path / _META, path.parent)
+    require_inside(path / META, path.parent)
     return contained(path, name)
 
 
 def _read_document(path: Path) -> dict[str, Any]:
     """meta.json, checked against its sha256, its schema and the folder's name."""
-    with _damage(path / _META):
-        require_inside(path / _META, path.parent)
+    with damage(path / META):
+        require_inside(path / META, path.parent)
         require_inside(path / _META_HASH, path.parent)
-        data = read_regular(path / _META, max_bytes=_MAX_META_BYTES)
+        data = read_regular(path / META, max_bytes=_MAX_META_BYTES)
         if read_regular(path / _META_HASH, max_bytes=_MAX_META_BYTES) != _hash_line(data):
             raise ValueError(f"differs from its sha256 in {_META_HASH}")
         document = parse_json(data)
@@ -307,6 +307,9 @@ def _read_document(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path}: was written by a newer reposer ({document['schema']=})", "update reposer"
             )
+        for name, kind in (("step", int), ("meta", dict), ("files", dict)):
+            if type(document[name]) is not kind:
+                raise ValueError(f"{name} is of another kind")
         match = _FOLDER.match(path.name)
         if match and int(match[1] or match[2]) != document["step"]:
             raise ValueError(f"belongs to step {document['step']}")
@@ -317,12 +320,12 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 def _hash_line(data: bytes) -> bytes:
     """What ``sha256sum meta.json`` prints."""
-    return f"{sha256_bytes(data)}  {_META}\n".encode()
+    return f"{sha256_bytes(data)}  {META}\n".encode()
 
 
 def _read_group(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of one file, built only from bytes whose hash is right."""
-    with _damage(path):
+    with damage(path):
         data = read_regular(path, max_bytes=int(entry["size"]))
         if len(data) != entry["size"] or sha256_bytes(data) != entry["sha256"]:
             raise ValueError("differs from its size or sha256")
@@ -332,14 +335,22 @@ def _read_group(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while reading ``path`` means that it is not what was saved."""
+def damage(path: Path, advice: str = "this checkpoint is not used") -> Iterator[None]:
+    """Whatever goes wrong while reading ``path``, or using its values, means that it is not what was saved.
+
+    Raises:
+        DamagedCheckpointError: in its place; a UserError stays as it is.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, AssertionError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DamagedCheckpointError(f"{path}: {reason}", "this checkpoint is not used") from error
+        raise DamagedCheckpointError(f"{path}: {reason}", advice) from error
+    except LookupError as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DamagedCheckpointError(f"{path}: {reason}", advice) from error
     except RefusedFileError as error:
-        raise DamagedCheckpointError(f"{path}: {error.reason}", "this checkpoint is not used") from error
+        raise DamagedCheckpointError(f"{path}: {error.reason}", advice) from error
     except (RecursionError, RuntimeError, SafetensorError, NonFiniteError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}", "this checkpoint is not used") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DamagedCheckpointError(f"{path}: {reason}", advice) from error

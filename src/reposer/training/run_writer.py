@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +14,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 from numpy.typing import NDArray
 
 from reposer.config import config_hash, read_json
-from reposer.errors import UserError, find
+from reposer.errors import LARGEST, LARGEST_SEED, UserError, find
 from reposer.runtime import Runtime
 from reposer.storage import checkpoint
 from reposer.storage.checkpoint import CHECKPOINTS, INPUTS, PREPARED, Checkpoint
 from reposer.storage.files import sha256_bytes
 from reposer.storage.outputs import MARK, SEAL, write_seal
+from reposer.storage.paths import printable
 from reposer.storage.runs import RunFolder
 from reposer.training.config import TrainingConfig
-from reposer.training.state import TrainingState
+from reposer.training.state import FOREIGN, TrainingState
 
 _EVER_PINNED = ("generated", "teacher")  # also by runs from before the data were pinned
 _READ_AT_START = ("start_from", "initial")  # not needed to go on from a checkpoint
@@ -163,7 +166,9 @@ class RunWriter:
         if found is None:
             self._task.begin()
             return -1
-        differences = self._state.restore(found, self._runtime)
+        with checkpoint.damage(found.path / checkpoint.META, FOREIGN):
+            _check_entries(found.meta, self._state)
+            differences = self._state.restore(found, self._runtime)
         if differences and self._runtime.is_main:
             _log.warning("resumed run will not be bit-identical: %s", "; ".join(differences))
         return found.step
@@ -297,3 +302,75 @@ def _say_that_it_is_missing() -> None:
     _log.warning(
         "no charts in tensorboard/: pip install reposer[tensorboard]; all figures are in metrics.jsonl"
     )
+
+
+# ---- What a checkpoint's meta.json says of optimizers and random generators, which somebody else may have
+# written. Each check raises ValueError, which names the entry.
+
+
+def _check_entries(meta: Mapping[str, Any], state: TrainingState) -> None:
+    for name, optimizer in state.optimizers.items():
+        _check_optimizer(name, meta.get(name), optimizer)
+    rng: Any = meta.get("rng")
+    for name, check in (("numpy", _check_numpy), ("python", _check_python)):
+        try:
+            check(rng[name])
+        except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
+            raise ValueError(f"rng.{name}: is no state of a random generator") from error
+    for name in ("world_size", "threads", "ema_updates"):
+        least = 0 if name == "ema_updates" else 1
+        if name in meta and not (type(meta[name]) is int and least <= meta[name] <= LARGEST):
+            raise ValueError(f"{name}: is no number of at least {least}")
+    if not isinstance(meta["torch"], str):
+        raise ValueError("torch: is no version")
+
+
+def _check_optimizer(name: str, rest: Any, optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(rest, dict) or not isinstance(rest.get("state"), dict):
+        raise ValueError(f"{name}.state: is missing, or no mapping")
+    groups, now = rest.get("param_groups"), optimizer.state_dict()["param_groups"]
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise ValueError(f"{name}.param_groups: is missing, or no list of mappings")
+    indices = {str(index) for group in now for index in group["params"]}
+    for index, values in rest["state"].items():
+        known = index in indices and isinstance(values, dict)
+        if not known or not all(value is None or _is_number(value) for value in values.values()):
+            raise ValueError(f"{name}.state.{printable(index)[:80]}: is no state of a parameter")
+    for number, (group, current) in enumerate(zip(groups, now, strict=False)):  # their number: see restore
+        for key, value in group.items():
+            if key in current and not _is_like(value, current[key]):
+                raise ValueError(f"{name}.param_groups[{number}].{key}: is of another kind")
+        if not isinstance(group.get("params"), list):
+            raise ValueError(f"{name}.param_groups[{number}].params: is missing")
+        if len(group["params"]) == len(current["params"]) and group["params"] != current["params"]:
+            raise ValueError(f"{name}.param_groups[{number}].params: are others")
+
+
+def _is_like(value: Any, now: Any) -> bool:
+    """Whether a JSON value may stand in the place of an optimizer's own setting."""
+    if isinstance(now, list | tuple):
+        same = isinstance(value, list) and (isinstance(now, list) or len(value) == len(now))
+        return same and all(map(_is_number, value))
+    if now is None or isinstance(now, bool):
+        return value is None or isinstance(value, bool)
+    return _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_SEED
+
+
+def _check_numpy(state: Any) -> None:
+    """numpy itself would read beyond its 624 numbers."""
+    name, position, has_gauss, gauss = state
+    if name != "MT19937" or type(position) is not int or not 0 <= position <= 624:
+        raise ValueError
+    if has_gauss not in (0, 1) or not _is_number(gauss):
+        raise ValueError
+
+
+def _check_python(state: Any) -> None:
+    version, numbers, gauss = state
+    random.Random().setstate((version, tuple(numbers), gauss))
+    if gauss is not None and not _is_number(gauss):
+        raise ValueError

@@ -20,13 +20,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reposer.errors import NonFiniteError, UserError
 from reposer.runtime import Runtime
-from reposer.storage.checkpoint import Checkpoint, TensorGroups
+from reposer.storage.checkpoint import Checkpoint, TensorGroups, damage
 
 # ---- State of modules, optimizers and random generators as (tensors, JSON), exactly and without pickle.
 #
 # What :mod:`reposer.storage.checkpoint` stores: one group of tensors and one entry of "meta" for each of
 # them.
 
+FOREIGN = "delete this checkpoint to go on from an older one, or start a new run"
 RandomSource = torch.Generator | np.random.Generator | random.Random
 
 
@@ -91,7 +92,8 @@ def unpack_optimizer(
     parameters = [p for group in current for p in group["params"]]
     for index, values in state.items():
         for key, value in values.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[index].shape:
+            scalar = key == "step"  # all else is of the parameter's shape
+            if isinstance(value, Tensor) and value.shape != (() if scalar else parameters[index].shape):
                 raise UserError(
                     f"optimizer state {index}.{key} has another shape than its parameter",
                     "use its configuration",
@@ -266,6 +268,8 @@ class RunningMeans:
 
     def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
         """Put back what ``state_dict`` returned."""
+        if any(entry.shape != (2,) for entry in state.values()):
+            raise ValueError("a mean is no sum and count")
         self._sums = {name: entry.to(device) for name, entry in state.items()}
 
 
@@ -334,15 +338,17 @@ class TrainingState:
         for name, network in self.networks.items():
             load_into(network, groups[name])
         for name, optimizer in self.optimizers.items():
-            unpack_optimizer(optimizer, groups[name], meta[name])
+            with damage(checkpoint.path / f"{name}.safetensors", FOREIGN):
+                unpack_optimizer(optimizer, groups[name], meta[name])
             _match_layout(optimizer)
         self.step = checkpoint.step
         if meta["world_size"] == runtime.world_size:  # else the random generators start afresh
-            # clone: torch.set_rng_state reads a view from the start of its storage
-            own = {name: tensor[runtime.rank].clone() for name, tensor in groups["processes"].items()}
-            set_rng_state(below("rng.", own), meta["rng"], self._sources)
-            self.load_own_tensors(own, runtime.device)
-            self.means.load_state_dict(below("means.", own), runtime.device)
+            with damage(checkpoint.path / "processes.safetensors", FOREIGN):
+                # clone: torch.set_rng_state reads a view from the start of its storage
+                own = {name: tensor[runtime.rank].clone() for name, tensor in groups["processes"].items()}
+                set_rng_state(below("rng.", own), meta["rng"], self._sources)
+                self.load_own_tensors(own, runtime.device)
+                self.means.load_state_dict(below("means.", own), runtime.device)
         return _differences(meta, runtime)
 
     def own_tensors(self) -> dict[str, Tensor]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from tiny_training import ONE_THREAD, TRAIN, final_hashes, tiny_config
@@ -18,6 +20,8 @@ from reposer.config import save_config
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.storage import checkpoint
+from reposer.storage.checkpoint import DamagedCheckpointError
+from reposer.storage.files import sha256_bytes
 from reposer.storage.runs import read_metrics
 from reposer.training import run_writer, state
 from reposer.training.gan import task as gan
@@ -392,3 +396,157 @@ def test_the_configuration_refuses_what_cannot_be():
     for wrong in ({"batch_size": 4, "accumulate": 3}, {"schedule": {"epochs_const": 0, "epochs_decay": 0}}):
         with pytest.raises(ValueError, match=r"accumulate|schedule"):
             GanConfig(data={"folder": "x"}, **wrong)
+
+
+# ---- a checkpoint whose hashes are right and whose values are somebody else's
+
+
+@pytest.fixture(scope="module")
+def started(prepared, tmp_path_factory) -> Path:
+    """A run of one step."""
+    run = tmp_path_factory.mktemp("runs") / "started"
+    assert train(tiny_config(prepared), run, device="cpu", max_minutes=0).step == 1
+    return run
+
+
+def _with_meta(run: Path, change) -> None:
+    """The newest checkpoint with other entries, sealed anew."""
+    _, path = checkpoint.steps(run / "checkpoints")[0]
+    document = json.loads((path / "meta.json").read_text())
+    change(document["meta"])
+    data = json.dumps(document).encode()
+    (path / "meta.json").write_bytes(data)
+    (path / "meta.sha256").write_text(f"{sha256_bytes(data)}  meta.json\n")
+
+
+def _with_tensors(run: Path, group: str, change) -> None:
+    _, path = checkpoint.steps(run / "checkpoints")[0]
+    tensors = safetensors.torch.load_file(path / f"{group}.safetensors")
+    change(tensors)
+    data = safetensors.torch.save(tensors)
+    (path / f"{group}.safetensors").write_bytes(data)
+    document = json.loads((path / "meta.json").read_text())
+    document["files"][f"{group}.safetensors"] = {"sha256": sha256_bytes(data), "size": len(data)}
+    new = json.dumps(document).encode()
+    (path / "meta.json").write_bytes(new)
+    (path / "meta.sha256").write_text(f"{sha256_bytes(new)}  meta.json\n")
+
+
+def _set(*place):
+    """Puts the last of ``place`` where the others lead."""
+
+    def change(meta):
+        *path, key, value = place
+        for part in path:
+            meta = meta[part]
+        meta[key] = value
+
+    return change
+
+
+_O, _P = "generator_optimizer", "param_groups"
+ENTRIES = {
+    "rng": [_set("rng", value) for value in ({}, None, [], "x", 3)],
+    r"rng\.numpy": [
+        *(_set("rng", "numpy", value) for value in (None, [], ["MT19937", 1, 0], ["x", 0, 0, 0.0])),
+        *(_set("rng", "numpy", 1, value) for value in (-1, 625, 10**30, "x", None, 1.5, [1])),
+        *(_set("rng", "numpy", 2, value) for value in (2, "x", None)),
+        *(_set("rng", "numpy", 3, value) for value in ("x", None, 10**400)),
+    ],
+    r"rng\.python": [
+        *(_set("rng", "python", value) for value in ([3, [1], None], {}, None, [3], [2, [], None])),
+        *(_set("rng", "python", 1, 5, value) for value in (-1, "x", None, 2**70, 1.5, [1])),
+        *(_set("rng", "python", 1, 624, value) for value in (625, -1)),
+        *(_set("rng", "python", 2, value) for value in ("x", [1], True)),
+    ],
+    rf"{_O}\.state": [
+        *(_set(_O, value) for value in ({"a": 1}, {}, None, [], "x")),
+        *(_set(_O, "state", value) for value in (None, [], "x")),
+        *(_set(_O, "state", key, {}) for key in ("x", "-1", "10000", "\u0661")),
+        *(_set(_O, "state", "0", value) for value in (None, [], {"step": "x"}, {"step": [1]})),
+    ],
+    rf"{_O}\.param_groups": [_set(_O, _P, value) for value in (None, {}, "x", [1], [None])],
+    rf"{_O}\.param_groups\[0\]\.lr": [
+        _set(_O, _P, 0, "lr", value) for value in ("x", None, True, [1], {}, 10**400)
+    ],
+    rf"{_O}\.param_groups\[0\]\.betas": [
+        _set(_O, _P, 0, "betas", value) for value in (0.5, [0.5], ["x", 1], None, [0.5, 0.9, 0.9])
+    ],
+    rf"{_O}\.param_groups\[0\]\.fused": [_set(_O, _P, 0, "fused", value) for value in (1, "x", [])],
+    rf"{_O}\.param_groups\[0\]\.params": [
+        *(_set(_O, _P, 0, "params", value) for value in (None, "x", [["x"]], {})),
+        _set(_O, _P, 0, "params", 0, 1),
+        lambda meta: meta[_O][_P][0].pop("params"),
+    ],
+    "world_size": [_set("world_size", value) for value in ("x", None, 0, 1.0, True)],
+    "ema_updates": [
+        *(_set("ema_updates", value) for value in ("x", None, -1, [1])),
+        lambda meta: meta.pop("ema_updates"),
+    ],
+    "torch": [_set("torch", 3), lambda meta: meta.pop("torch")],
+    "threads": [_set("threads", value) for value in ("x", None, [])],
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_values_of_another_kind_are_a_damaged_checkpoint(prepared, started, tmp_path, entry):
+    for number, change in enumerate(ENTRIES[entry]):
+        run = shutil.copytree(started, tmp_path / str(number))
+        _with_meta(run, change)
+        with pytest.raises(DamagedCheckpointError, match=rf"/meta\.json: '?{entry}.*: delete this") as caught:
+            train(tiny_config(prepared), run, device="cpu", max_minutes=0)
+        assert "\n" not in str(caught.value)
+
+
+def _without(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def _as(name, value):
+    return lambda tensors: tensors.update({name: value})
+
+
+TENSORS = {
+    "generator_optimizer": [
+        _as("10000.exp_avg", torch.zeros(1)),
+        _as("x", torch.zeros(1)),
+        _as("groupx.lr", torch.zeros(1)),
+    ],
+    "processes": [
+        *(_without(name) for name in ("rng.torch", "rng.numpy", "rng.source.pool")),
+        *(_as("rng.torch", value) for value in (torch.zeros(1, 3, dtype=torch.uint8), torch.zeros(1, 5056))),
+        *(_as("rng.numpy", value) for value in (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(()))),
+        _as("rng.source.pool", torch.zeros(1, 5056, dtype=torch.int64)),
+        _as("means.a", torch.zeros(1, 3)),
+    ],
+}
+
+
+@pytest.mark.parametrize("group", TENSORS)
+def test_tensors_that_are_others_are_a_damaged_checkpoint(prepared, started, tmp_path, group):
+    for number, change in enumerate(TENSORS[group]):
+        run = shutil.copytree(started, tmp_path / str(number))
+        _with_tensors(run, group, change)
+        with pytest.raises(
+            DamagedCheckpointError, match=rf"/{group}\.safetensors: .*: delete this"
+        ) as caught:
+            train(tiny_config(prepared), run, device="cpu", max_minutes=0)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_average_of_one_number_is_no_state_of_a_weight(prepared, started, tmp_path):
+    run = shutil.copytree(started, tmp_path / "run")
+    _with_tensors(run, "generator_optimizer", _as("0.exp_avg", torch.zeros(())))
+    with pytest.raises(UserError, match=r"optimizer state 0\.exp_avg has another shape"):
+        train(tiny_config(prepared), run, device="cpu", max_minutes=0)
+
+
+def test_an_older_checkpoint_may_lack_or_hold_settings_of_the_optimizer(prepared, started, tmp_path):
+    def older(meta):
+        group = meta[_O][_P][0]
+        del group["decoupled_weight_decay"], meta["threads"]
+        meta["threads"], group["initial_lr"] = 1, 0.1
+
+    run = shutil.copytree(started, tmp_path / "run")
+    _with_meta(run, older)
+    assert train(tiny_config(prepared), run, device="cpu", max_minutes=0).step == 2
