@@ -129,7 +129,7 @@ def _own_content(path: Path) -> Iterator[None]:
 
 def _titled(title: str, folder: Path, run_dir: Path) -> str:
     """The title, with the folder's name where it is not the whole page's."""
-    return title if folder == run_dir else f"{title}: {folder.relative_to(run_dir)}"
+    return title if folder == run_dir else f"{title}: {printable(folder.relative_to(run_dir))}"
 
 
 def _quality_section(path: Path, run_dir: Path) -> Section:
@@ -152,7 +152,7 @@ def _quality_section(path: Path, run_dir: Path) -> Section:
         title=_titled("Image metrics", path.parent, run_dir),
         text=sorted(notes),
         pictures=[
-            Picture(caption=grid.stem.replace("_", " "), file=str(grid.relative_to(run_dir)))
+            Picture(caption=printable(grid.stem.replace("_", " ")), file=str(grid.relative_to(run_dir)))
             for grid in sorted(path.parent.glob("*.png"))
         ],
         tables=[
@@ -212,7 +212,9 @@ def _samples_section(folder: Path, run_dir: Path) -> Section | None:
         title=_titled("How the pictures grew", folder, run_dir),
         text=["The same fixed pairs at several moments of the training."],
         pictures=[
-            Picture(caption=grids[i].stem.replace("_", " "), file=str(grids[i].relative_to(run_dir)))
+            Picture(
+                caption=printable(grids[i].stem.replace("_", " ")), file=str(grids[i].relative_to(run_dir))
+            )
             for i in sorted(shown)
         ],
     )
@@ -284,10 +286,24 @@ def _settings_section(folder: Path, run_dir: Path) -> Section | None:
 def _embed_pictures(section: Section, run_dir: Path) -> Section:
     """Put every picture's bytes into the page: the file can be sent to anybody alone."""
     pictures = [
-        p if p.data else Picture(p.caption, data=_data_uri(contained(run_dir, p.file), run_dir))
+        Picture(_shown(p.caption), data=p.data or _data_uri(contained(run_dir, p.file), run_dir))
         for p in section.pictures
     ]
-    return Section(section.title, section.text, pictures, section.tables, section.folds)
+    tables = [
+        Table(_all_shown(t.columns), list(map(_all_shown, t.rows)), _shown(t.caption), t.plain)
+        for t in section.tables
+    ]
+    folds = [Fold(_shown(fold.title), _shown(fold.text)) for fold in section.folds]
+    return Section(_shown(section.title), _all_shown(section.text), pictures, tables, folds)
+
+
+def _all_shown(texts: list[str]) -> list[str]:
+    return list(map(_shown, texts))
+
+
+def _shown(text: str) -> str:
+    """A text as UTF-8 can hold it: lone surrogates, as of names that are no text, become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _data_uri(path: Path, run_dir: Path) -> str:

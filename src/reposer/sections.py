@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -17,10 +18,11 @@ from PIL import Image, ImageDraw, ImageFont
 from reposer.config import read_json_value
 from reposer.errors import UserError
 from reposer.storage.outputs import claim_outputs, is_older, write_output
-from reposer.storage.paths import check_relative
+from reposer.storage.paths import check_relative, printable
 
 SECTIONS_FILE = "sections.json"
-_EMBEDDED = re.compile(r"data:image/(png|svg\+xml);base64,[A-Za-z0-9+/=]+")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_EMBEDDED = re.compile(r"data:image/(png|svg\+xml);base64,")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def read_sections(folder: Path) -> list[Section]:
     try:
         return _sections(read_json_value(path))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: holds no sections of a report", "delete it") from error
+        reason = printable((str(error).splitlines() or [type(error).__name__])[0])[:200]
+        raise UserError(f"{path}: holds no sections of a report ({reason})", "delete it") from error
 
 
 def _sections(value: Any) -> list[Section]:
@@ -123,19 +126,33 @@ def checked(sections: list[Section]) -> list[Section]:
         if not all(isinstance(part, list) for part in (section.text, section.pictures, section.tables)):
             raise TypeError("a part is no list")
         for picture in section.pictures:
-            if picture.data and not _EMBEDDED.fullmatch(picture.data):
-                raise ValueError("a picture is no data URI")
-            if not picture.data:
+            if picture.data:
+                _check_embedded(picture.data)
+            else:
                 check_relative(picture.file)
         texts = [
             section.title,
             *section.text,
             *(text for fold in section.folds for text in (fold.title, fold.text)),
+            *(picture.caption for picture in section.pictures),
+            *(table.caption for table in section.tables),
         ]
         rows = [row for table in section.tables for row in (table.columns, *table.rows)]
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(row, list) for row in rows):
             raise TypeError("a text is none")
+        if not all(isinstance(table.plain, bool) for table in section.tables):
+            raise TypeError("plain is neither true nor false")
     return sections
+
+
+def _check_embedded(data: str) -> None:
+    """Raise ValueError where a data URI is not one of a PNG or SVG picture."""
+    match = _EMBEDDED.match(data)
+    if match is None:
+        raise ValueError("a picture is no data URI")
+    picture = base64.b64decode(data[match.end() :], validate=True)
+    if not (picture.startswith(_PNG) if match[1] == "png" else b"<svg" in picture):
+        raise ValueError("a data URI holds no picture")
 
 
 # ---- Picture grids: rows of equally large RGB pictures under column titles, as one uint8 array.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import inspect
 import json
+import os
 import re
 import shutil
 import socket
@@ -26,6 +28,7 @@ from reposer.app.server import MAX_BODY, Guard, hosts_of, listen, make_app
 from reposer.data.records import read_decisions
 from reposer.errors import UserError
 from reposer.images import encode_png
+from reposer.report import report_sections, write_report
 from reposer.sections import Picture, Section, Table, write_sections
 from reposer.workflows.review import Library
 
@@ -288,6 +291,85 @@ def test_a_report_is_text_and_pictures(client: TestClient) -> None:
     assert grid.headers["content-type"] == "image/png"
     assert curve.headers["content-type"] == "image/svg+xml"
     assert curve.headers["content-disposition"].startswith("attachment")  # no document of its own
+
+
+SURROGATE = "t\ud800"
+PNG = base64.b64encode(encode_png(np.zeros((1, 1, 3), np.uint8))).decode()
+FOREIGN: dict[str, list[dict[str, Any]]] = {
+    "pictures": [
+        *(
+            {"pictures": [{"caption": "c", "data": f"data:image/png;base64,{data}"}]}
+            for data in ("A", "AAA", "A===", "=", "AAAA", "", f"{PNG}\n", f"{PNG}!", "PHN2Zy8+")
+        ),
+        {"pictures": [{"caption": "c", "data": f"data:image/svg+xml;base64,{PNG}"}]},
+        {"pictures": [{"caption": "c", "data": f"data:image/gif;base64,{PNG}"}]},
+        {"pictures": [{"caption": "c", "data": ["data:image/png;base64,AAAA"]}]},
+        *({"pictures": [{"caption": c, "data": f"data:image/png;base64,{PNG}"}]} for c in (1.5, {})),
+    ],
+    "texts": [
+        {"title": None},
+        {"text": [1.5]},
+        {"folds": [{"title": [], "text": "t"}]},
+        {"folds": [{"title": "t", "text": float("nan")}]},
+    ],
+    "tables": [
+        {"tables": [{"columns": [1], "rows": []}]},
+        {"tables": [{"columns": ["a"], "rows": [[None]]}]},
+        {"tables": [{"columns": ["a"], "rows": [], "caption": {}}]},
+        {"tables": [{"columns": ["a"], "rows": [], "plain": float("inf")}]},
+        {"tables": [{"columns": ["a"], "rows": [], "plain": {}}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_sections_that_no_page_can_hold_are_refused_in_a_line(tmp_path: Path, kind: str) -> None:
+    good: dict[str, Any] = {"title": "t", "text": [], "pictures": [], "tables": [], "folds": []}
+    path = tmp_path / "run" / "sections.json"
+    path.parent.mkdir()
+    with TestClient(make_app(Library(tmp_path)), raise_server_exceptions=False) as client:
+        for change in (good, {"pictures": [{"caption": "é", "data": f"data:image/png;base64,{PNG}"}]}):
+            path.write_text(json.dumps([good | change]))
+            (place,) = client.get("/api/library").json()["reports"]
+            assert client.get(f"/api/reports/{place['id']}").status_code == 200
+        for change in FOREIGN[kind]:
+            path.write_text(json.dumps([good | change]))
+            answer = client.get(f"/api/reports/{place['id']}")
+            assert 400 <= answer.status_code < 500, change
+            with pytest.raises(UserError, match=r"sections\.json: holds no sections of a report") as caught:
+                write_report(path.parent)
+            assert "\n" not in str(caught.value)
+
+
+def test_texts_that_are_no_unicode_are_shown_as_in_a_report(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "sections.json"
+    path.parent.mkdir()
+    part = {
+        "title": SURROGATE,
+        "text": [SURROGATE],
+        "pictures": [{"caption": SURROGATE, "data": f"data:image/png;base64,{PNG}"}],
+        "tables": [{"columns": [SURROGATE], "rows": [[SURROGATE]], "caption": SURROGATE}],
+        "folds": [{"title": SURROGATE, "text": SURROGATE}],
+    }
+    path.write_text(json.dumps([part]))
+    with TestClient(make_app(Library(tmp_path)), raise_server_exceptions=False) as client:
+        (place,) = client.get("/api/library").json()["reports"]
+        answer = client.get(f"/api/reports/{place['id']}")
+    assert answer.status_code == 200
+    assert answer.text.count(r"t\\ud800") == 8
+    assert write_report(path.parent).read_text().count(r"t\ud800") >= 8
+
+
+def test_a_folder_whose_name_is_no_text_has_a_report(tmp_path: Path) -> None:
+    inner = tmp_path / "run" / os.fsdecode(b"\xff")
+    inner.mkdir(parents=True)
+    (inner / "config.json").write_text("{}")
+    (inner / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 1}\n')
+    with TestClient(make_app(Library(tmp_path)), raise_server_exceptions=False) as client:
+        for place in client.get("/api/library").json()["reports"]:
+            assert client.get(f"/api/reports/{place['id']}").status_code == 200
+    titles = [section.title for section in report_sections(tmp_path / "run")]
+    assert "Training curves: \\xff" in titles
 
 
 def test_a_fault_of_ours_shows_no_trace(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

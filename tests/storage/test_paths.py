@@ -1232,7 +1232,10 @@ CHANGES_REVIEWED: dict[str, set[str]] = {
     ("sections", "told"),
     [
         ([{}] * 1001, "1,001 sections, at most 1,000"),
-        ([{"pictures": [{"caption": "", "data": "data:image/png;base64,AAAA"}] * 2001}], "2,001 pictures"),
+        (
+            [{"pictures": [{"caption": "", "data": "data:image/png;base64,iVBORw0KGgo="}] * 2001}],
+            "2,001 pictures",
+        ),
         ([{"tables": [{"columns": ["a"], "rows": [["1"] * 1001] * 1000}]}], "1,001,000 cells"),
     ],
 )
