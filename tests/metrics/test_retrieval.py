@@ -222,3 +222,10 @@ def test_a_matrix_of_another_shape_is_refused():
         protocol.score(np.zeros((1, 3)))
     with pytest.raises(UserError, match="shape"):
         protocol.score(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("pid", [-2, -5, -(2**40)])
+def test_a_gallery_image_of_a_negative_person_is_neither_junk_nor_somebody(pid):
+    with pytest.raises(UserError, match=rf"gallery row 2: person {pid} \(2 such rows\)"):
+        RetrievalProtocol([1, 1], [1, 2], [1, -1, pid, 0, pid], [3] * 5)
+    RetrievalProtocol([1, 1], [1, 2], [1, -1, 2, 0, 2], [3] * 5)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.io
 import torch
@@ -299,3 +302,169 @@ def test_what_is_said_fits_the_numbers_that_were_given(tmp_path):
     assert "one image" not in report.protocol
     counted = int((SETS["gallery"].pids != -1).sum())
     assert any(f"its {counted} nearest gallery images" in note for note in report.notes)
+
+
+# ---- values that would be ranked in silence are named by file and row
+
+
+def _changed(kind, folder, field, index, value):
+    """Files of SETS with one value changed: of the query's row 3 or the gallery's row 5."""
+    rows = {split: {f: getattr(s, f).copy() for f in ("features", "pids")} for split, s in SETS.items()}
+    split, row = index
+    rows[split][field][row] = value
+    if kind == "mat":
+        change = {f"{s}_f": part["features"] for s, part in rows.items()}
+        return _mat(folder, **change, **{f"{s}_label": part["pids"] for s, part in rows.items()})
+    columns = {"features": np.concatenate([part["features"] for part in rows.values()])}
+    columns["pid"] = np.concatenate([part["pids"] for part in rows.values()])
+    if kind == "npz":
+        np.savez(folder / "f.npz", **columns, split=SPLIT, camid=COLUMNS["camid"])
+        return [folder / "f.npz"]
+    names = [f"{i}.jpg" for i in range(len(SPLIT))]
+    np.save(folder / "f.npy", columns["features"])
+    lines = zip(columns["pid"], COLUMNS["camid"], SPLIT, names, strict=True)
+    (folder / "f.csv").write_text("\n".join(",".join(map(str, line)) for line in lines))
+    return [folder / "f.npy"]
+
+
+QUERY_ROW, GALLERY_ROW = ("query", 3), ("gallery", 5)
+PLACES = {
+    ("npz", "query"): r"f\.npz: row 3: ",
+    ("npz", "gallery"): r"f\.npz: row 17: ",
+    ("npy", "query"): r"f\.npy: row 3, 3\.jpg: ",
+    ("npy", "gallery"): r"f\.npy: row 17, 17\.jpg: ",
+    ("mat", "query"): r"pytorch_result\.mat: query row 3: ",
+    ("mat", "gallery"): r"pytorch_result\.mat: gallery row 5: ",
+}
+UNUSABLE = [
+    *(
+        ("features", at, bad, "holds NaN or inf")
+        for at in (QUERY_ROW, GALLERY_ROW)
+        for bad in (np.nan, -np.inf)
+    ),
+    *(("features", at, 0, "is all zeros") for at in (QUERY_ROW, GALLERY_ROW)),
+    *(
+        ("pids", at, bad, f"person {bad} is below -1")
+        for at in (QUERY_ROW, GALLERY_ROW)
+        for bad in (-5, -2, -(2**62))
+    ),
+    *(("pids", QUERY_ROW, bad, f"person {bad} cannot be searched for") for bad in (0, -1)),
+]
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "mat"])
+@pytest.mark.parametrize(("field", "index", "value", "told"), UNUSABLE)
+def test_a_row_that_cannot_be_scored_is_named_by_file_and_row(tmp_path, kind, field, index, value, told):
+    files = _changed(kind, tmp_path, field, index, value)
+    with pytest.raises(UserError, match=PLACES[kind, index[0]] + told) as error:
+        score_files(files, None, ReidOptions(methods=("euclidean",)))
+    assert "(1 such rows)" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e30])
+def test_lengths_that_have_no_square_are_no_fault(tmp_path, value):
+    files = _changed("npz", tmp_path, "features", GALLERY_ROW, value)
+    assert score_files(files, None, ReidOptions(methods=("euclidean",))).results
+
+
+def test_rows_that_are_not_compared_are_not_judged(tmp_path):
+    """Training rows under a plain distance, zeros as they are, distractors and junk of the gallery."""
+    train = {"features": np.full((2, 6), np.nan), "pid": np.array([1, 2]), "camid": np.array([1, 1])}
+    columns = {name: np.concatenate([COLUMNS[name], train[name]]) for name in COLUMNS}
+    np.savez(tmp_path / "f.npz", **columns, split=[*SPLIT, "train", "train"])
+    score_files([tmp_path / "f.npz"], None, ReidOptions(methods=("euclidean",)))
+    with pytest.raises(UserError, match=r"f\.npz: row 52: holds NaN or infinity \(2 such rows\)"):
+        score_files([tmp_path / "f.npz"], None, ReidOptions())
+    files = _changed("npz", tmp_path, "features", GALLERY_ROW, 0)
+    score_files(files, None, ReidOptions(methods=("euclidean",), unit=False))
+
+
+# ---- the words of splits, and columns that nobody reads
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("query", "test"),
+        ("probe", "test"),
+        ("Query", " TEST "),
+        ("query", "testing"),
+        ("PROBE", "Gallery"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "npy", "two files"])
+def test_splits_are_read_as_in_a_table_of_people(tmp_path, words, kind):
+    said = [words[split == "gallery"] for split in SPLIT]
+    options = ReidOptions(methods=("euclidean",))
+    write_features(tmp_path / "same.npz", SETS)
+    files = [tmp_path / "f.npz"]
+    if kind == "npz":
+        np.savez(files[0], **COLUMNS, split=said)
+    elif kind == "npy":
+        files = _npy(tmp_path)
+        text = (tmp_path / "f.csv").read_text(encoding="utf-8-sig")
+        text = text.replace("query", words[0]).replace("gallery", words[1])
+        (tmp_path / "f.csv").write_text(text)
+    else:
+        files = [tmp_path / "b.npz", tmp_path / "a.npz"]
+        for file, split in zip(files, ("gallery", "query"), strict=True):
+            rows = np.array(SPLIT) == split
+            columns = {name: values[rows] for name, values in COLUMNS.items()}
+            np.savez(file, **columns, split=np.array(said)[rows])
+    found, expected = (score_files(f, None, options) for f in (files, [tmp_path / "same.npz"]))
+    assert asdict(found.results["euclidean"].values) == asdict(expected.results["euclidean"].values)
+
+
+def test_test_beside_query_and_gallery_is_nobody_s(tmp_path):
+    np.savez(tmp_path / "f.npz", **COLUMNS, split=[*SPLIT[:-1], "test"])
+    with pytest.raises(UserError, match="split test: unknown"):
+        score_files([tmp_path / "f.npz"], None, ReidOptions())
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("pid,camera,split", "camera"),
+        ("pid,Camera ID,split", "camera id"),
+        ("pid,,split", r"\(no name\)"),
+        ("pid,c\x1b[2J,split", r"c\\x1b\[2j"),
+    ],
+)
+def test_columns_that_nothing_reads_are_named(tmp_path, caplog, header, told):
+    files = _npy(tmp_path, header=header, order=(0, 1, 2))
+    assert score_files(files, None, ReidOptions(methods=("euclidean",))).notes[0] == NO_CAMERA
+    assert re.search(rf"f\.csv: not read: column {told}; known are pid, camid", caplog.text)
+
+
+def test_unread_arrays_and_columns_of_other_files_are_named(tmp_path, caplog):
+    columns = {
+        "features": COLUMNS["features"],
+        "pid": COLUMNS["pid"],
+        "split": SPLIT,
+        "cam": COLUMNS["camid"],
+    }
+    np.savez(tmp_path / "f.npz", **columns)
+    torch.save({k: torch.from_numpy(v) if k != "split" else v for k, v in columns.items()}, tmp_path / "f.pt")
+    pq.write_table(pa.table(columns | {"features": list(columns["features"])}), tmp_path / "f.parquet")
+    for suffix in ("npz", "pt", "parquet"):
+        caplog.clear()
+        read_features(tmp_path / f"f.{suffix}")
+        assert f"f.{suffix}: not read: column cam; known are" in caplog.text
+    caplog.clear()
+    write_features(tmp_path / "own.npz", SETS)
+    read_features(tmp_path / "own.npz")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("pid,pid,split", "two columns pid"),
+        ("pid,split,Split", "two columns split"),
+        ("pid,pid,pid", "several columns pid"),
+    ],
+)
+def test_a_column_twice_is_named(tmp_path, header, told):
+    files = _npy(tmp_path, header=header, order=(0, 1, 2))
+    with pytest.raises(UserError, match=rf"f\.csv:1: {told}: name every column once"):
+        read_features(files[0])

@@ -67,7 +67,7 @@ class RetrievalProtocol:
 
     Raises:
         UserError: no query, no gallery image that counts, labels of another length, a query labeled junk or
-            distractor, a rule about clothes without their numbers.
+            distractor, a gallery image of a person below -1, a rule about clothes without their numbers.
     """
 
     def __init__(
@@ -108,6 +108,13 @@ class RetrievalProtocol:
                 f"query row {bad[0]}: person {self.query_pids[bad[0]]} ({len(bad)} such rows); -1 means junk"
                 " and 0 distractor, neither can be searched for",
                 "number the people from 1, or take these rows out of the query set",
+            )
+        bad = np.flatnonzero(self.gallery_pids < JUNK)
+        if len(bad):
+            raise UserError(
+                f"gallery row {bad[0]}: person {self.gallery_pids[bad[0]]} ({len(bad)} such rows); -1 means"
+                " junk and 0 distractor, no other number below 1 is a person",
+                "number the people from 1, or write -1 for what must not count",
             )
 
     def _same_person(self) -> tuple[_Cells, _Cells]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from reposer.errors import UserError
 from reposer.reid.foreign_features import (
     KEYS,
     by_prefix,
+    name_unread,
     read_mat_features,
     read_npy_features,
     read_torch_features,
@@ -131,6 +133,7 @@ class _Rows:
 REQUIRED = ("features", "pid", "split")
 COLUMNS = (*REQUIRED, "camid", "name", "clothes")
 UNKNOWN_CAMERA = -1
+_NAMELESS = re.compile(r"(\w+ )?row [0-9]+")  # a row that a file gives no name
 _LAYOUT = "give columns features (N, D), pid, camid, split and, if you like, name and clothes"
 
 
@@ -146,7 +149,12 @@ def read_features(path: Path | str, labels: Path | None = None) -> dict[str, Fea
     Raises:
         UserError: not readable, a column missing, of another type or length, an empty split name.
     """
-    path = Path(path)
+    whole, splits = read_rows(Path(path), labels)
+    return {split: whole.rows(np.flatnonzero(splits == split)) for split in dict.fromkeys(splits.tolist())}
+
+
+def read_rows(path: Path, labels: Path | None = None) -> tuple[FeatureSet, NDArray[np.str_]]:
+    """As :func:`read_features`: all rows of a file in its order, and the (N,) names of their splits."""
     readers: dict[str, Callable[[Path], dict[str, NDArray[Any]]]] = {
         ".npz": _read_npz,
         ".parquet": _read_parquet,
@@ -172,12 +180,47 @@ def read_features(path: Path | str, labels: Path | None = None) -> dict[str, Fea
     clothes = None
     if "clothes" in columns:
         clothes = _whole(columns["clothes"], "clothes", len(features), path)
-    whole = FeatureSet(features, pids, camids, tuple(names.tolist()), clothes)
-    sets = {}
-    for split in dict.fromkeys(splits.tolist()):
-        rows = np.flatnonzero(splits == split)
-        sets[split] = whole.rows(rows)
-    return sets
+    return FeatureSet(features, pids, camids, tuple(names.tolist()), clothes), splits
+
+
+def refuse_values(
+    path: Path, whole: FeatureSet, used: NDArray[np.bool_], asked: NDArray[np.bool_], *, unit: bool
+) -> None:
+    """Refuse rows that cannot be scored, by file and row.
+
+    Args:
+        path: of :func:`read_rows`.
+        whole: all of its rows.
+        used: (N,) rows that are compared.
+        asked: (N,) rows that are queries.
+        unit: features are brought to length 1.
+
+    Raises:
+        UserError: NaN or infinity; with ``unit`` a row of zeros; a person below -1, or below 1 in a query.
+    """
+    features = whole.features
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.einsum("nd,nd->n", features, features, dtype=np.float64)
+    broken, zero = ~np.isfinite(squared), squared == 0  # or too large, or too small, for a square
+    broken[broken] = ~np.isfinite(features[broken]).all(axis=1)
+    zero[zero] = ~features[zero].any(axis=1)
+    again = "extract these features again"
+    for rows, reason, advice in (
+        (broken, "holds NaN or infinity", f"{again}: a distance to them means nothing"),
+        (zero & unit, "is all zeros, so it has no direction to compare", f"{again}, or take the rows out"),
+        (whole.pids < -1, "person {} is below -1", "number the people from 1; -1 means junk, 0 distractor"),
+        (
+            asked & (whole.pids < 1),
+            "person {} cannot be searched for: -1 means junk and 0 distractor",
+            "number the people from 1, or take these rows out of the query set",
+        ),
+    ):
+        at = np.flatnonzero(rows & used)
+        if len(at):
+            name = printable(whole.names[at[0]])[:200]
+            place = name if _NAMELESS.fullmatch(name) else f"row {at[0]}, {name}"
+            problem = f"{place}: {reason.format(whole.pids[at[0]])} ({len(at)} such rows)"
+            raise UserError(f"{printable(path)}: {problem}", advice)
 
 
 def write_features(path: Path | str, sets: dict[str, FeatureSet]) -> None:
@@ -223,6 +266,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         if "features" not in there and there.intersection(KEYS):
             return by_prefix(path, arrays)
         _require(there, path)
+        name_unread(path, there, COLUMNS)
         return {name: values for name, values in arrays.items() if name in COLUMNS}
     except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ValueError) and "allow_pickle" in str(error):
@@ -235,6 +279,7 @@ def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
     try:
         names = set(pq.read_schema(path).names)
         _require(names, path)
+        name_unread(path, names, COLUMNS)
         table = read_table(path, columns=[name for name in COLUMNS if name in names])
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})", "write it again") from error

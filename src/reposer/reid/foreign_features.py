@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ SPLITS = {"query": "query", "gallery": "gallery", "train": "train", "mquery": "m
 KEYS = tuple(f"{prefix}_{part}" for prefix in SPLITS for part in ("f", "label", "cam"))
 LABEL_FILES = (".csv", ".tsv", ".txt")
 _ORDER = ("pid", "camid", "split", "name")  # of the columns of a label file without a header
+_KNOWN = (*_ORDER, "clothes")
 _MAX_LABEL_BYTES = 500_000_000
+_log = logging.getLogger(__name__)
 _MAT_ADVICE = f"save {KEYS[0]} (N, D), {KEYS[1]}, {KEYS[2]} and the same of gallery"
 
 
@@ -50,6 +53,7 @@ def read_torch_features(path: Path, columns: Sequence[str]) -> Columns:
     values = load_arrays_file(path)
     if "features" not in values:
         return by_prefix(path, values)
+    name_unread(path, values, columns)
     found = {name: values[name] for name in columns if name in values}
     for name in ("pid", "camid", "clothes"):
         if name in found:
@@ -147,6 +151,14 @@ def by_prefix(path: Path, values: Mapping[str, NDArray[Any]]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def name_unread(path: Path, names: Iterable[str], columns: Sequence[str]) -> None:
+    """Warn about columns of a file that nothing reads: one of them may have been meant as a known one."""
+    unread = sorted(printable(name[:40]) or "(no name)" for name in names if name not in columns)
+    if unread:
+        told = ", ".join(unread[:12]) + (f" and {len(unread) - 12} more" if len(unread) > 12 else "")
+        _log.warning("%s: not read: column %s; known are %s", printable(path), told, ", ".join(columns))
+
+
 def _labels(path: Path) -> Columns:
     """The columns of a label file."""
     try:
@@ -170,11 +182,17 @@ def _labels(path: Path) -> Columns:
         raise UserError(f"{printable(path)}: holds no row", "give a row of pid, camid, split for each image")
     names: Sequence[str] = [field.lower() for field in rows[0][1]]
     if "pid" in names:
+        twice = next((name for name in _KNOWN if names.count(name) > 1), None)
+        if twice is not None:
+            count = {2: "two"}.get(names.count(twice), "several")
+            problem = f"{printable(path)}:{rows[0][0]}: {count} columns {twice}"
+            raise UserError(problem, "name every column once")
+        name_unread(path, names, _KNOWN)
         rows = rows[1:]
     else:
         names = _ORDER[: len(names)]
     width = len(rows[0][1]) if rows else 0
-    columns: dict[str, list[Any]] = {name: [] for name in names if name in (*_ORDER, "clothes")}
+    columns: dict[str, list[Any]] = {name: [] for name in names if name in _KNOWN}
     for number, row in rows:
         if len(row) != len(names) or len(row) != width:
             problem = f"{printable(path)}:{number}: {len(row)} fields where {len(names)} are wanted"

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from reposer.data.layouts.tables import SPLIT_WORDS
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError, known
@@ -29,7 +30,7 @@ from reposer.evaluation.reid_protocols import MARKET, ReidProtocol, fold_sets
 from reposer.evaluation.reidentification import Expansion, Rerank
 from reposer.images import decode
 from reposer.metrics.retrieval import NoMatch
-from reposer.reid.features import read_features
+from reposer.reid.features import read_rows, refuse_values
 from reposer.reid.foreign_features import with_labels
 from reposer.reid.search import pool_queries
 from reposer.runtime import setup
@@ -148,7 +149,7 @@ def score_files(
     """
     if out is None and (images or options.feature_map or options.rank_lists):
         raise UserError("pictures need a place", "give --out FOLDER")
-    sets = _tested_sets(files, options.protocol)
+    sets = _tested_sets(files, options)
     facts = {"files": [path.name for path in files]}
 
     picture = partial(_picture_in, images) if images else None
@@ -181,9 +182,9 @@ def score_splits(
         alone = [[file for file in pair if file is not None] for pair in with_labels(files)]
         if len(alone) < 2:
             raise UserError("one file is one split: there is no mean", "give the file of every split")
-        splits, what = [_tested_sets(each, options.protocol) for each in alone], "files"
+        splits, what = [_tested_sets(each, options) for each in alone], "files"
     else:
-        everybody = list(_read_sets(files, TEST).values())
+        everybody = list(_read_sets(files, options, (), TEST).values())
         splits, what = fold_sets(reduce(_joined, everybody), folds, options.seed, train_people), "folds"
     reports = [score_sets(sets, None, resolved(options, TRAIN in sets)) for sets in splits]
     report = mean_report(reports, what)
@@ -191,27 +192,53 @@ def score_splits(
     return report if out is None else write_report_folder(report, None, out, options, None)
 
 
-def _tested_sets(files: Sequence[Path], protocol: ReidProtocol) -> dict[str, FeatureSet]:
+def _tested_sets(files: Sequence[Path], options: ReidOptions) -> dict[str, FeatureSet]:
     """Query and gallery, and what else the files hold; one split ``test`` is both where cameras tell."""
-    if not protocol.query_cameras:
-        sets = _read_sets(files)
+    if not options.protocol.query_cameras:
+        sets = _read_sets(files, options, (QUERY,))
     else:  # the cameras say who asks and who is found
-        sets = _read_sets(files, TEST)
+        sets = _read_sets(files, options, (), TEST)
         if (test := sets.pop(TEST, None)) is not None:
             sets = {QUERY: test, GALLERY: test} | sets
     _require_splits(sets, files)
     return sets
 
 
-def _read_sets(files: Sequence[Path], *more: str) -> dict[str, FeatureSet]:
+def _read_sets(
+    files: Sequence[Path], options: ReidOptions, asked: Sequence[str], *more: str
+) -> dict[str, FeatureSet]:
+    """The sets of the files by split, in the words of tables of people: ``test`` beside query is the gallery.
+
+    Args:
+        asked: splits whose every row is searched for.
+        more: further splits that may be there.
+    """
     sets: dict[str, FeatureSet] = {}
-    for path, labels in with_labels(files):
-        for split, features in read_features(path, labels).items():
-            known(f"{path}: split", split, (QUERY, GALLERY, TRAIN, CROPS, *more))
+    names = (QUERY, GALLERY, TRAIN, CROPS, *more)
+    read = [(path, *read_rows(path, labels)) for path, labels in with_labels(files)]
+    words = {split: _split_of(split, names) for _, _, splits in read for split in np.unique(splits).tolist()}
+    if QUERY in words.values() and GALLERY not in words.values():
+        words |= {split: GALLERY for split in words if split.strip().lower() in (TEST, "testing")}
+    learned = not options.methods or not LEARNERS.keys().isdisjoint(options.methods)
+    unused = [TRAIN] * (not learned) + [CROPS] * (not options.multi_query)
+    while read:  # each is given up once it is parted
+        path, whole, splits = read.pop(0)
+        for split in dict.fromkeys(splits.tolist()):
+            known(f"{path}: split", words[split], names)
+        parts = np.array([words[split] for split in splits.tolist()])
+        used = ~np.isin(parts, unused)
+        refuse_values(path, whole, used, np.isin(parts, asked), unit=options.unit)
+        for split in dict.fromkeys(parts.tolist()):
             if split in sets:
                 raise UserError(f"{path}: a second set {split}", "give every split once")
-            sets[split] = features
+            sets[split] = whole.rows(np.flatnonzero(parts == split))
     return sets
+
+
+def _split_of(word: str, names: Sequence[str]) -> str:
+    """The split that a word means, however it is written; a word of no split as it is."""
+    written = SPLIT_WORDS.get(word.strip().lower(), word.strip().lower())
+    return written if written in names else word
 
 
 def _require_splits(sets: dict[str, FeatureSet], files: Sequence[Path]) -> None:
