@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,11 +16,12 @@ from typer.testing import CliRunner
 from reposer.cli.main import app
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, prepare_market1501, prepare_people
+from reposer.data.records import read_manifest
 from reposer.errors import UserError
 from reposer.evaluation.plots import draw_map, map_points
 from reposer.evaluation.reid_comparison import compare_methods
 from reposer.evaluation.reidentification import Expansion, Rerank
-from reposer.images import decode
+from reposer.images import decode, encode_png
 from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.reid.features import embed_images, extract_features, write_features
 from reposer.rendered.dataset import write_rendered_dataset
@@ -182,6 +184,83 @@ def test_lists_of_other_tools_name_the_same_images(house, tmp_path, encoding, pl
     text = "".join(place.format(name) + "\r\n" for name in names)
     (tmp_path / "list").write_bytes(text.encode(encoding))
     np.testing.assert_array_equal(listed_rows(house.people, tmp_path / "list"), [0, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A data set of folders, prepared: three people whose files have the same names, but for one of each."""
+    root, rng = tmp_path_factory.mktemp("folders"), np.random.default_rng(0)
+    for split in ("train", "query", "gallery"):
+        for pid in range(3):
+            for name in ("0_0.png", f"{split}{pid}_1.png", "größe.png"):
+                place = root / "in" / split / f"{pid + 1}" / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(encode_png(rng.integers(0, 256, (64, 32, 3), np.uint8)))
+    prepare_people("folders", root / "in", root / "out", size=(64, 32))
+    return PackedPeople.open(root / "out" / PACKED)
+
+
+def _paths_of(people):
+    """Path in the data set -> row."""
+    records = read_manifest(people.folder.parent / "manifest.parquet")
+    return {record.path: people.index(record.name) for record in records}
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["{}", "./{}", "/data/in/{}", "in/{}", ".\\{}", "C:\\in\\{}", "//server/{}", "decomposed"],
+)
+def test_lists_name_images_by_their_paths_in_the_data_set(folders, tmp_path, place):
+    paths = _paths_of(folders)
+    assert len(paths) == 27
+    assert not set(paths) & set(folders.names)
+    order = sorted(paths, reverse=True)
+    if place == "decomposed":
+        lines = [unicodedata.normalize("NFD", path) for path in order]
+    else:
+        lines = [place.format(path.replace("/", "\\") if "\\" in place else path) for path in order]
+    (tmp_path / "list").write_text("\n".join(lines), encoding="utf-8")
+    np.testing.assert_array_equal(listed_rows(folders, tmp_path / "list"), [paths[path] for path in order])
+
+
+def test_lists_name_images_by_the_end_of_their_paths_and_by_file_names_of_one(folders, tmp_path):
+    paths = _paths_of(folders)
+    lines = {"query/2/0_0.png": "query/2/0_0.png", "gallery1_1.png": "gallery/2/gallery1_1.png"}
+    lines |= {"elsewhere/query0_1.png": "query/1/query0_1.png", "1/train0_1.png": "train/1/train0_1.png"}
+    lines[folders.names[paths["query/3/0_0.png"]]] = "query/3/0_0.png"
+    lines[f"x/{folders.names[paths['train/3/0_0.png']]}"] = "train/3/0_0.png"
+    (tmp_path / "list").write_text("\n".join(lines))
+    np.testing.assert_array_equal(
+        listed_rows(folders, tmp_path / "list"), [paths[path] for path in lines.values()]
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("0_0.png", r"0_0\.png: is one of 9 images, .*/0_0\.png and .*/0_0\.png: name it by its path"),
+        ("2/0_0.png", r"2/0_0\.png: is one of 3 images, "),
+        ("elsewhere/0_0.png", r"elsewhere/0_0\.png: is one of 9 images, "),
+        ("nobody.png", r"no such image: list images by name in the prepared folder, as \S+\.png, or by path"),
+        (
+            "query/9/none.png",
+            r"no such image: .* as \S+\.png, or by path in the data set, as \w+/\d/\S+\.png",
+        ),
+        ("../..", "no such image"),
+        ("/", "no such image"),
+    ],
+)
+def test_lines_that_name_no_image_or_one_of_several_are_refused(folders, tmp_path, line, told):
+    (tmp_path / "list").write_text(f"query/1/0_0.png\n{line}\n")
+    with pytest.raises(UserError, match=rf"list:2: .*{told}"):
+        listed_rows(folders, tmp_path / "list")
+
+
+def test_the_same_image_by_name_and_by_path_is_there_twice(folders, tmp_path):
+    name = folders.names[_paths_of(folders)["query/1/0_0.png"]]
+    (tmp_path / "list").write_text(f"{name}\nquery/1/0_0.png\n")
+    with pytest.raises(UserError, match=r"list:2: query/1/0_0\.png stands in line 1 already"):
+        listed_rows(folders, tmp_path / "list")
 
 
 def test_multi_query_pools_the_crops_of_a_person_and_camera(house, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from reposer.config import read_json
 from reposer.data.layouts.folder_scan import list_names, nfc
 from reposer.data.layouts.market1501 import parse_name
 from reposer.data.packed import PackedPeople
+from reposer.data.preparing.prepare import MANIFEST
+from reposer.data.records import read_manifest
 from reposer.errors import UserError
 from reposer.generation.pictures import resize_array
 from reposer.images import decode
@@ -27,7 +30,7 @@ from reposer.reid.features import embed_images, extract_features, read_features,
 from reposer.storage.checkpoint import refuse_other_data
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_seal
-from reposer.storage.paths import RefusedFileError, printable, read_regular
+from reposer.storage.paths import RefusedFileError, contained, printable, read_regular
 from reposer.structures import FeatureSet
 from reposer.trained.networks import EMBEDDING, open_network
 from reposer.trained.onnx import export_onnx
@@ -78,11 +81,12 @@ def tested_rows(people: PackedPeople) -> tuple[Rows, Rows]:
 def listed_rows(people: PackedPeople, path: Path) -> Rows:
     """The images that a text file names, one a line, in its order.
 
-    A line is a name, or a path (with / or \\) whose last part is one. UTF-8 with or without a byte order
-    mark, or UTF-16 with one; names are compared in Unicode's composed form.
+    A line is a name in the prepared folder, a path in the data set (with / or \\, whatever folders stand
+    before it), or a path whose last part is such a name or the file name of one image only. UTF-8 with or
+    without a byte order mark, or UTF-16 with one; names are compared in Unicode's composed form.
 
     Raises:
-        UserError: unreadable, empty, a name twice, or a name that the prepared folder does not have.
+        UserError: unreadable, empty, an image twice, or a line that names none, or one of several.
     """
     try:
         data = read_regular(path, max_bytes=_MAX_LIST_BYTES)
@@ -92,26 +96,71 @@ def listed_rows(people: PackedPeople, path: Path) -> Rows:
         reason = error.reason if isinstance(error, RefusedFileError) else error
         problem = f"{path}: not a readable list of names ({reason})"
         raise UserError(problem, "give a text file, a name a line") from error
-    known = {nfc(name): row for name, row in people.name_index().items()}
-    rows = dict[int, int]()
+    images, rows = _Images(people), dict[int, int]()
     for number, line in enumerate(lines, 1):
         name = nfc(line.strip())
         if not name:
             continue
-        if name not in known:  # a path, as a list from another tool or system has it
-            name = name.replace("\\", "/").rpartition("/")[2]
-        if name not in known:
-            raise UserError(
-                f"{path}:{number}: {printable(line.strip())}: the prepared folder has no such image",
-                "list images of the data set that was prepared, by file name",
-            )
-        row = known[name]
+        row = images.find(name, f"{path}:{number}: {printable(name)[:200]}")
         if row in rows:
-            raise UserError(f"{path}:{number}: {name} stands in line {rows[row]} already", "name it once")
+            raise UserError(
+                f"{path}:{number}: {printable(name)[:200]} stands in line {rows[row]} already", "name it once"
+            )
         rows[row] = number
     if not rows:
         raise UserError(f"{path}: names no image", "list one file name a line")
     return np.array(list(rows), np.int64)
+
+
+class _Images:
+    """The images of a prepared folder by their names in it, and by their paths in the data set."""
+
+    def __init__(self, people: PackedPeople) -> None:
+        self._people = people
+        self._rows = {nfc(name): row for name, row in people.name_index().items()}
+
+    @cached_property
+    def _paths(self) -> dict[str, list[tuple[str, int]]]:
+        """File name -> path in the data set and row, of every image; read where a name alone does not do."""
+        found = dict[str, list[tuple[str, int]]]()
+        prepared = self._people.folder.parent
+        if (prepared / MANIFEST).is_file():
+            for record in read_manifest(contained(prepared, MANIFEST)):
+                place = nfc(record.path)
+                if (row := self._rows.get(nfc(record.name))) is not None:
+                    found.setdefault(place.rpartition("/")[2], []).append((place, row))
+        return found
+
+    def find(self, text: str, place: str) -> int:
+        """The row of the image that ``text`` names; ``place`` is for messages.
+
+        Raises:
+            UserError: it names none, or one of several.
+        """
+        if text in self._rows:
+            return self._rows[text]
+        path = "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", "."))
+        last = path.rpartition("/")[2]
+        named = self._paths.get(last, [])
+        whole = [(len(known), row) for known, row in named if f"/{path}".endswith(f"/{known}")]
+        if whole:  # the longest says most
+            return max(whole)[1]
+        ends = [(known, row) for known, row in named if known.endswith(f"/{path}")]
+        if not ends and last in self._rows:  # a path, as a list from another tool or system has it
+            return self._rows[last]
+        fitting = ends or named
+        if not fitting:
+            raise UserError(f"{place}: the prepared folder has no such image", self._wanted())
+        if len(fitting) > 1:
+            several = " and ".join(printable(known)[:200] for known, _ in fitting[:2])
+            raise UserError(f"{place}: is one of {len(fitting)} images, {several}", "name it by its path")
+        return fitting[0][1]
+
+    def _wanted(self) -> str:
+        name = nfc(self._people.names[0]) if len(self._people) else ""
+        paths = [path for known in self._paths.values() for path, row in known if row == 0]
+        path = f", or by path in the data set, as {printable(paths[0])}" if paths else ""
+        return f"list images by name in the prepared folder, as {printable(name)}{path}"
 
 
 def chosen_rows(
