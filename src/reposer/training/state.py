@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from reposer.errors import NonFiniteError, UserError
 from reposer.runtime import Runtime
 from reposer.storage.checkpoint import Checkpoint, TensorGroups, damage
+from reposer.storage.paths import contained
 
 # ---- State of modules, optimizers and random generators as (tensors, JSON), exactly and without pickle.
 #
@@ -338,7 +339,7 @@ class TrainingState:
         for name, network in self.networks.items():
             load_into(network, groups[name])
         for name, optimizer in self.optimizers.items():
-            with damage(checkpoint.path / f"{name}.safetensors", FOREIGN):
+            with damage(contained(checkpoint.path, f"{name}.safetensors"), FOREIGN):
                 unpack_optimizer(optimizer, groups[name], meta[name])
             _match_layout(optimizer)
         self.step = checkpoint.step
