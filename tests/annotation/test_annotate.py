@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -211,6 +212,36 @@ def test_a_first_look_touches_nothing_else(folder):
     annotate(folder, None, stubs, how=AnnotateOptions(sample=5))
     assert tree(folder) == made
     assert annotate(folder, None, stubs).images == 12
+
+
+@pytest.mark.parametrize("broken", [0, 3])
+@pytest.mark.parametrize("unread", [0, 2])
+def test_the_counts_of_the_summary_add_up(folder, tmp_path, broken, unread):
+    """Twelve good images, some that a rule refuses, some that are passed over for name or format."""
+    for number in range(broken):
+        (folder / f"broken{number}.jpg").write_bytes(b"no picture")
+    for number in range(unread):
+        (folder / f"old{number}").write_bytes(b"GIF89a" + bytes(20))
+        (folder / f"back\\slash{number}.png").write_bytes(b"")
+    (folder / "masks").mkdir()  # no image: a folder that is passed over
+    passed_over, looked_at = 2 * unread, 12 + broken
+    reports = [annotate(folder, tmp_path / "out", stubs) for _ in range(2)]
+    first, again = (str(report).splitlines() for report in reports)
+    if broken:
+        assert re.search(rf": {looked_at} images looked at( \(\S+ a second\))?: 12 annotated$", first[0])
+        assert again[0].endswith(f": 0 images looked at, {looked_at} were done before: 12 annotated")
+    else:
+        assert ": 12 images annotated" in first[0]
+        assert again[0].endswith(": 0 images annotated, 12 were done before")
+    left_out, whole = broken + passed_over, looked_at + passed_over
+    some = f" ({passed_over} of them for name or format)" if unread else ""
+    for report, lines in zip(reports, (first, again), strict=True):
+        told = [line for line in lines if "images left out" in line]
+        assert len(told) == bool(left_out)
+        if left_out:
+            assert told[0].startswith(f"{left_out} of {whole} images left out{some}, see ")
+        rules = {rule: count for rule, count in report.rules.items() if rule != "unread-folder"}
+        assert sum(rules.values()) == left_out == whole - report.annotated
 
 
 def test_every_bad_image_has_its_rule_and_the_others_are_done(tmp_path):

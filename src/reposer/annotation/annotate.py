@@ -100,6 +100,7 @@ def annotate(
     beside = annotators.folders_in(folder)
     # workers go by the plan: a list of all images by each of them would take the disk's time
     images = [] if how.step.name == "work" else _images(folder, problems, beside)
+    unread = len({problem.file for problem in problems if problem.rule != "unread-folder"})
     if how.sample is not None:
         images = _spread(images, how.sample)
         root, apart = unlinked(root, f"{BOOK}/{SAMPLE}"), True
@@ -113,7 +114,7 @@ def annotate(
         listed = _left_out(root / BOOK / PHOTOS)
         origins = crop_origins(root / BOOK / PHOTOS)
         problems += listed
-        folder, images, apart = root, sorted(origins), False
+        folder, images, apart, unread = root, sorted(origins), False, 0  # people, no longer photos
         if not images:
             raise UserError(
                 f"{printable(root)}: nobody was found in {len(listed):,} photos", "give photos of people"
@@ -141,13 +142,12 @@ def annotate(
         lambda: CropMaker(annotators, *rest),
         partial(_crop_maker, torch.get_num_threads(), open_annotators, *rest),
     )
-    work = Work(len(images))
-    finished: list[AnnotationReport] = []
+    work, finished = Work(len(images)), list[AnnotationReport]()
 
     def finish() -> None:
         listed = problems + _table_problems(annotators)
-        with_keypoints, own_mask = annotators.keypoints is not None, annotators.own_mask
-        finished.append(write_results(job, work, listed, with_keypoints=with_keypoints, own_mask=own_mask))
+        told: dict[str, Any] = {"with_keypoints": annotators.keypoints is not None, "unread": unread}
+        finished.append(write_results(job, work, listed, own_mask=annotators.own_mask, **told))
         seal_annotations(root)
 
     take_step(how.step, job, executor, work, on_progress=how.on_progress("annotating"), after=finish)

@@ -227,7 +227,7 @@ _SHOWN = 10  # rules or flags in the printed summary
 
 @dataclass(slots=True)
 class AnnotationReport:
-    """Outcome of ``annotate``; all but the last two fields stand in report.json."""
+    """Outcome of ``annotate``; all but the last three fields stand in report.json."""
 
     images: int  # that were looked at
     annotated: int
@@ -237,17 +237,20 @@ class AnnotationReport:
     labels: dict[str, int]  # images in which a LIP-20 label occurs
     root: Path = Path()
     work: Work = field(default_factory=Work)
+    unread: int = 0  # further images that were not looked at, for their names or formats
 
     def __str__(self) -> str:
         work = self.work
         if work.said:
             return "\n".join([f"{self.root}: {work.said}", *work.notes])
         there = f", {work.kept:,} were done before" if work.kept else ""
-        lines = [f"{self.root}: {work.written:,} images annotated{work.speed()}{there}", *work.notes]
-        if self.left_out:
-            lines.append(
-                f"{self.left_out:,} of {self.images:,} images left out, see {self.root / BOOK / PROBLEMS}"
-            )
+        done = "looked at" if self.left_out else "annotated"
+        good = f": {self.annotated:,} annotated" if self.left_out else ""
+        lines = [f"{self.root}: {work.written:,} images {done}{work.speed()}{there}{good}", *work.notes]
+        if left_out := self.left_out + self.unread:
+            unread = f" ({self.unread:,} of them for name or format)" if self.unread else ""
+            see = self.root / BOOK / PROBLEMS
+            lines.append(f"{left_out:,} of {self.images + self.unread:,} images left out{unread}, see {see}")
         lines += [f"  {rule}: {count:,}" for rule, count in list(self.rules.items())[:_SHOWN]]
         if self.flags:
             lines.append("worth a look:")
@@ -262,6 +265,7 @@ def write_results(
     *,
     with_keypoints: bool,
     own_mask: Callable[[str], str] = str,
+    unread: int = 0,
 ) -> AnnotationReport:
     """Write everything beside the journal, and the keypoints where there are any.
 
@@ -271,6 +275,7 @@ def write_results(
         problems: those that stand in no row of the journal.
         with_keypoints: whether keypoints were looked for.
         own_mask: the user's mask of an image, for messages.
+        unread: images that stand in no row of the journal, for their names or formats.
 
     Raises:
         UserError: the journal is not finished; a full disk.
@@ -289,7 +294,7 @@ def write_results(
     counts = count(rows, listed)
     write_atomic(book / REPORT, f"{json.dumps(counts, indent=2)}\n".encode())
     write_overview(book, job.images, root, good, counts, job.settings)
-    return AnnotationReport(**counts, root=root, work=work)
+    return AnnotationReport(**counts, root=root, work=work, unread=unread)
 
 
 def count(rows: Rows, problems: Sequence[AnnotationProblem]) -> dict[str, Any]:
