@@ -875,7 +875,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
         LISTED,
         {"f", "file", "file.format(kind)", "f'{kind}.lst'", "lists", "path", "place"},
     ),
-    "data/layouts/folder_scan.py": (LISTED, {"inside", "path"}),
+    "data/layouts/folder_scan.py": (LISTED, {"inside", "path", "name"}),
     "data/layouts/identity_folders.py": (LISTED, {"name", "below", "labels", "split", "path", "place"}),
     "data/layouts/labeled_files.py": (OWN, {"table", "file"}),
     "data/layouts/market1501.py": (LISTED, {"folder"}),

@@ -245,17 +245,13 @@ def refuse_deep_splits(root: Path) -> None:
     """
     if split_folders(root):
         return
-    for name in sorted(os.listdir(root)):
-        if not name.startswith(".") and (root / name).is_dir():
-            found = split_folders(root / name)
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            found = split_folders(Path(entry.path))
             if "train" in found and {"query", "gallery", "val"} & found.keys():
-                inside = f"{printable(root)}/{printable(name)}"
                 folders = ", ".join(printable(folder) for folder in found.values())
-                raise UserError(
-                    f"{printable(root)}: its folder {printable(name)} holds the splits ({folders}), which"
-                    " would all be trained on",
-                    f"give {inside}",
-                )
+                problem = f"its folder {printable(entry.name)} holds the splits ({folders}), all would be trained on"
+                raise UserError(f"{printable(root)}: {problem}", f"give {printable(entry.path)}")
 
 
 def _bare(name: str) -> str:
