@@ -45,7 +45,7 @@ from reposer.data.preparing.annotation_lookup import Annotations
 from reposer.data.records import _SCHEMA, AnnotationError, AnnotationProblem, problems_csv, read_manifest
 from reposer.errors import UserError
 from reposer.generation.augmented_rows import KIND, REAL, REAL_COLUMNS, REAL_ROWS, columns_of
-from reposer.generation.forgetting import forget
+from reposer.generation.forgetting import FORGETTING, forget
 from reposer.generation.lineage import set_faults
 from reposer.generation.pictures import write_picture
 from reposer.generation.set_exports import export_set
@@ -282,6 +282,63 @@ def test_links_are_neither_written_through_nor_deleted_through(outside: Path, tm
     delete(root, "absent/none.txt")
     assert not (root / "file.txt").is_symlink()
     assert (outside / "canary.txt").read_bytes() == SECRET
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets", "spaces"])
+def test_a_snapshot_of_a_hub_cache_is_read_with_its_blobs(kind: str, tmp_path: Path) -> None:
+    repository = tmp_path / f"{kind}--owner--name"
+    snapshot = repository / "snapshots" / "0a1b"
+    (snapshot / "below").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "12ab").write_bytes(b"weights")
+    (snapshot / "a.bin").symlink_to("../../blobs/12ab")
+    (snapshot / "below" / "a.bin").symlink_to("../../../blobs/12ab")
+    (tmp_path / "by_another_name").symlink_to(snapshot)
+    for root in (snapshot, tmp_path / "by_another_name"):
+        for name in ("a.bin", "below/a.bin"):
+            assert read_regular(contained(root, name), max_bytes=10, root=root) == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("place", "target"),
+    [
+        ("box/snapshots/run", "../../canary.txt"),  # no cache at all
+        ("box/snapshots/run", "../../blobs/canary.txt"),
+        ("snapshots/run", "../../canary.txt"),
+        ("box/models--a--b/run", "../canary.txt"),
+        ("box/models--a--b/snapshots/1/below", "../../../canary.txt"),
+        ("box/models--a--b/snapshots/1", "../../canary.txt"),  # beside the blobs
+        ("box/models--a--b/snapshots/1", "../../refs/canary.txt"),
+        ("box/models--a--b/snapshots/1", "../2/canary.txt"),
+        ("box/models--a--b/snapshots/1", "../../../models--c--d/blobs/canary.txt"),
+        ("box/models--a--b/snapshots/1", "../../blobs/../canary.txt"),
+        ("box/models--a--b/snapshots/1", "../../blobs_too/canary.txt"),
+    ],
+)
+def test_no_folder_called_snapshots_is_read_out_of(place: str, target: str, tmp_path: Path) -> None:
+    root = tmp_path / place
+    root.mkdir(parents=True)
+    (tmp_path / "box" / "models--a--b" / "blobs").mkdir(parents=True, exist_ok=True)
+    secret = Path(os.path.normpath(root / target))
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    secret.write_bytes(SECRET)
+    (root / "config.json").symlink_to(target)
+    for read in (
+        lambda: contained(root, "config.json"),
+        lambda: read_regular(root / "config.json", max_bytes=100, root=root),
+        lambda: open_regular(root / "config.json", root),
+    ):
+        with pytest.raises(RefusedFileError, match="outside"):
+            read()
+
+
+def test_blobs_that_are_a_link_are_not_read(outside: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").symlink_to(outside)
+    (snapshot / "a.bin").symlink_to("../../blobs/canary.txt")
+    with pytest.raises(RefusedFileError, match="outside"):
+        contained(snapshot, "a.bin")
 
 
 # ---- every reader
@@ -682,6 +739,7 @@ def test_a_set_with_a_linked_folder_is_refused(
     }
     with canaries_unharmed(outside, monkeypatch), pytest.raises(UserError, match=r"link|outside"):
         verbs[verb]()
+    assert not (folder / FORGETTING).exists()  # nothing is begun that is then refused
 
 
 def _linked_lists(folder: Path, outside: Path) -> None:

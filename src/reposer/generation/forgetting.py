@@ -50,7 +50,7 @@ from reposer.storage.manifest import (
     unlisted_pictures,
     write_part,
 )
-from reposer.storage.paths import contained, delete, printable, read_regular
+from reposer.storage.paths import delete, printable, read_regular, unlinked
 from reposer.storage.tables import read_table
 
 _COUNTED = ("people", "pictures", "real")
@@ -131,9 +131,9 @@ def forget(folder: str | Path, pid: int, runs: Sequence[Path] = ()) -> ForgetRep
         raise UserError(f"{folder}: is no augmented set", "give a folder that augment has written")
     schema = set_schema(folder)
     with locked(folder), disk_faults(folder):
+        places = [unlinked(folder, name) for name in (MANIFEST, IMAGES, REAL)]  # else half of it would go
         parts = list_parts(folder)
-        contained(folder, REAL)
-        for place in (folder, folder / MANIFEST, folder / IMAGES, folder / REAL):
+        for place in (folder, *places):
             if place.is_dir():
                 remove_temporaries(place)
         read_decisions(folder)  # is refused before anything goes

@@ -27,6 +27,7 @@ from reposer.errors import UserError
 MAX_PATH = 1024  # characters of a path in a file
 _MAX_NAME_BYTES = 255  # what file systems hold
 _SHOWN = 120  # characters of a refused path in a message
+_HUB_SNAPSHOT = re.compile("(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+", re.DOTALL)
 _DRIVE = re.compile(r"[A-Za-z]:")
 # C0 and C1 controls, line and paragraph separators, what turns the reading direction, lone surrogates
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -258,7 +259,7 @@ def _open_regular(path: Path, root: Path | None) -> int:
     if root is None:
         return os.open(path, flags)
     if not _plainly_inside(path, root):  # a link inside the root: where it leads to, without it
-        path, root = Path(os.path.realpath(path)), Path(_base(root))
+        path, root = _resolved(path, root)
     parts = path.parts[len(root.parts) :]
     handle = _open_below(root, parts[:-1])
     try:
@@ -288,10 +289,7 @@ def require_inside(path: Path, root: Path | None) -> None:
     """
     try:
         if root is not None and not _plainly_inside(path, root):
-            real, base = os.path.realpath(path), _base(root)
-            if os.path.commonpath((real, base)) != base:
-                advice = "copy the file into the data set"
-                raise RefusedFileError(path, "link-outside", f"leads outside {printable(root)}", advice)
+            _resolved(path, root)
     except (OSError, ValueError) as error:
         raise _refusal(path, error) from error
 
@@ -313,12 +311,20 @@ def foreign_names(folder: Path, own: Callable[[str], bool]) -> list[str]:
     return sorted(foreign)
 
 
-def _base(root: Path) -> str:
-    """The folder that ``root`` really is; of a snapshot in a cache of huggingface_hub, whose files are links
-    to the blobs beside it, the folder that holds both."""
-    base = os.path.realpath(root)
-    above = os.path.dirname(base)
-    return os.path.dirname(above) if os.path.basename(above) == "snapshots" else base
+def _resolved(path: Path, root: Path) -> tuple[Path, Path]:
+    """Where ``path`` really leads, and the folder that holds this: what ``root`` really is, or, of a snapshot
+    in a cache of huggingface_hub, whose files are links, the blobs of the same repository.
+
+    Raises:
+        RefusedFileError: rule ``link-outside``.
+    """
+    real, base = os.path.realpath(path), os.path.realpath(root)
+    snapshot = _HUB_SNAPSHOT.fullmatch(base)
+    for folder in (base, *([f"{snapshot[1]}/blobs"] if snapshot else [])):
+        if os.path.commonpath((real, folder)) == folder:
+            return Path(real), Path(folder)
+    advice = "copy the file into the data set"
+    raise RefusedFileError(path, "link-outside", f"leads outside {printable(root)}", advice)
 
 
 def _plainly_inside(path: Path, root: Path) -> bool:
