@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import augment_runner as runner
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from annotate_runner import tree
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -288,3 +291,107 @@ def test_a_file_of_a_packed_set_with_other_images_than_its_list_is_named(whole, 
     with pytest.raises(UserError, match=r"train-000000\.parquet: a row holds no image"):
         unpack_set(tmp_path / "set", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header that says a size of any sign, which TarInfo itself refuses to write."""
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    header = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = size.to_bytes(12, "big", signed=True) if size < 0 else f"{size:011o}\0".encode()
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header)
+
+
+def pax_header(key: str, value: object) -> bytes:
+    record = f" {key}={value}\n"
+    body = f"{len(record) + 2}{record}".encode()
+    return tar_header("pax", len(body), tarfile.XHDTYPE) + body + bytes(-len(body) % 512)
+
+
+@pytest.mark.parametrize(
+    ("shard", "told"),
+    [
+        (tar_header("z.json", 0) + tar_header("a.json", -512), r"a\.json is no file of an image's size"),
+        (tar_header("z.json", 0) + tar_header("a.json", -1024), r"a\.json is no file of an image's size"),
+        (tar_header("a.json", -(2**40)), r"a\.json is no file of an image's size"),
+        (tar_header("a.json", -512, tarfile.XHDTYPE), r"a\.json is no file of an image's size"),
+        (tar_header("a.jpg", -512, tarfile.GNUTYPE_LONGNAME), r"a\.jpg is no file of an image's size"),
+        (tar_header("a.jpg", 2**30, tarfile.GNUTYPE_LONGNAME), r"a\.jpg is no file of an image's size"),
+        (tar_header("a.jpg", 0, tarfile.GNUTYPE_SPARSE), r"a\.jpg is no file of an image's size"),
+        (tar_header("a.jpg", 2**30), r"a\.jpg is no file of an image's size"),
+        (pax_header("size", -2048) + tar_header("a.json", 0), r"a\.json is no file of an image's size"),
+        (pax_header("size", 2**60) + tar_header("a.json", 0), r"a\.json is no file of an image's size"),
+        (pax_header("comment", "nested") * 2000 + tar_header("a.json", 0), "recursion"),
+        (tar_header("a.json", 0) * 20_000, "holds more than 16 other files for an image"),
+    ],
+)
+def test_a_tar_file_that_leads_back_or_has_no_end_is_named(whole, tmp_path, shard, told):
+    export_set(whole, tmp_path / "set", "webdataset")
+    (tmp_path / "set" / "train-000000.tar").write_bytes(shard + bytes(1024))
+    with pytest.raises(UserError, match=rf"set/train-000000\.tar: .*{told}") as refusal:
+        unpack_set(tmp_path / "set", tmp_path / "out")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_file_packed_again_with_long_headers_is_still_read(whole, tmp_path):
+    export_set(whole, tmp_path / "set", "webdataset")
+    place = tmp_path / "set" / "train-000000.tar"
+    unpack_set(tmp_path / "set", tmp_path / "wanted")
+    with tarfile.open(place) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(place, "w", format=form) as tar:
+            for member, data in members:
+                again = tarfile.TarInfo(member.name)
+                again.size, again.mtime, again.uname = len(data), 1.5, "\u540d" * 3
+                tar.addfile(again, io.BytesIO(data))
+        unpack_set(tmp_path / "set", tmp_path / f"out{form}")
+        assert tree(tmp_path / f"out{form}") == tree(tmp_path / "wanted")
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_an_image_listed_twice_is_named_with_its_row(whole, tmp_path, layout):
+    export_set(whole, tmp_path / "set", layout)
+    manifest, place = tmp_path / "set" / "manifest.parquet", next((tmp_path / "set").rglob("train-*"))
+    rows = pq.read_table(manifest)
+    pq.write_table(pa.concat_tables([rows, rows]), manifest, row_group_size=2 * len(rows))
+    if layout == "parquet":
+        table = pq.read_table(place)
+        pq.write_table(pa.concat_tables([table, table]), place)
+    else:
+        with tarfile.open(place) as tar:
+            members = [(member, tar.extractfile(member).read()) for member in tar]
+        with tarfile.open(place, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for member, data in members * 2:
+                tar.addfile(member, io.BytesIO(data))
+    twice = re.escape(f"{rows['file'][0].as_py()} is of an earlier row too (row {len(rows) + 1:,} of man")
+    with pytest.raises(UserError, match=rf"{place.name}: {twice}"):
+        unpack_set(tmp_path / "set", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["x"]),
+        pa.array([b"x"]),
+        pa.array([{"path": "a"}]),
+        pa.array([{"bytes": 1, "path": "a"}]),
+        pa.array([{"bytes": b"1", "path": 2}]),
+        pa.array([[{"bytes": b"1", "path": "a"}]]),
+        None,
+    ],
+)
+def test_a_parquet_file_without_images_is_named(whole, tmp_path, column):
+    export_set(whole, tmp_path / "set", "parquet")
+    place = tmp_path / "set" / "data" / "train-000000.parquet"
+    table = pq.read_table(place)
+    others = table.drop_columns(["image"])
+    if column is not None:
+        others = others.append_column("image", column.take(pa.array([0] * len(table))))
+    pq.write_table(others, place)
+    with pytest.raises(UserError, match=r"data/train-000000\.parquet: has no column image of bytes and path"):
+        unpack_set(tmp_path / "set", tmp_path / "out")

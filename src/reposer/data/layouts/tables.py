@@ -317,7 +317,10 @@ def _unpack(name: str, folder: Path, fetch: Callable[[str], None], out: Path) ->
                     if file != row["file"] or sha256_bytes(data) != row["sha256"]:
                         problem = f"{printable(row['file'])} differs from its sha256"
                         raise _damaged(name, shard, problem, number)
-                    write_new(unlinked(building, f"{IMAGES}/{file}"), data)
+                    target = unlinked(building, f"{IMAGES}/{file}")
+                    if target.exists():
+                        raise _damaged(name, shard, f"{printable(file)} is of an earlier row too", number)
+                    write_new(target, data)
                     label = labels.get(row["pid"], -1)
                     writer.writerow(
                         [f"{IMAGES}/{file}", row["pid"], row["camid"], label, int(row["synthetic"])]
@@ -362,21 +365,54 @@ def _contents(name: str, folder: Path, shard: str) -> Iterator[tuple[str, bytes]
     place = contained(folder, shard)
     require_regular(place, folder)
     try:
-        if place.suffix == ".parquet":
-            for image in read_table(place, ["image"])["image"].to_pylist():
-                if image is None or None in (image["path"], image["bytes"]):
-                    raise _damaged(name, shard, "a row holds no image")
-                yield image["path"], image["bytes"]
-            return
-        with tarfile.open(place, "r:") as tar:
-            for member in tar:
-                if not member.isfile() or member.size > MAX_FILE_BYTES:
-                    raise _damaged(name, shard, f"{printable(member.name)} is no file of an image's size")
-                if not member.name.endswith(".json"):
-                    content = tar.extractfile(member)
-                    yield member.name, content.read() if content is not None else b""
-    except (tarfile.TarError, OSError, pa.ArrowException, EOFError) as error:
+        yield from _parquet_images(place) if place.suffix == ".parquet" else _tar_images(place)
+    except (tarfile.TarError, OSError, pa.ArrowException, EOFError, ValueError, RecursionError) as error:
         raise _damaged(name, shard, (str(error).splitlines() or ["is cut"])[0]) from error
+
+
+def _parquet_images(place: Path) -> Iterator[tuple[str, bytes]]:
+    """Raises ValueError: the column "image" is not one of names and bytes."""
+    images = read_table(place, ["image"])
+    kind = images.schema.field("image").type if "image" in images.column_names else pa.null()
+    held = {field.name: str(field.type) for field in kind} if pa.types.is_struct(kind) else {}
+    if "binary" not in held.get("bytes", "") or "string" not in held.get("path", ""):
+        raise ValueError("has no column image of bytes and path")
+    for image in images["image"].to_pylist():
+        if image is None or None in (image["path"], image["bytes"]):
+            raise ValueError("a row holds no image")
+        yield image["path"], image["bytes"]
+
+
+_MOST_BETWEEN = 16  # members of a tar file between two images, each with a header of some length
+_MAX_HEADER = 4096  # bytes of what a header says on top, as a name of more than 100 bytes
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header was looked at: Python 3.11 goes by a size below 0, back to what it has read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        most = MAX_FILE_BYTES if member.isfile() else _MAX_HEADER
+        if not 0 <= member.size <= most or member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"{printable(member.name)} is no file of an image's size")
+        return member
+
+
+def _tar_images(place: Path) -> Iterator[tuple[str, bytes]]:
+    """Raises ValueError: a member is no file of an image's size, or leads back, or too many are no image."""
+    with tarfile.open(place, "r:", tarinfo=_Member) as tar:
+        begin, between = -1, 0
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # of a thousand images, and of what is no image
+            if not (member.isfile() and 0 <= member.size <= MAX_FILE_BYTES and member.offset > begin):
+                raise ValueError(f"{printable(member.name)} is no file of an image's size")
+            begin, between = member.offset, between + 1
+            if between > _MOST_BETWEEN:
+                raise ValueError(f"holds more than {_MOST_BETWEEN} other files for an image")
+            if not member.name.endswith(".json"):
+                content, between = tar.extractfile(member), 0
+                yield member.name, content.read() if content is not None else b""
 
 
 @contextmanager
