@@ -486,15 +486,16 @@ def _run_pairs(folder: Path, value: Any, field: str) -> None:
     given = {"folder": str(folder), field: value}
     (folder / "config.json").write_text(json.dumps(given))
     data = load_config(DataConfig, folder / "config.json")
-    lists = _training_pairs if field == "pairs" else _validation_pairs
-    if value:  # no list of pairs for validation: a setting
-        lists(data, None)  # type: ignore[arg-type]
+    if field == "pairs":
+        _training_pairs(data, None, None)  # type: ignore[arg-type]
+    elif value:  # no list of pairs for validation: a setting
+        _validation_pairs(data, None)  # type: ignore[arg-type]
     raise UserError("nothing is read")
 
 
 def _run_setting(folder: Path, value: Any) -> None:
     config = apply_overrides(DataConfig(folder=folder), [f"pairs={json.dumps(value)}"])
-    _training_pairs(config, None)  # type: ignore[arg-type]
+    _training_pairs(config, None, None)  # type: ignore[arg-type]
 
 
 def _name_list(folder: Path, value: Any) -> None:
@@ -767,7 +768,7 @@ def _linked_splits(folder: Path, outside: Path) -> None:
 
 def _linked_pairs(folder: Path, outside: Path) -> None:
     (folder / "pairs_train.csv").symlink_to(outside / "canary.txt")
-    _training_pairs(DataConfig(folder=folder), None)  # type: ignore[arg-type]
+    _training_pairs(DataConfig(folder=folder), None, None)  # type: ignore[arg-type]
 
 
 def _linked_stage(folder: Path, outside: Path) -> None:

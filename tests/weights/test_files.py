@@ -639,6 +639,109 @@ def test_a_compressed_archive_is_refused(tmp_path: Path):
         weights.load_state_dict_file(tmp_path / "a.pth")
 
 
+def pickled(body: bytes) -> bytes:
+    """A pickle of a dictionary whose value "a" is made by ``body``."""
+    return b"\x80\x02}q\x00X\x01\x00\x00\x00a" + body + b"s."
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
+
+
+def storage(kind: str, count: int, key: bytes = b"0") -> bytes:
+    names = b"(X\x07\x00\x00\x00storage" + f"ctorch\n{kind}\n".encode() + b"X\x01\x00\x00\x00" + key
+    return names + b"X\x03\x00\x00\x00cpu" + number(count) + b"tQ"
+
+
+def in_zip(data: bytes, name: str = "archive/data.pkl", before: bytes = b"") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/data/0", bytes(16))
+        if before:
+            archive.writestr("archive/data.pkl", before)
+        archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def in_legacy(data: bytes) -> bytes:
+    return saved({}, _use_new_zipfile_serialization=False).replace(b"\x80\x02}q\x00.", data)
+
+
+LARGE = 3 * 2**30
+TAKES_MEMORY = {
+    "bytearray": b"cbuiltins\nbytearray\n" + number(LARGE) + b"\x85R",
+    "bytearray of Python 2": b"c__builtin__\nbytearray\n" + number(LARGE) + b"\x85R",
+    "bytearray from the memo": b"cbuiltins\nbytearray\nq\x07h\x07" + number(LARGE) + b"\x85R",
+    "bytearray as an object": b"cbuiltins\nbytearray\n" + number(LARGE) + b"\x85\x81",
+    "tensor": b"ctorch\nFloatTensor\n" + number(LARGE // 4) + b"\x85R",
+    "tensor as an object": b"ctorch\nFloatTensor\n" + number(LARGE // 4) + b"\x85\x81",
+    "storage": b"ctorch.storage\nUntypedStorage\n" + number(LARGE) + b"\x85R",
+    "called twice": b"ccollections\nOrderedDict\n)RcTorch\nx\n\x85R",
+    "numbers": storage("FloatStorage", LARGE // 4),
+    "fewer than none": storage("FloatStorage", -4) + b"0" + storage("FloatStorage", LARGE // 4),
+    "another storage": storage("QInt8Storage", 4),
+    "tensor set up": b"ctorch\nTensor\n)\x81}b",
+    "set": b"\x8f",
+}
+
+
+@pytest.mark.parametrize("kind", TAKES_MEMORY)
+@pytest.mark.parametrize("container", ["zip", "zip, two pickles", "legacy", "pickle"])
+def test_a_pickle_that_takes_memory_is_refused_before_it_does(
+    tmp_path: Path, kind: str, container: str, monkeypatch: pytest.MonkeyPatch
+):
+    good, data = pickled(b"K\x01"), pickled(TAKES_MEMORY[kind])
+    content = {
+        "zip": lambda: in_zip(data),
+        "zip, two pickles": lambda: in_zip(data, "archive/DATA.PKL", before=good),
+        "legacy": lambda: in_legacy(data),
+        "pickle": lambda: data,
+    }
+    (tmp_path / "a.pth").write_bytes(content[container]())
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has begun to read it"))
+    for read in (weights.load_state_dict_file, weights.load_arrays_file):
+        with pytest.raises(UserError, match=r"a\.pth: damaged, or holds more than tensors"):
+            read(tmp_path / "a.pth")
+
+
+def test_an_archive_of_two_lists_of_files_is_refused(tmp_path: Path):
+    """Python goes by the list before the last record, torch by the place that the record names."""
+    hidden, shown = in_zip(pickled(TAKES_MEMORY["bytearray"])), in_zip(pickled(b"K\x01"))
+    (tmp_path / "a.pth").write_bytes(hidden + shown[:-22] + hidden[-22:])
+    with pytest.raises(UserError, match="damaged, or holds more than tensors"):
+        weights.load_state_dict_file(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
+def test_a_pickle_of_another_kind_is_refused_without_a_warning(tmp_path: Path, protocol: int, recwarn):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": [1.0]}, protocol))
+    with pytest.raises(UserError, match="damaged, or holds more than tensors"):
+        weights.load_arrays_file(tmp_path / "a.pth")
+    assert not recwarn.list
+
+
+KINDS = (
+    *("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"),
+    *("complex64", "complex128"),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "new"), [*((kind, new) for kind in KINDS for new in (True, False)), ("uint16", True)]
+)
+def test_tensors_of_all_kinds_are_read(tmp_path: Path, kind: str, new: bool):
+    value = torch.ones(2, 3, dtype=getattr(torch, kind))
+    layer = torch.nn.BatchNorm2d(3)
+    for values in ({"a": value, "b": value[1]}, {**layer.state_dict(), "a": value}):
+        content = saved(values, _use_new_zipfile_serialization=new)
+        (tmp_path / "a.pth").write_bytes(content)
+        assert torch.equal(weights.load_state_dict_file(tmp_path / "a.pth")["a"], value)
+    (tmp_path / "a.pth").write_bytes(saved(layer.state_dict(), _use_new_zipfile_serialization=new))
+    assert weights.load_state_dict_file(tmp_path / "a.pth").keys() == layer.state_dict().keys()
+
+
 def safetensors_bytes(header: bytes, data: bytes = bytes(16)) -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 

@@ -1,4 +1,4 @@
-"""Work on untrusted bytes within bounds: a child process with limits, JSON, NumPy arrays and archives.
+"""Work on untrusted bytes within bounds: a child process with limits, JSON, NumPy arrays, pickles of tensors.
 
 A parser that may crash, hang or ask for any memory (SciPy's for .mat) works in a child, which is ended by the
 system when it goes too far; nothing but plain arrays comes back. What is quicker to bound beforehand, by
@@ -11,7 +11,10 @@ import io
 import json
 import lzma
 import math
+import mmap
 import os
+import pickletools
+import re
 import resource
 import struct
 import subprocess
@@ -21,13 +24,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.storage.paths import RefusedFileError, printable
+from reposer.storage.paths import RefusedFileError, open_regular, printable
 
 MAX_JSON_VALUES = 50_000_000  # about 5 GB of Python objects; COCO's keypoints of a large set have fewer
 MAX_ARRAY_BYTES = 8_000_000_000  # decoded, of one file
@@ -250,6 +254,153 @@ def parse_json(data: bytes | str, **options: Any) -> Any:
         return json.loads(data, **options)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+# ---- what torch.save wrote
+
+_SIZES = {  # of a number, by the storage that holds it
+    **dict.fromkeys(("Bool", "Byte", "Char", "Untyped"), 1),
+    **dict.fromkeys(("Half", "BFloat16", "Short"), 2),
+    **{"Float": 4, "Int": 4, "Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16},
+}
+_STORAGE = re.compile(r"torch(?:\.cuda|\.storage)? (\w+)Storage")
+_ORDERED = "collections OrderedDict"
+_REBUILT = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
+_CALLED = {_ORDERED, "torch Size", *(f"torch._utils _rebuild_{kind}" for kind in _REBUILT)}
+_LEGACY_PICKLES = 5  # a number, the version, the system, the values, the keys of the storages
+# what torch's own reader of pickles knows, and state dicts hold
+_CONSTANTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
+_EMPTY = {"NONE", "NEWTRUE", "NEWFALSE", "EMPTY_LIST", "EMPTY_DICT"}
+_TAKEN = {"APPEND": 1, "SETITEM": 2}  # from the stack
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class _Global:
+    """What a pickle names (module and name), or what a call of that gave."""
+
+    name: str
+    called: bool = False
+
+
+def check_torch_file(path: Path) -> None:
+    """Refuse a file that would take ``torch.load`` more memory than its size suggests.
+
+    Torch makes what a pickle says before anybody sees it, byte arrays and tensors of any size among it.
+
+    Raises:
+        RefusedFileError: rule ``absurd-size``: a compressed archive, which could unpack to any size.
+        ValueError, KeyError, IndexError, OSError, zipfile.BadZipFile, struct.error: damaged, or no tensors.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.read(4) != b"PK\x03\x04":  # what torch looks at too
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                for _ in range(_LEGACY_PICKLES):
+                    _check_pickle(content, size)
+            return
+        _check_directory(file, size)
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if not stored or sum(entry.file_size for entry in entries) > size:
+                advice = "save it again with torch.save"
+                raise RefusedFileError(path, "absurd-size", "a compressed archive", advice)
+            for entry in entries:
+                if entry.filename.lower().endswith("data.pkl"):  # torch finds it in any letter case
+                    _check_pickle(io.BytesIO(archive.read(entry)), size)
+
+
+def _check_directory(file: IO[bytes], size: int) -> None:
+    """The list of an archive's files stands right before its last record, where every reader looks for it."""
+    file.seek(max(0, size - 98))
+    tail = file.read()
+    length, start = struct.unpack("<2L", tail[-10:-2])
+    end = size - 22
+    if tail[-42:-38] == b"PK\x06\x07":  # lengths of 64 bits
+        length, start = struct.unpack("<2Q", tail[40:56])
+        end = struct.unpack("<Q", tail[-34:-26])[0]
+        if end != size - 98 or tail[:4] != b"PK\x06\x06":
+            raise ValueError("an archive with two ends")
+    if tail[-22:-18] != b"PK\x05\x06" or tail[-2:] != b"\0\0" or start + length != end:
+        raise ValueError("an archive with two lists")
+    file.seek(0)
+
+
+def _check_pickle(file: Any, most: int) -> None:
+    """Go through a pickle as torch does, without making anything.
+
+    Args:
+        file: with ``read`` and ``readline``; left behind the pickle.
+        most: bytes that all its storages may take.
+
+    Raises:
+        ValueError: they take more, or it calls something else than what tensors are made by, or is damaged.
+        KeyError, IndexError: damaged.
+    """
+    stack: list[Any] = []
+    outer: list[list[Any]] = []
+    memo: dict[int, Any] = {}
+    storages: set[tuple[str | int, int]] = set()
+    total = 0
+    value: Any
+    for count, (operation, value, _) in enumerate(pickletools.genops(file)):
+        name = operation.name
+        if count > MAX_JSON_VALUES:
+            raise ValueError(f"holds more than {MAX_JSON_VALUES:,} values")
+        if name in _CONSTANTS:
+            stack.append(value)
+        elif name in _EMPTY:
+            stack.append(None)
+        elif name == "EMPTY_TUPLE":
+            stack.append(())
+        elif name == "GLOBAL":
+            stack.append(_Global(value))
+        elif name == "MARK":
+            outer.append(stack)
+            stack = []
+        elif name in _TAKEN:
+            del stack[len(stack) - _TAKEN[name] :]
+        elif name in ("APPENDS", "SETITEMS"):
+            stack = outer.pop()
+        elif name == "TUPLE":
+            items, stack = tuple(stack), outer.pop()
+            stack.append(items)
+        elif name in _TUPLES:
+            stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
+        elif name == "REDUCE":
+            stack.pop()
+            if not (isinstance(stack[-1], _Global) and stack[-1].name in _CALLED and not stack[-1].called):
+                raise ValueError("calls something else than what makes tensors")
+            stack[-1] = _Global(stack[-1].name, called=True)
+        elif name == "BUILD":
+            stack.pop()
+            if stack[-1] != _Global(_ORDERED, called=True):
+                raise ValueError("sets up something else than a dictionary")
+        elif name == "BINPERSID":
+            storage = _storage(stack.pop())
+            total += 0 if storage in storages else storage[1]
+            storages.add(storage)
+            stack.append(None)
+            if total > most:
+                raise ValueError("its tensors are larger than the file")
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[value])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[value] = stack[-1]
+        elif name not in ("PROTO", "STOP"):
+            raise ValueError(f"holds {name}")
+
+
+def _storage(saved: Any) -> tuple[str | int, int]:
+    """The key of a storage, and how many bytes it takes."""
+    if isinstance(saved, tuple) and len(saved) >= 5 and isinstance(saved[1], _Global):
+        kind, key, numbers = _STORAGE.fullmatch(saved[1].name), saved[2], saved[4]
+        if kind and kind[1] in _SIZES and isinstance(key, str | int) and isinstance(numbers, int):
+            if numbers < 0:
+                raise ValueError("a storage of less than nothing")
+            return key, numbers * _SIZES[kind[1]]
+    raise ValueError("a storage of another kind")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from reposer.config import read_json
 from reposer.errors import MissingWeightsError, UserError, find
-from reposer.storage.bounded import parse_json
+from reposer.storage.bounded import check_torch_file, parse_json
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.paths import printable, require_regular
 from reposer.weights.downloads import Source, fetch
@@ -249,8 +249,7 @@ def load_state_dict_file(path: str | Path, *, shared: bool = False) -> dict[str,
         _check_safetensors_header(path)
         tensors = _loaded(path, load_file)
     elif path.suffix in (".pth", ".pt"):
-        _check_zip(path)
-        tensors = _loaded(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))
+        tensors = _loaded(path, _unpickled)
     else:
         raise UserError(f"{printable(path)}: unknown kind of weight file", "give a .safetensors or .pth file")
     return _checked(path, tensors, shared)
@@ -265,8 +264,7 @@ def load_arrays_file(path: str | Path) -> dict[str, NDArray[Any]]:
     """
     path = Path(path)
     require_regular(path)
-    _check_zip(path)
-    values = _loaded(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))
+    values = _loaded(path, _unpickled)
     if not isinstance(values, Mapping):
         raise UserError(f"{printable(path)}: no dict of tensors", "save a dict of named tensors")
     lists = {name: value for name, value in values.items() if type(value) is list}
@@ -296,11 +294,20 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 def _loaded(path: Path, load: Callable[[Path], Any]) -> Any:
     try:
         return load(path)
+    except UserError:
+        raise
     except Exception as error:  # whatever the parsers raise on hostile bytes
         problem = f"{printable(path)}: damaged, or holds more than tensors"
         raise UserError(
             problem, "get the file again, or convert it to safetensors where it was made"
         ) from error
+
+
+def _unpickled(path: Path) -> Any:
+    check_torch_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles of another version, in lines of torch's source
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _checked(path: Path, tensors: Any, shared: bool = False) -> dict[str, Tensor]:
@@ -354,21 +361,6 @@ def _check_safetensors_header(path: Path) -> None:
             parse_json(file.read(length), object_pairs_hook=unique)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{printable(path)}: damaged header ({error})", "get the file again") from error
-
-
-def _check_zip(path: Path) -> None:
-    """torch stores its zip entries uncompressed; a compressed one could unpack to any size."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # what torch looks at too
-            return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-            size = sum(entry.file_size for entry in archive.infolist())
-    except Exception as error:  # whatever zipfile raises on hostile bytes
-        raise UserError(f"{printable(path)}: damaged archive", "get the file again") from error
-    if not stored or size > path.stat().st_size:
-        raise UserError(f"{printable(path)}: a compressed archive", "save it again with torch.save")
 
 
 # ---- Licenses of outside weights: shown before the first use, refused until they are accepted, remembered.

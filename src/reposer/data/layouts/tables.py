@@ -391,7 +391,7 @@ class _Member(tarfile.TarInfo):
     """A member whose header was looked at: Python 3.11 goes by a size below 0, back to what it has read."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _Member:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
         member = super().frombuf(buf, encoding, errors)
         most = MAX_FILE_BYTES if member.isfile() else _MAX_HEADER
         if not 0 <= member.size <= most or member.type == tarfile.GNUTYPE_SPARSE:
@@ -404,7 +404,7 @@ def _tar_images(place: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(place, "r:", tarinfo=_Member) as tar:
         begin, between = -1, 0
         while (member := tar.next()) is not None:
-            tar.members.clear()  # of a thousand images, and of what is no image
+            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
             if not (member.isfile() and 0 <= member.size <= MAX_FILE_BYTES and member.offset > begin):
                 raise ValueError(f"{printable(member.name)} is no file of an image's size")
             begin, between = member.offset, between + 1
