@@ -22,6 +22,8 @@ from reposer.config import (
     save_config,
 )
 from reposer.errors import LARGEST, UserError
+from reposer.training.gan.config import DataConfig
+from reposer.training.reid.config import ReidConfig
 
 
 class Optimizer(Config):
@@ -194,6 +196,7 @@ def test_configs_are_frozen_strict_and_checked() -> None:
         config.changed(steps="x")
 
 
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))  # any other is refused
 WHOLE, NUMBERS = st.integers(-LARGEST, LARGEST), st.floats(-LARGEST, LARGEST)
 
 
@@ -212,10 +215,10 @@ def test_a_number_at_any_depth_that_nothing_could_count_to_is_refused() -> None:
 @given(
     st.builds(
         Training,
-        generator=st.text(),
+        generator=TEXT,
         generator_args=st.dictionaries(
-            st.text(),
-            st.none() | st.booleans() | WHOLE | st.text() | NUMBERS,
+            TEXT,
+            st.none() | st.booleans() | WHOLE | TEXT | NUMBERS,
         ),
         steps=WHOLE,
         size=st.tuples(WHOLE, WHOLE),
@@ -313,3 +316,17 @@ def test_differences_of_lists_with_names_are_told_item_by_item():
     assert "(absent) -> " in lines[1]
     assert lines[1].endswith("...")
     assert differences(old, old) == []
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\0", "a\ud800", "\udcff/b"])
+def test_a_text_that_is_no_path_is_refused_in_every_field(text: str, tmp_path: Path) -> None:
+    """Many texts of a configuration become paths, and a strange file may hold anything."""
+    data, training = {"folder": text}, {"generator_args": {"deep": [{"path": text}]}}
+    for cls, values in ((DataConfig, data), (ReidConfig, {"data": data}), (Training, training)):
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with pytest.raises(UserError, match=r"config\.json: .*(NUL|JSON)") as refusal:
+            load_config(cls, tmp_path / "config.json")
+        assert str(refusal.value).isprintable()
+    for make in (lambda: DataConfig(folder=Path(text)), lambda: Training(generator_args={text: 1})):
+        with pytest.raises(ValueError, match=r"a NUL or an undecodable character"):
+            make()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,16 +28,21 @@ from reposer.storage.files import sha256_bytes, write_atomic
 from reposer.storage.paths import RefusedFileError, printable, read_regular
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    """Every number in a value of a configuration, at any depth; truth values are none."""
+def _parts(value: Any) -> Iterator[float | str]:
+    """Every number, text and path in a value of a configuration, at any depth; truth values are none."""
     if isinstance(value, tuple | list):
         for part in value:
-            yield from _numbers(part)
+            yield from _parts(part)
     elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _numbers(part)
+        for part in (*value.keys(), *value.values()):
+            yield from _parts(part)
+    elif isinstance(value, str | Path):
+        yield str(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
+
+
+_NOWHERE = re.compile("[\0\ud800-\udfff]")  # in a text: names nothing on a disk, and cannot be saved
 
 
 class Config(pydantic.BaseModel):
@@ -61,9 +67,17 @@ class Config(pydantic.BaseModel):
     @pydantic.field_validator("*")
     @classmethod
     def _in_range(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        """Bounds for every number, whatever a field's own are: nothing overflows or counts without end."""
+        """Bounds for every number, whatever a field's own are: nothing overflows or counts without end.
+
+        And no text holds what no path can hold: many become paths.
+        """
         seed = "seed" in (info.field_name or "")
-        for number in _numbers(value):
+        for number in _parts(value):
+            if isinstance(number, str):
+                if _NOWHERE.search(number):
+                    shown = printable(number[:80])
+                    raise ValueError(f"{shown} holds a NUL or an undecodable character: correct the text")
+                continue
             if seed and not 0 <= number <= LARGEST_SEED:
                 raise ValueError(f"{number} is no seed: 0 to {LARGEST_SEED} is wanted")
             if not seed and not abs(number) <= LARGEST:  # NaN too
@@ -364,6 +378,9 @@ def _lines(cls: type[Config], problems: list[Any], origin: str) -> str:
             lines.append(_unknown(cls, names, origin))
         elif problem["type"] == "missing":
             lines.append(f"{origin}: {key} is missing")
+        elif problem["type"] == "json_invalid":  # what Python's JSON lets through, and no other
+            reason = problem["msg"].removeprefix("Invalid JSON: ")
+            lines.append(f"{origin}: holds what cannot be saved as JSON ({reason}): correct the file")
         elif problem["type"] == "value_error":  # of a validator of ours, which says it all
             lines.append(f"{origin}: {key}: {problem['msg'].removeprefix('Value error, ')}")
         else:

@@ -500,6 +500,9 @@ def test_forgetting_takes_hidden_leftovers_and_unlisted_pictures_and_names_train
         (runs / name / "config.json").write_text(json.dumps({"generated": {"folder": str(folder)}}))
     (runs / "c").mkdir()
     (runs / "c" / "config.json").write_text("{")
+    for number, text in enumerate(("/a\0b", "/\ud800", "/\udcff", "/" + "x" * 5000, "/")):
+        (runs / f"d{number}").mkdir()
+        (runs / f"d{number}" / "config.json").write_text(json.dumps({"data": {"folder": text}}))
     report = forget(copied, 3, [runs])
     assert report.networks == (runs / "deep" / "a",)
     assert f"{runs / 'deep' / 'a'}: was trained on this set" in str(report)

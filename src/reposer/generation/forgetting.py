@@ -50,7 +50,7 @@ from reposer.storage.manifest import (
     unlisted_pictures,
     write_part,
 )
-from reposer.storage.paths import delete, printable, read_regular, unlinked
+from reposer.storage.paths import delete, leads_to, printable, read_regular, unlinked
 from reposer.storage.tables import read_table
 
 _COUNTED = ("people", "pictures", "real")
@@ -177,7 +177,7 @@ def trained_networks(folder: Path, places: Sequence[Path]) -> tuple[Path, ...]:
                 settings = read_json(path, root=place)
             except UserError:
                 continue  # no run of ours
-            named = {os.path.realpath(text) for text in _texts(settings) if "/" in text or os.sep in text}
+            named = {leads_to(text) for text in _texts(settings) if "/" in text or os.sep in text}
             if here in named:
                 found.append(path.parent)
     return tuple(found)

@@ -44,7 +44,14 @@ from reposer.storage.files import (
     sync_folder,
     write_new,
 )
-from reposer.storage.paths import RefusedFileError, contained, made_folder, read_regular, require_inside
+from reposer.storage.paths import (
+    RefusedFileError,
+    contained,
+    leads_to,
+    made_folder,
+    read_regular,
+    require_inside,
+)
 
 SCHEMA = 1  # raise it when the layout changes, and keep reading every older one
 _FOLDER = re.compile(r"^(?:step_(\d{8,})|\.step_(\d{8,})\.replaced)$")
@@ -231,7 +238,7 @@ def refuse_other_data(run: str | Path, folder: Path, content_hash: str) -> None:
         return
     settings = read_json(run / "config.json").get("data")
     trained_on = settings.get("folder") if isinstance(settings, dict) else None
-    if not isinstance(trained_on, str) or os.path.realpath(trained_on) != os.path.realpath(folder):
+    if not isinstance(trained_on, str) or leads_to(trained_on) != os.path.realpath(folder):
         return
     inputs = entries(found[0][1]).get(INPUTS)
     pinned = inputs.get(PREPARED) if isinstance(inputs, dict) else None

@@ -111,6 +111,14 @@ def contained(root: Path, relative: str) -> Path:
     return path
 
 
+def leads_to(text: str) -> str:
+    """Where a text of a stranger's file leads as a path, links followed; "" where it is none."""
+    try:
+        return os.path.realpath(text)
+    except (OSError, ValueError):  # it holds a NUL or half a character
+        return ""
+
+
 def refuse_inputs(out: Path, *inputs: str | Path | None) -> None:
     """Refuse to write over what the same command reads; called before any work.
 

@@ -18,6 +18,7 @@ from reposer.data.pairs import load_pairs, write_pairs_csv
 from reposer.errors import UserError
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.storage import checkpoint
+from reposer.storage.checkpoint import refuse_other_data
 from reposer.storage.files import sha256_bytes, sha256_file
 from reposer.storage.tables import read_table
 from reposer.training.loop import train
@@ -63,6 +64,10 @@ def test_a_run_neither_goes_on_nor_is_used_after_others_were_held_out(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(prepared, elsewhere)
     check_data(PackedPeople.open(elsewhere / "packed"), run)  # another data set: nothing was pinned of it
+    config = json.loads((run / "config.json").read_text())
+    for folder in ("a\0b", "\ud800", "\udcff/x", "x" * 5000, ["x"]):  # that lead nowhere
+        (run / "config.json").write_text(json.dumps(config | {"data": config["data"] | {"folder": folder}}))
+        refuse_other_data(run, prepared, "another")
 
 
 def test_a_run_of_before_the_pins_goes_on_and_says_so(tmp_path, caplog):
