@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from reposer.annotation.journal import read_shards
-from reposer.config import Config, load_config
+from reposer.config import Config, canonical_json, load_config
 from reposer.data.keypoints import read_keypoints_csv
 from reposer.data.label_files import read_labels
 from reposer.data.pairs import load_pairs
@@ -39,7 +39,7 @@ from reposer.reid.features import read_features
 from reposer.report import REID_COLUMNS, write_report
 from reposer.storage.files import sha256_bytes
 from reposer.storage.manifest import job_settings, list_parts, seal_job, seal_path, write_part
-from reposer.storage.outputs import seal_faults
+from reposer.storage.outputs import seal_faults, write_seal
 from reposer.storage.runs import read_metrics
 from reposer.storage.tables import parquet_bytes
 from reposer.workflows.gan_presets import PRESETS
@@ -170,6 +170,41 @@ def arrays() -> Iterator[tuple[str, Any]]:
     yield "four axes", np.zeros((3, 1, 1, 1))
     yield "no axis of length", np.zeros((3, 0))
     yield "bytes", np.array([b"\xff", b"\x00", b"a"])
+
+
+@pytest.mark.parametrize("size", [2**36, 2**36 - 5, 2**62, 10**30])
+def test_a_seal_takes_no_memory_for_the_start_of_a_large_file(tmp_path, size):
+    """Of a file with holes, which takes no room on the disk, and as much memory as it is said to have."""
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(2**36)
+    body = {"schema_version": 1, "files": {}, "starts": {"a": {"size": size, "sha256": "0"}}}
+    whole = body | {"sha256": sha256_bytes(canonical_json(body))}
+    (tmp_path / "seal.json").write_text(json.dumps(whole))
+    taken = []
+
+    class Pieces(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            taken.append(size)
+            return b"" if len(taken) > 3 else b"x"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reposer.storage.outputs.open_regular", lambda _: Pieces())
+        (fault,) = seal_faults(tmp_path, None)
+    assert "differ from their sha256" in fault if size <= 2**36 else "is shorter" in fault
+    assert max(taken, default=0) <= 2**20
+
+
+def test_a_seal_of_a_file_that_grows_holds_its_start(tmp_path):
+    data = random.Random(0).randbytes(3 * 2**20 + 7)
+    (tmp_path / "a").write_bytes(data)
+    write_seal(tmp_path, [], grows=["a", "absent"])
+    sealed = json.loads((tmp_path / "seal.json").read_text())
+    assert sealed["starts"] == {"a": {"size": len(data), "sha256": sha256_bytes(data)}}
+    (tmp_path / "a").write_bytes(data + b"more")
+    assert seal_faults(tmp_path, None) == []
+    for changed_data in (data[:-1] + b"x", b"x" + data[1:], data[:-1]):
+        (tmp_path / "a").write_bytes(changed_data)
+        assert len(seal_faults(tmp_path, None)) == 1
 
 
 @pytest.mark.parametrize("column", ["features", "pid", "camid", "split", "name", "clothes"])

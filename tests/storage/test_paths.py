@@ -1191,7 +1191,6 @@ _OPENS = {
     "reid/features.py": "after is_file",
     "report.py": "a part of the package",
     "runtime.py": "a file of the kernel's",
-    "storage/outputs.py": "after is_file",
     "storage/manifest.py": "after lstat",
     "storage/runs.py": "a file of the kernel's",
     "studies/report.py": "sealed stages and the study's own file",

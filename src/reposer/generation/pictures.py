@@ -271,7 +271,13 @@ def claim_picture(path: Path) -> None:
     Raises:
         UserError: something else has this name.
     """
-    if os.path.lexists(path) and not (path.is_file() and is_marked(path.read_bytes()[:MARKED_BYTES])):
+    if not os.path.lexists(path):
+        return
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(MARKED_BYTES)
+    if not is_marked(start):
         raise UserError(
             f"{printable(path)}: is there already, and is no generated picture", "choose another name"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from reposer.config import canonical_json, read_json
 from reposer.errors import UserError
 from reposer.storage.files import disk_faults, sha256_bytes, sha256_file, write_atomic
 from reposer.storage.lock import in_turn
-from reposer.storage.paths import RefusedFileError, contained, printable, read_regular
+from reposer.storage.paths import RefusedFileError, contained, open_regular, printable, read_regular
 
 # ---- What commands leave for their user, listed in its folder, so that no file of theirs is ever replaced.
 #
@@ -166,6 +167,7 @@ def _write_outputs(folder: Path, listed: dict[str, list[str]]) -> None:
 SEAL = "seal.json"
 MARK = "seal"  # key of a folder's own record that says: there is a seal, or it was taken away
 SCHEMA_VERSION = 1
+_PIECE = 2**20  # bytes
 
 
 def write_seal(folder: Path, names: Iterable[str], *, place: str = SEAL, grows: Iterable[str] = ()) -> None:
@@ -184,8 +186,8 @@ def write_seal(folder: Path, names: Iterable[str], *, place: str = SEAL, grows: 
     starts = {}
     for name in sorted(set(grows)):
         if (folder / name).is_file():
-            data = (folder / name).read_bytes()
-            starts[name] = {"size": len(data), "sha256": sha256_bytes(data)}
+            size = (folder / name).stat().st_size
+            starts[name] = {"size": size, "sha256": _sha256_of_start(folder / name, size)}
     body = {"schema_version": SCHEMA_VERSION, "files": files, "starts": starts}
     whole = body | {"sha256": sha256_bytes(canonical_json(body))}
     write_atomic(folder / place, (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode())
@@ -243,8 +245,16 @@ def _whole(digest: object, path: Path) -> str:
 def _begun(start: Mapping[str, Any], path: Path) -> str:
     if not 0 <= start["size"] <= path.stat().st_size:
         return "is shorter than when it was sealed"
-    with open(path, "rb") as file:
-        begun = file.read(start["size"])
-    if sha256_bytes(begun) == start["sha256"]:
+    if _sha256_of_start(path, start["size"]) == start["sha256"]:
         return ""
     return f"its first {start['size']:,} bytes differ from their sha256 in the seal"
+
+
+def _sha256_of_start(path: Path, size: int) -> str:
+    """Hexadecimal sha256 of a file's first bytes, read in pieces: the size may be a stranger's, and any."""
+    digest, left = hashlib.sha256(), size
+    with open_regular(path) as file:
+        while left and (piece := file.read(min(left, _PIECE))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest()
