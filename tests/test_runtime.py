@@ -231,3 +231,71 @@ def test_a_terminal_that_ends_saves_and_nohup_is_respected():
             assert stop.received is None
     finally:
         signal.signal(signal.SIGHUP, earlier)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, r"RANK='abc': is no number"),
+        ({"RANK": "\u00b2", "WORLD_SIZE": "2"}, r"RANK='.*': is no number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, r"RANK='-1': is no number of 0 to"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, r"RANK='': is no number"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, r"WORLD_SIZE='0': is no number of 1 to"),
+        ({"RANK": "0", "WORLD_SIZE": "9" * 5000}, r"WORLD_SIZE='9+': is no number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x\x1b[31m"}, r"LOCAL_RANK='x.*': is no number"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "0"},
+            "LOCAL_WORLD_SIZE='0'",
+        ),
+        ({"WORLD_SIZE": "2"}, r"WORLD_SIZE=2: without RANK"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, r"RANK=5: is out of range: of WORLD_SIZE=2 the last is 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, r"RANK=2: is out of range"),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+            r"LOCAL_RANK=1: is out of range: of LOCAL_WORLD_SIZE=1 the last is 0",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "99999999"},
+            r"MASTER_PORT='99999999': is no number",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "0"},
+            r"MASTER_PORT='0': is no number of 1 to 65,535",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a b"}, r"MASTER_ADDR='a b': is no address"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": ""}, r"MASTER_ADDR='': is no address"),
+    ],
+)
+def test_what_no_launcher_says_is_refused_before_a_group_is_formed(
+    environment: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runtime, "Accelerator", lambda **_: pytest.fail("Accelerate was asked"))
+    with pytest.raises(UserError, match=told) as refusal:
+        setup("cpu", "float32", threads=1)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"}, {"RANK": "0"}, {"WORLD_SIZE": "1"}],
+)
+def test_one_process_of_a_launcher_needs_no_group(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert setup("cpu", "float32", threads=1).world_size == 1
+
+
+def test_a_group_that_cannot_be_formed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(**_: object) -> None:
+        raise RuntimeError("The server socket has failed to listen\nand a traceback of C++")
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runtime, "Accelerator", refuses)
+    with pytest.raises(UserError, match=r"2 processes cannot be formed: The server socket .* listen: start"):
+        setup("cpu", "float32", threads=1)

@@ -11,12 +11,13 @@ import ctypes
 import os
 import platform
 import random
+import re
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +29,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from reposer.errors import UserError, known
+from reposer.errors import LARGEST, UserError, known
+from reposer.storage.paths import printable
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -116,7 +118,8 @@ def setup(
         alone: join no process group, although a launcher started several: each has its own part of a job.
 
     Raises:
-        UserError: an unknown or absent device, an unknown precision.
+        UserError: an unknown or absent device, an unknown precision, or a launcher's environment that forms
+            no group.
     """
     known("device", device, DEVICES)
     known("precision", precision, PRECISIONS)
@@ -126,7 +129,7 @@ def setup(
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     # Accelerate forms no group of processes without GPUs unless it is told that the CPU is wanted
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    with _outside_groups() if alone else nullcontext():
+    with _outside_groups() if alone else _launched():
         accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[group])
     where = torch.device(accelerator.device)
     if device not in ("auto", where.type):
@@ -144,6 +147,50 @@ def setup(
     return Runtime(accelerator, where, _resolve(precision, where), torch.get_num_threads(), seed)
 
 
+_COUNTED = {  # least and most of what torchrun and its like say; -1: of nobody
+    **{"WORLD_SIZE": (1, 2**20), "RANK": (0, 2**20), "LOCAL_WORLD_SIZE": (1, 2**20)},
+    **{"LOCAL_RANK": (-1, 2**20), "MASTER_PORT": (1, 65_535)},
+}
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+@contextmanager
+def _launched() -> Iterator[None]:
+    """Around the forming of a group of processes: what a launcher says of it is looked at before.
+
+    Raises:
+        UserError: it says nonsense, for which torch would wait without end; or the group cannot be formed.
+    """
+    said = {name: _said(name, *bounds) for name, bounds in _COUNTED.items() if name in os.environ}
+    several = said.get("WORLD_SIZE", 1) > 1
+    advice = "start the processes with torchrun, or unset these variables"
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if said.get(rank, -1) >= said.get(size, LARGEST):
+            problem = f"{rank}={said[rank]}: is out of range: of {size}={said[size]} the last is"
+            raise UserError(f"{problem} {said[size] - 1}", advice)
+    if several and not any(name in os.environ for name in _RANKS):
+        raise UserError(f"WORLD_SIZE={said['WORLD_SIZE']}: without RANK, the number of this process", advice)
+    address = os.environ.get("MASTER_ADDR", "localhost")
+    if not (0 < len(address) < 254 and address.isprintable() and " " not in address):
+        raise UserError(f"MASTER_ADDR={printable(address[:80])!r}: is no address", advice)
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if not several:
+            raise
+        reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
+        problem = f"the group of WORLD_SIZE={said['WORLD_SIZE']} processes cannot be formed: {reason}"
+        raise UserError(problem, advice) from error
+
+
+def _said(name: str, least: int, most: int) -> int:
+    text = os.environ[name]
+    if not re.fullmatch("-?[0-9]{1,9}", text) or not least <= int(text) <= most:
+        problem = f"{name}={printable(text[:40])!r}: is no number of {least} to {most:,}"
+        raise UserError(problem, "start the processes with torchrun, or unset it")
+    return int(text)
+
+
 _GROUPS = ("PMI_", "OMPI_", "MV2_")  # of MPI's launchers; torchrun's have no common name
 
 
@@ -155,7 +202,7 @@ def _outside_groups() -> Iterator[None]:
     hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
     local = hidden.get("LOCAL_RANK", "")
     try:
-        if local.isdigit() and torch.cuda.device_count() > 1:
+        if local.isascii() and local.isdigit() and torch.cuda.device_count() > 1:
             torch.cuda.set_device(int(local) % torch.cuda.device_count())
         yield
     finally:

@@ -268,6 +268,18 @@ def test_where_to_begin_is_what_the_scheduler_says():
     assert scheduled_shard({"RANK": "x"}) is None
 
 
+@pytest.mark.parametrize("text", ["\u00b2", "\u0663", "9" * 5000, "9" * 10, "-1", " 1", "1.0", "", "x"])
+def test_a_scheduler_that_says_no_number_is_passed_over(text):
+    for index, count in (
+        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+        ("SLURM_PROCID", "SLURM_NTASKS"),
+        ("RANK", "WORLD_SIZE"),
+    ):
+        for environment in ({index: text, count: "2"}, {index: "1", count: text}, {index: text, count: text}):
+            assert scheduled_shard(environment) is None
+    assert scheduled_shard({"JOB_COMPLETION_INDEX": text}) is None
+
+
 # ---- claims
 
 

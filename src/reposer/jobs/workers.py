@@ -101,17 +101,20 @@ def scheduled_shard(environment: Mapping[str, str]) -> tuple[int, int] | None:
     It only says where to begin, so numbers that leave gaps, or a count that is not known, cost nothing.
     """
 
+    def number(name: str) -> int | None:
+        text = environment.get(name, "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
     def pair(index: str, count: str) -> tuple[int, int] | None:
-        here, of = environment.get(index, ""), environment.get(count, "")
-        return (int(here) % int(of), int(of)) if here.isdigit() and of.isdigit() and int(of) else None
+        here, of = number(index), number(count)
+        return (here % of, of) if here is not None and of else None
 
     array = pair("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
     tasks = pair("SLURM_PROCID", "SLURM_NTASKS")
     if array is not None:
         i, n = tasks or (0, 1)
         return array[0] * n + i, array[1] * n
-    if environment.get("JOB_COMPLETION_INDEX", "").isdigit():
-        index = int(environment["JOB_COMPLETION_INDEX"])
+    if (index := number("JOB_COMPLETION_INDEX")) is not None:
         return index, index + 1  # of how many is not told
     return pair("RANK", "WORLD_SIZE") or tasks
 
