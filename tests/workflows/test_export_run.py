@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import HfApi
 from tiny_training import tiny_config, write_prepared
 
@@ -53,7 +54,13 @@ def test_an_export_opens_as_the_same_network_with_its_card(run, tmp_path, evalua
     assert ours.weights_hash == theirs.weights_hash
     assert theirs.config.trained_on == "drawn people"
     card = (tmp_path / "out" / "README.md").read_text()
-    for part in ("license_name: research only", "Trained on: drawn people", "0.1234", "81.0%", "2 optimizer"):
+    for part in (
+        'license_name: "research only"',
+        "Trained on: drawn people",
+        "0.1234",
+        "81.0%",
+        "2 optimizer",
+    ):
         assert part in card
     assert theirs.config.weights_sha256 in card
     assert ours.config.identity_hash in card
@@ -61,6 +68,64 @@ def test_an_export_opens_as_the_same_network_with_its_card(run, tmp_path, evalua
     assert len(digest) == 64
     assert export_run(run, tmp_path / "out", **CARD)  # an export may be written again
     assert "None were given" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "CC BY-NC 4.0: research only #1",
+            "a: b: c",
+            "# all",
+            "- item",
+            "[a, b",
+            "{a: b}",
+            "*a",
+            "&a b",
+            "!!x",
+        ),
+        *(
+            "'single",
+            '"double',
+            "back\\slash \\n \\x",
+            "%tag",
+            "@at",
+            "`tick",
+            "| block",
+            "> folded",
+            "? key",
+        ),
+        *("null", "true", "1.5", "2026-01-01", "~", "", " ", "---", "x\n---\nlicense: mit", "a\ttab\r\nb"),
+        *(
+            "\u884c\u4eba",
+            "\U0001f600",
+            "\u06cc\u200c\u0627",
+            "\x1b[31m",
+            "\x7f\x85\x9f",
+            "\ufeff",
+            "\u2028x",
+        ),
+        "x" * 5000,
+    ],
+)
+def test_the_front_matter_of_a_card_is_what_was_said(run, tmp_path, text):
+    export_run(run, tmp_path / "out", license_text=text, trained_on=text)
+    _, front, _ = (tmp_path / "out" / "README.md").read_text("utf-8").split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "reposer",
+        "license": "other",
+        "license_name": " ".join(text.split()).rstrip("."),
+        "tags": ["person-re-identification"],
+    }
+    PoseTransfer.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["\0", "a\udcff", "\ud800"])
+@pytest.mark.parametrize("field", CARD)
+def test_what_is_no_text_is_refused(run, tmp_path, field, text):
+    with pytest.raises(UserError, match=r"--(license|trained-on) .*: is no text"):
+        export_run(run, tmp_path / "out", **(CARD | {field: text}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_half_the_size(run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,8 +64,12 @@ def export_run(
         What was written where, and the address to name it by once it is served.
 
     Raises:
-        UserError: no such run, an evaluation without a table, or ``out`` holds something else.
+        UserError: no such run, a text that is none, an evaluation without a table, or ``out`` holds something
+            else.
     """
+    for option, text in (("--license", license_text), ("--trained-on", trained_on)):
+        if re.search("[\0\ud800-\udfff]", text):
+            raise UserError(f"{option} {printable(text[:80])}: is no text", "write it in UTF-8")
     kind, what, use = _kind_of(Path(run))
     found = of_run(kind, run)
     tables = [_tables(folder) for folder in evaluations]
@@ -121,7 +126,7 @@ def _card(
     return f"""---
 library_name: reposer
 license: other
-license_name: {_one_line(license_text)}
+license_name: {_quoted(_one_line(license_text))}
 tags: [person-re-identification]
 ---
 
@@ -152,6 +157,12 @@ pictures that pass for photographs. A generated picture of a real person is pers
 
 def _one_line(text: str) -> str:
     return " ".join(text.split()).rstrip(".")
+
+
+def _quoted(text: str) -> str:
+    """A text of a user's as a value of YAML, whatever is in it."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
 
 
 # ---- ``reposer push-to-hub``: an exported folder on the Hugging Face hub.
