@@ -101,6 +101,12 @@ class Embedding(nn.Module):
         super().__init__()
         check_choice("neck", neck, NECKS)
         check_arguments({"size": size, "stripes": stripes, "window": window})
+        numbers = [*size, stripes, window, frozen]
+        if len(size) != 2 or not all(isinstance(number, int) for number in numbers):
+            problem = (
+                f"size={size}, stripes={stripes}, window={window}, frozen={frozen}: are no whole numbers"
+            )
+            raise UserError(problem, "size is height and width, and the others are one number each")
         if min(size) < 1 or stripes < 1 or window < 0 or (window and (stripes > 1 or neck == "bn")):
             raise UserError(
                 f"size={size}, stripes={stripes}, window={window}, neck={neck}: impossible together",

@@ -107,8 +107,9 @@ def build_with_weights(
             expected = {k: tuple(t.shape) for k, t in build().state_dict().items()}
     except UserError as error:
         raise UserError(f"{origin}: {error.problem}", error.advice) from error
-    except (TypeError, ValueError, RuntimeError) as error:  # an unknown keyword; sizes that overflow
-        reason = str(error).splitlines()[0]
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+        # an unknown keyword; sizes that overflow; a list that is too short, or no list
+        reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
         raise UserError(f"{origin}: no such {kind} can be built: {reason}", "get the folder again") from error
     found = {k: tuple(t.shape) for k, t in tensors.items()}
     wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
