@@ -160,6 +160,48 @@ def test_a_name_that_a_stage_would_refuse_hours_later_is_refused_in_the_plan(stu
         study.model_validate(values)
 
 
+SOME = [{"name": f"arm{number}"} for number in range(101)]
+
+
+@pytest.mark.parametrize(
+    ("study", "fields", "told"),
+    [
+        (StudyConfig, {"seeds": list(range(20_000))}, r"1 arms x 1 budgets x 1 recipes x 20,000 seeds"),
+        (StudyConfig, {"arms": SOME, "seeds": list(range(100))}, r"101 arms x .*: 10,100 trainings"),
+        (
+            StudyConfig,
+            {"arms": SOME, "budgets": [{"share": (n + 1) / 50} for n in range(50)]},
+            r"101 arms x 50 budgets x 1 recipes x 3 seeds: 15,150 trainings, and the most is 10,000",
+        ),
+        (AblationConfig, {"seeds": list(range(5000))}, r"6 arms x 5,000 seeds: 30,000 trainings"),
+        (
+            AblationConfig,
+            {"arms": SOME, "seeds": list(range(100))},
+            r"101 arms x 100 seeds: 10,100 trainings",
+        ),
+        (PaperTableConfig, {"reid_seeds": list(range(5000))}, r"rows x 1 recipes x 5,000 reid_seeds"),
+        (
+            PaperTableConfig,
+            {"rows": [{**row, "run": "x"} for row in SOME], "reid_seeds": list(range(100))},
+            r"101 rows x .*: 10,100 trainings",
+        ),
+    ],
+)
+def test_a_table_of_too_many_trainings_is_refused_before_any_plan(study, fields, told):
+    given = {"data": "prepared", "arms": [{"name": "real"}], "recipes": [{"preset": "ide_small"}]}
+    given |= {"controls": []}
+    values = {key: value for key, value in given.items() if key in study.model_fields} | fields
+    if study is AblationConfig and "arms" not in fields:
+        del values["arms"]  # its own
+    with pytest.raises(ValueError, match=told):
+        study.model_validate(values)
+
+
+def test_a_table_of_many_trainings_is_taken():
+    given = {"data": "prepared", "arms": SOME[:100], "recipes": [{"preset": "ide_small"}], "controls": []}
+    assert len(StudyConfig.model_validate(given | {"seeds": list(range(100))}).seeds) == 100
+
+
 def test_refuses_arms_by_name(prepared):
     with pytest.raises(UserError, match="--arms: arm x3: unknown"):
         configure("augmentation", prepared, "shipped", ["real", "x3"])

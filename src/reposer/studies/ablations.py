@@ -32,7 +32,7 @@ from reposer.storage.files import sha256_file
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import check_name
 from reposer.storage.tables import parquet_bytes, read_table
-from reposer.studies.config import STUDY_FILE, Device, claim_study, save_study
+from reposer.studies.config import STUDY_FILE, Device, check_trainings, claim_study, save_study
 from reposer.studies.results import LATEX, MARKDOWN, PARQUET, TABLES, p_text, tex
 from reposer.training.gan.config import GanConfig
 from reposer.training.loop import train
@@ -153,6 +153,7 @@ class AblationConfig(Config):
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
+        check_trainings(arms=self.arms, seeds=self.seeds)
         check_each_once(arms=[arm.name for arm in self.arms], seeds=self.seeds, metrics=self.metrics)
         return self
 

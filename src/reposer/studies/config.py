@@ -6,6 +6,7 @@ an arm differs from another only in the images that these steps see.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -245,6 +246,23 @@ class Budget(Config):
     generator: str = ""  # one that was trained on this share only; empty: the study's, and the table says so
 
 
+MOST_TRAININGS = 10_000  # of one table: years of a machine
+
+
+def check_trainings(**listed: Sequence[Any]) -> None:
+    """For validators of tables that train a network for every combination of what is listed.
+
+    Raises:
+        ValueError: they are more than MOST_TRAININGS.
+    """
+    count = math.prod(map(len, listed.values()))
+    if count > MOST_TRAININGS:
+        parts = " x ".join(f"{len(values):,} {name}" for name, values in listed.items())
+        raise ValueError(
+            f"{parts}: {count:,} trainings, and the most is {MOST_TRAININGS:,}: make a list shorter"
+        )
+
+
 class StudyConfig(Config):
     """Everything that the table depends on."""
 
@@ -273,6 +291,7 @@ class StudyConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        check_trainings(arms=self.arms, budgets=self.budgets, recipes=self.recipes, seeds=self.seeds)
         names = [arm.name for arm in self.arms]
         shares, presets = [one.share for one in self.budgets], [one.preset for one in self.recipes]
         check_each_once(arms=names, budgets=shares, seeds=self.seeds, recipes=presets)

@@ -31,7 +31,7 @@ from reposer.runtime import setup
 from reposer.storage.files import remove_tree, write_atomic
 from reposer.storage.paths import check_name
 from reposer.studies.ablations import QUALITY, RUN
-from reposer.studies.config import Device, StudyRecipe
+from reposer.studies.config import Device, StudyRecipe, check_trainings
 from reposer.studies.paper_report import sheet_pairs
 from reposer.studies.study import REAL, REPEATED
 from reposer.training.gan.config import GanConfig
@@ -118,6 +118,7 @@ class PaperTableConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        check_trainings(rows=self.rows, recipes=self.recipes, reid_seeds=self.reid_seeds)
         names = [row.name for row in self.rows]
         taken = [*TRIVIAL, REAL.name, REPEATED.name, *TRIVIAL.values()]
         for number, name in enumerate(names):
