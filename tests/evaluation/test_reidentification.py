@@ -7,11 +7,20 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from scipy.spatial.distance import cdist
 from sklearn.metrics import average_precision_score
 
 from reposer.errors import UserError
-from reposer.evaluation.plots import COLORS, HEADER, choose_queries, draw_cmc, rank_list, write_rank_lists
+from reposer.evaluation.plots import (
+    COLORS,
+    HEADER,
+    choose_queries,
+    draw_cmc,
+    draw_curves,
+    rank_list,
+    write_rank_lists,
+)
 from reposer.evaluation.reid_comparison import LEARNERS, compare_methods, row_names
 from reposer.evaluation.reid_protocols import find_protocol
 from reposer.evaluation.reidentification import Rerank, evaluate_reid
@@ -385,3 +394,35 @@ def test_the_cmc_plot_draws_every_row_and_the_same_bytes_twice():
     for color in ("#0b6e4f", "#c8553d", "#2f5d9b"):  # three methods; re-ranked twins share their color
         wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(pixels.astype(int) - wanted).max(1) < 8).sum() > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        *(
+            ("xqda", "xqda"),
+            ("$a$", "$a$"),
+            ("$\\frac$", "$\\frac$"),
+            ("_own", " _own"),
+            ("lo\u00df", "lo\u00df"),
+        ),
+        *(
+            ("\u6f22", "\\u6f22"),
+            ("\U0001f468", "\\U0001f468"),
+            ("a\x1bb\n", "a\\x1bb\\n"),
+            ("\ud800", "\\ud800"),
+        ),
+    ],
+)
+def test_a_curve_of_any_name_is_in_the_legend(name, shown, recwarn, monkeypatch):
+    labels = []
+    draw = Text._get_layout
+
+    def noted(self, renderer):
+        labels.append(self._preprocess_math(self.get_text()))
+        return draw(self, renderer)
+
+    monkeypatch.setattr(Text, "_get_layout", noted)
+    assert draw_curves({name: np.linspace(0.5, 1, 20), "other": np.linspace(0.25, 1, 20)}, "arm")
+    assert {(f"{shown}: 50.0", False), ("other: 25.0", False)} <= set(labels)
+    assert [str(told.message) for told in recwarn.list] == []

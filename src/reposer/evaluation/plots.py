@@ -57,7 +57,7 @@ def draw_curves(curves: Mapping[str, NDArray[np.float64]], what: str) -> bytes:
             markersize=4,
             linewidth=1.4,
             linestyle="--" if name.endswith(RERANKED) else "-",
-            label=f"{name}: {100 * curve[0]:.1f}",
+            label=f"{_legible(name)}: {100 * curve[0]:.1f}",
         )
     axes.set_xlabel("rank")
     axes.set_ylabel("queries with a match by that rank, %")
@@ -68,6 +68,16 @@ def draw_curves(curves: Mapping[str, NDArray[np.float64]], what: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _legible(name: str) -> str:
+    """A name as matplotlib draws it: no formula, not left out for its first letter, and of letters that its
+    font has; others become \\u.. escapes."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    text = "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in name)
+    return (f" {text}" if text.startswith("_") else text).replace("$", r"\$")
 
 
 # ---- A map of features in the plane (t-SNE or UMAP), to look at: near each other, but not to be measured.
