@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -185,6 +186,40 @@ def test_names_of_logged_values_are_no_formulas_and_no_code(folder):
             "".join(json.dumps({"step": n, hostile: n / 7}) + "\n" for n in range(3))
         )
         assert tried(folder) == "", hostile[:50]
+
+
+@pytest.mark.parametrize(
+    "name", ["\u6f22\u5b57", "\u0633\u0644\u0627\u0645", "\U0001f600", "lo\u00df", "\ue000"]
+)
+def test_a_curve_in_any_letters_is_named_without_a_warning(folder, name, recwarn):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": n, name: n}) + "\n" for n in range(3)))
+    page = write_report(folder).read_text(encoding="utf-8")
+    pictures = [base64.b64decode(part) for part in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", page)]
+    assert len(pictures) == 1
+    if name.isprintable():
+        assert name in pictures[0].decode()
+    assert [str(told.message) for told in recwarn.list] == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1e308, -1e308, 0),
+        (1.7e308, 1.7e308, 1.7e308),
+        (-1.7e308, 1.7e308, 5e-324),
+        (10**308, -(10**308), 1),
+        (1e299, -1e299, 1e299),
+        (5e-324, 0, 0),
+        (1e-310, 2e-310, 3e-310),
+    ],
+)
+@pytest.mark.parametrize("name", ["a", "\u6f22"])
+def test_values_at_the_ends_of_the_range_are_drawn_without_a_warning(folder, values, name, recwarn):
+    lines = [json.dumps({"step": step, name: value}) for step, value in enumerate(values)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "data:image/svg+xml" in page
+    assert [str(told.message) for told in recwarn.list] == []
 
 
 def test_every_file_of_a_run_that_is_a_link_a_pipe_or_a_folder(folder):

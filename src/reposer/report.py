@@ -10,6 +10,7 @@ import base64
 import io
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -31,6 +32,7 @@ _MARKED = 20_000  # bytes at whose start a page has its mark
 # what a terminal or an editor would obey, and what turns the reading direction; line ends and tabs stay
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _MOST_CURVES, _MOST_POINTS = 120, 5_000  # panels; points of one, evenly thinned
+_MOST = 1e300  # of a value that is drawn, which larger ones stand at: its range must be a number too
 _LONGEST_NAME = 60  # characters of a curve's name
 REID_COLUMNS = ("rank1", "rank5", "rank10", "rank20", "mAP_step", "mAP_trapezoid", "mINP")
 SAMPLES_SHOWN = 3  # first, middle and last sample grid of a training
@@ -60,12 +62,14 @@ def report_sections(run_dir: Path) -> list[Section]:
         UserError: as :func:`write_report`.
     """
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: no such folder", "give the folder of a run or of an evaluation")
+        raise UserError(
+            f"{printable(run_dir)}: no such folder", "give the folder of a run or of an evaluation"
+        )
     sections = read_sections(run_dir) + _run_sections(run_dir)
     if not sections:
         raise UserError(
-            f"{run_dir}: holds no metrics.jsonl, samples/, image_quality.json, reidentification.json or"
-            " sections.json",
+            f"{printable(run_dir)}: holds no metrics.jsonl, samples/, image_quality.json,"
+            " reidentification.json or sections.json",
             "give the folder that `reposer train`, `evaluate` or `reid evaluate` wrote",
         )
     _refuse_too_much(sections, run_dir)
@@ -249,13 +253,26 @@ def _plot(curves: dict[str, list[tuple[int, float]]]) -> str:
 
     columns = min(3, len(curves))
     lines = -(-len(curves) // columns)
-    with pyplot.rc_context(
-        {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "reposer"}
+    # matplotlib's font has not every letter, a browser's have
+    letters = "path" if all(name.isascii() for name in curves) else "none"
+    with (
+        pyplot.rc_context(
+            {
+                "font.size": 8,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "svg.hashsalt": "reposer",
+                "svg.fonttype": letters,
+            }
+        ),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure, axes = pyplot.subplots(lines, columns, figsize=(3.3 * columns, 2.1 * lines), squeeze=False)
         for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
             points = points[:: -(-len(points) // _MOST_POINTS)]
-            axis.plot([p[0] for p in points], [p[1] for p in points], color="#0b6e4f", linewidth=1.1)
+            steps, values = ([max(-_MOST, min(_MOST, p[part])) for p in points] for part in (0, 1))
+            axis.plot(steps, values, color="#0b6e4f", linewidth=1.1)
             axis.set_title(printable(name[:_LONGEST_NAME]), fontsize=8, loc="left", parse_math=False)
             axis.grid(alpha=0.25, linewidth=0.5)
         for axis in axes.flat[len(curves) :]:

@@ -127,6 +127,18 @@ def test_verify_prints_no_control_characters(run, tmp_path, monkeypatch):
     said.encode("ascii")
 
 
+@pytest.mark.parametrize("verb", ["verify", "report", "info", "study", "generate", "augment", "forget"])
+@pytest.mark.parametrize("name", ["nope\x1b[31m", "\u202etxt", "a\x9bb", "\x07", os.fsdecode(b"\xff\x1b[2J")])
+def test_no_message_colors_or_clears_the_terminal(run, tmp_path, verb, name):
+    code, said, err = run(verb, tmp_path / name)
+    assert code
+    assert not {c for c in said + err if not c.isprintable()} - {"\n"}
+    (tmp_path / name).mkdir()
+    code, said, err = run(verb, tmp_path / name)
+    assert code
+    assert not {c for c in said + err if not c.isprintable()} - {"\n"}
+
+
 def test_reid_verbs_from_features_to_a_page(run, tmp_path):
     """Two people, two cameras, planted: the table, the files and the page of `reid score`."""
     rng = np.random.default_rng(0)

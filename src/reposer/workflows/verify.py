@@ -36,7 +36,7 @@ def verify_folder(folder: Path) -> tuple[str, list[str]]:
 
 def _verified(folder: Path) -> tuple[str, list[str]]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", "give a folder that reposer wrote")
+        raise UserError(f"{printable(folder)}: no such folder", "give a folder that reposer wrote")
     if (folder / JOB).is_file():
         if job_settings(folder).get("kind") == KIND:
             return "augmented set, every file, row, mark and link", set_faults(folder) + _unmarked(folder)
@@ -60,7 +60,7 @@ def _verified(folder: Path) -> tuple[str, list[str]]:
             return kind, _export_faults(folder)
         return "exported generator, hash, names and shapes", _export_faults(folder)
     raise UserError(
-        f"{folder}: is no run, no prepared, annotated or generated folder and no exported network",
+        f"{printable(folder)}: is no run, no prepared, annotated or generated folder and no exported network",
         "give a folder that reposer wrote",
     )
 
