@@ -162,6 +162,22 @@ def test_too_much_is_refused(server: Server, tmp_path: Path, said: int | None):
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) == 0
 
 
+@pytest.mark.parametrize("said", ["\u00b2", "9" * 5000, "+5", "-1", "", "1e3"])
+def test_a_length_that_is_no_number_is_no_fault_of_ours(server: Server, tmp_path: Path, said: str):
+    def behave(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", said)
+        handler.end_headers()
+        handler.wfile.write(CONTENT)
+
+    server.behavior = behave
+    if said.isascii() and said.isdigit():
+        assert refused(server.source(), tmp_path / "file.pth") == "too-large"
+    else:
+        with suppress(DownloadError):
+            assert fetch(server.source(), tmp_path / "file.pth").read_bytes() == CONTENT
+
+
 def test_a_slow_server_is_left(server: Server, tmp_path: Path):
     def drip(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)

@@ -270,8 +270,9 @@ def _copy(
     watch: _Watch,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    length = answer.headers.get("Content-Length")
-    total = there + int(length) if length and length.isdigit() else None
+    length = answer.headers.get("Content-Length") or ""
+    said = length.isascii() and length.isdigit()
+    total = there + int(length[:18]) if said else None  # so many digits are too large whatever follows
     if total is not None and total > source.max_bytes:
         raise _too_large(source, file)
     while piece := answer.read1(_CHUNK):
