@@ -669,6 +669,12 @@ def storage(kind: str, count: int, key: bytes = b"0") -> bytes:
     return names + b"X\x03\x00\x00\x00cpu" + number(count) + b"tQ"
 
 
+def rebuilt(count: int, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> bytes:
+    numbers = [b"(" + b"".join(map(number, values)) + b"t" for values in (shape, strides)]
+    head = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage("FloatStorage", count) + number(offset)
+    return head + b"".join(numbers) + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
 def in_zip(data: bytes, name: str = "archive/data.pkl", before: bytes = b"") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -698,7 +704,11 @@ TAKES_MEMORY = {
     "numbers": storage("FloatStorage", LARGE // 4),
     "fewer than none": storage("FloatStorage", -4) + b"0" + storage("FloatStorage", LARGE // 4),
     "another storage": storage("QInt8Storage", 4),
-    "tensor set up": b"ctorch\nTensor\n)\x81}b",
+    "tensor larger than its storage": rebuilt(4, (LARGE,), (1,)),
+    "strides beyond its storage": rebuilt(4, (2, 2), (LARGE, 1)),
+    "offset beyond its storage": rebuilt(4, (1,), (1,), offset=4),
+    "fewer than no numbers": rebuilt(4, (-LARGE, -1), (1, 1)),
+    "set up": b"cbuiltins\nbytearray\n" + number(LARGE) + b"\x85b",
     "set": b"\x8f",
 }
 
@@ -722,12 +732,34 @@ def test_a_pickle_that_takes_memory_is_refused_before_it_does(
             read(tmp_path / "a.pth")
 
 
+def test_published_files_of_old_versions_of_torch_are_read():
+    """Networks that other packages bring, as torch of 2018 wrote them."""
+    packages = Path(torchvision.__file__).parents[1]
+    files = [
+        *packages.glob("lpips/weights/*/*.pth"),
+        *packages.glob("torchmetrics/functional/image/*/*.p*t*"),
+    ]
+    for path in (file for file in files if file.suffix in (".pt", ".pth")):
+        found, wanted = weights.load_state_dict_file(path), torch.load(path, "cpu", weights_only=True)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_an_archive_of_two_lists_of_files_is_refused(tmp_path: Path):
     """Python goes by the list before the last record, torch by the place that the record names."""
     hidden, shown = in_zip(pickled(TAKES_MEMORY["bytearray"])), in_zip(pickled(b"K\x01"))
     (tmp_path / "a.pth").write_bytes(hidden + shown[:-22] + hidden[-22:])
     with pytest.raises(UserError, match="damaged, or holds more than tensors"):
         weights.load_state_dict_file(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset"),
+    [((4,), (1,), 0), ((2, 2), (2, 1), 0), ((2, 1), (1, 1), 2), ((), (), 3), ((0, 5), (5, 1), 0)],
+)
+def test_a_tensor_that_its_storage_holds_is_read(tmp_path: Path, shape, strides, offset):
+    (tmp_path / "a.pth").write_bytes(in_zip(pickled(rebuilt(4, shape, strides, offset))))
+    assert weights.load_state_dict_file(tmp_path / "a.pth")["a"].shape == shape
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])

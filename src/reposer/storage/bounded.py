@@ -266,7 +266,9 @@ _SIZES = {  # of a number, by the storage that holds it
 _STORAGE = re.compile(r"torch(?:\.cuda|\.storage)? (\w+)Storage")
 _ORDERED = "collections OrderedDict"
 _REBUILT = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
-_CALLED = {_ORDERED, "torch Size", *(f"torch._utils _rebuild_{kind}" for kind in _REBUILT)}
+_PARAMETER = "torch.nn.parameter Parameter"
+_EMPTY_TENSOR = re.compile(r"torch(?:\.cuda)? \w*Tensor")
+_CALLED = {_ORDERED, _PARAMETER, "torch Size", *(f"torch._utils _rebuild_{kind}" for kind in _REBUILT)}
 _LEGACY_PICKLES = 5  # a number, the version, the system, the values, the keys of the storages
 # what torch's own reader of pickles knows, and state dicts hold
 _CONSTANTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
@@ -281,6 +283,15 @@ class _Global:
 
     name: str
     called: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Numbers of a file that tensors are views of."""
+
+    key: str | int
+    taken: int  # bytes
+    size: int  # bytes of a number
 
 
 def check_torch_file(path: Path) -> None:
@@ -341,7 +352,7 @@ def _check_pickle(file: Any, most: int) -> None:
     stack: list[Any] = []
     outer: list[list[Any]] = []
     memo: dict[int, Any] = {}
-    storages: set[tuple[str | int, int]] = set()
+    storages: set[_Storage] = set()
     total = 0
     value: Any
     for count, (operation, value, _) in enumerate(pickletools.genops(file)):
@@ -368,20 +379,18 @@ def _check_pickle(file: Any, most: int) -> None:
             stack.append(items)
         elif name in _TUPLES:
             stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
-        elif name == "REDUCE":
-            stack.pop()
-            if not (isinstance(stack[-1], _Global) and stack[-1].name in _CALLED and not stack[-1].called):
-                raise ValueError("calls something else than what makes tensors")
-            stack[-1] = _Global(stack[-1].name, called=True)
+        elif name in ("REDUCE", "NEWOBJ"):
+            given = stack.pop()
+            stack[-1] = _called(stack[-1], given)
         elif name == "BUILD":
             stack.pop()
-            if stack[-1] != _Global(_ORDERED, called=True):
-                raise ValueError("sets up something else than a dictionary")
+            if not (isinstance(stack[-1], _Global) and stack[-1].called):
+                raise ValueError("sets up something else than a tensor or a dictionary")
         elif name == "BINPERSID":
             storage = _storage(stack.pop())
-            total += 0 if storage in storages else storage[1]
+            total += 0 if storage in storages else storage.taken
             storages.add(storage)
-            stack.append(None)
+            stack.append(storage)
             if total > most:
                 raise ValueError("its tensors are larger than the file")
         elif name in ("BINGET", "LONG_BINGET"):
@@ -392,14 +401,35 @@ def _check_pickle(file: Any, most: int) -> None:
             raise ValueError(f"holds {name}")
 
 
-def _storage(saved: Any) -> tuple[str | int, int]:
-    """The key of a storage, and how many bytes it takes."""
+def _called(what: Any, given: Any) -> _Global:
+    """What a call gives.
+
+    Raises:
+        ValueError: of something that could take any memory.
+    """
+    if not isinstance(what, _Global) or what.called:
+        raise ValueError("calls what is nothing to call")
+    # without sizes these are empty; as files of before 2018 begin with them
+    if what.name not in _CALLED and not (given == () and _EMPTY_TENSOR.fullmatch(what.name)):
+        raise ValueError("calls something else than what makes tensors")
+    if what.name.startswith("torch._utils _rebuild_tensor"):  # a storage grows to what a tensor wants
+        storage, offset, shape, strides = given[:4]
+        last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
+        if not isinstance(storage, _Storage) or min(offset, *shape, *strides, 0) < 0:
+            raise ValueError("a tensor of another kind")
+        if math.prod(shape) and (last + 1) * storage.size > storage.taken:
+            raise ValueError("a tensor larger than its storage")
+    return _Global(what.name, called=True)
+
+
+def _storage(saved: Any) -> _Storage:
+    """What stands for a storage, by its key, kind and length."""
     if isinstance(saved, tuple) and len(saved) >= 5 and isinstance(saved[1], _Global):
         kind, key, numbers = _STORAGE.fullmatch(saved[1].name), saved[2], saved[4]
         if kind and kind[1] in _SIZES and isinstance(key, str | int) and isinstance(numbers, int):
             if numbers < 0:
                 raise ValueError("a storage of less than nothing")
-            return key, numbers * _SIZES[kind[1]]
+            return _Storage(key, numbers * _SIZES[kind[1]], _SIZES[kind[1]])
     raise ValueError("a storage of another kind")
 
 
