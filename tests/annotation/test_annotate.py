@@ -126,7 +126,7 @@ def test_results_by_hand(folder):
     assert not problems
     assert len(poses) == 12
     name = "0001/0000_c1.png"
-    expected = np.linspace(0.05, 0.9, 18)[:17]
+    expected = np.array([1e-4, *np.linspace(0, 0.9, 18)[1:17]])
     assert np.allclose(poses[name][:17], np.stack([expected * 24, expected * 40], 1), atol=1e-4)
     assert np.isnan(poses[name][17]).all()
     row = rows_of(folder / "annotation")[name]

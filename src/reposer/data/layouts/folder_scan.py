@@ -250,7 +250,7 @@ def refuse_deep_splits(root: Path) -> None:
             found = split_folders(Path(entry.path))
             if "train" in found and {"query", "gallery", "val"} & found.keys():
                 folders = ", ".join(printable(folder) for folder in found.values())
-                problem = f"its folder {printable(entry.name)} holds the splits ({folders}), all would be trained on"
+                problem = f"its folder {printable(entry.name)} holds the splits ({folders}), to be trained on"
                 raise UserError(f"{printable(root)}: {problem}", f"give {printable(entry.path)}")
 
 
