@@ -19,6 +19,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from reposer import images
+from reposer.data.label_files import read_mask
 from reposer.image_metadata import count_scans
 
 
@@ -178,16 +179,31 @@ def test_indices_are_not_colors(tmp_path: Path, mode: str):
 def test_masks_of_0_1_and_0_255(tmp_path: Path, high: int):
     wanted = np.random.default_rng(0).random((12, 10)) < 0.5
     (tmp_path / "a.png").write_bytes(images.encode_png((wanted * high).astype(np.uint8)))
-    np.testing.assert_array_equal(images.decode_mask(tmp_path / "a.png"), wanted)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), wanted)
     (tmp_path / "b.png").write_bytes(images.encode_png(wanted))
-    np.testing.assert_array_equal(images.decode_mask(tmp_path / "b.png"), wanted)
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.png"), wanted)
 
 
 def test_soft_masks_are_refused(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(images.encode_png(pixels()[..., 0]))
-    with pytest.raises(images.ImageError) as refusal:
-        images.decode_mask(tmp_path / "a.png")
-    assert refusal.value.rule == "not-binary"
+    np.save(tmp_path / "a.npy", pixels()[..., 0])
+    for name in ("a.png", "a.npy"):
+        with pytest.raises(images.ImageError) as refusal:
+            read_mask(tmp_path / name)
+        assert refusal.value.rule == "not-binary"
+        np.testing.assert_array_equal(read_mask(tmp_path / name, soft=True), pixels()[..., 0] >= 128)
+
+
+@pytest.mark.parametrize("end", ["png", "npy"])
+def test_two_values_without_a_0_are_no_mask(tmp_path: Path, end: str):
+    values = np.where(np.random.default_rng(0).random((12, 10)) < 0.5, 1, 2).astype(np.uint8)
+    np.save(tmp_path / "a.npy", values)
+    (tmp_path / "a.png").write_bytes(images.encode_png(values))
+    with pytest.raises(images.ImageError, match="a mask of 1 and 2, of which neither is 0"):
+        read_mask(tmp_path / f"a.{end}")
+    for value, wanted in ((0, False), (7, True)):  # nobody, and everybody
+        np.save(tmp_path / "a.npy", np.full((4, 4), value, np.uint8))
+        assert (read_mask(tmp_path / "a.npy") == wanted).all()
 
 
 def test_encoding_round_trips():

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_VOC_LABELS, _TELLING = 32, 3  # colors that are looked for; so many of them are no chance
 MAX_FILE_BYTES = 50_000_000
 
 
@@ -148,7 +149,8 @@ def decode_indices(path: Path | str, root: Path | None = None, *, exact: bool = 
     Gray that is stored as RGB (all three channels equal, any alpha full) is one channel too.
 
     Args:
-        exact: JPEG is refused (rule ``lossy``): it invents values beside every edge.
+        exact: these are labels: JPEG and lossy WebP are refused (rule ``lossy``), which invent values beside
+            every edge, and palettes whose colors name other labels than their indices (``palette-order``).
 
     Raises:
         ImageError: refused like any image, or rule ``not-one-channel``: colors are no labels.
@@ -156,9 +158,12 @@ def decode_indices(path: Path | str, root: Path | None = None, *, exact: bool = 
     name = str(path)
     data = _read(path, root)
     with open_image(data, name) as image:
-        if exact and file_format(image) == "JPEG":
-            problem = "a JPEG, which invents labels beside every edge"
-            raise ImageError(name, "lossy", problem, "save the labels as PNG or NPY where they are made")
+        if exact and (
+            file_format(image) == "JPEG" or (file_format(image) == "WEBP" and b"VP8 " in data[:64])
+        ):
+            problem = f"a {'JPEG' if file_format(image) == 'JPEG' else 'lossy WebP'}, which invents labels"
+            advice = "save the labels as PNG or NPY where they are made"
+            raise ImageError(name, "lossy", f"{problem} beside every edge", advice)
         if image.mode in ("RGB", "RGBA", "LA"):
             load(image, data, name)
             gray = _gray(np.array(image, dtype=np.uint8))
@@ -172,7 +177,40 @@ def decode_indices(path: Path | str, root: Path | None = None, *, exact: bool = 
         values = np.array(image, dtype=np.uint8)
         if image.mode == "L" and file_format(image) == "PNG" and data[24] in (2, 4):
             values //= {2: 85, 4: 17}[data[24]]  # Pillow spreads 2 and 4 bits of gray over 0 to 255
+        if exact and image.mode == "P" and (meant := _meant_by_palette(image, values)):
+            problem = f"a palette of {meant}, as an optimizer of PNG writes it"
+            raise ImageError(
+                name, "palette-order", problem, "save the labels themselves, as a gray PNG or NPY"
+            )
         return values
+
+
+def voc_palette(count: int) -> NDArray[np.uint8]:
+    """(count, 3) PASCAL VOC colors: bits 0, 1, 2 of the label become the top bits of R, G, B, and so on."""
+    labels = np.arange(count)
+    palette = np.zeros((count, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((labels >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+def _meant_by_palette(image: Image.Image, values: NDArray[np.uint8]) -> str:
+    """What the colors of three or more used indices say instead of them; "" where they say nothing."""
+    used = np.unique(values)
+    table = np.zeros((256, 3), np.uint8)
+    colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
+    table[: len(colors)] = colors
+    shown = table[used]
+    if len(used) < _TELLING:
+        return ""
+    if (shown == shown[:, :1]).all() and (shown[:, 0] != used).any():
+        return "grays which are not their indices"
+    places = {tuple(color): label for label, color in enumerate(voc_palette(_VOC_LABELS).tolist())}
+    labels = [places.get(tuple(color)) for color in shown.tolist()]
+    if None not in labels and labels != used.tolist():
+        return "PASCAL VOC's colors in another order"
+    return ""
 
 
 def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
@@ -183,18 +221,19 @@ def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     return np.ascontiguousarray(colors[..., 0])
 
 
-def decode_mask(path: Path | str, root: Path | None = None) -> NDArray[np.bool_]:
-    """A binary mask as (H, W) bool, True where the stored value is not 0 (0/1 and 0/255 are both in use).
+def binary(path: Path | str, values: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(H, W) values of the mask ``path`` as bool, True where they are not 0 (0/1 and 0/255 are both in use).
 
     Raises:
-        ImageError: as :func:`decode_indices`, or rule ``not-binary`` where it holds more than two values.
+        ImageError: rule ``not-binary``: more than two values, or two of which none is 0.
     """
-    values = decode_indices(path, root)
-    highest = values.max()
-    if not ((values == 0) | (values == highest)).all():
-        raise ImageError(
-            path, "not-binary", "a mask with more than two values", "threshold it (prepare: --soft-masks)"
-        )
+    found = np.unique(values)
+    if len(found) > 2:
+        advice = "threshold it (prepare: --soft-masks)"
+        raise ImageError(path, "not-binary", "a mask with more than two values", advice)
+    if len(found) == 2 and found[0]:
+        problem = f"a mask of {found[0]} and {found[1]}, of which neither is 0"
+        raise ImageError(path, "not-binary", problem, "write 0 for the background and one other value")
     return np.asarray(values > 0)
 
 

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from reposer.cli import main as cli
-from reposer.images import decode_mask, encode_png
+from reposer.data.label_files import read_mask
+from reposer.images import encode_png
 
 SIZE = (40, 24)
 PERSON = np.zeros(SIZE, np.bool_)
@@ -160,4 +161,4 @@ def test_a_mask_is_read_rightly_or_named(told, label):
         assert len(rules[rule]) < 400
     else:
         assert "bad-mask" not in rules
-        assert (decode_mask(out / row["mask"]) == PERSON).all()
+        assert (read_mask(out / row["mask"]) == PERSON).all()

@@ -15,6 +15,7 @@ from reposer.data.label_files import read_labels, read_mask
 from reposer.data.parsing import PALETTE, read_parsing, write_parsing
 from reposer.data.records import AnnotationError
 from reposer.errors import UserError
+from reposer.images import voc_palette
 from reposer.storage.paths import RefusedFileError
 
 MAP = np.arange(64, dtype=np.uint8).reshape(8, 8) % 20
@@ -151,3 +152,46 @@ def test_mask_from_an_array_and_of_another_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "a.npy"), MAP > 9)
     with pytest.raises(AnnotationError, match=r"a\.npy, size: is 8x8"):
         read_mask(tmp_path / "a.npy", (8, 9))
+
+
+def reduced(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
+    """A palette image as optimizers write it: the used colors alone, the most frequent first."""
+    values, counts = np.unique(labels, return_counts=True)
+    order = values[np.argsort(-counts, kind="stable")]
+    places = np.zeros(256, np.uint8)
+    places[order] = np.arange(len(order))
+    image = Image.fromarray(places[labels])
+    image.putpalette(colors[order].astype(np.uint8).tobytes())
+    return image
+
+
+@pytest.mark.parametrize(
+    ("colors", "told"),
+    [
+        (np.repeat(np.arange(256)[:, None], 3, 1), "a palette of grays which are not their indices"),
+        (voc_palette(256), "a palette of PASCAL VOC's colors in another order"),
+    ],
+)
+def test_a_palette_that_was_put_in_another_order_is_refused(tmp_path: Path, colors, told: str) -> None:
+    """Its indices are other labels than the ones that its colors stand for."""
+    labels = np.array([[0, 5, 5], [5, 9, 9], [13, 13, 13]], np.uint8)
+    reduced(labels, colors).save(tmp_path / "a.png")
+    with pytest.raises(RefusedFileError, match=told) as refused:
+        read_labels(tmp_path / "a.png", exact=True)
+    assert refused.value.rule == "palette-order"
+    whole = Image.fromarray(labels)
+    whole.putpalette(colors.astype(np.uint8).tobytes())
+    whole.save(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "b.png", exact=True), labels)
+    own = np.random.default_rng(3).integers(0, 256, (256, 3))  # colors that mean nothing to anybody
+    reduced(labels, own).save(tmp_path / "c.png")
+    assert read_labels(tmp_path / "c.png", exact=True).max() == 3
+
+
+def test_lossy_maps_are_refused_whatever_their_format(tmp_path: Path) -> None:
+    image = Image.fromarray(np.repeat(np.kron(MAP, np.ones((2, 2), np.uint8))[..., None], 3, 2))
+    image.save(tmp_path / "a.webp", quality=80)
+    with pytest.raises(RefusedFileError, match="a lossy WebP, which invents labels beside every edge"):
+        read_labels(tmp_path / "a.webp", exact=True)
+    image.save(tmp_path / "b.webp", lossless=True)
+    np.testing.assert_array_equal(read_labels(tmp_path / "b.webp", exact=True), np.asarray(image)[..., 0])

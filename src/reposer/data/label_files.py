@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.data.records import AnnotationError
-from reposer.images import MAX_FILE_BYTES, decode_indices, decode_mask
+from reposer.images import MAX_FILE_BYTES, binary, decode_indices
 from reposer.storage.bounded import read_npy
 from reposer.storage.paths import read_regular
 
@@ -94,7 +94,7 @@ def read_mask(
         two = bool(((values == 0) | (values == values.max())).all())
         mask = values > 0 if two else values >= SOFT_HALF
     else:
-        mask = _read_array(path, root) > 0 if path.suffix.lower() == ".npy" else decode_mask(path, root)
+        mask = binary(path, read_labels(path, root))
     if size is not None:
         check_size(path, mask.shape, size)
     return np.asarray(~mask if inverted else mask)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from reposer.data.label_files import check_size, read_labels
 from reposer.data.records import AnnotationError
 from reposer.errors import UserError, unknown
-from reposer.images import encode_png
+from reposer.images import encode_png, voc_palette
 from reposer.storage.files import write_atomic
 from reposer.structures import MISSING_LABEL
 
@@ -160,16 +160,6 @@ def _flip_table(pairs: tuple[tuple[int, int], ...]) -> NDArray[np.uint8]:
 
 # (256,) uint8 for each label set: the label of a pixel in a mirrored image; MISSING_LABEL stays
 FLIP_LABELS: dict[str, NDArray[np.uint8]] = {name: _flip_table(pairs) for name, pairs in _MIRRORED.items()}
-
-
-def voc_palette(count: int) -> NDArray[np.uint8]:
-    """(count, 3) PASCAL VOC colors: bits 0, 1, 2 of the label become the top bits of R, G, B, and so on."""
-    labels = np.arange(count)
-    palette = np.zeros((count, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((labels >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    return palette
 
 
 PALETTE = voc_palette(len(LIP_LABELS))  # (20, 3) uint8 RGB
