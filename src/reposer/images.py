@@ -158,12 +158,12 @@ def decode_indices(path: Path | str, root: Path | None = None, *, exact: bool = 
     name = str(path)
     data = _read(path, root)
     with open_image(data, name) as image:
-        if exact and (
-            file_format(image) == "JPEG" or (file_format(image) == "WEBP" and b"VP8 " in data[:64])
-        ):
-            problem = f"a {'JPEG' if file_format(image) == 'JPEG' else 'lossy WebP'}, which invents labels"
-            advice = "save the labels as PNG or NPY where they are made"
-            raise ImageError(name, "lossy", f"{problem} beside every edge", advice)
+        kind = file_format(image)
+        if exact and (kind == "JPEG" or (kind == "WEBP" and b"VP8 " in data[:64])):
+            problem = (
+                f"a {'JPEG' if kind == 'JPEG' else 'lossy WebP'}, which invents labels beside every edge"
+            )
+            raise ImageError(name, "lossy", problem, "save the labels as PNG or NPY where they are made")
         if image.mode in ("RGB", "RGBA", "LA"):
             load(image, data, name)
             gray = _gray(np.array(image, dtype=np.uint8))
@@ -179,9 +179,7 @@ def decode_indices(path: Path | str, root: Path | None = None, *, exact: bool = 
             values //= {2: 85, 4: 17}[data[24]]  # Pillow spreads 2 and 4 bits of gray over 0 to 255
         if exact and image.mode == "P" and (meant := _meant_by_palette(image, values)):
             problem = f"a palette of {meant}, as an optimizer of PNG writes it"
-            raise ImageError(
-                name, "palette-order", problem, "save the labels themselves, as a gray PNG or NPY"
-            )
+            raise ImageError(name, "palette-order", problem, "save the labels as a gray PNG or NPY")
         return values
 
 

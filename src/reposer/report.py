@@ -21,7 +21,7 @@ from reposer.config import read_json
 from reposer.errors import UserError
 from reposer.sections import Fold, Picture, Section, Table, checked, read_sections
 from reposer.storage.files import write_atomic
-from reposer.storage.paths import RefusedFileError, contained, printable, read_regular
+from reposer.storage.paths import RefusedFileError, contained, no_folder, printable, read_regular
 from reposer.storage.runs import read_metrics
 
 REPORT_FILE = "report.html"
@@ -62,9 +62,7 @@ def report_sections(run_dir: Path) -> list[Section]:
         UserError: as :func:`write_report`.
     """
     if not run_dir.is_dir():
-        raise UserError(
-            f"{printable(run_dir)}: no such folder", "give the folder of a run or of an evaluation"
-        )
+        raise no_folder(run_dir, "give the folder of a run or of an evaluation")
     sections = read_sections(run_dir) + _run_sections(run_dir)
     if not sections:
         raise UserError(

@@ -174,7 +174,7 @@ def reduced(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
 )
 def test_a_palette_that_was_put_in_another_order_is_refused(tmp_path: Path, colors, told: str) -> None:
     """Its indices are other labels than the ones that its colors stand for."""
-    labels = np.array([[0, 5, 5], [5, 9, 9], [13, 13, 13]], np.uint8)
+    labels = np.kron([[0, 5, 5], [5, 9, 9], [13, 13, 13]], np.ones((2, 2), int)).astype(np.uint8)
     reduced(labels, colors).save(tmp_path / "a.png")
     with pytest.raises(RefusedFileError, match=told) as refused:
         read_labels(tmp_path / "a.png", exact=True)

@@ -55,7 +55,7 @@ from reposer.jobs.executors import in_processes, in_this_process
 from reposer.jobs.shards import Executor, Folder, Maker, Progress, Work
 from reposer.jobs.workers import Step, refuse_groups, take_step
 from reposer.storage.files import remove_tree
-from reposer.storage.paths import check_relative, printable, unlinked
+from reposer.storage.paths import check_relative, no_folder, printable, unlinked
 
 SAMPLE = "sample"  # folder in BOOK: a first look
 OpenDetector = Callable[[], tuple[nn.Module, AnnotatorInfo]]
@@ -180,7 +180,7 @@ def _checked(folder: Path, root: Path, how: AnnotateOptions, *, cuts: bool) -> b
     if how.step.name != "all" and how.sample is not None:
         raise UserError("--sample is a look, for one process", "leave --step out, or --sample")
     if not folder.is_dir():
-        raise UserError(f"{printable(folder)}: no such folder", "check the path")
+        raise no_folder(folder)
     apart = _is_apart(folder, root)
     if cuts and not apart:
         raise UserError("people cut out of photos need a folder of their own", "give --out")

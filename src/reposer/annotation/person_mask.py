@@ -24,7 +24,8 @@ from reposer.annotation.interfaces import (
 )
 from reposer.annotation.mediapipe import open_selfie
 from reposer.data.label_files import map_names, read_mask
-from reposer.errors import UserError, find
+from reposer.errors import find
+from reposer.storage.paths import no_folder
 from reposer.structures import MISSING_LABEL
 
 MASK_THRESHOLD = 0.5
@@ -91,7 +92,7 @@ class FolderMasks:
         self.folder = Path(folder)
         self.info = AnnotatorInfo("folder")
         if not self.folder.is_dir():
-            raise UserError(f"{self.folder}: no such folder", "give the folder that holds the masks")
+            raise no_folder(self.folder, "give the folder that holds the masks")
 
     def places(self, stem: str) -> list[Path]:
         """Where the mask of the image ``stem`` is looked for; the first one counts."""

@@ -31,6 +31,7 @@ from pydantic import StrictInt
 
 from reposer.errors import LARGEST, UserError
 from reposer.report import report_sections
+from reposer.storage.paths import no_folder
 from reposer.structures import NUM_JOINTS
 from reposer.workflows.review import ANNOTATED, AUGMENTED, GENERATED, PAGE, Library, Wanted
 
@@ -419,7 +420,7 @@ def serve(
         UserError: no such folder, or the port is taken.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", "give one with sets, runs or studies, or an empty one")
+        raise no_folder(folder, "give one with sets, runs or studies, or an empty one")
     token = secrets.token_urlsafe(24)
     listening = listen(host, port)
     with listening:

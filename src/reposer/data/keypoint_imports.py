@@ -259,6 +259,8 @@ def _read_alphapose(path: Path) -> tuple[Poses, Problems]:
     try:
         data = parse_json(read_regular(path, max_bytes=_MAX_ALL))
     except (ValueError, RecursionError) as error:
+        if path.suffix.lower() in (".gz", ".zip", ".xz", ".bz2"):
+            raise AnnotationError(path, "file", "is packed, no JSON", "unpack it") from error
         raise AnnotationError(path, "file", f"is no JSON ({str(error)[:80]})", "get it again") from error
     if not isinstance(data, list):
         advice = "give alphapose-results.json; a folder of OpenPose's files is openpose:FOLDER"

@@ -54,6 +54,7 @@ FLIP_JOINTS: NDArray[np.int64] = np.array([0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8
 
 HEADER = "name:keypoints_y:keypoints_x"
 MIN_COMMON_JOINTS = 6  # fewer joints in common say nothing about a pose
+_OTHER_STARTS = {"[": "alphapose:FILE", "{": "openpose:FOLDER", "file_id,": "comma:FILE"}  # of a first line
 _LONGEST_ROW = 10_000  # bytes; 36 coordinates need a few hundred
 
 Pose: TypeAlias = NDArray[np.float32]  # (..., J, 2)
@@ -83,7 +84,10 @@ def read_keypoints_csv(
         # what a link in somebody else's folder leads to is shown to nobody
         linked = Path(path).is_symlink()
         problem = "is that of another file" if linked else f"is {header[:60] or 'nothing'!r}"
-        raise AnnotationError(path, "header", problem, f"the first line must be {HEADER}", row=1)
+        known = next((kind for start, kind in _OTHER_STARTS.items() if header.startswith(start)), "")
+        advice = f"the first line must be {HEADER}"
+        advice += f"; `reposer annotate --keypoints {known}` reads this one" if known and not linked else ""
+        raise AnnotationError(path, "header", problem, advice, row=1)
     poses: dict[str, Pose] = {}
     rows: dict[str, int] = {}
     problems: list[AnnotationProblem] = []

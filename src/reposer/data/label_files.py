@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reposer.data.records import AnnotationError
-from reposer.images import MAX_FILE_BYTES, binary, decode_indices
+from reposer.images import MAX_FILE_BYTES, ImageError, binary, decode_indices
 from reposer.storage.bounded import read_npy
 from reposer.storage.paths import read_regular
 
@@ -64,7 +64,12 @@ def read_labels(path: str | Path, root: Path | None = None, *, exact: bool = Fal
     path = Path(path)
     if path.suffix.lower() == ".npy":
         return _read_array(path, root)
-    return decode_indices(path, root, exact=exact)
+    try:
+        return decode_indices(path, root, exact=exact)
+    except ImageError as error:
+        if error.rule != "format":
+            raise
+        raise ImageError(path, error.rule, error.reason, "save it as a gray PNG or as NPY") from error
 
 
 def read_mask(

@@ -34,7 +34,14 @@ from reposer.storage.manifest import (
     seal_path,
     write_part,
 )
-from reposer.storage.paths import contained, made_folder, printable, read_regular, require_regular, unlinked
+from reposer.storage.paths import (
+    contained,
+    made_folder,
+    no_folder,
+    read_regular,
+    require_regular,
+    unlinked,
+)
 
 # ---- The list of an augmented set's real images, ``real.parquet``, and the check of ``real/`` against it.
 #
@@ -263,7 +270,7 @@ def _require_root(prepared: Path, root: Path | None, how: str) -> None:
             f"add --images {place} if that is your data set, or --real none",
         )
     if not root.is_dir():
-        raise UserError(f"{printable(root)}: no such folder", "give the data set with --images")
+        raise no_folder(root, "give the data set with --images")
 
 
 def _place(

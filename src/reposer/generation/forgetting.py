@@ -50,7 +50,7 @@ from reposer.storage.manifest import (
     unlisted_pictures,
     write_part,
 )
-from reposer.storage.paths import delete, leads_to, printable, read_regular, unlinked
+from reposer.storage.paths import delete, leads_to, no_folder, printable, read_regular, unlinked
 from reposer.storage.tables import read_table
 
 _COUNTED = ("people", "pictures", "real")
@@ -171,7 +171,7 @@ def trained_networks(folder: Path, places: Sequence[Path]) -> tuple[Path, ...]:
     here = os.path.realpath(folder)
     for place in places:
         if not place.is_dir():
-            raise UserError(f"{printable(place)}: no such folder", "give the folder of your runs")
+            raise no_folder(place, "give the folder of your runs")
         for path in sorted(place.rglob("config.json")):
             try:
                 settings = read_json(path, root=place)

@@ -348,6 +348,19 @@ def _plainly_inside(path: Path, root: Path) -> bool:
     return True
 
 
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+
+
+def no_folder(path: str | os.PathLike[str], advice: str = "check the path") -> UserError:
+    """What is said of a path where a folder is wanted: nothing is there, or a file, perhaps a packed one."""
+    place = printable(path)
+    if not os.path.isfile(path):
+        return UserError(f"{place}: no such folder", advice)
+    if place.lower().endswith(_ARCHIVES):
+        return UserError(f"{place}: is a packed file, not a folder", "unpack it and give the folder")
+    return UserError(f"{place}: is a file, not a folder", "give the folder that holds it")
+
+
 def _check_kind(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         names = {
@@ -358,7 +371,9 @@ def _check_kind(path: Path, mode: int) -> None:
             stat.S_IFBLK: "a device",
         }
         kind = names.get(stat.S_IFMT(mode), "something special")
-        raise RefusedFileError(path, "not-a-file", f"is {kind}, not a regular file", "remove it")
+        raise RefusedFileError(
+            path, "not-a-file", f"is {kind}, not a regular file", "give a file, or move it away"
+        )
 
 
 def _refusal(path: Path, error: OSError | ValueError) -> RefusedFileError:

@@ -30,7 +30,7 @@ from reposer.reid.features import embed_images, extract_features, read_features,
 from reposer.storage.checkpoint import refuse_other_data
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_seal
-from reposer.storage.paths import RefusedFileError, contained, printable, read_regular
+from reposer.storage.paths import RefusedFileError, contained, no_folder, printable, read_regular
 from reposer.structures import FeatureSet
 from reposer.trained.networks import EMBEDDING, open_network
 from reposer.trained.onnx import export_onnx
@@ -257,7 +257,7 @@ def crop_features(embedding: Embedding, folder: Path, query: FeatureSet, size: t
         UserError: no such folder, a name of another form, no crop of any query, an unreadable image.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", "give the folder of the multi-query crops (gt_bbox)")
+        raise no_folder(folder, "give the folder of the multi-query crops (gt_bbox)")
     wanted = set(zip(query.pids.tolist(), query.camids.tolist(), strict=True))
     folder = folder.resolve()
     names = [

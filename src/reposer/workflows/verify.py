@@ -19,7 +19,14 @@ from reposer.images import MAX_FILE_BYTES
 from reposer.jobs.stages import DONE, STAGES, study_faults
 from reposer.storage.manifest import IMAGES, JOB, find_faults, job_settings, list_parts, read_part
 from reposer.storage.outputs import seal_faults, sealed_names
-from reposer.storage.paths import RefusedFileError, contained, printable, read_regular, require_inside
+from reposer.storage.paths import (
+    RefusedFileError,
+    contained,
+    no_folder,
+    printable,
+    read_regular,
+    require_inside,
+)
 
 ANNOTATION = "annotation"  # journal.BOOK
 
@@ -36,7 +43,7 @@ def verify_folder(folder: Path) -> tuple[str, list[str]]:
 
 def _verified(folder: Path) -> tuple[str, list[str]]:
     if not folder.is_dir():
-        raise UserError(f"{printable(folder)}: no such folder", "give a folder that reposer wrote")
+        raise no_folder(folder, "give a folder that reposer wrote")
     if (folder / JOB).is_file():
         if job_settings(folder).get("kind") == KIND:
             return "augmented set, every file, row, mark and link", set_faults(folder) + _unmarked(folder)

@@ -649,3 +649,50 @@ def test_queries_that_can_find_nobody_are_said(tmp_path, cameras):
     for person in (2, 3):
         picture(root / "gallery" / f"{person}" / f"more{person}{'_c4' if cameras else ''}.jpg")
     assert not any("queries are" in note for note in look_at_people("folders", root).notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("set.zip", r"set\.zip: is a packed file, not a folder: unpack it and give the folder"),
+        ("set.tar.gz", "is a packed file"),
+        ("a.jpg", r"a\.jpg: is a file, not a folder: give the folder that holds it"),
+        ("nowhere", r"nowhere: no such folder: check the path"),
+    ],
+)
+def test_a_file_where_a_folder_is_wanted_says_what_it_is(tmp_path, name, told):
+    if name != "nowhere":
+        (tmp_path / name).write_bytes(b"PK")
+    picture(tmp_path / "root/0001/a.png")
+    for layout in ("market1501", "folders"):
+        with pytest.raises(UserError, match=told):
+            look_at_people(layout, tmp_path / name)
+    with pytest.raises(UserError, match=told):
+        look_at_people("folders", tmp_path / "root", mask=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "is a folder, no table of keypoints: .*`reposer annotate --keypoints openpose:.*`"),
+        ('[{"image_id": "a.jpg"}]', "`reposer annotate --keypoints alphapose:FILE` reads this one"),
+        ("file_id,img_h,img_w\n", "`reposer annotate --keypoints comma:FILE` reads this one"),
+        ("x,y\n", r"the first line must be name:keypoints_y:keypoints_x$"),
+    ],
+)
+def test_keypoints_of_another_program_say_which_command_reads_them(tmp_path, content, told):
+    picture(tmp_path / "root/0001/a.png")
+    place = tmp_path / "poses"
+    place.mkdir() if content is None else place.write_text(content)
+    with pytest.raises(UserError, match=told):
+        look_at_people("folders", tmp_path / "root", keypoints=place)
+
+
+@pytest.mark.parametrize("end", ["gif", "tif"])
+def test_a_map_of_another_format_is_not_sent_to_jpeg(tmp_path, end):
+    picture(tmp_path / "root/0001/a.png")
+    picture(tmp_path / f"root/parsing/0001/a.{end}")
+    prepare_people("folders", tmp_path / "root", tmp_path / "out", size=(16, 8))
+    text = (tmp_path / "out/problems.csv").read_text()
+    assert "save it as a gray PNG or as NPY" in text
+    assert "JPEG, PNG, WebP or BMP, or get it again" not in text

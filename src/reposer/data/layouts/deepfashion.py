@@ -43,7 +43,7 @@ from reposer.data.pairs import official_train_pairs, read_pairs_csv
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.records import AnnotationProblem, text_lines
 from reposer.errors import UserError
-from reposer.storage.paths import RefusedFileError, printable, require_inside
+from reposer.storage.paths import RefusedFileError, no_folder, printable, require_inside
 from reposer.structures import NUM_JOINTS, PersonRecord
 
 SPLITS = {"test": "val", "train": "train"}  # list -> split; test first: an image of both lists is tested on
@@ -102,7 +102,7 @@ def read_deepfashion(
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{printable(root)}: no such folder", "check the path")
+        raise no_folder(root)
     annotations = Annotations.find(root, parsing, mask, keypoints, rules=rules, look_only=look_only)
     problems: Problems = []
     where = _list_folder(root, lists)

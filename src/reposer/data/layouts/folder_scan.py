@@ -11,7 +11,14 @@ from pathlib import Path
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.image_rules import sniff
-from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, require_regular
+from reposer.storage.paths import (
+    RefusedFileError,
+    check_relative,
+    contained,
+    no_folder,
+    printable,
+    require_regular,
+)
 
 _FEW = 20  # unread files of one folder that are listed one by one
 
@@ -41,7 +48,7 @@ def relative_folder(root: Path, folder: str | Path) -> str:
         UserError: no folder, or outside ``root``.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"{printable(folder)}: no such folder", "check the path")
+        raise no_folder(folder)
     relative = os.path.relpath(os.path.realpath(folder), os.path.realpath(root)).replace(os.sep, "/")
     try:
         contained(root, relative)

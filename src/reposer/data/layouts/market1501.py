@@ -33,7 +33,7 @@ from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.storage.files import sha256_bytes
-from reposer.storage.paths import RefusedFileError, printable
+from reposer.storage.paths import RefusedFileError, no_folder, printable
 from reposer.structures import PersonRecord
 
 # ---- File names of Market-1501, ``PPPP_cCsS_FFFFFF_BB.jpg``, and of pictures generated from its images.
@@ -216,7 +216,7 @@ def _without_generated_tests(records: list[PersonRecord], problems: Problems) ->
 def _list_images(root: Path) -> tuple[list[LabeledFile], Problems]:
     """Every file with a Market-1501 name, and a problem for everything else."""
     if not root.is_dir():
-        raise UserError(f"{printable(root)}: no such folder", "check the path")
+        raise no_folder(root)
     if not any((root / folder).is_dir() for folder in FOLDERS):
         raise UserError(
             f"{printable(root)}: holds none of {', '.join(FOLDERS)}", "give the folder that holds them"

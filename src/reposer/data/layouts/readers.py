@@ -45,7 +45,7 @@ from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.preparing.report import TRAINING
 from reposer.data.records import DECISIONS, AnnotationProblem, kept_by_hand
 from reposer.errors import UserError, find, known
-from reposer.storage.paths import printable
+from reposer.storage.paths import no_folder, printable
 from reposer.structures import NUM_JOINTS, PersonRecord
 
 # torso: images that show both shoulders and hips, the official rule; parsing: images with a parsing map
@@ -241,7 +241,7 @@ def read_people(
     assert not isinstance(list_files, Whole), f"{layout} reads itself, see read_layout"
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{printable(root)}: no such folder", "check the path")
+        raise no_folder(root)
     annotations = Annotations.find(root, parsing, mask, keypoints, rules=rules, look_only=look_only)
     places = {"skip": tuple(annotations.folders.values())} if layout == "folders" else {}
     _check_options(layout, options or {})

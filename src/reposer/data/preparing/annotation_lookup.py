@@ -10,6 +10,7 @@ What a file cannot say is known from its set.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from reposer.data.label_files import PLAIN, MapRules, map_names
 from reposer.data.layouts.folder_scan import list_names, nfc, relative_folder, without_suffix
 from reposer.data.parsing import LABEL_SETS, known_labels, read_as_lip
 from reposer.data.records import AnnotationError, AnnotationProblem, text_lines
+from reposer.errors import UserError
 from reposer.storage.paths import RefusedFileError, contained, printable
 from reposer.structures import PersonRecord
 
@@ -225,6 +227,12 @@ class Annotations:
                 folders[kind] = kind
         names = {kind: _by_key(list_names(root, folder)) for kind, folder in folders.items()}
         tables = each_place(keypoints)
+        for folder in filter(os.path.isdir, tables):
+            place = printable(folder)
+            advice = (
+                f"give a CSV; OpenPose's files are read by `reposer annotate --keypoints openpose:{place}`"
+            )
+            raise UserError(f"{place}: is a folder, no table of keypoints", advice)
         if keypoints is None:
             there = ([name for name in group if (root / name).exists()] for group in _KEYPOINT_FILES)
             tables = [contained(root, name) for name in next(filter(None, there), [])]
