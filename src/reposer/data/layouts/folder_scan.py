@@ -257,8 +257,9 @@ def refuse_deep_splits(root: Path) -> None:
             found = split_folders(Path(entry.path))
             if "train" in found and {"query", "gallery", "val"} & found.keys():
                 folders = ", ".join(printable(folder) for folder in found.values())
-                problem = f"its folder {printable(entry.name)} holds the splits ({folders}), to be trained on"
-                raise UserError(f"{printable(root)}: {problem}", f"give {printable(entry.path)}")
+                problem = f"its folder {printable(entry.name)} holds the splits ({folders})"
+                advice = f"give {printable(entry.path)}, or all of it would be training images"
+                raise UserError(f"{printable(root)}: {problem}", advice)
 
 
 def _bare(name: str) -> str:
