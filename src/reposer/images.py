@@ -160,9 +160,8 @@ def decode_indices(path: Path | str, root: Path | None = None, *, exact: bool = 
     with open_image(data, name) as image:
         kind = file_format(image)
         if exact and (kind == "JPEG" or (kind == "WEBP" and b"VP8 " in data[:64])):
-            problem = (
-                f"a {'JPEG' if kind == 'JPEG' else 'lossy WebP'}, which invents labels beside every edge"
-            )
+            lossy = "a JPEG" if kind == "JPEG" else "a lossy WebP"
+            problem = f"{lossy}, which invents labels beside every edge"
             raise ImageError(name, "lossy", problem, "save the labels as PNG or NPY where they are made")
         if image.mode in ("RGB", "RGBA", "LA"):
             load(image, data, name)
@@ -175,7 +174,7 @@ def decode_indices(path: Path | str, root: Path | None = None, *, exact: bool = 
             raise ImageError(name, "not-one-channel", problem, advice)
         load(image, data, name)
         values = np.array(image, dtype=np.uint8)
-        if image.mode == "L" and file_format(image) == "PNG" and data[24] in (2, 4):
+        if image.mode == "L" and kind == "PNG" and data[24] in (2, 4):
             values //= {2: 85, 4: 17}[data[24]]  # Pillow spreads 2 and 4 bits of gray over 0 to 255
         if exact and image.mode == "P" and (meant := _meant_by_palette(image, values)):
             problem = f"a palette of {meant}, as an optimizer of PNG writes it"
@@ -196,12 +195,12 @@ def voc_palette(count: int) -> NDArray[np.uint8]:
 def _meant_by_palette(image: Image.Image, values: NDArray[np.uint8]) -> str:
     """What the colors of three or more used indices say instead of them; "" where they say nothing."""
     used = np.unique(values)
+    if len(used) < _TELLING:
+        return ""
     table = np.zeros((256, 3), np.uint8)
     colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
     table[: len(colors)] = colors
     shown = table[used]
-    if len(used) < _TELLING:
-        return ""
     if (shown == shown[:, :1]).all() and (shown[:, 0] != used).any():
         return "grays which are not their indices"
     places = {tuple(color): label for label, color in enumerate(voc_palette(_VOC_LABELS).tolist())}

@@ -75,7 +75,7 @@ class KeypointFiles:
 
     def places(self, image: str) -> list[Path]:
         """The files that may hold an image's keypoints; none for a table, whose hash is in ``info``."""
-        if self.kind in TABLES:
+        if self.is_table:
             return []
         return [place for name in _names(image) for place in keypoint_places(self.path, self.kind, name)]
 
@@ -87,7 +87,7 @@ class KeypointFiles:
             size: its (H, W); a pose with a joint outside is not used.
         """
         names, short = _names(image), image.rpartition("/")[2]
-        if self.kind in TABLES:
+        if self.is_table:
             table, problems = self._table, []
             row = next((n for n in (*names, short) if n in table.poses), None)
             if row == short != image and short in self.repeated:
@@ -121,7 +121,7 @@ class KeypointFiles:
 
     def table_problems(self) -> list[AnnotationProblem]:
         """Bad rows of a table, which belong to no image."""
-        if self.kind not in TABLES:
+        if not self.is_table:
             return []
         return [replace(problem, rule="bad-keypoints") for problem in self._table.problems]
 

@@ -39,7 +39,7 @@ from reposer.data.keypoints import (
 from reposer.data.records import AnnotationError, AnnotationProblem, text_lines
 from reposer.errors import UserError, known
 from reposer.storage.bounded import parse_json
-from reposer.storage.paths import RefusedFileError, printable, read_regular
+from reposer.storage.paths import RefusedFileError, is_packed, printable, read_regular
 from reposer.structures import NUM_JOINTS
 
 Poses = dict[str, Pose]
@@ -259,7 +259,7 @@ def _read_alphapose(path: Path) -> tuple[Poses, Problems]:
     try:
         data = parse_json(read_regular(path, max_bytes=_MAX_ALL))
     except (ValueError, RecursionError) as error:
-        if path.suffix.lower() in (".gz", ".zip", ".xz", ".bz2"):
+        if is_packed(path):
             raise AnnotationError(path, "file", "is packed, no JSON", "unpack it") from error
         raise AnnotationError(path, "file", f"is no JSON ({str(error)[:80]})", "get it again") from error
     if not isinstance(data, list):

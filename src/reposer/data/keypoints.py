@@ -230,10 +230,10 @@ def wrong_meaning(poses: Iterable[Pose]) -> tuple[str, str] | None:
     """What a set of poses (18, 2) is instead of OpenPose-18 in pixels, and what to do; None: all is well.
 
     Four things are looked at, each over all poses together: several joints of a pose in the corner, at 0, 0,
-    stand for missing ones; coordinates of about 1 at most are fractions of
-    the image; bones that are shorter on the whole in another known order of joints tell that order; and a set
-    whose torsos lie (neck to hips more across than down, in four of five) has y in the place of x. Fewer than
-    MIN_POSES poses with joints say nothing; a pose repeated at another place or size counts once.
+    stand for missing ones; coordinates of about 1 at most are fractions of the image; bones that are shorter
+    on the whole in another known order of joints tell that order; and a set whose torsos lie (neck to hips
+    more across than down, in four of five) has y in the place of x. Of the last three, fewer than MIN_POSES
+    poses with joints say nothing; a pose repeated at another place or size counts once.
     """
     everybody = [pose for pose in poses if not np.isnan(pose).all()]
     if wrong := _zeros(everybody) or _fractions(everybody):

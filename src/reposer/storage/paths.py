@@ -351,12 +351,17 @@ def _plainly_inside(path: Path, root: Path) -> bool:
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
 
+def is_packed(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name says that it is an archive, or compressed."""
+    return os.fspath(path).lower().endswith(_ARCHIVES)
+
+
 def no_folder(path: str | os.PathLike[str], advice: str = "check the path") -> UserError:
     """What is said of a path where a folder is wanted: nothing is there, or a file, perhaps a packed one."""
     place = printable(path)
     if not os.path.isfile(path):
         return UserError(f"{place}: no such folder", advice)
-    if place.lower().endswith(_ARCHIVES):
+    if is_packed(path):
         return UserError(f"{place}: is a packed file, not a folder", "unpack it and give the folder")
     return UserError(f"{place}: is a file, not a folder", "give the folder that holds it")
 
