@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from reposer.data.layouts.tables import SPLIT_WORDS
+from reposer.data.layouts.tables import split_words
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError, known
@@ -216,9 +216,7 @@ def _read_sets(
     sets: dict[str, FeatureSet] = {}
     names = (QUERY, GALLERY, TRAIN, CROPS, *more)
     read = [(path, *read_rows(path, labels)) for path, labels in with_labels(files)]
-    words = {split: _split_of(split, names) for _, _, splits in read for split in np.unique(splits).tolist()}
-    if QUERY in words.values() and GALLERY not in words.values():
-        words |= {split: GALLERY for split in words if split.strip().lower() in (TEST, "testing")}
+    words = split_words({split for _, _, splits in read for split in np.unique(splits).tolist()}, names)
     learned = not options.methods or not LEARNERS.keys().isdisjoint(options.methods)
     unused = [TRAIN] * (not learned) + [CROPS] * (not options.multi_query)
     while read:  # each is given up once it is parted
@@ -233,12 +231,6 @@ def _read_sets(
                 raise UserError(f"{path}: a second set {split}", "give every split once")
             sets[split] = whole.rows(np.flatnonzero(parts == split))
     return sets
-
-
-def _split_of(word: str, names: Sequence[str]) -> str:
-    """The split that a word means, however it is written; a word of no split as it is."""
-    written = SPLIT_WORDS.get(word.strip().lower(), word.strip().lower())
-    return written if written in names else word
 
 
 def _require_splits(sets: dict[str, FeatureSet], files: Sequence[Path]) -> None:

@@ -11,7 +11,7 @@ import re
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -42,7 +42,7 @@ from reposer.storage.paths import (
 from reposer.storage.tables import check_decoded, read_table
 
 # Other words for a split; "test" is the gallery beside "query", otherwise nobody knows what it is.
-SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "probe": "query"}
+_SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "probe": "query"}
 COLUMNS = ("path", "pid", "camid", "split")
 EXCESS = "<cells>"  # key of a row whose cells are more than the header's
 _MAX_FILE_BYTES = 2_000_000_000
@@ -57,7 +57,7 @@ def list_table(root: Path, table: str | Path, zero_based: bool = False, split: s
     Args:
         root: folder that the paths are relative to.
         table: .csv (UTF-8, with a header) or .parquet; pid -1 junk, 0 distractor; split one of
-            train, val, query, gallery (or "test" beside "query", "valid", "probe"; see SPLIT_WORDS).
+            train, val, query, gallery (or "test" beside "query", "valid", "probe"; see ``split_words``).
         zero_based: people are counted from 0: 1 is added to every number from 0 on.
         split: of all rows, of a table without such a column, as `reposer unpack-set` writes one.
 
@@ -136,11 +136,20 @@ def row_problem(row: dict[str, str], seen: dict[str, int]) -> tuple[str, str, st
     return None
 
 
+def split_words(words: Collection[str], names: Collection[str] = SPLITS) -> dict[str, str]:
+    """The split of ``names`` that each of a table's words means; a word that means none stays as it is."""
+    plain = {word: word.strip().lower() for word in words}
+    meant = {word: _SPLIT_WORDS.get(text, text) for word, text in plain.items()}
+    meant = {word: split if split in names else word for word, split in meant.items()}
+    if "query" in meant.values() and "gallery" not in meant.values():
+        meant |= {word: "gallery" for word, text in plain.items() if text in ("test", "testing")}
+    return meant
+
+
 def _put_right(rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
     """Rows as spreadsheets, Windows and other programs write them, as this program does."""
     content = list(rows)
-    words = {row["split"].strip().lower() for row in content if "split" in row}
-    asked = not words.isdisjoint({"query", "probe"})
+    meant = split_words({row["split"] for row in content if "split" in row})
     for row in content:
         for field in row.keys() & {"pid", "camid"}:
             if re.fullmatch(r"-?[0-9]+\.0*", row[field], re.ASCII):
@@ -149,10 +158,7 @@ def _put_right(rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
         while row["path"].startswith("./"):
             row["path"] = row["path"][2:].lstrip("/")
         if "split" in row:
-            word = row["split"].strip().lower()
-            row["split"] = SPLIT_WORDS.get(word, word if word in SPLITS else row["split"])
-            if word in ("test", "testing") and asked and "gallery" not in words:
-                row["split"] = "gallery"
+            row["split"] = meant[row["split"]]
         yield row
 
 
