@@ -270,9 +270,25 @@ def test_a_whole_tiny_table(prepared, tmp_path, capsys):
     assert "nothing is wrong" in capsys.readouterr().out
 
 
+def test_a_share_of_the_images_is_for_re_id_trainings_and_the_judge_has_learned_all(prepared, tmp_path):
+    people = PackedPeople.open(prepared / "packed")
+    args = {"ngf": 4, "enc_strides": [2, 2, 1], "blocks": 1, "dropout": 0.0}
+    info = GeneratorConfig(generator="patn", generator_args=args, size=people.size)
+    save_generator(tmp_path / "given", build_generator("patn", **args), info)
+    rows = (TableRow(name="mine", run=str(tmp_path / "given")),)
+    plan = TablePlan(tiny(prepared, rows=rows, reid_budget=0.5), tmp_path / "out")
+    judges = {plan.generators[0].key, *(one.stage.needs[0].key for one in plan.judged.judgments)}
+    assert len(judges) == 1
+    trained = {cell.training.key for cell in plan.reid.cells}
+    assert len(trained) == 3  # real, repeated, mine
+    assert judges.isdisjoint(trained)
+    whole = TablePlan(tiny(prepared, rows=rows), tmp_path / "out")
+    assert judges < {cell.training.key for cell in whole.reid.cells}
+
+
 @pytest.mark.slow
 def test_re_id_networks_learn_from_the_pictures_of_each_row(prepared, tmp_path):
-    run_paper_table(tiny(prepared), tmp_path / "out")
+    run_paper_table(tiny(prepared, reid_budget=0.5), tmp_path / "out")
     document = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [row["arm"] for row in document["reid"]] == ["real", "real_repeated", "san", "pg2"]
     made = [path.parent for path in (tmp_path / "out").glob("stages/augmented-*/set/summary.json")]
@@ -284,8 +300,12 @@ def test_re_id_networks_learn_from_the_pictures_of_each_row(prepared, tmp_path):
     ]
     assert len(donors) == 2
     assert donors[0] == donors[1]
+    people = PackedPeople.open(prepared / "packed")
+    learned = people.pids[people.splits == "train"]
+    assert len(donors[0]["source"]) == 2 * len(set(learned.tolist())) < len(learned)  # two images of three
     text = (tmp_path / "out" / "table.md").read_text()
     assert "## Re-ID networks that learned from the pictures" in text
+    assert "- Re-ID: 50% of each person's images, times 2 with pictures of each generator" in text
     assert r"\begin{tabular}" in (tmp_path / "out" / "table.tex").read_text()
 
 

@@ -111,6 +111,8 @@ class PaperTableConfig(Config):
     reid_settings: tuple[str, ...] = ()  # overrides of every recipe, as initial_path=FILE
     reid_steps: int = Field(default=300, ge=1)  # of every Re-ID training
     reid_seeds: tuple[int, ...] = (0, 1, 2)
+    # of each training person's images: what donors and Re-ID trainings see; generators and judge see all
+    reid_budget: float = Field(default=1.0, gt=0, le=1)
     factor: int = Field(default=2, ge=2, le=1000)  # images after augmentation per real one
     policy: Annotated[str, one_of("policy", POLICIES)] = "any"  # of donors: the same for all rows
     threads: int | None = Field(default=1, ge=1, le=MOST_SIDE_BY_SIDE)  # of each worker

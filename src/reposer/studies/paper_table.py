@@ -28,6 +28,7 @@ from reposer.studies.ablations import QUALITY, RUN, described_training
 from reposer.studies.config import (
     STUDY_FILE,
     Arm,
+    Budget,
     GeneratorChoice,
     StudyConfig,
     claim_study,
@@ -237,7 +238,7 @@ class TablePlan:
     def reid(self) -> StudyPlan:
         """The Re-ID trainings: real images, repeated ones, and the pictures of each generator."""
         learned = (self._arm(entry) for entry in self.entries if entry.row)
-        return StudyPlan(self._study((REAL, REPEATED, *learned)), self._root)
+        return StudyPlan(self._study((REAL, REPEATED, *learned), self.config.reid_budget), self._root)
 
     @property
     def judged(self) -> StudyPlan:
@@ -298,9 +299,12 @@ class TablePlan:
             " multiply-adds of convolutions and matrix products for one picture.",
         ]
         if config.augment:
+            part = "" if config.reid_budget == 1 else f"{config.reid_budget:.0%} of each person's images, "
             notes.append(
-                f"Re-ID: the training set times {config.factor} with pictures of each generator, donors"
-                f" {config.policy}, the same for all; {config.reid_steps:,} steps each."
+                f"Re-ID: {part or 'the training set '}times {config.factor} with pictures of each generator,"
+                f" donors {config.policy}, the same for all; {config.reid_steps:,} steps each."
+                + bool(part)
+                * " The generators have seen all images of the training people."
             )
         return notes
 
@@ -341,11 +345,12 @@ class TablePlan:
         except MissingWeightsError:
             return None
 
-    def _study(self, arms: tuple[Arm, ...]) -> StudyConfig:
+    def _study(self, arms: tuple[Arm, ...], share: float = 1.0) -> StudyConfig:
         config = self.config
         return StudyConfig(
             data=config.data,
             arms=arms,
+            budgets=(Budget(share=share),),
             recipes=config.recipes,
             seeds=config.reid_seeds,
             steps=config.reid_steps,
