@@ -82,6 +82,15 @@ def test_rows_may_be_restricted() -> None:
     assert further.choose(np.array([0]), np.array([3]), 2).tolist() == [[2, -1]]
 
 
+def test_sources_may_be_kept_to_one_camera() -> None:
+    rows = [(1, 1, "front"), (1, 1, "left"), (1, 2, "left"), (1, 1, "back"), (2, 2, "left")]
+    planted = Planted(rows)
+    further = FurtherSources(planted, cameras=planted.camids)  # type: ignore[arg-type]
+    assert further.choose(np.array([0, 2]), np.array([4, 4]), 3).tolist() == [[1, 3, -1], [-1, -1, -1]]
+    alone = FurtherSources(planted, cameras=np.arange(5))  # type: ignore[arg-type]
+    assert alone.choose(np.array([0]), np.array([4]), 2).tolist() == [[-1, -1]]
+
+
 def test_unknown_orientations_come_last_of_their_wish() -> None:
     rows = [(1, 1, "front"), (1, 1, "unknown"), (1, 1, "back"), (2, 1, "front")]
     assert chosen(rows, 0, 3, 1) == [2]

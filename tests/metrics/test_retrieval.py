@@ -66,6 +66,22 @@ def test_every_query_equals_scikit_learn_and_literal_loops(seed):
     assert (scores.tied_hits == 0).all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_person_in_the_scene_of_a_query_counts_no_more_than_in_its_own_camera(seed):
+    """Each query's scores are those of a gallery without the person's images in the camera of its scene."""
+    query_pids, query_camids, pids, camids = _labels(seed, cameras=5)
+    scenes = np.random.default_rng(seed).integers(1, 5, 25)
+    distance = np.random.default_rng(seed).random((25, 300)).astype(np.float32)
+    scores = RetrievalProtocol(query_pids, query_camids, pids, camids, scenes=scenes).score(distance)
+    for q in range(25):
+        there = ~((pids == query_pids[q]) & (camids == scenes[q]))
+        alone = RetrievalProtocol(query_pids[[q]], query_camids[[q]], pids[there], camids[there])
+        expected = alone.score(distance[[q]][:, there])
+        assert (scores.hits[q], scores.valid[q]) == (expected.hits[0], expected.valid[0])
+        assert scores.worst.ap_step[q] == expected.worst.ap_step[0]
+        assert scores.worst.first_hit[q] == expected.worst.first_hit[0]
+
+
 def test_hand_case_with_both_precisions():
     """Order: hit, miss, hit, miss, hit. Step: (1 + 2/3 + 3/5) / 3; trapezoid: pairs with 1, 1/2 and 2/4."""
     protocol = RetrievalProtocol([1], [1], [1, 2, 1, 3, 1], [2, 1, 2, 1, 3])

@@ -23,8 +23,9 @@ class Colors(torch.nn.Module):
 
 
 class People(SimpleNamespace):
-    def pair_batch(self, source, target):
+    def pair_batch(self, source, target, more=None):
         n = len(source)
+        self.asked = more
         image = lambda rows: torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)  # noqa: E731
         labels, mask = torch.zeros(n, 8, 4, dtype=torch.uint8), torch.ones(n, 8, 4, dtype=torch.bool)
         known = getattr(self, "keypoints", np.zeros((len(self.pids), 18, 2), np.float32))
@@ -68,6 +69,49 @@ def test_donors_are_whom_the_row_says(people):
     donor = identity_kept(lambda batch, _: batch.target_image, Colors(), people)
     assert donor[OWN_POSE].values.rank1 == 1.0
     assert donor[OTHER_POSE].values.rank1 == 0.0
+
+
+def test_no_picture_is_found_by_what_it_was_made_of(people):
+    """Further sources are of the query's camera; in the donor's scene the person does not count there."""
+    people.images = np.repeat(people.images, 2, axis=0)
+    for name in ("pids", "camids", "splits", "clothes"):
+        setattr(people, name, np.repeat(getattr(people, name), 2))
+    people.splits[1::6] = "gallery"  # each query has a neighbor in its own camera
+    people.names = tuple(f"{i}.jpg" for i in range(36))
+    people.keypoints = np.zeros((36, 18, 2), np.float32)
+    people.parsing = np.zeros((36, 8, 4), np.uint8)
+    seen = []
+
+    def copy(batch, background):
+        seen.append(people.asked)
+        return batch.source_image
+
+    results = identity_kept(copy, Colors(), people, sources=4)
+    assert results[REAL].counts["valid_matches"] == results[OTHER_POSE].counts["valid_matches"] == 6 * 4
+    query = np.flatnonzero(people.splits == "query")
+    own, other = seen
+    np.testing.assert_array_equal(other[:, 0], query + 1)  # the neighbor, and nobody else
+    assert (other[:, 1:] == -1).all()
+    assert set(own[:, 0].tolist()) <= {-1, *(query + 1).tolist()}
+    scene = identity_kept(copy, Colors(), people, background="donor")
+    assert scene[OWN_POSE].counts["valid_matches"] < 6 * 4  # 2 fewer where the donor's camera is another
+    donors = np.array([row for row, camera in enumerate(people.camids) if camera == 2])
+    people.keypoints[:] = np.nan
+    people.keypoints[donors] = 0.0
+    kept = identity_kept(PoseOnly(), Colors(), people, background="donor")
+    assert kept[OWN_POSE].counts["valid_matches"] == kept[OTHER_POSE].counts["valid_matches"] == 6 * 2
+    people.camids[:] = 1  # no camera tells images apart: each is one of its own
+    identity_kept(copy, Colors(), people, sources=4)
+    assert (seen[-1] == -1).all()
+
+
+def test_a_query_that_nobody_of_its_person_lends_a_pose_is_left_out(people):
+    people.keypoints = np.zeros((18, 18, 2), np.float32)
+    people.keypoints[:3] = np.nan  # the first person's
+    results = identity_kept(PoseOnly(), Colors(), people)
+    assert results[OWN_POSE].counts["queries"] == 5
+    assert results[OWN_POSE].values.rank1 == 1.0
+    assert results[OTHER_POSE].counts["queries"] == 6
 
 
 def test_held_out_people_give_one_query_a_camera(people):

@@ -27,10 +27,17 @@ class FurtherSources:
     Args:
         people: the packed people.
         rows: (N,) images that may be used; None: all.
+        cameras: (len(people),) numbers of cameras; given, all sources of a pair are of one camera.
     """
 
-    def __init__(self, people: PackedPeople, rows: NDArray[np.int64] | None = None) -> None:
-        self.people, self._rows = people, rows
+    def __init__(
+        self,
+        people: PackedPeople,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        cameras: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.people, self._rows, self._cameras = people, rows, cameras
 
     @cached_property
     def _images(self) -> dict[int, NDArray[np.int64]]:
@@ -68,6 +75,8 @@ class FurtherSources:
         pid = int(pids[source])
         left = self._images.get(pid, np.empty(0, np.int64))
         left = left[left != source]
+        if self._cameras is not None:
+            left = left[self._cameras[left] == self._cameras[source]]
         if pids[target] == pid:
             left = left[camids[left] != camids[target]]
         chosen = [source]

@@ -121,6 +121,7 @@ def evaluate_reid(
     no_match: NoMatch = "skip",
     exclude_same_camera: bool = True,
     roc: bool = False,
+    scenes: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> ReidResult:
     """Score ``query`` (Q) against ``gallery`` (G) by a protocol, Market-1501's by default.
@@ -140,6 +141,8 @@ def evaluate_reid(
             as in the MATLAB code); their number is in ``counts`` either way.
         exclude_same_camera: False keeps what the protocol would leave out for its camera.
         roc: also score pairs one to one, over all that the ranking counts.
+        scenes: (Q,) a second camera of each query, as of its background; images of its person there do not
+            count, like those of its own camera. The cameras of both sets must be known.
         seed: of the bootstrap and of the trials.
 
     Raises:
@@ -161,7 +164,8 @@ def evaluate_reid(
             asking, found = _taken(query, query_rows), _taken(gallery, gallery_rows)
             if expand is not None:
                 asking = expand_queries(asking, found, **asdict(expand))
-            part = _scored(asking, found, distance, rerank, protocol)
+            scene = None if scenes is None else scenes[query_rows]
+            part = _scored(asking, found, distance, rerank, protocol, scene)
             rows.append(query_rows)
             scores.append(part.scores)
             pairs += [part.pairs] if roc else []
@@ -202,10 +206,12 @@ def _scored(
     distance: str | QuadraticMetric,
     rerank: Rerank | None,
     protocol: ReidProtocol,
+    scenes: NDArray[np.int64] | None,
 ) -> _Part:
     labels = RetrievalProtocol(
         *(query.pids, query.camids, gallery.pids, gallery.camids),
         exclude_same_camera=protocol.exclude_same_camera,
+        scenes=scenes,
         query_clothes=query.clothes,
         gallery_clothes=gallery.clothes,
         clothes=protocol.clothes,

@@ -59,6 +59,7 @@ class RetrievalProtocol:
         query_pids, query_camids: (Q,) raw labels of the queries.
         gallery_pids, gallery_camids: (G,) of the gallery; -1 junk, 0 distractor.
         exclude_same_camera: False keeps the query's person from its own camera (not the published protocol).
+        scenes: (Q,) a second camera of each query, whose images of the person do not count either.
         query_clothes, gallery_clothes: (Q,) and (G,) numbers of outfits, for ``clothes``.
         clothes: which other images of the query's person are searched for: those in any clothes, in others
             (``changed``: LTCC's cloth-changing setting) or in the same ones; the rest is taken out.
@@ -78,6 +79,7 @@ class RetrievalProtocol:
         gallery_camids: NDArray[np.int64],
         *,
         exclude_same_camera: bool = True,
+        scenes: NDArray[np.int64] | None = None,
         query_clothes: NDArray[np.int64] | None = None,
         gallery_clothes: NDArray[np.int64] | None = None,
         clothes: Clothes = "any",
@@ -87,6 +89,7 @@ class RetrievalProtocol:
         self.gallery_pids = whole_labels(gallery_pids, "gallery pids")
         self.gallery_camids = whole_labels(gallery_camids, "gallery camids")
         self.exclude_same_camera, self.clothes = exclude_same_camera, clothes
+        self._scenes = None if scenes is None else whole_labels(scenes, "query scenes")
         self._check()
         if clothes != "any":
             self._query_clothes = _outfits(query_clothes, "query", self.query_pids)
@@ -128,6 +131,8 @@ class RetrievalProtocol:
         column = by_pid[np.repeat(start, sizes) + within]
         own = camids[column] == self.query_camids[query]
         out = own if self.exclude_same_camera else np.zeros_like(own)
+        if self._scenes is not None:
+            out = out | (camids[column] == self._scenes[query])
         if self.clothes != "any":
             same = self._gallery_clothes[self.kept][column] == self._query_clothes[query]
             out = out | (same if self.clothes == "changed" else ~same)

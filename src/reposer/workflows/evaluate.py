@@ -31,10 +31,11 @@ from reposer.models.embedding import EmbeddingInfo
 from reposer.models.generators import PREDICTORS
 from reposer.progress import Stages
 from reposer.reid.features import embed_images, extract_features
+from reposer.reid.search import with_cameras
 from reposer.sections import draw_grid
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.paths import contained
-from reposer.structures import FeatureSet, PairBatch
+from reposer.structures import PairBatch
 from reposer.trained.networks import EMBEDDING, PREDICTOR, of_run
 from reposer.workflows.reid_features import GALLERY, QUERY, check_data, tested_rows, training_note
 
@@ -242,7 +243,8 @@ def _grid(predictor: MapPredictor, people: PackedPeople, pairs: NDArray[np.int64
 # The protocol is Market-1501's: single query, the query's own camera left out for its identity. A generated
 # query keeps the identity and the camera of its source. Three rows: the real queries; the same queries
 # re-posed by another image of the same person; re-posed by an image of another person, whose garment classes
-# come along.
+# come along. No picture is found by what it was made of: further sources are of the query's camera, and where
+# the background is the donor's, the person's images in the donor's camera do not count either.
 
 REAL, OWN_POSE, OTHER_POSE = "real queries", "generated, own pose", "generated, another person's pose"
 BATCH = 64
@@ -267,7 +269,7 @@ def identity_kept(
         people: with the splits query and gallery, or with held-out people (val), whose first image in each
             camera is a query then.
         background: of the generated queries.
-        sources: images of the person that a query is made from, at most.
+        sources: images of the person in the query's camera that it is made from, at most.
         seed: of the choice of donors.
         predictor: adds both generated rows with target maps that it makes of the donor's pose and the
             source's garments, if the model reads any.
@@ -278,17 +280,23 @@ def identity_kept(
     query, gallery = tested_rows(people)
     against = extract_features(embedding, people, gallery)
     real = extract_features(embedding, people, query)
+    (real, against), _ = with_cameras(real, against)
+    test, cameras = np.concatenate([query, gallery]), people.camids.copy()
+    cameras[test] = np.concatenate([real.camids, against.camids])
+    further = FurtherSources(people, test, cameras=cameras)
     results, told = {REAL: evaluate_reid(real, against)}, Stages()
     for one, maps in ((model, ""), (_predicting(model, predictor), ", predicted maps")):
         if one is None:
             continue
-        test = _lenders(one, people, np.concatenate([query, gallery]))
+        lenders = _lenders(one, people, test)
         for row, same in ((OWN_POSE, True), (OTHER_POSE, False)):
-            donors = _donors(people.pids, query, test, same, np.random.default_rng([seed, same]))
+            donors = _donors(people.pids, query, lenders, same, np.random.default_rng([seed, same]))
             told(f"queries, {row + maps}", 0, len(query))
-            images = _generate(one, people, query, donors, background, sources)
-            features = FeatureSet(embed_images(embedding, images), real.pids, real.camids, real.names)
-            results[row + maps] = evaluate_reid(features, against)
+            asked = np.flatnonzero(donors >= 0)
+            images = _generate(one, further, query[asked], donors[asked], background, sources)
+            features = replace(real.rows(asked), features=embed_images(embedding, images))
+            scenes = cameras[donors[asked]] if background == "donor" else None
+            results[row + maps] = evaluate_reid(features, against, scenes=scenes)
     return results
 
 
@@ -388,27 +396,34 @@ def _donors(
     same: bool,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """A lender for each query: of the same person (another image, else itself) or of another person."""
+    """Lenders of poses: of the same person (another image, else itself) or of another person; -1: nobody.
+
+    Raises:
+        UserError: nobody lends anybody a pose.
+    """
     donors = []
     for source in query.tolist():
         choice = lenders[((pids[lenders] == pids[source]) == same) & (lenders != source)]
-        if not len(choice) and source in lenders:
-            donors.append(source)
+        if len(choice):
+            donors.append(rng.choice(choice))
         else:
-            donors.append(rng.choice(choice if len(choice) else lenders))
+            donors.append(source if same and source in lenders else -1)
+    if max(donors) < 0:
+        whose = "the same person" if same else "another person"
+        raise UserError(f"no test image can lend {whose} its pose", "add test images of more people")
     return np.array(donors, np.int64)
 
 
 def _generate(
     model: PoseTransfer,
-    people: PackedPeople,
+    further: FurtherSources,
     sources: NDArray[np.int64],
     donors: NDArray[np.int64],
     background: str,
     sources_each: int,
 ) -> NDArray[np.uint8]:
     """(N, H, W, 3) generated images."""
-    parts, further = [], FurtherSources(people)
+    parts = []
     for start in range(0, len(sources), BATCH):
         chosen = slice(start, start + BATCH)
         batch = further.pair_batch(sources[chosen], donors[chosen], sources_each)
