@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from reposer.errors import UserError
-from reposer.jobs.stages import LOGS, Stage, StageCache, in_order, make_all, progress_line, seconds_left, work
+from reposer.jobs.stages import (
+    LOGS,
+    Stage,
+    StageCache,
+    in_order,
+    make_all,
+    progress_line,
+    seal_study,
+    seconds_left,
+    work,
+)
+from reposer.storage.outputs import seal_faults
 
 HERE = str(Path(__file__).parents[1] / "helpers")
 sys.path.insert(0, HERE)  # processes that are started find the plans by their module
@@ -101,6 +112,17 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     assert not cache.is_done(hanging)
     make_all(tmp_path, hanging_plan)
     assert calls(cache, hanging) == 1
+
+
+def test_a_seal_holds_every_table_of_a_study(tmp_path):
+    StageCache(tmp_path).make(stage("data"))
+    for name in ("study.json", "table.md", "mistakes.md", "mistakes.parquet"):
+        (tmp_path / name).write_text("{}")
+    seal_study(tmp_path)
+    assert seal_faults(tmp_path, None) == []
+    for name in ("table.md", "mistakes.md", "mistakes.parquet"):
+        (tmp_path / name).write_text("{ }")
+        assert [fault for fault in seal_faults(tmp_path, None) if name in fault], name
 
 
 def test_no_worker_is_refused(tmp_path):

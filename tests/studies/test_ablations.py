@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
+from zoo import SMALL_REID, command, settings
 
 from reposer.data.preparing.prepare import prepare_market1501
 from reposer.errors import UserError
@@ -13,11 +16,14 @@ from reposer.studies.ablations import (
     AblationCell,
     AblationConfig,
     AblationRow,
+    _trials,
     ablations,
     cells_of,
+    described_training,
     generator_config,
     run_ablations,
 )
+from reposer.trained.networks import GENERATOR, open_network, save_generator
 from reposer.workflows.gan_presets import PRESETS, find_preset
 
 
@@ -55,6 +61,45 @@ def test_an_unknown_row_is_refused(tmp_path):
 def test_a_metric_that_was_not_measured_says_so():
     rows = [AblationRow("full", {"ssim": AblationCell(0.5, None, "higher", None), "fid": None})]
     assert cells_of(rows) == (["generator", "ssim ↑", "fid"], [["full", "0.5000", "not measured"]])
+
+
+def test_a_training_is_described_by_what_its_networks_hold(small_prepared, tmp_path):
+    def described(judge, start):
+        recipe = find_preset("transport_demo")
+        return described_training(
+            recipe.changed(
+                data=recipe.data.changed(folder=small_prepared),
+                weights=recipe.weights.changed(identity=1.0),
+                identity=recipe.identity.changed(network=judge),
+                start_from=start,
+            )
+        )
+
+    data = ("--data", small_prepared, "--threads", 1, *settings(SMALL_REID))
+    for name, seed in (("judge", 0), ("other", 1)):
+        command("reid", "train", "reid_demo", "--out", tmp_path / name, "--set", f"seed={seed}", *data)
+    first = described(tmp_path / "judge", Path("shipped-transport"))
+    assert len(first["identity"]["network"]) == len(first["start_from"]) == 64
+    (tmp_path / "judge").rename(tmp_path / "moved")
+    opened = open_network(GENERATOR, "shipped-transport")
+    save_generator(tmp_path / "copied", opened.network, opened.info)
+    assert described(tmp_path / "moved", tmp_path / "copied") == first
+    assert described(tmp_path / "other", tmp_path / "copied")["identity"] != first["identity"]
+    next(opened.network.parameters()).data.add_(1)
+    save_generator(tmp_path / "on", opened.network, opened.info)
+    assert described(tmp_path / "moved", tmp_path / "on")["start_from"] != first["start_from"]
+
+
+def test_a_metric_is_measured_once_its_weights_are_there(small_prepared, tmp_path, monkeypatch):
+    config = AblationConfig(data=small_prepared, preset="san_demo", metrics=("l1", "fid"))
+    monkeypatch.setenv("REPOSER_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    before = next(iter(_trials(config, tmp_path))).quality
+    assert before.inputs["weights"] == {"fid": None}
+    monkeypatch.setattr("reposer.studies.ablations.known_hashes", lambda name: {name: "0" * 64})
+    assert next(iter(_trials(config, tmp_path))).quality.key != before.key
+    plain = next(iter(_trials(config.changed(metrics=("l1",)), tmp_path))).quality
+    assert "weights" not in plain.inputs  # as in earlier studies
 
 
 @pytest.mark.slow

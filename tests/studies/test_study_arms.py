@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,13 +28,12 @@ from reposer.studies.config import (
     Budget,
     GeneratorChoice,
     StudyRecipe,
-    _describe_parser,
     training_config,
 )
 from reposer.studies.plan import StudyPlan
-from reposer.studies.report import study_notes
+from reposer.studies.report import _kept, study_notes
 from reposer.studies.study import CONTROLS, EXTRA_ARMS, configure, run_study
-from reposer.studies.study_stages import SET
+from reposer.studies.study_stages import COVERAGE, SET, SUMMARY
 from reposer.trained.networks import GENERATOR, GeneratorConfig, open_network, save_generator
 
 
@@ -86,6 +86,11 @@ def test_sources_camera_and_schedule_are_in_the_keys_that_depend_on_them(prepare
     # the colors of a camera are no question of identity; the number of sources is
     judged = {part.arms: part.stage.inputs.get("sources") for part in plan.judgments}
     assert judged == {("plain", "camera", "later", "until"): None, ("four", "both"): 4}
+    assert {part.stage.inputs["rules"] for part in plan.judgments} == {2}
+    for changes in ({"device": "cpu"}, {"threads": 2}):  # pictures depend on both
+        other = StudyPlan(study.changed(**changes), tmp_path).cells[1].augmented
+        assert other.key != sets["plain"].key
+        assert other.inputs.items() - sets["plain"].inputs.items() == set(changes.items())
 
 
 def test_a_schedule_counts_steps_whatever_the_recipe(prepared):
@@ -212,6 +217,11 @@ def test_an_arm_s_generator_and_predictor_are_in_its_key_by_content(prepared, tm
     shutil.copytree(others["generator"], copied)
     moved = study.changed(arms=(*study.arms[:3], arms[0].changed(generator=str(copied))))
     assert StudyPlan(moved, tmp_path).cells[3].augmented.key == sets["other"].key
+    opened = open_network(GENERATOR, str(copied))
+    next(opened.network.parameters()).data.add_(1)
+    shutil.rmtree(copied)
+    save_generator(copied, opened.network, opened.info)  # it learned on, in the same process
+    assert StudyPlan(moved, tmp_path).cells[3].augmented.key != sets["other"].key
     judged = [part.arms for part in plan.judgments]  # pictures of one origin are judged once
     assert judged == [("generated",), ("other",), ("predicted", "studys")]
 
@@ -281,7 +291,6 @@ def test_a_filter_of_poses_judges_by_the_named_parser(prepared, tmp_path):
     assert fallen == {"pose": int((scores < threshold).sum())}
     network.bias.data[0] += 1
     torch.onnx.export(network, (sample,), file, dynamo=True, external_data=False, verbose=False)
-    _describe_parser.cache_clear()
     assert StudyPlan(study, tmp_path / "study").cells[1].augmented.key != made.key
 
 
@@ -301,6 +310,44 @@ def test_the_notes_say_what_the_networks_behind_the_pictures_saw(prepared, tmp_p
         f"generated: the generator saw {opened.info.trained_on}.",
         "fair, fair_too: the generator saw 50 % of each person's images.",
     ]
+
+
+def test_the_notes_say_what_repeated_images_differ_by(prepared, tmp_path):
+    """In batches of people an image and its copy may meet; other settings are no chance."""
+    study = tiny(prepared, arms=ARMS[:2], controls=())
+    (told,) = (note for note in study_notes(StudyPlan(study, tmp_path)) if "repeated" in note)
+    assert told.endswith("is chance, and that a batch of people may hold an image and its copy.")
+    plain = study.changed(recipes=(StudyRecipe(preset="ide_small"),), settings=("batch_size=8",))
+    (told,) = (note for note in study_notes(StudyPlan(plain, tmp_path)) if "repeated" in note)
+    assert told.endswith("what real_repeated differs from real by is chance.")
+    other = study.changed(arms=(ARMS[0].changed(settings=("augment.erase=0.5",)), ARMS[1]))
+    assert not any("repeated" in note for note in study_notes(StudyPlan(other, tmp_path)))
+
+
+def test_what_is_kept_is_what_is_trained_on(tmp_path):
+    """A picture that a person took out, or brought back, after the filter."""
+    place = SimpleNamespace(file=lambda stage, name: tmp_path / stage / name)
+    part = SimpleNamespace(stage=type("Stage", (str,), {"needs": ("set",)})("coverage"))
+    for stage, name, facts in (
+        ("set", SUMMARY, {"kept": 70, "generated": 96, "dropped": {"identity": 20, "pose": 6}}),
+        ("coverage", COVERAGE, {"kept": 71, "generated": 96}),
+    ):
+        (tmp_path / stage / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / stage / name).write_text(json.dumps(facts))
+    told = _kept(SimpleNamespace(cache=place), part)
+    assert told == "71 of 96 (20 identity, 6 pose, -1 by hand)"
+
+
+def test_poses_that_nobody_knows_are_null_in_the_file(prepared, tmp_path, monkeypatch):
+    unknown = {"orientations": float("nan"), "pose_gap": 1.0}
+    monkeypatch.setattr("reposer.studies.study_stages.pose_coverage", lambda *_: unknown)
+    plan = StudyPlan(tiny(prepared, arms=ARMS[:3]), tmp_path)
+    (part,) = plan.coverage
+    for stage in (*part.stage.needs, part.stage):
+        assert plan.cache.make(stage)
+    text = plan.cache.file(part.stage, COVERAGE).read_text()
+    assert json.loads(text)["before"] == {"orientations": None, "pose_gap": 1.0}
+    assert "NaN" not in text
 
 
 def test_arms_are_named_on_the_command_line(prepared, others):

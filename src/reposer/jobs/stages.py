@@ -150,7 +150,7 @@ class StageCache:
 def seal_study(root: Path) -> None:
     """Seal a finished study: its configuration, tables, pictures, and the record of every stage."""
     names = [name for name in ("study.json", "sections.json") if (root / name).is_file()]
-    names += [path.name for path in root.glob("table.*")]
+    names += [path.name for kind in ("table.*", "mistakes.*") for path in root.glob(kind)]
     pictures = (path for path in (root / "pictures").rglob("*") if path.is_file() and path.name != OUTPUTS)
     names += [path.relative_to(root).as_posix() for path in pictures]
     for folder in (root / STAGES).iterdir():

@@ -138,6 +138,14 @@ def weight_hashes(metric: ImageMetric | SetMetric, files: WeightFiles) -> dict[s
     return {name: sha256_file(locate(name, files)) for name in metric.weights}
 
 
+def known_hashes(metric: str, files: WeightFiles | None = None) -> dict[str, str] | None:
+    """:func:`weight_hashes` of the metric called so; None where a file is not on this machine."""
+    try:
+        return weight_hashes(find_metric(metric), files or {})
+    except MissingWeightsError:
+        return None
+
+
 def find_metric(name: str) -> ImageMetric | SetMetric:
     """The metric called ``name``.
 

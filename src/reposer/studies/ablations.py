@@ -25,7 +25,7 @@ from reposer.evaluation.image_quality import DEFAULT_METRICS
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.jobs.stages import Stage, StageCache, in_order, make_all, seal_study
 from reposer.metrics.intervals import Difference, paired_bootstrap
-from reposer.metrics.protocols import METRICS
+from reposer.metrics.protocols import METRICS, find_metric, known_hashes
 from reposer.runtime import setup
 from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, markdown_row, write_sections
 from reposer.storage.files import sha256_file
@@ -34,7 +34,9 @@ from reposer.storage.paths import check_name
 from reposer.storage.tables import parquet_bytes, read_table
 from reposer.studies.config import STUDY_FILE, Device, check_trainings, claim_study, save_study
 from reposer.studies.results import LATEX, MARKDOWN, PARQUET, TABLES, p_text, tex
+from reposer.trained.networks import EMBEDDING, of_run
 from reposer.training.gan.config import GanConfig
+from reposer.training.gan.task import Beginning
 from reposer.training.loop import train
 from reposer.workflows.evaluate import evaluate_model
 from reposer.workflows.gan_presets import find_preset
@@ -197,7 +199,7 @@ def run_ablations(config: AblationConfig, out: Path, *, workers: int = 1) -> Pat
     save_study(config, out)
     make_all(out, plan_ablations, workers=workers, threads=config.threads)
     cache = StageCache(out)
-    rows, notes = _rows(config, cache, trials), _notes(config, trials)
+    rows, notes = _rows(config, cache, trials), _notes(config)
     write_ablation_table(out, rows, notes)
     _write_sections(config, cache, trials, rows, notes, out)
     seal_study(out)
@@ -213,6 +215,8 @@ def plan_ablations(root: Path) -> Sequence[Stage]:
 def _trials(config: AblationConfig, root: Path) -> Iterator[Trial]:
     cache = StageCache(root)
     data = str(PackedPeople.open(config.data / PACKED).header["content_hash"])
+    # None: not on this machine; what it is for is measured once it is there
+    weights = {name: known_hashes(name) for name in config.metrics if find_metric(name).weights}
     for seed in config.seeds:
         for arm in config.arms:
             recipe = generator_config(config, arm, seed)
@@ -230,6 +234,7 @@ def _trials(config: AblationConfig, root: Path) -> Iterator[Trial]:
                 "pairs": config.pairs,
                 "metrics": list(config.metrics),
             }
+            inputs |= {"weights": weights} if weights else {}  # as in earlier studies
             make = partial(_evaluate, cache, training, config)
             quality = Stage("quality", f"pictures of {training.title}", inputs, make, (training,))
             yield Trial(arm, seed, training, quality)
@@ -246,7 +251,11 @@ def generator_config(config: AblationConfig, arm: AblationArm, seed: int) -> Gan
 
 
 def described_training(recipe: GanConfig) -> dict[str, Any]:
-    """The settings of a training, with hashes of content in place of paths."""
+    """The settings of a training, with hashes of content in place of paths.
+
+    Raises:
+        UserError: a network that it names is not there.
+    """
     settings = recipe.model_dump(mode="json")
     settings["data"].pop("folder")
     for name in ("pairs", "validation_pairs"):
@@ -254,6 +263,10 @@ def described_training(recipe: GanConfig) -> dict[str, Any]:
             settings["data"][name] = sha256_file(recipe.data.folder / getattr(recipe.data, name))
     if recipe.perceptual.path is not None:
         settings["perceptual"]["path"] = sha256_file(recipe.perceptual.path)
+    if recipe.identity.network is not None:
+        settings["identity"]["network"] = of_run(EMBEDDING, recipe.identity.network).weights_hash
+    if recipe.start_from is not None:
+        settings["start_from"] = Beginning.of(recipe.start_from, recipe.generator).fingerprint
     return settings
 
 
@@ -314,7 +327,7 @@ def _compare(arm: Sequence[pa.Table], base: Sequence[pa.Table], metric: str) -> 
     return paired_bootstrap(sides[0][:, finite], sides[1][:, finite], pids)
 
 
-def _notes(config: AblationConfig, trials: Sequence[Trial]) -> list[str]:
+def _notes(config: AblationConfig) -> list[str]:
     seeds = ", ".join(map(str, config.seeds))
     return [
         f"Every row: {config.preset}, {config.steps} optimizer steps, seeds {seeds}; equal validation pairs.",

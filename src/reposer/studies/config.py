@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -74,7 +73,14 @@ class GeneratorChoice:
             UserError: as :meth:`open`; or it is of another size than the prepared folder ``data``, or was
                 trained on people held out there.
         """
-        return dict(_describe(self, data))
+        people = PackedPeople.open(data / PACKED)
+        check_data(people, self.generator, self.predictor or None)
+        model = self.open().at_size(people.size)
+        check_generator(model, people)
+        hashes = {"generator": model.weights_hash if model.learned else model.config.generator}
+        if model.predictor is not None:  # only then, so that sets made without one keep their names
+            hashes["predictor"] = model.predictor.weights_hash
+        return hashes
 
     def learned_from(self, people: PackedPeople) -> str:
         """What its networks were trained on, in words; empty for a control, which has none.
@@ -120,29 +126,12 @@ class ParserChoice:
         Raises:
             UserError: as ``open_parser``.
         """
-        return _describe_parser(self)
-
-
-@cache
-def _describe_parser(choice: ParserChoice) -> dict[str, Any]:
-    parser = choice.open()
-    described: dict[str, Any] = {"sha256": parser.info.sha256}
-    if isinstance(parser, SegmentationParser):
-        described |= parser.description.model_dump(mode="json")
-        described["licence"] = described.pop("license")  # names of finished stages depend on this spelling
-    return described
-
-
-@cache
-def _describe(painter: GeneratorChoice, data: Path) -> tuple[tuple[str, str], ...]:
-    people = PackedPeople.open(data / PACKED)
-    check_data(people, painter.generator, painter.predictor or None)
-    model = painter.open().at_size(people.size)
-    check_generator(model, people)
-    hashes = [("generator", model.weights_hash if model.learned else model.config.generator)]
-    if model.predictor is not None:  # only then, so that sets made without one keep their names
-        hashes.append(("predictor", model.predictor.weights_hash))
-    return tuple(hashes)
+        parser = self.open()
+        described: dict[str, Any] = {"sha256": parser.info.sha256}
+        if isinstance(parser, SegmentationParser):
+            described |= parser.description.model_dump(mode="json")
+            described["licence"] = described.pop("license")  # names of finished stages have this spelling
+        return described
 
 
 Device = Annotated[str, one_of("device", DEVICES)]

@@ -18,9 +18,9 @@ import numpy as np
 from reposer.config import apply_overrides, load_config, read_json, validated
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, PAIRS
-from reposer.errors import MissingWeightsError, UserError, find
+from reposer.errors import UserError, find
 from reposer.jobs.stages import Stage, StageCache, in_order, make_all, seal_study
-from reposer.metrics.protocols import find_metric, weight_hashes, weights_in
+from reposer.metrics.protocols import known_hashes, weights_in
 from reposer.sections import SECTIONS_FILE
 from reposer.storage.files import sha256_bytes
 from reposer.storage.paths import check_name, contained
@@ -194,7 +194,7 @@ class TablePlan:
         self._weights = {} if config.weights is None else weights_in(config.weights)
         self._measured: dict[str, Any] = {
             **{"version": VERSION, "data": self._data, "pairs": sha256_bytes(self.pairs.tobytes())},
-            **{"metrics": {name: self._known_weights(name) for name in config.metrics}},
+            **{"metrics": {name: known_hashes(name, self._weights) for name in config.metrics}},
             **{"device": config.device, "threads": config.threads},
         }
         self.nearest = self._quality("nearest poses", {"generator": "nearest"}, None)
@@ -337,13 +337,6 @@ class TablePlan:
         references = self.cache.folder(self.nearest) / REFERENCES if network else None
         make = partial(pictures_stage, self.config, self.pairs, self._weights, network, references)
         return Stage("quality", f"pictures of {title}", self._measured | described, make, needs)
-
-    def _known_weights(self, metric: str) -> dict[str, str] | None:
-        """Hashes of what a metric reads; None where that is not on this machine."""
-        try:
-            return weight_hashes(find_metric(metric), self._weights)
-        except MissingWeightsError:
-            return None
 
     def _study(self, arms: tuple[Arm, ...], share: float = 1.0) -> StudyConfig:
         config = self.config

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,9 @@ class StudyPlan:
         self.study, self.cache = study, StageCache(root)
         self._place = StageContext(study.data, study.device, study.threads)
         self.people = self._place.people
+        # Each network is opened once a plan, not once a process: it may learn on between two plans.
+        self._painter = cache(lambda painter: painter.describe(study.data))
+        self._parser = cache(lambda parser: parser.describe())
         self.cells = [
             self._cell(recipe, budget, arm, seed)
             for seed in study.seeds  # first one of everything: an early look
@@ -165,7 +168,8 @@ class StudyPlan:
             budget_seed=self.study.budget_seed,
         )
         inputs = {field: getattr(options, field) for field in AugmentOptions.__slots__ if field not in _SPEED}
-        for field, usual in (("sources", 1), ("camera", "source")):  # not named, as in earlier studies
+        inputs |= {"device": self.study.device, "threads": self.study.threads}
+        for field, usual in _USUAL.items():  # not named, as in earlier studies
             if inputs[field] == usual:
                 del inputs[field]
         inputs |= {"version": _VERSION, "data": self._data_hash}
@@ -174,8 +178,8 @@ class StudyPlan:
         inputs |= {"filter": rule and rule.model_dump(mode="json", exclude=unasked)}
         parser = self.study.parser_of(arm)
         if parser is not None:
-            inputs |= {"parser": parser.describe()}
-        inputs |= {"generator": "the source itself"} if arm.repeated else painter.describe(self.study.data)
+            inputs |= {"parser": self._parser(parser)}
+        inputs |= {"generator": "the source itself"} if arm.repeated else self._painter(painter)
         judge = self._judge(budget) if rule and rule.need("reid_run") else None
         network = self.cache.folder(judge) / RUN if judge else None
         title = f"pictures of {arm.name}, {_percent(budget.share)}"
@@ -216,7 +220,9 @@ class StudyPlan:
             for (background, sources, painter), arms in made.items():
                 inputs = {"version": _VERSION, "data": self._data_hash, "background": background}
                 inputs |= {"sources": sources} if sources > 1 else {}  # as in earlier studies
-                inputs |= painter.describe(self.study.data)
+                if sources > 1 or background == "donor":  # not found by what they are made of
+                    inputs |= {"rules": 2}
+                inputs |= self._painter(painter)
                 make = partial(judge_stage, self.cache, judge, painter, self._place, background, sources)
                 title = f"identity kept, {_percent(budget.share)}, {arms[0]}"
                 yield Judgment(
@@ -271,6 +277,7 @@ def read_scores(cache: StageCache, cell: Cell) -> pa.Table:
     return read_table(cache.file(cell.scores, SCORES))
 
 
+_USUAL = {"sources": 1, "camera": "source", "device": "auto", "threads": 1}
 _SPEED = ("real", "shard_items", "encoders", "filters")  # no picture depends on them, or named elsewhere
 
 

@@ -170,11 +170,7 @@ def study_notes(plan: StudyPlan) -> list[str]:
         "Differences: paired bootstrap over test people, seeds pooled (docs/explanation/reid.md): 95 %"
         " interval, p; Holm: adjusted for the arms of a table; seeds: trainings drawn too.",
     ]
-    if any(arm.repeated for arm in study.arms) and study.real_arm:
-        notes.append(
-            f"With equal steps a repeated image brings nothing new: what real_repeated differs from"
-            f" {study.real_arm.name} by is chance."
-        )
+    notes += _told_of_repeated(plan)
     for budget in study.budgets:
         if budget.share < 1 and plan.coverage:
             share = f"{100 * budget.share:g} %"
@@ -232,6 +228,23 @@ def _arms_table(plan: StudyPlan) -> Table:
     return Table(columns, rows, caption, plain=True)
 
 
+def _told_of_repeated(plan: StudyPlan) -> list[str]:
+    """What repeated images differ from real ones by, in the same training: chance, or nearly."""
+    lines = []
+    for arm in plan.study.arms:
+        real = [one.name for one in plan.study.arms if one.factor == 1 and one.settings == arm.settings]
+        if not (arm.repeated and real):
+            continue
+        drawn = {cell.training.inputs["recipe"]["data"]["sampler"] for cell in plan.cells if cell.arm == arm}
+        grouped = " or ".join(sorted(drawn - {"images"}))
+        copies = f", and that a batch of {grouped} may hold an image and its copy" if grouped else ""
+        lines.append(
+            f"With equal steps a repeated image brings nothing new: what {arm.name} differs from {real[0]} by"
+            f" is chance{copies}."
+        )
+    return lines
+
+
 def _settings(arm: Arm) -> str:
     """What an arm asks for beside donors and background, in words; its overrides as they are."""
     words = [f"{arm.sources} sources"] if arm.sources > 1 else []
@@ -242,10 +255,13 @@ def _settings(arm: Arm) -> str:
 
 
 def _kept(plan: StudyPlan, part: Coverage) -> str:
-    """For example ``70 of 96 (20 identity, 6 pose)``."""
+    """What is trained on, and what was dropped: ``69 of 96 (20 identity, 6 pose, +1 by hand)``."""
     summary = read_json(plan.cache.file(part.stage.needs[0], SUMMARY))
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["dropped"].items())
-    return f"{summary['kept']:,} of {summary['generated']:,}" + (f" ({reasons})" if reasons else "")
+    facts = _json(plan, part, COVERAGE)
+    reasons = [f"{count:,} {reason}" for reason, count in summary["dropped"].items()]
+    by_hand = summary["kept"] - facts["kept"]  # below 0: taken back
+    reasons += [f"{by_hand:+,} by hand"] if by_hand else []
+    return f"{facts['kept']:,} of {facts['generated']:,}" + (f" ({', '.join(reasons)})" if reasons else "")
 
 
 def _change(before: dict[str, Any], after: dict[str, Any], key: str) -> str:

@@ -188,11 +188,11 @@ def cover_stage(
     plan = DonorPlan(source, donor, kept["copy"].to_numpy(), [])
     rows = budget_rows(people, share, choice)
     figures: dict[str, Any] = {
-        "before": pose_coverage(people, rows),
-        "after": pose_coverage(people, rows, plan),
+        "before": _plain(pose_coverage(people, rows)),
+        "after": _plain(pose_coverage(people, rows, plan)),
     }
     figures |= {"generated": table.num_rows, "kept": kept.num_rows}
-    write_atomic(folder / COVERAGE, json.dumps(figures, indent=1).encode())
+    write_atomic(folder / COVERAGE, json.dumps(figures, indent=1, allow_nan=False).encode())
     return [COVERAGE]
 
 
