@@ -156,8 +156,36 @@ def test_people_the_network_has_seen_are_refused(house):
     assert "nobody of it is tested" in training_note(info, people, rows)
     unknown = info.changed(identity_hash="0" * 64)
     assert "not known" in training_note(unknown, people, rows)
-    with pytest.raises(UserError, match="whom the network was trained on"):
-        training_note(info.changed(splits=("train", "gallery")), people, rows)
+
+
+@pytest.fixture(scope="module")
+def with_held_out(house):
+    """The same people, prepared with two of the training people held out."""
+    prepare_market1501(house.root / "people", house.root / "held_out", size=(64, 32), holdout=2)
+    return PackedPeople.open(house.root / "held_out" / PACKED)
+
+
+@pytest.mark.parametrize("query", ["val", "query"])
+@pytest.mark.parametrize(
+    "trained", [("train",), ("val",), ("train", "val"), ("val", "train"), ("train", "val", "gallery")]
+)
+def test_people_of_any_split_that_the_network_has_seen_are_refused(with_held_out, query, trained):
+    people = with_held_out
+    rows = {
+        "query": np.flatnonzero(people.splits == query),
+        "gallery": np.flatnonzero(people.splits == "gallery"),
+    }
+    info = EmbeddingInfo(splits=trained, trained_on="x", **people.training_facts(*trained))
+    tested, learned = (people.pids[np.isin(people.splits, names)] for names in ((query, "gallery"), trained))
+    both = set(tested[tested > 0].tolist()) & set(learned.tolist())
+    if both:
+        with pytest.raises(UserError, match=rf"\({len(both)} people\), .* whom the network was trained on"):
+            training_note(info, people, rows)
+    else:
+        said = (
+            f"The network was trained on the data set x, split {', '.join(trained)}; nobody of it is tested."
+        )
+        assert training_note(info, people, rows) == said
 
 
 def test_people_the_network_has_seen_in_other_images_are_refused(house, tmp_path):

@@ -188,7 +188,7 @@ def training_note(info: EmbeddingInfo, people: PackedPeople, rows: dict[str, Row
         UserError: it was trained on this folder, on images or people that are tested here.
     """
     trained_on = f"the data set {info.trained_on}" if info.trained_on else "people who are not recorded"
-    if info.identity_hash not in [people.identity_hash(split) for split in info.splits]:
+    if info.identity_hash != people.identity_hash(*info.splits):  # of all its splits together
         return f"The network was trained on {trained_on}: whether test people were among them is not known."
     if info.images_hash not in ("", people.images_hash(*info.splits)):
         return (
