@@ -10,6 +10,8 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -17,13 +19,21 @@ from huggingface_hub import HfApi
 from tiny_training import tiny_config, write_prepared
 
 from reposer.cli import main as cli
+from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError
+from reposer.evaluation.image_sets import ImageQualityReport, MetricInfo, MetricResult
+from reposer.evaluation.map_quality import MapQualityReport
+from reposer.evaluation.reid_comparison import compare_methods
+from reposer.evaluation.reidentification import evaluate_reid
 from reposer.generation.pose_transfer import PoseTransfer
+from reposer.models.embedding import EmbeddingInfo
 from reposer.runtime import setup
+from reposer.structures import FeatureSet
 from reposer.training.gan.config import ScheduleConfig
 from reposer.training.loop import train
 from reposer.weights.downloads import DownloadError
 from reposer.workflows import export_run as sharing
+from reposer.workflows.evaluate import OWN_POSE, REAL, write_identity
 from reposer.workflows.export_run import export_run, push_to_hub
 
 CARD = {"license_text": "research only", "trained_on": "drawn people"}
@@ -42,10 +52,25 @@ def run(tmp_path_factory) -> Path:
 def evaluation(tmp_path) -> Path:
     folder = tmp_path / "evaluation"
     folder.mkdir()
-    (folder / "image_quality.md").write_text("| method | l1 |\n|---|---|\n| model | 0.1234 |\n")
-    rows = {"real": {"values": {"rank1": 0.81, "mAP_step": 0.7}}}
-    (folder / "identity.json").write_text(json.dumps({"rows": rows}))
+    cell, column = MetricResult(0.1234, count=3), MetricInfo("mean absolute difference", "lower", "none")
+    table = pa.table({"method": ["model"] * 3})
+    quality = ImageQualityReport({"model": {"l1": cell}}, {"l1": column}, table, {"pairs": 3})
+    quality.write(folder)
+    MapQualityReport(quality, {"model": dict.fromkeys(LIP_LABELS) | {"dress": 0.4321}}).write(folder)
+    query, gallery = people_of(1), people_of(3)
+    report = compare_methods(query, gallery, methods=("cosine",))
+    report.write(folder)
+    results = {name: evaluate_reid(query, gallery) for name in (REAL, OWN_POSE)}
+    write_identity(folder, results, EmbeddingInfo(embedding={"backbone": "small"}, trained_on="others"))
     return folder
+
+
+def people_of(images: int) -> FeatureSet:
+    """Images of 16 people, each of whom has one feature; three single images look like person 1."""
+    pids = np.repeat(np.arange(1, 17), images)
+    features = np.eye(17)[np.where((images == 1) & (pids > 13), 1, pids)]
+    names = tuple(f"{images}_{row}.jpg" for row in range(len(pids)))
+    return FeatureSet(features.astype(np.float32), pids, np.full(len(pids), images), names)
 
 
 def test_an_export_opens_as_the_same_network_with_its_card(run, tmp_path, evaluation):
@@ -57,8 +82,11 @@ def test_an_export_opens_as_the_same_network_with_its_card(run, tmp_path, evalua
     for part in (
         'license_name: "research only"',
         "Trained on: drawn people",
-        "0.1234",
-        "81.0%",
+        "| model | 0.1234 (n = 3) |",
+        "| dress | 0.432 |",
+        "| real queries | 81.2% |",
+        "| generated, own pose | 81.2% |",
+        "| cosine | 81.25 [",
         "2 optimizer",
     ):
         assert part in card
@@ -144,6 +172,30 @@ def test_what_is_no_run_and_no_evaluation_is_refused(run, tmp_path):
         export_run(run, tmp_path / "out", evaluations=[tmp_path], **CARD)
     with pytest.raises(UserError):
         export_run(run, run, **CARD)  # a run's own config.json is not overwritten
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds no JSON object"),
+        ("{}", "'rows' is missing"),
+        ('{"rows": {}}', "'rows' is missing"),
+        ('{"rows": [1]}', "holds a value of the wrong kind"),
+        ('{"rows": {"a": {"rank1": 1}}}', "'mAP_step' is missing"),
+        ('{"rows": {"a": {"mAP_step": 1}}}', "'rank1' is missing"),
+        ('{"rows": {"a": {"values": {"rank1": 1, "mAP_step": 1}}}}', "'rank1' is missing"),
+        ('{"rows": {"a": {"rank1": "1", "mAP_step": 1}}}', "holds a value of the wrong kind"),
+        ('{"rows": {"a": {"rank1": 1, "mAP_step": null}}}', "holds a value of the wrong kind"),
+        ('{"rows": {"a": 1}}', "holds a value of the wrong kind"),
+    ],
+)
+def test_a_damaged_table_of_identities_is_one_line(run, tmp_path, content, told):
+    (tmp_path / "identity.json").write_text(content)
+    with pytest.raises(UserError, match=rf"identity\.json: {told}") as error:
+        export_run(run, tmp_path / "out", evaluations=[tmp_path], **CARD)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

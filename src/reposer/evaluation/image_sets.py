@@ -44,6 +44,7 @@ from reposer.storage.tables import parquet_bytes
 # without its protocol, its count and, where there is one, its 95 % interval.
 
 SCHEMA_VERSION = 1
+REPORT_FILE, TABLE_FILE, PER_IMAGE = (f"image_quality.{suffix}" for suffix in ("json", "md", "parquet"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,9 @@ class ImageQualityReport:
         folder.mkdir(parents=True, exist_ok=True)
         claim_quality(folder)
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        write_output(folder / "image_quality.parquet", parquet_bytes(self.per_image))
-        write_output(folder / "image_quality.md", self.to_markdown().encode())
-        write_output(folder / "image_quality.json", text.encode())  # last: it says that the rest is there
+        write_output(folder / PER_IMAGE, parquet_bytes(self.per_image))
+        write_output(folder / TABLE_FILE, self.to_markdown().encode())
+        write_output(folder / REPORT_FILE, text.encode())  # last: it says that the rest is there
 
     def _warnings(self) -> list[str]:
         """Notes and left-out images, each once with the methods that it concerns."""
@@ -136,9 +137,8 @@ def claim_quality(folder: Path, *more: str) -> None:
     Raises:
         UserError: as ``outputs.claim_outputs``.
     """
-    older = is_older(folder / "image_quality.json", holds_keys("settings", "metrics", "rows"))
-    names = [f"image_quality.{suffix}" for suffix in ("parquet", "md", "json")]
-    claim_outputs(folder, [*names, *more], older=older)
+    older = is_older(folder / REPORT_FILE, holds_keys("settings", "metrics", "rows"))
+    claim_outputs(folder, [PER_IMAGE, TABLE_FILE, REPORT_FILE, *more], older=older)
 
 
 def _cell(cell: MetricResult | None) -> str:

@@ -38,6 +38,7 @@ from reposer.structures import NUM_LABELS, PairBatch
 DONOR, SOURCE = "donor's map", "source's map"
 Maps = tuple[NDArray[np.uint8], NDArray[np.bool_]]  # (B, H, W) LIP-20 and person mask
 Method = Callable[[PairBatch], Maps]
+REPORT_FILE, TABLE_FILE, PER_PAIR = (f"map_quality.{suffix}" for suffix in ("json", "md", "parquet"))
 _OVER_PEOPLE = f"percentile bootstrap over identities ({REPEATS} draws)"
 METRICS = {
     "miou": MetricInfo(
@@ -76,9 +77,9 @@ class MapQualityReport:
         folder.mkdir(parents=True, exist_ok=True)
         claim_maps(folder)
         text = json.dumps({**self.summary.to_dict(), "labels": self.labels}, indent=2, allow_nan=False)
-        write_output(folder / "map_quality.parquet", parquet_bytes(self.summary.per_image))
-        write_output(folder / "map_quality.md", self.to_markdown().encode())
-        write_output(folder / "map_quality.json", text.encode())
+        write_output(folder / PER_PAIR, parquet_bytes(self.summary.per_image))
+        write_output(folder / TABLE_FILE, self.to_markdown().encode())
+        write_output(folder / REPORT_FILE, text.encode())
 
 
 def claim_maps(folder: Path, *more: str) -> None:
@@ -87,9 +88,8 @@ def claim_maps(folder: Path, *more: str) -> None:
     Raises:
         UserError: as ``outputs.claim_outputs``.
     """
-    older = is_older(folder / "map_quality.json", holds_keys("settings", "metrics", "rows", "labels"))
-    names = [f"map_quality.{suffix}" for suffix in ("parquet", "md", "json")]
-    claim_outputs(folder, [*names, *more], older=older)
+    older = is_older(folder / REPORT_FILE, holds_keys("settings", "metrics", "rows", "labels"))
+    claim_outputs(folder, [PER_PAIR, TABLE_FILE, REPORT_FILE, *more], older=older)
 
 
 def evaluate_maps(

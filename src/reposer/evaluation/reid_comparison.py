@@ -34,7 +34,7 @@ from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_o
 from reposer.structures import FeatureSet
 
 SCHEMA_VERSION = 1
-REPORT_FILE = "reidentification.json"
+REPORT_FILE, TABLE_FILE = "reidentification.json", "reidentification.md"
 RERANKED = " + re-ranking"
 EXPANDED = " + query expansion"
 COLUMNS = ("rank1", "rank5", "rank10", "rank20", "mAP_step", "mAP_trapezoid", "mINP")
@@ -105,7 +105,7 @@ class ReidReport:
         folder.mkdir(parents=True, exist_ok=True)
         claim_reid(folder)
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        write_output(folder / "reidentification.md", self.to_markdown().encode())
+        write_output(folder / TABLE_FILE, self.to_markdown().encode())
         write_output(folder / REPORT_FILE, text.encode())
 
 
@@ -116,7 +116,7 @@ def claim_reid(folder: Path, *more: str) -> None:
         UserError: as ``outputs.claim_outputs``.
     """
     older = is_older(folder / REPORT_FILE, holds_keys("methods", "missing", "protocol"))
-    claim_outputs(folder, ["reidentification.md", REPORT_FILE, *more], older=older)
+    claim_outputs(folder, [TABLE_FILE, REPORT_FILE, *more], older=older)
 
 
 class ScoringRules(TypedDict, total=False):

@@ -11,8 +11,9 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from reposer.config import Config, read_json
+from reposer.config import Config, foreign_values, read_json
 from reposer.errors import UserError
+from reposer.evaluation import image_sets, map_quality, reid_comparison
 from reposer.storage.files import sha256_file
 from reposer.storage.outputs import SEAL, seal_faults
 from reposer.storage.paths import contained, printable, read_regular
@@ -27,7 +28,7 @@ from reposer.trained.networks import (
     of_run,
 )
 from reposer.weights.network_folder import CARD, CONFIG, WEIGHTS, save_network
-from reposer.workflows.evaluate import identity_table
+from reposer.workflows.evaluate import IDENTITY, identity_table
 
 _KINDS: tuple[tuple[Kind[Any, Any], str, str], ...] = (  # by the setting that such runs alone have
     (GENERATOR, "a person image in another pose", "generate --model"),
@@ -35,7 +36,10 @@ _KINDS: tuple[tuple[Kind[Any, Any], str, str], ...] = (  # by the setting that s
     (PARSER, "a parser of person images", "annotate --parser"),
     (EMBEDDING, "an embedding of person images", "evaluate --reid"),
 )
-FIGURES = ("image_quality.md", "map_quality.md", "identity.json", "reid.md")  # tables that evaluations write
+FIGURES = (  # tables that evaluations write
+    *(image_sets.TABLE_FILE, map_quality.TABLE_FILE),
+    *(IDENTITY, reid_comparison.TABLE_FILE),
+)
 _MOST_BYTES = 200_000
 
 
@@ -106,10 +110,8 @@ def _tables(folder: Path) -> str:
         path = contained(folder, name)
         if not path.is_file():
             continue
-        if path.suffix == ".json":
-            values = {row: found["values"] for row, found in read_json(path)["rows"].items()}
-            scores = {row: (found["rank1"], found["mAP_step"]) for row, found in values.items()}
-            parts.append("\n".join(identity_table(scores)))
+        if name == IDENTITY:
+            parts.append(_identity(path))
         else:
             parts.append(read_regular(path, max_bytes=_MOST_BYTES, root=folder).decode("utf-8", "replace"))
     if not parts:
@@ -117,6 +119,16 @@ def _tables(folder: Path) -> str:
             f"{printable(folder)}: holds no table of an evaluation", f"one of {', '.join(FIGURES)} is wanted"
         )
     return "\n\n".join(part.strip() for part in parts)
+
+
+def _identity(path: Path) -> str:
+    """The scores of an identity.json, as Markdown."""
+    with foreign_values(path):
+        rows = read_json(path)["rows"]
+        if not rows:
+            raise KeyError("rows")
+        scores = {row: (found["rank1"], found["mAP_step"]) for row, found in rows.items()}
+        return "\n".join(identity_table(scores))
 
 
 def _card(
