@@ -33,6 +33,7 @@ from reposer.studies.results import (
     ArmResult,
     Block,
     Comparison,
+    block_cells,
     summarize_block,
     to_latex,
     to_markdown,
@@ -265,7 +266,7 @@ def _block(arms):
     for arm, told in arms.items():
         difference = told and Difference(told[0], told[0] - 0.02, told[0] + 0.02, *told[1:], identities=12)
         comparison = [Comparison("real", difference, 0.9)] if told else []
-        rows.append(ArmResult(arm, {}, {}, {}, {"mAP_step": comparison, "rank1": comparison}))
+        rows.append(ArmResult(arm, {}, {}, {}, {"mAP_step": comparison, "rank1": comparison}, ("real",)))
     return rows
 
 
@@ -291,6 +292,29 @@ def test_what_was_found_is_said_with_a_correction_for_everything_that_was_compar
     assert "for 5 comparisons 0.060" in text
     assert what_was_found({Block("r", 1.0, "m"): _block({"real": None})}).startswith("Nothing was compared")
     assert to_markdown({}, []).startswith("Nothing was compared")
+
+
+@pytest.mark.parametrize("order", [("real", "worse", "same"), ("worse", "same", "real"), ("worse", "real")])
+@pytest.mark.parametrize("controls", [("real", "worse"), ("worse", "real"), ("real",), ()])
+def test_columns_follow_the_controls_and_a_star_is_about_the_first_alone(order, controls):
+    """Two arms answer alike, one does worse."""
+    rng, pids = np.random.default_rng(0), np.repeat(np.arange(1, 13), 3)
+    names = [f"{i:02d}" for i in range(36)]
+    good, bad = ([scores(rng, names, pids, shift) for _ in range(3)] for shift in (0.6, 0.0))
+    tables = {name: bad if name == "worse" else good for name in order}
+    results = summarize_block(Block("r", 1.0, "euclidean"), tables, controls, draws=200)
+    header, rows = block_cells(results)
+    assert header[4:] == [
+        f"{metric} - {control} [95 %], p" for control in controls for metric in ("rank-1", "mAP (step)")
+    ]
+    for row in rows:
+        assert [cell == "" for cell in row[4:]] == [
+            row[0] == control for control in controls for _ in range(2)
+        ]
+    lines = to_latex({Block("r", 1.0, "euclidean"): results}).splitlines()
+    starred = {line.split(" & ")[0] for line in lines if "$^*$" in line}
+    others = {"real": {"worse"}, "worse": {"real", "same"}}
+    assert starred == (others[controls[0]] & set(order) if controls else set())
 
 
 def test_arms_that_answered_other_queries_are_refused():

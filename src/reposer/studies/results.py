@@ -48,7 +48,8 @@ class ArmResult:
     means: dict[str, float]  # by metric, over seeds
     deviations: dict[str, float | None]  # standard deviation over seeds (n - 1); None with one seed
     by_seed: dict[str, tuple[float, ...]]  # in the order of the seeds
-    comparisons: dict[str, list[Comparison]]  # by metric, in the order of the controls
+    comparisons: dict[str, list[Comparison]]  # by metric, in the order of the controls; none with itself
+    controls: tuple[str, ...]  # of the block, in the order that the study names them
 
 
 Scores = Mapping[str, Sequence[pa.Table]]  # arm -> a table of read_scores for each seed
@@ -68,7 +69,7 @@ def summarize_block(
         UserError: arms that were scored on other queries.
     """
     values, pids = _aligned(block, scores)
-    present = [name for name in controls if name in scores]
+    present = tuple(name for name in controls if name in scores)
     compared = {
         metric: {control: _compare(values, control, metric, pids, draws) for control in present}
         for metric in COMPARED
@@ -89,6 +90,7 @@ def summarize_block(
                     metric: [compared[metric][control][arm] for control in present if control != arm]
                     for metric in COMPARED
                 },
+                controls=present,
             )
         )
     return results
@@ -189,7 +191,7 @@ def title_of(block: Block) -> str:
 
 def block_cells(arms: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a block: percent, mean and standard deviation over seeds, then the differences."""
-    controls = list(dict.fromkeys(c.control for arm in arms for c in arm.comparisons["rank1"]))
+    controls = arms[0].controls
     header = ["arm", *(_LABELS[metric] for metric in SHOWN)]
     for control in controls:
         header += [f"{_LABELS[metric]} - {control} [95 %], p" for metric in SHOWN[:2]]
@@ -212,13 +214,11 @@ def what_was_found(results: Results) -> str:
     are no finding.
     """
     found = [
-        (block, arm.arm, comparisons[0])
+        (block, arm.arm, arm.comparisons["mAP_step"][0])
         for block, arms in results.items()
         for arm in arms
-        if (comparisons := arm.comparisons["mAP_step"])
+        if arm.controls and arm.arm not in arm.controls
     ]
-    controls = {c.control for arms in results.values() for a in arms for c in a.comparisons["mAP_step"]}
-    found = [entry for entry in found if entry[1] not in controls]
     if not found:
         return "Nothing was compared: the study has no control, or no arm beside its controls."
     raw = [max(c.difference.p, c.difference.p_seeds) for _, _, c in found]
@@ -310,8 +310,8 @@ def p_text(value: float) -> str:
 
 def _tex_mean(arm: ArmResult, metric: str) -> str:
     text = _mean(arm, metric).replace("±", r"$\pm$")
-    comparisons = arm.comparisons[metric][:1]
-    return text + ("$^*$" if comparisons and comparisons[0].p_holm < _ALPHA else "")
+    certain = any(c.control == arm.controls[0] and c.p_holm < _ALPHA for c in arm.comparisons[metric])
+    return text + ("$^*$" if certain else "")
 
 
 def tex(text: str) -> str:
