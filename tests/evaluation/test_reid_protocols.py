@@ -222,6 +222,51 @@ def test_query_expansion_adds_the_nearest_images(alpha):
     assert report.results["euclidean + query expansion"].values == by_hand.values
 
 
+def _equal_error(genuine, impostor):
+    """Mean of FPR and 1 - TPR at the first of all distances where FPR is not the smaller."""
+    for threshold in np.unique(np.concatenate([genuine, impostor])):
+        false, missed = int((impostor <= threshold).sum()), int((genuine > threshold).sum())
+        if false * len(genuine) >= missed * len(impostor):
+            return (false / len(impostor) + missed / len(genuine)) / 2
+    raise AssertionError
+
+
+def _eer(genuine, impostor, parts=3):
+    blocks = list(zip(np.array_split(genuine, parts), np.array_split(impostor, parts), strict=True))
+    return verification(lambda: blocks).eer
+
+
+@pytest.mark.parametrize(
+    ("genuine", "impostor", "expected"),
+    [
+        ([*np.linspace(0.01, 0.09, 9), 0.9], np.linspace(0.2, 0.8, 100), 0.1),
+        ([0.1, 0.9], [0.5], 0.75),  # FPR jumps from 0 to 1 while half of the genuine pairs are missed
+        ([0.1, 0.9], [0.5, 0.5, 0.6, 0.7], 0.5),
+        ([0.9], [0.1, 0.2, 0.2], 1.0),
+        ([0.1, 0.2], [0.3], 0.0),
+        ([0.5, 0.5], [0.5, 0.5], 0.5),
+        ([1, 1, 1, 1, 1, 1, 1, 3, 3, 3], [2] * 3 + [4] * 7, 0.3),  # equal, where 1 - 7 / 10 is above 3 / 10
+    ],
+)
+def test_the_equal_error_rate_is_read_at_the_distance_of_any_pair(genuine, impostor, expected):
+    assert _eer(genuine, impostor) == pytest.approx(expected)
+    assert _equal_error(np.array(genuine), np.array(impostor)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("held", [1, 3, 1 << 22])  # impostors at once: narrowed down to, or all of them
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("levels", [3, 12, 10**6])  # few: many ties
+def test_the_equal_error_rate_of_small_sets(monkeypatch, held, kind, levels):
+    monkeypatch.setattr("reposer.metrics.verification._HELD", held)
+    rng = np.random.default_rng(levels)
+    for _ in range(60):
+        genuine, impostor = (
+            (rng.integers(0, levels, rng.integers(1, 30)) / levels + shift).astype(kind)
+            for shift in rng.choice([0, 0.1, 0.4], 2)
+        )
+        assert _eer(genuine, impostor) == pytest.approx(_equal_error(genuine, impostor), abs=1e-12)
+
+
 @pytest.mark.parametrize("digits", [1, 6])  # one digit: many ties
 def test_roc_counts_pairs(digits):
     rng = np.random.default_rng(4)
@@ -243,8 +288,7 @@ def test_roc_counts_pairs(digits):
         thresholds = [t for t in np.unique(genuine) if (impostor <= t).mean() <= rate]
         best = (genuine <= thresholds[-1]).mean() if thresholds else 0
         assert told.true_rates[f"{rate:g}"] == pytest.approx(best)
-    crossing = next(t for t in np.unique(genuine) if (impostor <= t).mean() >= (genuine > t).mean())
-    assert told.eer == pytest.approx(((impostor <= crossing).mean() + (genuine > crossing).mean()) / 2)
+    assert told.eer == pytest.approx(_equal_error(genuine, impostor))
     result = evaluate_reid(QUERY, GALLERY, roc=True)
     assert 0.5 < result.roc.auc < 1
     assert len(result.to_json()["roc"]["curve"]) <= 200
