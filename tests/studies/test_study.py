@@ -24,7 +24,7 @@ from reposer.errors import UserError
 from reposer.jobs.stages import DONE, STAGES
 from reposer.metrics.intervals import Difference
 from reposer.studies.ablations import AblationConfig
-from reposer.studies.config import Arm, Budget, StudyConfig, StudyRecipe
+from reposer.studies.config import MOST_TRAININGS, Arm, Budget, StudyConfig, StudyRecipe
 from reposer.studies.paper_stages import PaperTableConfig
 from reposer.studies.plan import StudyPlan
 from reposer.studies.results import (
@@ -39,7 +39,7 @@ from reposer.studies.results import (
     to_markdown,
     what_was_found,
 )
-from reposer.studies.study import STUDIES, configure, find_study, run_study
+from reposer.studies.study import EXTRA_ARMS, STUDIES, configure, find_study, run_study
 from reposer.studies.study_stages import copy_source
 from reposer.workflows.train import REID_PRESETS
 
@@ -215,6 +215,34 @@ def test_refuses_arms_by_name(prepared):
     ]
     with pytest.raises(ValueError, match="factor 1 adds no images"):
         Arm(name="real", policy="coverage")
+
+
+def test_the_arms_that_are_chosen_count_and_no_others(prepared, tmp_path):
+    """900 trainings are taken, though all known arms together would be 10,000 and more; 13,320 are not."""
+    plan = {
+        "arms": ["real", "x2_any", "x4_any"],
+        "recipes": [{"preset": preset} for preset in ("reid_demo", "ide_small", "ide2016")],
+        "budgets": [{"share": share / 5} for share in range(1, 6)],
+        "seeds": list(range(20)),
+        "controls": ["real"],
+    }
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(plan))
+    assert len(EXTRA_ARMS) * 5 * 3 * 20 > MOST_TRAININGS
+    assert [arm.name for arm in configure(str(file), prepared).arms] == plan["arms"]
+    chosen = ["x2_coverage", "real", "mine"]
+    variants = ["mine=x2_canonical factor=3"]
+    assert [a.name for a in configure(str(file), prepared, "", chosen[:2], variants=variants).arms] == chosen
+    file.write_text(json.dumps(plan | {"seeds": list(range(222))}))
+    assert len(configure(str(file), prepared).seeds) == 222  # 9,990 trainings
+    with pytest.raises(
+        UserError, match=r"plan\.json: 4 arms x 5 budgets .*: 13,320 trainings, and the most"
+    ) as told:
+        configure(str(file), prepared, variants=variants)
+    assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match=r"plan\.json: .* holds a NUL or an undecodable character") as told:
+        configure(str(file), prepared, "run\udcff")
+    assert "\n" not in str(told.value)
 
 
 # ---- the control

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import pydantic
+
 from reposer.config import Config, apply_overrides, read_json, validated
 from reposer.errors import UserError, find
 from reposer.jobs.stages import make_all, seal_study
@@ -238,8 +240,9 @@ def configure(
             another name with some fields changed, as "x2_other=x2_any generator=RUN".
 
     Raises:
-        UserError: an unknown study, arm or setting; a variant that says nothing new; an arm that needs a
-            predictor or a parser where none is named, or one is named that no arm needs.
+        UserError: an unknown study, arm or setting; a variant that says nothing new; more trainings than a
+            study may have; an arm that needs a predictor or a parser where none is named, or one is named
+            that no arm needs.
     """
     named = {
         "generator": generator,
@@ -248,14 +251,19 @@ def configure(
         "accept_license": accept_license,
     }
     study = find_study(name)
-    study = study.changed(data=data, **{field: value for field, value in named.items() if value})
     known = EXTRA_ARMS | {arm.name: arm for arm in study.arms}
     chosen = list(arms or (arm.name for arm in study.arms))
     for text in variants:
         made = variant(text, known)
         known[made.name] = made
         chosen.append(made.name)
-    study = apply_overrides(study.changed(arms=tuple(known.values())).only(tuple(chosen)), overrides)
+    values = {field: value for field, value in named.items() if value}
+    every = study.model_copy(update={"data": data, "arms": tuple(known.values())} | values)  # checked by only
+    try:
+        study = apply_overrides(every.only(tuple(chosen)), overrides)
+    except pydantic.ValidationError as error:
+        reasons = (problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        raise UserError(f"study {printable(name)}: {'; '.join(reasons)}") from error
     _check_helpers(study)
     return study
 
