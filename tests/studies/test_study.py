@@ -23,6 +23,7 @@ from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.jobs.stages import DONE, STAGES
 from reposer.metrics.intervals import Difference
+from reposer.studies import report
 from reposer.studies.ablations import AblationConfig
 from reposer.studies.config import MOST_TRAININGS, Arm, Budget, StudyConfig, StudyRecipe
 from reposer.studies.paper_stages import PaperTableConfig
@@ -350,6 +351,32 @@ def test_arms_that_answered_other_queries_are_refused():
     tables = {"a": [scores(rng, ["x", "y", "z"], pids, 0)], "b": [scores(rng, ["x", "y", "w"], pids, 0)]}
     with pytest.raises(UserError, match="other queries"):
         summarize_block(Block("r", 1.0, "euclidean"), tables, ("a",))
+
+
+PASTED = Arm(name="pasted", factor=2, generator="paste", background="donor")
+
+
+@pytest.mark.parametrize(
+    ("arms", "controls", "shown"),
+    [
+        ((*ARMS[:3], PASTED), ("real_repeated", "real"), ["real_repeated", "generated"]),
+        ((PASTED, *ARMS[1:]), ("pasted",), ["pasted", "generated"]),
+        ((*ARMS, PASTED), ("pasted", "real"), ["pasted", "generated"]),
+        ((ARMS[0], ARMS[2], PASTED), (), ["generated"]),
+        ((PASTED, ARMS[0]), ("pasted",), ["pasted"]),
+        (ARMS[:2], ("real",), ["real"]),
+        (ARMS[:2], (), []),
+    ],
+)
+def test_failures_are_shown_of_the_first_control_and_one_arm_with_pictures(
+    prepared, tmp_path, monkeypatch, arms, controls, shown
+):
+    monkeypatch.setattr(report, "_draw_sheet", lambda plan, cell, method, folder: [folder / "failed.png"])
+    plan = StudyPlan(tiny(prepared, arms=arms, controls=controls), tmp_path)
+    section = report._sheets_section(plan, tmp_path)
+    found = section.pictures if section else []
+    assert [picture.file for picture in found] == [f"pictures/ranks_{name}/failed.png" for name in shown]
+    assert [picture.caption.split(",")[0] for picture in found] == shown
 
 
 # ---- whole studies

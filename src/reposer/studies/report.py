@@ -356,9 +356,10 @@ def _draw_pictures(plan: StudyPlan, part: Coverage, kept: bool, path: Path) -> b
 
 
 def _sheets_section(plan: StudyPlan, root: Path) -> Section | None:
-    """The deepest failures of the first control and of the first arm with pictures: first cell of each."""
+    """The deepest failures of the first control and the first other arm with pictures: first cell of each."""
     study = plan.study
-    names = [*study.controls[:1], *(c.arm.name for c in plan.coverage if c.budget is study.budgets[0])][:2]
+    control, painted = study.controls[:1], [arm.name for arm in study.arms if arm.painted]
+    names = [*control, *[name for name in painted if name not in control][:1]]
     pictures = []
     for name in names:
         cell = next(c for c in plan.cells if c.arm.name == name)
