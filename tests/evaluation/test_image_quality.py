@@ -14,6 +14,7 @@ from torch import nn
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.evaluation.image_quality import COPY, NEAREST, evaluate_images, evaluate_pairs, nearest_poses
+from reposer.evaluation.image_sets import MetricResult, mean_of
 from reposer.evaluation.measurement import FLOOR
 from reposer.metrics import set_scores, similarity
 from reposer.metrics.intervals import mean_interval
@@ -351,3 +352,13 @@ def test_truth_of_another_kind_or_size_is_refused(people: PackedPeople) -> None:
     ):
         with pytest.raises(UserError, match=f"{field.rstrip('s') if field == 'masks' else field}: holds"):
             evaluate_images({"mine": images}, images, ["l1"], **{field: array})
+
+
+@pytest.mark.parametrize("pids", [None, np.array([1, 1, 2, 2, 3])])
+def test_a_mean_is_of_the_finite_values_and_counts_the_others(pids: np.ndarray | None) -> None:
+    found = mean_of(np.array([0.5, np.nan, 0.25, np.inf, 0.75]), pids, 0)
+    assert (found.value, found.count, found.left_out, found.note) == (0.5, 3, 2, "")
+    assert 0.25 <= found.low < 0.5 < found.high <= 0.75
+    none = mean_of(np.full(5, np.nan), pids, 0)
+    assert none == MetricResult(None, left_out=5, note="not measured: no image has a finite value")
+    assert mean_of(np.empty(0), None, 0).value is None

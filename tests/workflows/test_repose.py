@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from scipy import ndimage
 import reposer
 from reposer.annotation.annotators import AnnotatorChoice, Annotators
 from reposer.annotation.interfaces import PERSON, AnnotatorInfo, Masks, Poses
+from reposer.data.keypoints import JOINTS, middle_hip
 from reposer.data.parsing import LIP_LABELS, PALETTE
 from reposer.errors import UserError
 from reposer.generation.pictures import is_marked
 from reposer.generation.targets import canonical_pose
+from reposer.workflows.repose import read_poses
 
 COLORS = PALETTE[: len(LIP_LABELS)].astype(int)
 WALL = (250, 250, 250)
@@ -222,6 +225,31 @@ def test_poses_by_name_file_and_photo(run, tmp_path):
     nobody = save(tmp_path / "nobody.png", photo_of())
     with pytest.raises(UserError, match="no person was found"):
         reposer.repose(photo, pose=str(nobody))
+
+
+def test_the_pose_of_a_photo_is_of_its_largest_person_in_torso_lengths(tmp_path):
+    photo = save(tmp_path / "other.png", photo_of((50, 10, 165)))
+    found = [
+        SimpleNamespace(
+            frame=(0, top, 40, 100), person=SimpleNamespace(keypoints=canonical_pose(name) * scale + 30)
+        )
+        for name, top, scale in (("back", 40, 10), ("left", 0, 25), ("front", 20, 15))
+    ]
+    studio = SimpleNamespace(people=lambda pixels, name: (found, []))
+    (target,) = read_poses(str(photo), studio)
+    assert (target.name, target.size) == ("other.png", "torso")
+    np.testing.assert_allclose(target.keypoints, canonical_pose("left"), atol=1e-5)
+    largest = found[1].person.keypoints
+    for joint, place in (
+        ("neck", np.nan),
+        ("right-hip", np.nan),
+        ("left-hip", np.nan),
+        ("neck", middle_hip(largest)),
+    ):
+        found[1].person.keypoints = largest.copy()
+        found[1].person.keypoints[JOINTS.index(joint)] = place
+        with pytest.raises(UserError, match=r"other\.png: shoulders or hips of its person were not found"):
+            read_poses(str(photo), studio)
 
 
 def test_files_of_the_users_are_never_replaced(run, tmp_path):

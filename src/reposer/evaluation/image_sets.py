@@ -24,6 +24,7 @@ from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
 from reposer.metrics import set_scores
+from reposer.metrics.intervals import mean_interval
 from reposer.metrics.protocols import SetMetric
 from reposer.metrics.set_scores import (
     SMALL_SAMPLE,
@@ -248,6 +249,22 @@ class CollectedFeatures:
             self._kept.append(rows)
             if self.statistics.count > BOOTSTRAP_LIMIT and self.metric.statistic == "frechet":
                 self._kept = None
+
+
+def mean_of(values: NDArray[np.float64], pids: NDArray[np.int64] | None, seed: int) -> MetricResult:
+    """The mean of the finite values with its interval; how many are not finite, and left out, is counted.
+
+    Args:
+        values: (N,) one for each image.
+        pids: (N,) identities that the bootstrap draws; None: it draws images.
+        seed: of the bootstrap.
+    """
+    finite = np.isfinite(values)
+    left_out = int((~finite).sum())
+    if not finite.any():
+        return MetricResult(None, left_out=left_out, note="not measured: no image has a finite value")
+    low, high = mean_interval(values[finite], None if pids is None else pids[finite], seed) or (None, None)
+    return MetricResult(float(values[finite].mean()), low, high, int(finite.sum()), left_out)
 
 
 def score(

@@ -20,8 +20,8 @@ from reposer.data.packed import PackedPeople
 from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError
 from reposer.evaluation.image_quality import nearest_donors
-from reposer.evaluation.image_sets import ImageQualityReport, MetricInfo, MetricResult
-from reposer.metrics.intervals import REPEATS, mean_interval
+from reposer.evaluation.image_sets import ImageQualityReport, MetricInfo, MetricResult, mean_of
+from reposer.metrics.intervals import REPEATS
 from reposer.metrics.similarity import (
     garments_added,
     garments_kept,
@@ -137,7 +137,7 @@ def evaluate_maps(
         columns = {metric: np.concatenate([*v, np.empty(0)]) for metric, v in values.items()}
         pids = people.pids[pairs[chosen, 1]]
         table[name] = {"miou": _whole(mean_iou(confusion), len(chosen))}
-        table[name] |= {metric: _mean(v, pids, seed) for metric, v in columns.items()}
+        table[name] |= {metric: mean_of(v, pids, seed) for metric, v in columns.items()}
         labels[name] = {
             label: None if np.isnan(iou) else float(iou)
             for label, iou in zip(LIP_LABELS, label_iou(confusion), strict=True)
@@ -166,12 +166,3 @@ def _whole(value: float, count: int) -> MetricResult:
     if np.isnan(value):
         return MetricResult(None, note="not measured: the true maps have no label")
     return MetricResult(value, count=count)
-
-
-def _mean(values: NDArray[np.float64], pids: NDArray[np.int64], seed: int) -> MetricResult:
-    finite = np.isfinite(values)
-    left_out = int((~finite).sum())
-    if not finite.any():
-        return MetricResult(None, left_out=left_out, note="not measured: no pair has a value")
-    low, high = mean_interval(values[finite], pids[finite], seed) or (None, None)
-    return MetricResult(float(values[finite].mean()), low, high, int(finite.sum()), left_out)

@@ -26,10 +26,11 @@ from reposer.evaluation.image_sets import (
     RealImages,
     Reference,
     floor,
+    mean_of,
     reference_features,
     score,
 )
-from reposer.metrics.intervals import REPEATS, mean_interval
+from reposer.metrics.intervals import REPEATS
 from reposer.metrics.protocols import (
     ImageBatch,
     Measure,
@@ -123,7 +124,7 @@ def evaluate(
     for method, run in runs.items():
         values, collected = _measure(run, measures, networks, real)
         own = None if pids is None else pids[run.rows]
-        cells = {name: _mean(v, own, options.seed) for name, v in values.items()}
+        cells = {name: mean_of(v, own, options.seed) for name, v in values.items()}
         cells |= {name: score(c, real[name], own, options.seed) for name, c in collected.items()}
         cells |= {
             name: MetricResult(None, note=f"not measured: {reason}") for name, reason in missing.items()
@@ -166,16 +167,6 @@ def _measure(
             features.add(*features.metric.shown(batch))
     empty = [np.empty(0)]
     return {name: np.concatenate(parts or empty) for name, parts in values.items()}, collected
-
-
-def _mean(values: NDArray[np.float64], pids: NDArray[np.int64] | None, seed: int) -> MetricResult:
-    finite = np.isfinite(values)
-    left_out = int((~finite).sum())
-    if not finite.any():
-        return MetricResult(None, left_out=left_out, note="not measured: no image has a finite value")
-    interval = mean_interval(values[finite], None if pids is None else pids[finite], seed)
-    low, high = interval or (None, None)
-    return MetricResult(float(values[finite].mean()), low, high, int(finite.sum()), left_out)
 
 
 def _drop_unmeasurable(

@@ -30,7 +30,7 @@ from reposer.data.parsing import LIP_LABELS
 from reposer.generation.pictures import NEAREST, Person, people_batch, resize_array
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.stitching import feathered, paint_out
-from reposer.generation.targets import CROWN, SOLE, PoseTarget, inside
+from reposer.generation.targets import CROWN, SOLE, PoseTarget, inside, lowest
 from reposer.structures import NUM_LABELS
 
 ASPECT = 2  # height of a frame over its width
@@ -100,7 +100,7 @@ def proportioned(target: PoseTarget, source: Person) -> Person:
 def _scales(joints: Pose, source: Person) -> tuple[float, float, float]:
     """Pixels of a torso length in the torso, the legs and the head."""
     torso = float(torso_length(joints))
-    feet, hips, neck = _lowest(joints[_ANKLES, 1]), float(middle_hip(joints)[1]), float(joints[NECK, 1])
+    feet, hips, neck = lowest(joints[_ANKLES, 1]), float(middle_hip(joints)[1]), float(joints[NECK, 1])
     nose = neck - float(joints[NOSE, 1])
     rows = np.flatnonzero(source.mask.any(1))
     tall = float(len(rows)) / (SOLE - CROWN) if len(rows) else source.image.shape[0] / (SOLE - CROWN)
@@ -129,10 +129,6 @@ def _stands(joints: Pose, source: Person) -> tuple[float, float]:
         first = float(rows[0]) if len(rows) else 0.0
         y = first + source.image.shape[0] * 0.18
     return x, y
-
-
-def _lowest(values: NDArray[np.float32]) -> float:
-    return float(np.nanmax(values)) if not np.isnan(values).all() else float("nan")
 
 
 # ---- The picture.

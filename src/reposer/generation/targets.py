@@ -202,7 +202,7 @@ def place(pose: Pose, source: Person) -> Pose:
     height, width = source.image.shape[:2]
     ankle = float(np.nanmax(pose[_ANKLES, 1]))
     points = inside(source.keypoints, (height, width))
-    neck, feet = float(points[NECK, 1]), _lowest(points[_ANKLES, 1])
+    neck, feet = float(points[NECK, 1]), lowest(points[_ANKLES, 1])
     rows, columns = np.flatnonzero(source.mask.any(1)), np.flatnonzero(source.mask.any(0))
     if feet - neck > 0:  # False for NaN
         scale = (feet - neck) / (ankle - float(pose[NECK, 1]))
@@ -232,7 +232,8 @@ def inside(pose: Pose, size: tuple[int, int]) -> Pose:
     return np.where(known, pose, np.float32(np.nan)).astype(np.float32)
 
 
-def _lowest(values: NDArray[np.float32]) -> float:
+def lowest(values: NDArray[np.float32]) -> float:
+    """The largest y of (N,); NaN where none is known."""
     return float(np.nanmax(values)) if not np.isnan(values).all() else float("nan")
 
 

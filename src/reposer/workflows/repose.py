@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from reposer.annotation.annotators import AnnotatorChoice
 from reposer.annotation.interfaces import AUTO
 from reposer.annotation.makers import choose_cuts, find_people
-from reposer.data.keypoints import JOINTS
+from reposer.data.keypoints import normalize_pose
 from reposer.data.layouts.identity_folders import list_images
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.parsing import colorize
@@ -216,13 +216,11 @@ def _pose_of_photo(path: Path, studio: _Studio) -> PoseTarget:
     if not found:
         raise UserError(f"--pose {printable(path)}: no person was found", "give a photo that shows one")
     largest = max(found, key=lambda one: one.frame[3] - one.frame[1]).person
-    joints = largest.keypoints
-    middle = (joints[JOINTS.index("right-hip")] + joints[JOINTS.index("left-hip")]) / 2
-    torso = float(np.linalg.norm(joints[JOINTS.index("neck")] - middle))
-    if not torso > 0:
+    pose = normalize_pose(largest.keypoints)
+    if np.isnan(pose).all():
         problem = f"--pose {printable(path)}: shoulders or hips of its person were not found"
         raise UserError(problem, "give a photo that shows both")
-    return PoseTarget(path.name, ((joints - middle) / torso).astype(np.float32), "torso")
+    return PoseTarget(path.name, pose, "torso")
 
 
 def short_name(pose: PoseTarget) -> str:
