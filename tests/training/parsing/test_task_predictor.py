@@ -49,6 +49,8 @@ def test_a_run_writes_what_it_promises(whole):
     watched = [line for line in lines if "validation/miou" in line]
     assert [line["step"] for line in watched] == [8, 16]
     assert all(0 <= line["validation/mask_iou"] <= 1 for line in watched)
+    assert [line["step"] for line in lines if line.get("pairs_per_second", 0) > 0] == [4, 8, 12, 16]
+    assert not any("images_per_second" in line for line in lines)
     assert checkpoint.latest(whole / "checkpoints").meta["size"] == [32, 16]
 
 

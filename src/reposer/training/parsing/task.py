@@ -48,7 +48,7 @@ class MapTask:
         initial: what the first weights are.
     """
 
-    counted = "images"
+    counted: str  # see Task
     wrote = "checkpoints/, metrics.jsonl, config.json, environment.json"
 
     def __init__(
@@ -123,6 +123,8 @@ class ParserTask(MapTask):
     Raises:
         UserError: data, weights or configuration are not in order; names what.
     """
+
+    counted = "images"
 
     def __init__(self, config: ParsingConfig, runtime: Runtime) -> None:
         self.config = config
@@ -293,6 +295,8 @@ class PredictorTask(MapTask):
     Raises:
         UserError: data or configuration are not in order; names what.
     """
+
+    counted = "pairs"
 
     def __init__(self, config: PredictorConfig, runtime: Runtime) -> None:
         self.config, self.total_steps = config, config.total_steps
