@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from planted import SHOULDERS, Planted, pack_planted
 
+from reposer.data.layouts.market1501 import MAX_COPY, generated_name, is_generated
 from reposer.data.orientation import ORIENTATIONS, face_share, orientation
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
@@ -184,6 +185,10 @@ def test_refusals(crowd, tmp_path):
         choose_donors(crowd, "any", 1)
     with pytest.raises(UserError, match="factor 0: is impossible"):
         choose_donors(crowd, "any", 0)
+    with pytest.raises(UserError, match=r"factor 1001: a name holds 999 copies of an image: at most 1000"):
+        choose_donors(crowd, "any", 1001)
+    assert is_generated(generated_name("a.jpg", MAX_COPY, "jpg"))
+    assert not is_generated(generated_name("a.jpg", MAX_COPY + 1, "jpg"))
     with pytest.raises(UserError, match=r"row 48 .* is of split val: donors and sources must be training"):
         choose_donors(crowd, "any", 2, rows=np.array([0, 48]))
     with pytest.raises(UserError, match="has 54 rows"):

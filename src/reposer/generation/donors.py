@@ -17,7 +17,7 @@ from typing import Self, SupportsIndex, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer.data.layouts.market1501 import check_names, generated_name
+from reposer.data.layouts.market1501 import MAX_COPY, check_names, generated_name
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import ROWS, PackedPeople
 from reposer.errors import UserError, find
@@ -205,14 +205,19 @@ def choose_donors(
         A plan of (factor - 1) x usable images, less what its notes count.
 
     Raises:
-        UserError: no such policy, factor below 2, a row outside the training split, or nothing to choose.
+        UserError: no such policy, factor below 2 or above what a name holds, a row outside the training
+            split, or nothing to choose.
     """
     choose = find("policy", policy, POLICIES)
     if factor < 2:
         reason = "gives no generated image" if factor == 1 else "is impossible"
         raise UserError(f"factor {factor}: {reason}", "factor 2 adds one generated image to each real one")
-    pool = _pool(people, rows, seed)
     copies = factor - 1
+    if copies > MAX_COPY:
+        raise UserError(
+            f"factor {factor}: a name holds {MAX_COPY} copies of an image", f"at most {MAX_COPY + 1}"
+        )
+    pool = _pool(people, rows, seed)
     chosen = choose(pool, copies)
     found = chosen >= 0
     if not found.any():

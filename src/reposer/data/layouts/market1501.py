@@ -83,7 +83,7 @@ def stem(file_name: str) -> str:
 # Market-1501 grammar above and the pattern ``([-\d]+)_c(\d)`` of
 # torchreid, fast-reid and others. Siarohin et al. (CVPR 2018) name theirs likewise, without the underscore.
 
-MAX_COPY = 999
+MAX_COPY = 999  # that is_generated knows
 MAX_NAME_BYTES = 100  # so that a path still fits everywhere (tar's name field, Windows' 260 characters)
 
 _GENERATED = re.compile(r"(.+)_g([0-9]{2,3})\.(jpg|png)", re.ASCII)
