@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -205,6 +207,47 @@ def test_no_code_is_run_by_tests_alone():
                 defined[node.name] = str(path.relative_to(PACKAGE))
     unused = {name: path for name, path in defined.items() if name not in used and not name.startswith("__")}
     assert unused.keys() == FOR_OTHERS.keys(), unused
+
+
+def _constants(path: Path) -> set[str]:
+    """The names that a file gives values to."""
+    nodes = ast.walk(_tree(path))
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _words(path: Path) -> str:
+    """Comments and docstrings of a file."""
+    with tokenize.open(path) as file:
+        tokens = list(tokenize.generate_tokens(file.readline))
+    texts = [t.string for t in tokens if t.type == tokenize.COMMENT or t.string.startswith('"""')]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_comments_name_is_there(path):
+    """Constants, as ``module.NAME`` or with more of the module's place."""
+    places = {f"reposer.{'.'.join(file.relative_to(PACKAGE).with_suffix('').parts)}": file for file in FILES}
+    for module, name in re.findall(r"(?<![\w.])([a-z_]+(?:\.[a-z_]+)*)\.([A-Z][A-Z_]+)\b", _words(path)):
+        if name == "NAME":  # stands for any
+            continue
+        meant = [file for place, file in places.items() if f".{place}".endswith(f".{module}")]
+        assert any(name in _constants(file) for file in meant), f"{path.name} names {module}.{name}"
+
+
+def test_no_constant_is_read_by_nobody():
+    read, given = set(), dict[str, str]()
+    for path in FILES:
+        for node in ast.walk(_tree(path)):
+            read |= {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else set()
+            read |= {node.attr} if isinstance(node, ast.Attribute) else set()
+            read |= {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+        for node in _tree(path).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+            names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+            given |= dict.fromkeys(names, path.name)
+    unread = {name: file for name, file in given.items() if name not in read and not name.startswith("__")}
+    assert not unread
 
 
 def test_no_folder_is_taken_for_generated_code():

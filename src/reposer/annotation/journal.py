@@ -233,7 +233,7 @@ class AnnotationReport:
     annotated: int
     left_out: int  # images that a rule refused
     rules: dict[str, int]  # lines of problems.csv by rule
-    flags: dict[str, int]  # images by flag of quality.FLAGS
+    flags: dict[str, int]  # images by flag of overview.FLAGS
     labels: dict[str, int]  # images in which a LIP-20 label occurs
     root: Path = Path()
     work: Work = field(default_factory=Work)

@@ -55,7 +55,7 @@ class Cut:
 
     box: tuple[int, int, int, int]  # left, top, right, bottom, whole pixels inside the photo
     score: float
-    flags: tuple[str, ...]  # of quality.FLAGS
+    flags: tuple[str, ...]  # of overview.FLAGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ CROP_COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
     ("mask_area", pa.float64()),
     ("agreement", pa.float64()),
     ("joints", pa.int32()),
-    ("flags", pa.list_(pa.string())),  # of quality.FLAGS
+    ("flags", pa.list_(pa.string())),  # of overview.FLAGS
     ("photo", pa.string()),  # of a crop that was cut from a photo
     ("photo_sha256", pa.string()),
     ("box", pa.list_(pa.int32())),  # left, top, right, bottom in the upright photo

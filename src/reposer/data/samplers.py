@@ -51,9 +51,9 @@ def _generator(stream: int, seed: int, step: int) -> np.random.Generator:
 
 # ---- Stateless samplers of Re-ID training: the images of a step are a pure function of (seed, step).
 #
-# Every draw is made for the whole global batch and sliced afterwards, as in this file.
+# Every draw is made for the whole global batch and sliced afterwards, as above.
 
-_IMAGES, _PEOPLE, _MEMBERS, _PAIRS = 11, 12, 13, 14  # streams, others than those of this file
+_IMAGES, _PEOPLE, _MEMBERS, _PAIRS = 11, 12, 13, 14  # streams, others than those above
 
 Indices = NDArray[np.int64]
 

@@ -89,7 +89,7 @@ def _flip_joints(keypoints: Tensor, rows: Tensor, order: Tensor, width: int) -> 
 
 # ---- Augmentation of images with their parsing maps: zoom, shift, mirror, brightness, contrast.
 #
-# As in this file, what happens to a sample is drawn for the whole global batch from (seed, step).
+# What happens to a sample is drawn for the whole global batch from (seed, step).
 
 _PARSING_STREAM = 31
 _FLIP_TABLE = torch.from_numpy(FLIP_LABELS["lip20"].copy())  # (256,) uint8

@@ -85,10 +85,10 @@ class AugmentOptions:
     seed: int = 0  # of the donors
     background: str = "generated"  # one of stitching.BACKGROUNDS
     batch_size: int = 32  # pairs in one forward pass; part of the job, since it may change low bits
-    file_format: str = "jpg"  # one of outputs.FORMATS; other Re-ID programs look for *.jpg only
+    file_format: str = "jpg"  # one of pictures.FORMATS; other Re-ID programs look for *.jpg only
     sources: int = 1  # images of the person that a picture is made from, at most
     camera: str = "source"  # one of camera_colors.CAMERAS; "donor" belongs to the donor's background
-    real: str = "link"  # one of real_images.PLACEMENTS
+    real: str = "link"  # one of augmented_rows.PLACEMENTS
     filters: FilterOptions | None = None  # which pictures are dropped; None: none
     budget: float = 1.0  # share of the real images that may be used, in (0, 1]
     budget_seed: int = 0

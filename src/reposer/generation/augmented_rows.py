@@ -168,7 +168,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-# ---- Put the real images beside the generated ones: links or copies in ``real/`` (see this file).
+# ---- Put the real images beside the generated ones: links or copies in ``real/``.
 
 PLACEMENTS = ("link", "copy", "none")
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)  # another disk, or one without links

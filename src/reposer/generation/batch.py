@@ -78,7 +78,7 @@ class GenerateOptions:
     """How pictures are made and stored."""
 
     background: str = "generated"  # one of stitching.BACKGROUNDS
-    file_format: str = "png"  # one of outputs.FORMATS
+    file_format: str = "png"  # one of pictures.FORMATS
     batch_size: int = 32  # pairs in one forward pass; part of the job, since it may change low bits
     shard_items: int = 512  # pictures made durable at once, rounded down to whole batches
     encoders: int = ENCODERS  # threads; the bytes do not depend on them

@@ -163,7 +163,7 @@ class Camera:
     """One camera; lengths in fractions of the image height, so that a larger image shows the same."""
 
     camid: int  # 1..6, as in a Market-1501 file name
-    scene: int  # index into scenes.SCENES
+    scene: int  # index into SCENES
     pitch: float  # degrees it looks down
     gain: tuple[float, float, float]  # color cast, linear R, G, B
     exposure: float  # mean of the brightness factor

@@ -101,7 +101,7 @@ class Identity:
     coat: str  # "none", "jacket" (to the hip), "coat" (to the thigh), "long coat" (to the knee)
     coat_fabric: Fabric
     coat_open: bool
-    lower: str  # "trousers", "wide trousers", "shorts", "jumpsuit", or a key of lowerwear.SKIRT_LENGTHS
+    lower: str  # "trousers", "wide trousers", "shorts", "jumpsuit", or a key of clothing.SKIRT_LENGTHS
     lower_fabric: Fabric
     shoes: str  # "sneakers", "shoes", "boots"
     shoe_color: str

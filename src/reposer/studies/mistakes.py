@@ -39,7 +39,7 @@ UNKNOWN = "unknown"
 TERCILES = ("lowest third", "middle third", "highest third")
 TURNS = ("same orientation", "45 degrees", "90 degrees", "135 degrees", "180 degrees")
 DONORS = ("same person", "same lower garment", "another lower garment")
-# Column -> its bins in the order of the report; the words for people are those of study_mistakes_table.
+# Column -> its bins in the order of the report; the words for people are in studies/report.py.
 FACTORS: dict[str, tuple[str, ...]] = {
     "filter": ("kept", "dropped"),
     "donor": (*DONORS, UNKNOWN),
@@ -155,7 +155,7 @@ def _terciles(values: NDArray[np.float64]) -> NDArray[np.str_]:
 
 
 def _spread(count: int) -> NDArray[np.int64]:
-    """Evenly spread rows, PICTURES of them at most."""
+    """Evenly spread rows, MISTAKEN_PICTURES of them at most."""
     return np.unique(np.linspace(0, count - 1, min(count, MISTAKEN_PICTURES)).round().astype(np.int64))
 
 

@@ -247,7 +247,7 @@ class RunningMeans:
     """Sums of named scalars; part of the training's state, so that a resumed run logs the same lines."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}  # name -> (2,) float64 on the CPU or float32: sum, count
+        self._sums: dict[str, Tensor] = {}  # name -> (2,) float32: sum, count
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Count one more value of each name (detached scalars)."""

@@ -44,10 +44,9 @@ PAGE = 200  # pictures of one answer, at most
 AUGMENTED, GENERATED, ANNOTATED = "augmented set", "generated pictures", "annotated people"
 STUDY, TRAINING, EVALUATION = "study", "training", "evaluation"
 STATES = ("all", "kept", "dropped", "by hand", "undecided")
-_PLAN, _PHOTOS = "plan.json", "photos"  # of an annotation's journal
+_PLAN = "plan.json"  # of an annotation's journal
 _INNER = {IMAGES, MANIFEST, "checkpoints", "samples", "real", "parsing", "mask", ANNOTATION, "manifest"}
 _REPORTED = ("image_quality.json", "reidentification.json", "sections.json")
-_ROWS = ("file", "sha256", "kept", "dropped_because", "parsing", "keypoints", "left_out", "flags")
 _FACTS = ("source", "donor", "background", "policy", "mask_source", "photo")
 
 

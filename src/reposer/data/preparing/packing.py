@@ -199,7 +199,7 @@ class Packing:
     """How pictures and annotations become arrays of one size."""
 
     size: tuple[int, int]  # (H, W)
-    fit: Fit = "resize"  # see this file
+    fit: Fit = "resize"  # one of FITS
     mask_source: MaskSource = "mask"  # the files first, the parsing alone, or both together
     rules: MapRules = PLAIN  # what maps and masks mean
 
