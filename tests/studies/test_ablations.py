@@ -58,6 +58,11 @@ def test_an_unknown_row_is_refused(tmp_path):
         ablations(tmp_path, ["full", "no_mask"])
 
 
+def test_a_row_twice_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"--arms: .*arms: one or more, each once"):
+        ablations(tmp_path, ["full", "full"])
+
+
 def test_a_metric_that_was_not_measured_says_so():
     rows = [AblationRow("full", {"ssim": AblationCell(0.5, None, "higher", None), "fid": None})]
     assert cells_of(rows) == (["generator", "ssim ↑", "fid"], [["full", "0.5000", "not measured"]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from reposer.metrics.retrieval import (
     per_query,
     reordered,
 )
-from reposer.metrics.verification import Verification, mean_verification, verification
+from reposer.metrics.verification import Pairs, Verification, mean_verification, verification
 from reposer.reid.distances import PairwiseForm, normalize
 from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.rerank import Variant, k_reciprocal
@@ -181,9 +181,6 @@ def evaluate_reid(
     result = summarize(trials, asked, gallery.pids, no_match=no_match, seed=seed)
     verified = verification(lambda: (both for part in pairs for both in part())) if roc else None
     return replace(result, ranking=ranking, roc=verified)
-
-
-Pairs = Callable[[], Iterable[tuple[NDArray[np.floating], NDArray[np.floating]]]]
 
 
 @dataclass(frozen=True, slots=True)

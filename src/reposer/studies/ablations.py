@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
-from reposer.config import Config, apply_overrides, check_each_once, load_config, one_of, read_json
+from reposer.config import Config, apply_overrides, check_each_once, load_config, one_of, read_json, validated
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import MOST_SIDE_BY_SIDE, find
 from reposer.evaluation.image_quality import DEFAULT_METRICS
+from reposer.evaluation.image_sets import PER_IMAGE, REPORT_FILE
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.jobs.stages import Stage, StageCache, in_order, make_all, seal_study
 from reposer.metrics.intervals import Difference, paired_bootstrap
@@ -38,7 +39,7 @@ from reposer.trained.networks import EMBEDDING, of_run
 from reposer.training.gan.config import GanConfig
 from reposer.training.gan.task import Beginning
 from reposer.training.loop import train
-from reposer.workflows.evaluate import evaluate_model
+from reposer.workflows.evaluate import PICTURE, evaluate_model
 from reposer.workflows.gan_presets import find_preset
 
 # ---- The table of ablations: a row a generator, a column an image metric; Parquet, Markdown, LaTeX.
@@ -121,8 +122,7 @@ def latex_table(header: Sequence[str], cells: Sequence[Sequence[str]], *, whole:
     return "\n".join([*body, r"\hline", r"\end{tabular}"]) + "\n"
 
 
-RUN, QUALITY = "run", "image_quality.json"
-PER_IMAGE, GRID = "image_quality.parquet", "people.png"
+RUN = "run"
 _VERSION = 1
 
 
@@ -183,7 +183,8 @@ def ablations(data: Path, arms: Sequence[str] = (), overrides: Sequence[str] = (
     config = AblationConfig(data=data)
     known = {arm.name: arm for arm in config.arms}
     if arms:
-        config = config.changed(arms=tuple(find("--arms: row", name, known) for name in arms))
+        rows = [find("--arms: row", name, known).model_dump(mode="json") for name in arms]
+        config = validated(AblationConfig, {"data": str(data), "arms": rows}, "--arms")
     return apply_overrides(config, overrides)
 
 
@@ -280,7 +281,7 @@ def _evaluate(cache: StageCache, training: Stage, config: AblationConfig, folder
         cache.folder(training) / RUN, setup(config.device, threads=config.threads)
     )
     evaluate_model(model, config.data, folder, metrics=config.metrics, limit=config.pairs)
-    return [QUALITY, PER_IMAGE, GRID]
+    return [REPORT_FILE, PER_IMAGE, PICTURE]
 
 
 # ---- the table
@@ -293,7 +294,7 @@ def _rows(config: AblationConfig, cache: StageCache, trials: Sequence[Trial]) ->
     tables = {arm.name: [_per_image(cache, t) for t in trials if t.arm == arm] for arm in config.arms}
     for arm in config.arms:
         cells = dict[str, AblationCell | None]()
-        reports = [read_json(cache.file(t.quality, QUALITY)) for t in trials if t.arm == arm]
+        reports = [read_json(cache.file(t.quality, REPORT_FILE)) for t in trials if t.arm == arm]
         for metric in config.metrics:
             values = [report["rows"]["model"][metric]["value"] for report in reports]
             if None in values:
@@ -352,7 +353,7 @@ def _write_sections(
             str(path.relative_to(out)),
         )
         for t in trials
-        if t.seed == config.seeds[0] and (path := cache.file(t.quality, GRID))
+        if t.seed == config.seeds[0] and (path := cache.file(t.quality, PICTURE))
     ]
     folds = [Fold("study", json.dumps(config.model_dump(mode="json"), indent=1))]
     write_sections(

@@ -22,6 +22,7 @@ from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, PAIRS
 from reposer.errors import MOST_SIDE_BY_SIDE
 from reposer.evaluation.image_quality import evaluate_pairs, nearest_donors
+from reposer.evaluation.image_sets import REPORT_FILE
 from reposer.generation.donors import POLICIES
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.images import encode_png
@@ -30,7 +31,7 @@ from reposer.metrics.protocols import METRICS
 from reposer.runtime import setup
 from reposer.storage.files import remove_tree, write_atomic
 from reposer.storage.paths import check_name
-from reposer.studies.ablations import QUALITY, RUN
+from reposer.studies.ablations import RUN
 from reposer.studies.config import Device, StudyRecipe, check_trainings
 from reposer.studies.paper_report import sheet_pairs
 from reposer.studies.study import REAL, REPEATED
@@ -224,7 +225,7 @@ def pictures_stage(
     write_atomic(folder / SHEET, encode_png(pictures.reshape(-1, *pictures.shape[2:])))
     cost = cost_of(model, people, pairs) if model else {}
     write_atomic(folder / COST, json.dumps(cost, indent=1).encode())
-    return [QUALITY, SHEET, COST]
+    return [REPORT_FILE, SHEET, COST]
 
 
 def cost_of(model: PoseTransfer, people: PackedPeople, pairs: NDArray[np.int64]) -> dict[str, float]:

@@ -19,12 +19,13 @@ from reposer.config import apply_overrides, load_config, read_json, validated
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED, PAIRS
 from reposer.errors import UserError, find
+from reposer.evaluation.image_sets import REPORT_FILE
 from reposer.jobs.stages import Stage, StageCache, in_order, make_all, seal_study
 from reposer.metrics.protocols import known_hashes, weights_in
 from reposer.sections import SECTIONS_FILE
 from reposer.storage.files import sha256_bytes
 from reposer.storage.paths import check_name, contained
-from reposer.studies.ablations import QUALITY, RUN, described_training
+from reposer.studies.ablations import RUN, described_training
 from reposer.studies.config import (
     STUDY_FILE,
     Arm,
@@ -248,7 +249,7 @@ class TablePlan:
     def found(self) -> Found:
         """What the table is written from, of finished stages."""
         shown = sheet_pairs(self.pairs, self.people.pids)
-        reference = read_json(self.cache.file(self.nearest, QUALITY))
+        reference = read_json(self.cache.file(self.nearest, REPORT_FILE))
         images, maps = self.people.images, self.people.parsing
         return Found(
             *(self.config, self.lines(), reference, self.cache.file(self.nearest, SHEET)),
@@ -265,7 +266,7 @@ class TablePlan:
         }
         found = []
         for entry in self.entries:
-            report = read_json(self.cache.file(entry.quality, QUALITY))
+            report = read_json(self.cache.file(entry.quality, REPORT_FILE))
             found.append(
                 Line(
                     entry.name,
