@@ -100,6 +100,7 @@ class PerceptualNetwork(nn.Module):
         weights: a file in torchvision's layout (.pth or .safetensors; it may end behind the deepest layer
             asked for), or its state dict; None looks for torchvision's file where reposer.weights.files keeps
             them.
+        normalize: to ImageNet's mean and deviation; False: images stay in [-1, 1], as in GFLA's code.
 
     Raises:
         MissingWeightsError: there is no such file.
@@ -111,8 +112,10 @@ class PerceptualNetwork(nn.Module):
         net: str = "vgg19",
         layers: Sequence[str] = ("relu1_2",),
         weights: str | Path | Mapping[str, Tensor] | None = None,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
+        self.normalize = normalize
         known("perceptual network", net, NETWORKS)
         with torch.device("meta"):  # nothing random is ever made: the weights below take the places
             every = _squeezenet_layers() if net == "squeezenet" else _vgg_layers(net)
@@ -153,7 +156,7 @@ class PerceptualNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Model-float images (B, 3, H, W) in [-1, 1] -> the map of each layer, in the order of ``layers``."""
-        x = imagenet_normalize(image)
+        x = imagenet_normalize(image) if self.normalize else image
         maps = {}
         for name, layer in zip(self.names, self.features, strict=True):
             x = layer(x)

@@ -33,7 +33,8 @@ DEVIATIONS = (
     "Def-GAN (Siarohin et al., CVPR 2018), built anew. It differs from the authors' code: people without a"
     " shoulder or hip are warped by the joints that they have, not left out; the singular values of part maps"
     " are bounded; skips are sampled between pixels; the head's square is not rounded; both networks learn"
-    " from one batch; the discriminator pads the borders of its first convolution."
+    " from one batch; the discriminator starts from N(0, 0.02) and pads the borders of its first convolution;"
+    " weights are averaged."
 )
 _SLOPE = 0.2
 _SIZES: dict[str, dict[str, Any]] = {

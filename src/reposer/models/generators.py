@@ -2,7 +2,8 @@
 
 A generator is an nn.Module with ``forward(PairBatch) -> (B, 3, H, W)`` float in [-1, 1]; it picks its fields,
 and ``needs`` names them. One that can be trained with terms on more than its image has a class attribute
-``extra_terms``, loss term -> the constructor's option that must be true for it, and
+``extra_terms``, loss term -> the constructor's option that must be true for it, ``stage_terms``, term -> the
+only stage that has it, and
 ``forward(batch, parts=True)`` returns what the terms look at as a second result. A term that
 ``losses.image_gan.TERMS`` does not know is the generator's own: the second result has it, computed, in its
 mapping ``terms``, name -> scalar.
@@ -86,6 +87,12 @@ def stages_of(name: str) -> Mapping[str, Sequence[str]]:
     """The stages of the generator, each with the sub-networks that learn; none for an unknown one."""
     stages: Mapping[str, Sequence[str]] = getattr(GENERATORS.get(name), "stages", {})
     return stages
+
+
+def stage_of(name: str, term: str) -> str:
+    """The stage that alone has this term of a generator's own; empty: all of them."""
+    only: Mapping[str, str] = getattr(GENERATORS.get(name), "stage_terms", {})
+    return only.get(term, "")
 
 
 def about(name: str) -> str:

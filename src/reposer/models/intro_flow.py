@@ -37,7 +37,8 @@ DEVIATIONS = (
     "Intro-Flow with key-point flow (not SMPL), after Li et al., CVPR 2019, built anew. It differs from the"
     " authors' code: the flow net learns from affine maps of body parts by keypoints, not from a fitted body"
     " model; the encoders have batch norms of their own, so that a picture does not depend on its batch; one"
-    " Adam and one discriminator serve all stages; the discriminator sees poses as Gaussians."
+    " Adam and one discriminator serve all stages; the discriminator sees poses as Gaussians; weights are"
+    " averaged."
 )
 _UNIT = 20.0  # pixels of a flow of 1 in the flow net
 _FIRST = 0.32  # weight of the finest flow's error; half as much at each coarser one
@@ -76,6 +77,7 @@ class IntroFlow(nn.Module):
         "blend": ("blend_net",),
     }
     extra_terms = dict.fromkeys(("flow_error", "visibility", "flow_in_parts"), "flows")
+    stage_terms = dict.fromkeys(extra_terms, "flow")  # the only stage that has them
 
     def __init__(
         self,

@@ -318,10 +318,10 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def init_orthogonal(module: nn.Module) -> None:
-    """For ``Module.apply``: convolutions orthogonal times 0.02, their shifts 0 (GFLA; DPTN)."""
+def init_orthogonal(module: nn.Module, gain: float = 0.02) -> None:
+    """For ``Module.apply``: convolutions orthogonal times ``gain``, their shifts 0 (0.02: GFLA; DPTN)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.orthogonal_(module.weight, 0.02)
+        nn.init.orthogonal_(module.weight, gain)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -140,7 +140,7 @@ class PerceptualConfig(Config):
     A file that ends early (VGG-16 to relu3_3) wants the layers named that it has.
     """
 
-    later: ClassVar[frozenset[str]] = frozenset({"nearest_window", "flow_layers"})
+    later: ClassVar[frozenset[str]] = frozenset({"nearest_window", "flow_layers", "normalize"})
 
     network: str = "vgg19"
     layers: tuple[str, ...] = ("relu1_2",)  # of the terms perceptual and nearest
@@ -151,6 +151,7 @@ class PerceptualConfig(Config):
     contextual_layers: tuple[str, ...] = ("relu3_2", "relu4_2")
     flow_layers: tuple[str, ...] = ("relu3_1",)  # of correctness: one for each flow, at its size
     path: Path | None = None  # weight file; default: where torchvision keeps it
+    normalize: bool = True  # to ImageNet's mean and deviation; false: it sees [-1, 1] as it is (GFLA)
 
 
 class IdentityConfig(Config):
@@ -305,7 +306,7 @@ class GanConfig(EpochsConfig):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        from reposer.models.generators import stages_of
+        from reposer.models.generators import stage_of, stages_of
 
         names, offered = [stage.name for stage in self.schedule.stages], stages_of(self.generator)
         for stage in self.schedule.stages:
@@ -316,6 +317,12 @@ class GanConfig(EpochsConfig):
                 )
             if not stage.discriminator and stage.weights is not None and stage.weights.adversarial:
                 raise ValueError(f"schedule.stages: {stage.name} has an adversarial term, no discriminator")
+            for term in self._weights_of(stage):
+                if (only := stage_of(self.generator, term)) not in ("", stage.name):
+                    raise ValueError(
+                        f"schedule.stages: {stage.name} has no term {term}, which {only} has:"
+                        f" give {stage.name} weights of its own"
+                    )
             if not self._weights_of(stage):
                 raise ValueError(f"schedule.stages: {stage.name} has no term with a weight above 0")
         if len(set(names)) < len(names):

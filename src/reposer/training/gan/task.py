@@ -390,7 +390,8 @@ def _networks(
     perceptual, layers = None, config.feature_layers
     if layers:
         network, names = config.perceptual, list(dict.fromkeys(chain.from_iterable(layers.values())))
-        perceptual = PerceptualNetwork(network.network, names, network.path).to(runtime.device)
+        perceptual = PerceptualNetwork(network.network, names, network.path, network.normalize)
+        perceptual = perceptual.to(runtime.device)
         if config.channels_last:
             perceptual = perceptual.to(memory_format=torch.channels_last)
     if judge is not None:  # it looks at the images' size, or resizes them to its own
