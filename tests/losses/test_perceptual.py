@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reposer.errors import MissingWeightsError, UserError
+from reposer.images import IMAGENET_MEAN, IMAGENET_STD
 from reposer.losses.perceptual import PerceptualNetwork, layer_differences
 
 
@@ -73,6 +74,15 @@ INDEX = [
 def test_maps_are_torchvision_s(net: str, layer: str, index: int, images: tuple[Tensor, Tensor]) -> None:
     (maps,) = PerceptualNetwork(net, (layer,), weights_of(net))(images[0])
     torch.testing.assert_close(maps, truth(net, images[0], index), rtol=1e-4, atol=1e-5)
+
+
+def test_images_can_be_seen_as_they_are(images: tuple[Tensor, Tensor]) -> None:
+    """What is normalized elsewhere: an image whose normalization is the one at hand has its maps."""
+    mean, deviation = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    network = PerceptualNetwork("vgg16", ("relu2_2",), weights_of("vgg16"), normalize=False)
+    (maps,) = network(images[0])
+    unscaled = (images[0] * deviation + mean) * 2 - 1
+    torch.testing.assert_close(maps, truth("vgg16", unscaled, 8), rtol=1e-4, atol=1e-5)
 
 
 def test_a_convolution_and_its_activation_can_both_be_asked_for(images: tuple[Tensor, Tensor]) -> None:

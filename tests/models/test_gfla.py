@@ -228,6 +228,25 @@ def test_impossible_arguments_are_named(args, word):
         build_generator("gfla", **{**TINY, **args})
 
 
+def test_the_start_is_orthogonal_of_a_gain_but_for_the_heads():
+    for args, gain in (({}, 0.02), ({"gain": 1.0}, 1.0)):
+        net = GFLA(**TINY, **args)
+        heads = {*net.flow_net.flow_heads, *net.flow_net.mask_heads, *net.target_net.to_image}
+        for module in net.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                weight = module.weight.detach().flatten(1)
+                values = torch.linalg.svdvals(weight)
+                wanted = 0.02 if module in heads else gain
+                torch.testing.assert_close(values, torch.full_like(values, wanted), rtol=1e-4, atol=1e-6)
+
+
+def test_the_flow_of_the_parts_is_looked_at_in_both_stages(make_batch):
+    net = seeded(part_flow=True)
+    for stage in ("flow", "all"):
+        net.stage = stage
+        assert "part_flow" in net(make_batch(1, 64, 32), parts=True)[1].terms
+
+
 def test_the_flow_of_the_parts_is_its_target(make_batch, monkeypatch):
     flow, seen = torch.full((1, 2, 64, 32), 4.0), torch.zeros(1, 64, 32, dtype=torch.int64)
     monkeypatch.setattr("reposer.models.gfla.keypoint_flow", lambda _: KeypointFlow(flow, seen))

@@ -94,6 +94,33 @@ def test_a_small_baseline_has_the_budget_of_the_small_san(name):
     assert 3.3e6 < sum(p.numel() for p in net.parameters()) < 5.2e6
 
 
+def test_gfla_weighs_each_layer_of_style_alike_and_sees_images_as_its_code_does():
+    large, small = PRESETS["gfla_market"](), PRESETS["gfla_market_small"]()
+    for config in (large, small, PRESETS["gfla_deepfashion"]()):
+        assert config.weights.style / len(config.perceptual.style_layers) == 500
+        assert not config.perceptual.normalize
+    last = small.weights_at(small.total_steps - 1)
+    assert last == large.weights_at(large.total_steps - 1) | {"style": 1000, "part_flow": 1}
+    assert PRESETS["san_market"]().perceptual.normalize
+
+
+def test_a_small_dpig_begins_without_its_discriminator_s_word():
+    config = PRESETS["dpig_market_small"]()
+    steps = config.total_steps
+    found = [config.weights_at(round(share * steps))["adversarial"] for share in (0, 0.3, 0.45, 0.6, 0.99)]
+    assert found == pytest.approx([0, 0, 0.5, 1, 1], abs=0.01)
+    assert PRESETS["dpig_market"]().weights_at(0)["adversarial"] == 1
+
+
+@pytest.mark.parametrize("term", ["flow_error", "visibility", "flow_in_parts"])
+def test_a_term_of_one_stage_is_refused_in_the_others(term):
+    """It would be missed in the middle of a run, when the stage before has been trained."""
+    config = PRESETS["intro_flow_keypoints_market_small"]()
+    with pytest.raises(UserError, match=f"has no term {term}, which flow has: give features"):
+        apply_overrides(config, [f"weights.{term}=1"])
+    apply_overrides(PRESETS["gfla_market_small"](), ["weights.part_flow=2"])  # both its stages have it
+
+
 def test_the_small_presets_differ_from_the_small_san_in_generator_and_critics_only():
     san = PRESETS["san_market_small"]()
     for name in ("san_keypoints_market_small", "patn_market_small"):
