@@ -14,7 +14,8 @@ from reposer.data.transforms import flip_pairs
 class Planted:
     """Packed people of whom only labels and orientations matter."""
 
-    def __init__(self, rows: list[tuple[int, int, str]]) -> None:
+    def __init__(self, rows: list[tuple[int, int, str]], splits: list[str] | None = None) -> None:
+        self.splits = np.array(splits or ["train"] * len(rows))
         self.pids = np.array([pid for pid, _, _ in rows])
         self.camids = np.array([camid for _, camid, _ in rows])
         self.parsing = np.zeros((len(rows), 8, 4), np.uint8)
@@ -89,6 +90,16 @@ def test_sources_may_be_kept_to_one_camera() -> None:
     assert further.choose(np.array([0, 2]), np.array([4, 4]), 3).tolist() == [[1, 3, -1], [-1, -1, -1]]
     alone = FurtherSources(planted, cameras=np.arange(5))  # type: ignore[arg-type]
     assert alone.choose(np.array([0]), np.array([4]), 2).tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize("rows", [None, np.arange(6)])
+@pytest.mark.parametrize(("source", "expected"), [(0, [1]), (1, [0]), (2, [3, 4]), (4, [2, 3])])
+def test_training_images_go_with_training_images_alone(rows, source, expected) -> None:
+    people = [(1, 1, "front")] * 5 + [(2, 1, "front")]  # one person of every split, and the target
+    planted = Planted(people, ["train", "train", "query", "gallery", "val", "train"])
+    further = FurtherSources(planted, rows)  # type: ignore[arg-type]
+    chosen = further.choose(np.array([source]), np.array([5]), 4)[0].tolist()
+    assert [row for row in chosen if row >= 0] == expected
 
 
 def test_unknown_orientations_come_last_of_their_wish() -> None:

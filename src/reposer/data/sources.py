@@ -48,6 +48,11 @@ class FurtherSources:
         return {pid: usable[places] for pid, places in by_person(pids[usable]).items()}
 
     @cached_property
+    def _trained(self) -> NDArray[np.bool_]:
+        """(N,) whether an image is one of the training split."""
+        return np.asarray(self.people.splits == "train")
+
+    @cached_property
     def _sides(self) -> NDArray[np.int8]:
         """(N,) orientations of all images."""
         return orientation(self.people.keypoints, face_share(self.people.parsing))
@@ -56,7 +61,8 @@ class FurtherSources:
         """(B, count) rows of further images for pairs (B,), (B,) of rows; -1 where a person has no more.
 
         The source itself is none, and neither is any image of the target's camera where the target shows
-        the same person: the next frame of a camera is nearly the wanted picture.
+        the same person: the next frame of a camera is nearly the wanted picture. Training images go with
+        training images alone, also where a person has images in several splits.
         """
         chosen = np.full((len(source), count), -1, np.int64)
         for line, (own, wanted) in enumerate(zip(source.tolist(), target.tolist(), strict=True)):
@@ -75,6 +81,7 @@ class FurtherSources:
         pid = int(pids[source])
         left = self._images.get(pid, np.empty(0, np.int64))
         left = left[left != source]
+        left = left[self._trained[left] == self._trained[source]]
         if self._cameras is not None:
             left = left[self._cameras[left] == self._cameras[source]]
         if pids[target] == pid:
