@@ -372,6 +372,57 @@ def test_two_claims_of_a_shard_never_both_commit(tmp_path):
         assert seal.read_bytes() == (b"first\n" if first_commits else b"second\n")
 
 
+def test_no_descriptor_stays_open_however_a_commit_ends(tmp_path):
+    """50 shards: committed, lost before the commit, lost in its midst, or given back within it."""
+    write(tmp_path, PLAN, items=50, shard=1)
+
+    def seal(number):
+        return tmp_path / "manifest" / f"_part-{number:05d}.sha256"
+
+    before = len(os.listdir("/proc/self/fd"))
+    with held(tmp_path) as one, held(tmp_path) as two:
+        for number in range(50):
+            claim, ending = one._take(number, 0), number % 4
+            if ending == 1:
+                assert two._take(number, 1) is not None
+                with pytest.raises(claims.ClaimLostError):
+                    claim.begin_commit()
+                continue
+            claim.begin_commit()
+            if ending == 2:
+                assert two._take(number, 1) is not None
+                with pytest.raises(claims.ClaimLostError):
+                    claim.seal(seal(number), b"first\n")
+            elif ending == 0:
+                claim.seal(seal(number), b"first\n")
+        committed = sorted(path.name for path in seal(0).parent.glob("_part*.sha256"))
+        assert committed == [seal(number).name for number in range(0, 50, 4)]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("beats", [0, 3])
+def test_a_shard_that_is_given_back_while_others_wait_is_free(tmp_path, monkeypatch, beats):
+    write(tmp_path, Step("plan", lease=3600))
+    monkeypatch.setattr(claims, "_this_machine", lambda: "elsewhere")
+    other = held(tmp_path)
+    taken = [other._take(number, 0) for number in (2, 4)]
+    monkeypatch.undo()
+    looks = iter(range(100))
+
+    def give_back(_seconds):
+        if next(looks) == 0:
+            os.write(taken[0].descriptor, b"." * beats)
+            other._let_go(taken[0])
+
+    monkeypatch.setattr(claims.time, "sleep", give_back)
+    here = held(tmp_path)
+    assert here.given_up([2, 4]) == [2]
+    os.write(taken[1].descriptor, b".")  # this one shows life
+    assert here._take(2, 1) is not None
+    monkeypatch.setattr(claims.time, "sleep", lambda _: os.write(taken[1].descriptor, b"."))
+    assert here.given_up([4]) == []
+
+
 def test_a_claim_is_made_by_one_of_many(tmp_path):
     write(tmp_path, PLAN)
     everybody = [held(tmp_path) for _ in range(5)]

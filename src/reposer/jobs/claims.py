@@ -96,7 +96,6 @@ class Claim:
     generation: int
     descriptor: int  # of its file; holds the kernel's lock of it
     token: str = field(default_factory=lambda: secrets.token_hex(4))
-    _seal: int = -1
 
     def begin_commit(self) -> None:
         """Before anything is moved to its place.
@@ -107,7 +106,7 @@ class Claim:
         """
         with _plan_there(self.folder):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            self._seal = os.open(_seal_of(self.folder, self.number, self.generation), flags, 0o666)
+            os.close(os.open(self._seal, flags, 0o666))
         if os.path.lexists(_claim_path(self.folder, self.number, self.generation + 1)):
             raise ClaimLostError
 
@@ -117,13 +116,22 @@ class Claim:
         Raises:
             ClaimLostError: another worker has taken the shard over.
         """
-        os.write(self._seal, data)
-        os.fsync(self._seal)
         try:
-            os.rename(_seal_of(self.folder, self.number, self.generation), path)
-        except FileNotFoundError:
+            descriptor = os.open(self._seal, os.O_WRONLY | os.O_NOFOLLOW)
+            try:
+                os.write(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rename(self._seal, path)
+        except FileNotFoundError:  # renamed by who took the shard over
             raise ClaimLostError from None
         sync_folder(path.parent)
+
+    @property
+    def _seal(self) -> Path:
+        """The file that the commit ends with; open only while it is written, so that none stays open."""
+        return _seal_of(self.folder, self.number, self.generation)
 
 
 def _claim_path(folder: Path, number: int, generation: int) -> Path:
@@ -195,10 +203,10 @@ class Claims:
                 generation = self._last(number)
                 sign = (generation, self._size(number, generation))
                 first, since = seen.setdefault(number, (sign, time.monotonic()))
-                if sign != first:
+                if generation < 0 or self._is_free(number, generation):
+                    free.append(number)  # asked first: giving a claim back makes it grow too
+                elif sign != first:
                     alive.add(number)
-                elif generation < 0 or self._is_free(number, generation):
-                    free.append(number)
                 elif time.monotonic() - since >= self._lease:
                     self._expired.add((number, generation))
                     free.append(number)
