@@ -21,7 +21,7 @@ def _literal(query, gallery, k1, k2, weight, variant="zhong"):
     x = np.concatenate([query, gallery]).astype(np.float64)
     distance = ((x[:, None] - x[None]) ** 2).sum(axis=2)
     original = distance / 2  # 1 - cosine of unit features
-    own = variant == "fastreid"  # it counts the image itself among its k and divides by nothing
+    own = variant == "fastreid"  # it divides by nothing, and its lists have k1 columns, the image's own first
     if variant == "fourth_power":
         distance = distance**2
     if not own:
@@ -31,7 +31,8 @@ def _literal(query, gallery, k1, k2, weight, variant="zhong"):
     order = [sorted(range(count), key=lambda j, i=i: (distance[i, j], j != i)) for i in range(count)]
 
     def reciprocal(i, k):
-        return {j for j in order[i][: k + 1 - own] if i in order[j][: k + 1 - own]}
+        listed = [row[:k1] if own else row for row in order]
+        return {j for j in listed[i][: k + 1] if i in listed[j][: k + 1]}
 
     half = int(np.around(k1 / 2))
     encoding = np.zeros((count, count))
@@ -72,6 +73,13 @@ def test_the_variants_of_other_code_equal_their_definitions(variant):
     assert np.abs(ours - k_reciprocal(x[:40], x[40:])).max() > 1e-3
     with pytest.raises(UserError, match="re-ranking variant bot: unknown"):
         k_reciprocal(x[:40], x[40:], variant="bot")
+
+
+@pytest.mark.parametrize("k1", [1, 2, 3, 10, 21])
+def test_fast_reids_lists_have_k1_columns_of_which_the_half_takes_one_more_than_half(k1):
+    x = _people(4, 120)
+    ours = k_reciprocal(x[:30], x[30:], k1=k1, k2=1, variant="fastreid")
+    assert np.abs(ours - _literal(x[:30], x[30:], k1, 1, 0.3, "fastreid")).max() < 1e-6
 
 
 def test_unnormalized_features_far_from_the_origin():

@@ -63,8 +63,8 @@ def k_reciprocal(
         weight: of the original distance (the paper's lambda), 0 to 1.
         variant: ``zhong``, the paper and its authors' code; ``fourth_power``, D squared once more, as
             torchreid and layumi's code do by squaring squared distances; ``fastreid``, fast-reid's evaluator
-            on unit features: k1 and k1 / 2 nearest with the image itself among them, exp(-D) with D not
-            divided by the row's largest, and 1 - cosine = D / 2 in the mixture.
+            on unit features: the k1 nearest count the image itself (the k1 / 2 nearest do not), exp(-D) with
+            D not divided by the row's largest, and 1 - cosine = D / 2 in the mixture.
 
     Raises:
         UserError: NaN, infinite or equal features, k2 > k1, k1 or k2 below 1, a weight outside [0, 1], fewer
@@ -85,8 +85,8 @@ def k_reciprocal(
     features = np.asarray(together, np.float32)
     norms = finite_norms(features, "query and gallery")
     neighbors = _search(features, norms, len(query), min(count, max(_LISTED, k1 + 1)))
-    own = int(variant == "fastreid")  # its k count the image itself
-    members = _reciprocal_sets(neighbors.order, k1 - own, int(np.around(k1 / 2)) - own)
+    own = int(variant == "fastreid")  # its k1 counts the image itself
+    members = _reciprocal_sets(neighbors.order, k1 - own, int(np.around(k1 / 2)))
     encoding = _encode(members, neighbors, features, norms, variant)
     if k2 > 1:
         rows = np.repeat(np.arange(count), k2)
