@@ -15,7 +15,7 @@ from reposer.data.keypoint_imports import _read_comma
 from reposer.data.keypoints import JOINTS, read_keypoints_csv
 from reposer.data.pairs import (
     development_pairs,
-    index_pairs,
+    load_pairs,
     official_test_pairs,
     official_train_pairs,
     ordered_pairs,
@@ -37,7 +37,7 @@ def slow_rule(names: list[str], keypoints: np.ndarray) -> list[tuple[str, str]]:
     kept = [
         name
         for name, pose in zip(names, keypoints, strict=True)
-        if not np.isnan(pose[TORSO]).any() and name[:2] != "-1" and name[:4] != "0000"
+        if not np.isnan(pose[TORSO]).any() and name.split("_")[0] not in ("-1", "0000", "00000", "000000")
     ]
     persons = dict.fromkeys(name.split("_")[0] for name in kept)
     return [
@@ -47,9 +47,12 @@ def slow_rule(names: list[str], keypoints: np.ndarray) -> list[tuple[str, str]]:
     ]
 
 
+PEOPLE = ["-1", "0000", "00000", "000000", "0002", "00001", "00002", "000012", "0007", "1500", "15000"]
+
+
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(["-1", "0000", "0002", "0007", "1500"]), st.booleans()), max_size=25)
+    st.lists(st.tuples(st.sampled_from(PEOPLE), st.booleans()), max_size=25),
 )
 def test_pairs_and_their_order_follow_the_rule(people: list[tuple[str, bool]]) -> None:
     names = [f"{pid}_c1s1_{place:06d}_00.jpg" for place, (pid, _) in enumerate(people)]
@@ -111,14 +114,30 @@ def test_bad_rows_of_a_pair_file_are_listed(tmp_path: Path) -> None:
         read_pairs_csv(path)
 
 
-def test_unknown_names_are_listed_by_field() -> None:
-    index = {"a": 4, "b": 7}
-    named = [("a", "b"), ("a", "x"), ("y", "x"), ("b", "a")]
-    pairs, problems = index_pairs("p.csv", named, index)
-    assert pairs.tolist() == [[4, 7], [7, 4]]
-    assert [(p.row, p.field) for p in problems] == [(2, "to"), (3, "from")]
-    assert "x is not in the data set" in problems[0].message
-    assert index_pairs("p.csv", [], index)[0].shape == (0, 2)
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (["a,b", "a,x"], "row 3, to: x is not in the data set"),
+        (["a,b", "", "y,x", "b,a"], "row 4, from: y is not in the data set"),
+        (["x,a", "a"], "row 2, from: x is not in the data set"),
+        (["a,b", "", "", "a", "x,a"], "row 5, row: expected two names"),
+    ],
+)
+def test_the_first_bad_row_is_named_by_its_line_in_the_file(
+    tmp_path: Path, rows: list[str], told: str
+) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("\n".join(["from,to", *rows]))
+    with pytest.raises(UserError, match=told):
+        load_pairs(path, {"a": 4, "b": 7})
+
+
+def test_pairs_become_places(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("from,to\na,b\n\nb,a\n")
+    assert load_pairs(path, {"a": 4, "b": 7}).tolist() == [[4, 7], [7, 4]]
+    path.write_text("from,to\n")
+    assert load_pairs(path, {"a": 4}).shape == (0, 2)
 
 
 @pytest.mark.parametrize("name", ["a,b", "a\n", ""])

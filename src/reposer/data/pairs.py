@@ -1,14 +1,15 @@
 """Pair lists: who is re-posed into whose pose, by the field's official rules and from published files.
 
 The rule (Siarohin's and PATN's create_pairs_dataset.py): keep an image that shows both shoulders and both
-hips and whose name begins with neither -1 (junk) nor 0000 (distractor); take all ordered pairs of one person,
-the part of the name before the first '_'; persons in the order of their first image, images in the order of
-the annotation file. On Market-1501 this gives the 263,632 training pairs of the literature; the test list is
-a sample of 12,000.
+hips and whose person, the part of the name before the first '_', is neither -1 (junk) nor 0000 (distractor;
+00000 where names have more digits); take all ordered pairs of one person; persons in the order of their first
+image, images in the order of the annotation file. On Market-1501 this gives the 263,632 training pairs of the
+literature; the test list is a sample of 12,000.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from reposer.storage.paths import printable
 HEADER = "from,to"
 OFFICIAL_TEST_PAIRS = 12_000
 DEV_PAIRS = 2_000
+_NOBODY = re.compile("-1|0000+")  # a name's person
 
 Pairs = NDArray[np.int64]  # (P, 2) indices of source and target
 
@@ -35,10 +37,8 @@ def official_train_pairs(names: Sequence[str], keypoints: Pose) -> Pairs:
         names: (N,) file names.
         keypoints: (N, J, 2) of the same images.
     """
-    usable = has_torso(keypoints) & np.array(
-        [not name.startswith(("-1", "0000")) for name in names], np.bool_
-    )
     persons = [name.split("_", 1)[0] for name in names]
+    usable = has_torso(keypoints) & np.array([not _NOBODY.fullmatch(person) for person in persons], np.bool_)
     members: dict[str, list[int]] = {}
     for index in np.flatnonzero(usable).tolist():
         members.setdefault(persons[index], []).append(index)
@@ -92,13 +92,25 @@ def read_pairs_csv(
         RefusedFileError: the file cannot be read.
         AnnotationError: its header is not ``from,to``.
     """
+    rows, problems = numbered_pairs(path)
+    pairs: list[tuple[str, str]] = []
+    for row, pair in rows.items():
+        if unknown := _unknown_name(str(path), row, pair, known):
+            problems.append(unknown)
+        else:
+            pairs.append(pair)
+    return pairs, sorted(problems, key=lambda problem: problem.row)
+
+
+def numbered_pairs(path: str | Path) -> tuple[dict[int, tuple[str, str]], list[AnnotationProblem]]:
+    """Line of the file (its header is line 1) -> pair, and the bad rows; raises as :func:`read_pairs_csv`."""
     lines = text_lines(Path(path))
     header = lines[0].decode("utf-8", "replace").strip()
     if header != HEADER:
         # what a link in somebody else's folder leads to is shown to nobody
         problem = "is that of another file" if Path(path).is_symlink() else f"is {header[:60]!r}"
         raise AnnotationError(path, "header", problem, f"the first line must be {HEADER}", row=1)
-    pairs: list[tuple[str, str]] = []
+    pairs: dict[int, tuple[str, str]] = {}
     problems: list[AnnotationProblem] = []
     for row, line in enumerate(lines[1:], start=2):
         if not line.strip():
@@ -106,10 +118,8 @@ def read_pairs_csv(
         pair = tuple(field.strip() for field in line.decode("utf-8", "replace").split(","))
         if len(pair) != 2 or not all(pair) or "\N{REPLACEMENT CHARACTER}" in pair[0] + pair[1]:
             problems.append(AnnotationProblem(str(path), row, "row", "expected two names: from,to"))
-        elif unknown := _unknown_name(str(path), row, pair, known):
-            problems.append(unknown)
         else:
-            pairs.append(pair)
+            pairs[row] = pair
     return pairs, problems
 
 
@@ -122,30 +132,10 @@ def load_pairs(path: str | Path, index: Mapping[str, int]) -> Pairs:
     Raises:
         UserError: the first row that cannot be read, or names an image that is not in ``index``.
     """
-    named, problems = read_pairs_csv(path)
-    pairs, unknown = index_pairs(path, named, index)
-    for problem in (*problems, *unknown):
+    named, problems = read_pairs_csv(path, index)
+    for problem in problems:
         raise UserError(str(problem), "correct the list or prepare the folder again")
-    return pairs
-
-
-def index_pairs(
-    path: str | Path, pairs: Sequence[tuple[str, str]], index: Mapping[str, int]
-) -> tuple[Pairs, list[AnnotationProblem]]:
-    """(P, 2) indices of named pairs; a pair with an unknown name is left out and listed (row: from 1).
-
-    Args:
-        path: where the pairs came from, for the problems.
-        index: image name -> index.
-    """
-    found: list[tuple[int, int]] = []
-    problems: list[AnnotationProblem] = []
-    for place, pair in enumerate(pairs, start=1):
-        if unknown := _unknown_name(str(path), place, pair, index):
-            problems.append(unknown)
-        else:
-            found.append((index[pair[0]], index[pair[1]]))
-    return np.array(found, np.int64).reshape(-1, 2), problems
+    return np.array([(index[source], index[target]) for source, target in named], np.int64).reshape(-1, 2)
 
 
 def write_pairs_csv(path: str | Path, pairs: Iterable[tuple[str, str]]) -> None:

@@ -136,6 +136,8 @@ def test_published_pairs_win_and_may_be_spelled_either_way(tmp_path: Path):
     people = read_deepfashion(root)
     assert people.pairs["train"] == [(TRAIN[0], TRAIN[1])]
     assert rules(people.problems) == {"item-train-test": 1, "unknown-pair": 1, "bad-pair": 2}
+    rows = {problem.row: problem.rule for problem in people.problems if problem.rule.endswith("pair")}
+    assert rows == {3: "unknown-pair", 4: "bad-pair", 5: "bad-pair"}  # lines of the file
 
 
 def test_inshop_pairs_need_shoulders_and_hips():

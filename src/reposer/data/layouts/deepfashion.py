@@ -39,7 +39,7 @@ from reposer.data.layouts.labeled_files import (
     read_labeled,
     unread_problems,
 )
-from reposer.data.pairs import official_train_pairs, read_pairs_csv
+from reposer.data.pairs import numbered_pairs, official_train_pairs
 from reposer.data.preparing.annotation_lookup import Annotations, Places
 from reposer.data.records import AnnotationProblem, text_lines
 from reposer.errors import UserError
@@ -234,10 +234,10 @@ def _pairs(folder: Path, kind: str, records: Sequence[PersonRecord], problems: P
         keypoints = np.stack(poses) if poses else np.empty((0, NUM_JOINTS, 2), np.float32)
         return inshop_pairs(names, keypoints, split)
     known = set(names)
-    rows, bad = read_pairs_csv(published)
+    rows, bad = numbered_pairs(published)
     problems += [AnnotationProblem(p.file, p.row, p.field, p.message, "bad-pair") for p in bad]
     pairs: Pairs = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in rows.items():
         try:
             source, target = (parse_inshop_name(name).flat for name in row)
         except RefusedFileError as error:
