@@ -170,3 +170,13 @@ class Ranking:
     distance: NDArray[np.float32]  # (Q, K) smaller is closer
     matches: NDArray[np.bool_]  # (Q, K) same identity
     valid: NDArray[np.bool_]  # (Q, K) False for junk and for the query's own camera
+
+
+def unknown_cameras(camids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,) whose camera is not known, of images (N,) that are compared with each other.
+
+    Unknown is a number below 0 and, where all images have one and the same number, every number: two cameras
+    are the least that tell which match is an easy one.
+    """
+    same = len(camids) > 1 and bool((camids == camids[0]).all())
+    return np.ones(len(camids), np.bool_) if same else camids < 0

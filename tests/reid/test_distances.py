@@ -107,6 +107,29 @@ def test_multi_query_pools_crops_of_one_person_and_camera():
 
 
 @pytest.mark.parametrize(
+    ("query", "crops", "gallery", "told"),
+    [
+        ([-1, 1], [1, 2], None, r"of 1 queries and crops is not known \(first 0\.jpg\)"),
+        ([1, 2], [-1, -3], [1, 2], r"of 2 queries and crops is not known \(first 0\.jpg\)"),
+        ([-1, -1], [-1, -1], [-1, -1], "of 4 queries and crops"),
+        ([0, 0], [0, 0], [0, 0], "of 4 queries and crops"),
+        ([3, 3], [3, 3], None, "of 4 queries and crops"),
+        ([3, 3], [3, 3], [4, 4], ""),  # as in VIPeR: one camera asks the other
+        ([0, 1], [0, 1], [0, 1], ""),
+        ([1, 2], [1, 2], [-1, 1], ""),
+    ],
+)
+def test_multi_query_asks_for_cameras(query, crops, gallery, told):
+    sets = [_set(_features(seed, 2), [1, 1], camids) for seed, camids in ((1, query), (2, crops))]
+    other = None if gallery is None else _set(_features(3, 2), [1, 2], gallery)
+    if told:
+        with pytest.raises(UserError, match=f"multi-query: the camera {told}"):
+            pool_queries(*sets, "mean", other)
+    else:
+        assert pool_queries(*sets, "mean", other)[1] == sum(camid not in crops for camid in query)
+
+
+@pytest.mark.parametrize(
     ("value", "problem"),
     [(np.nan, "row 4 holds NaN"), (np.inf, "row 4 holds NaN"), (0.0, "row 4 is all zeros")],
 )

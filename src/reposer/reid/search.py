@@ -13,7 +13,8 @@ from reposer.arrays import float_array, whole_labels
 from reposer.errors import UserError, find
 from reposer.reid.distances import DISTANCES, PairwiseForm, check_features, normalize
 from reposer.reid.quadratic import QuadraticMetric
-from reposer.structures import FeatureSet, Ranking
+from reposer.storage.paths import printable
+from reposer.structures import FeatureSet, Ranking, unknown_cameras
 
 
 def checked(features: FeatureSet, what: str, unit: bool = True) -> FeatureSet:
@@ -54,9 +55,9 @@ NO_CAMERA = "No camera is known: every image counts as a camera of its own."
 def with_cameras(*sets: FeatureSet) -> tuple[tuple[FeatureSet, ...], str]:
     """The sets with a camera number of its own for every image whose camera is unknown, and a note about it.
 
-    Unknown is a number below 0 and, where all images of all sets have one and the same number, every number:
-    two cameras are the least that tell which match is an easy one. An image that is in two sets (its name and
-    its features are the same) stays one image of one camera, so that no query finds its own image.
+    Unknown is what ``structures.unknown_cameras`` says of all sets together. An image that is in two sets
+    (its name and its features are the same) stays one image of one camera, so that no query finds its own
+    image.
 
     Args:
         sets: :func:`checked` ones that are compared with each other.
@@ -65,9 +66,7 @@ def with_cameras(*sets: FeatureSet) -> tuple[tuple[FeatureSet, ...], str]:
         the sets, unchanged where every camera is known, and the note, empty then.
     """
     numbers = np.concatenate([each.camids for each in sets])
-    unknown = numbers < 0
-    if len(numbers) > 1 and (numbers == numbers[0]).all():
-        unknown[:] = True
+    unknown = unknown_cameras(numbers)
     if not unknown.any():
         return sets, ""
     taken = 0 if unknown.all() else int(numbers.max())
@@ -194,18 +193,37 @@ def expand_queries(query: FeatureSet, gallery: FeatureSet, count: int = 5, alpha
 
 
 def pool_queries(
-    query: FeatureSet, crops: FeatureSet, how: Literal["mean", "max"] = "mean"
+    query: FeatureSet,
+    crops: FeatureSet,
+    how: Literal["mean", "max"] = "mean",
+    gallery: FeatureSet | None = None,
 ) -> tuple[FeatureSet, int]:
     """Multi-query: each query's feature becomes that of all ``crops`` of its person and camera, pooled.
 
     Every crop is brought to length 1, then the mean or the maximum is taken and brought to length 1 again
     (Market-1501's gt_bbox folder; its MATLAB code offers both). Crops of any sequence belong to a query.
 
+    Args:
+        gallery: what is searched; its cameras tell whether one number for all queries and crops is a camera.
+
     Returns:
         the query set with pooled features, and how many queries had no crop and kept their own feature.
+
+    Raises:
+        UserError: as :func:`checked`; the camera of a query or crop is unknown
+            (``structures.unknown_cameras``): crops of all cameras would be one query's.
     """
     crops = checked(crops, "multi-query crops")
     query = checked(query, "query")
+    others = [] if gallery is None else [whole_labels(gallery.camids, "gallery: camids")]
+    unknown = unknown_cameras(np.concatenate([query.camids, crops.camids, *others]))
+    bad = np.flatnonzero(unknown[: len(query) + len(crops)])
+    if len(bad):
+        name = printable((*query.names, *crops.names)[bad[0]])
+        raise UserError(
+            f"multi-query: the camera of {len(bad):,} queries and crops is not known (first {name})",
+            "give their cameras, or leave multi-query out: it pools crops of one camera",
+        )
     pooled = query.features.copy()
     rows: dict[tuple[int, int], list[int]] = {}
     for i, key in enumerate(zip(crops.pids.tolist(), crops.camids.tolist(), strict=True)):

@@ -294,7 +294,7 @@ def score_sets(
             raise UserError(
                 f"multi-query needs a split {CROPS}", "add it to the features, or leave the option out"
             )
-        query, alone = pool_queries(query, sets[CROPS], options.multi_query)
+        query, alone = pool_queries(query, sets[CROPS], options.multi_query, sets[GALLERY])
         remarks.append(
             f"Multi-query: each query is the {options.multi_query} over the crops of its person and camera"
             f" ({len(sets[CROPS]):,} crops in all); {alone:,} queries have no crop and stand for themselves."

@@ -443,13 +443,18 @@ def test_a_size_that_is_meant_otherwise_is_said(tmp_path: Path, share: float, si
 @pytest.mark.parametrize(
     ("copy", "camids", "words"),
     [
-        ("0007_c2s1_000001_00.jpg", (2, 2), "scores leave out its own camera, and so this image; keep both"),
+        (
+            "0007_c2s1_000001_00.jpg",
+            (2, 2, 3),
+            "scores leave out its own camera, and so this image; keep both",
+        ),
         (
             "0007_c5s1_000001_00.jpg",
-            (2, 5),
+            (2, 5, 2),
             "cameras 5 and 2 cannot both be right, and this query finds itself",
         ),
-        ("0007_c2s1_000001_00.jpg", (0, 0), "no camera is known, so this query finds itself"),
+        ("0007_c2s1_000001_00.jpg", (0, 0, 0), "no camera is known, so this query finds itself"),
+        ("0007_c2s1_000001_00.jpg", (3, 3, 3), "no camera is known, so this query finds itself"),
     ],
 )
 def test_a_copy_of_a_query_in_the_gallery_says_what_scores_make_of_it(tmp_path: Path, copy, camids, words):
@@ -457,8 +462,10 @@ def test_a_copy_of_a_query_in_the_gallery_says_what_scores_make_of_it(tmp_path: 
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).write_bytes(encode_jpeg(pixels(1)))
     records, _ = read_market1501(tmp_path)
-    records = [replace(record, camid=camid) for record, camid in zip(records, camids, strict=True)]
-    (problem,) = find_leaks(records)
+    other = replace(records[0], path="bounding_box_test/other.jpg", split="gallery", sha256="other")
+    records = [replace(r, camid=camid) for r, camid in zip([*records, other], camids, strict=True)]
+    trained = replace(other, path="bounding_box_train/1.jpg", split="train", sha256="trained", camid=9, pid=8)
+    (problem,) = find_leaks([*records, trained])  # no training image's camera is compared with
     assert (problem.rule, problem.file) == ("copy", f"bounding_box_test/{copy}")
     assert words in problem.message
     twice = [records[0], replace(records[0], path="query/again.jpg")]

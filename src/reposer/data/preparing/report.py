@@ -18,7 +18,7 @@ from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES
 from reposer.storage.outputs import MARK, SEAL
 from reposer.storage.paths import check_relative, contained, printable, read_regular
-from reposer.structures import PersonRecord
+from reposer.structures import PersonRecord, unknown_cameras
 
 # ---- Finds what spoils an experiment though every file is sound: copies, people on both sides of the split,
 # generated pictures among the test images.
@@ -42,7 +42,7 @@ def find_leaks(
     Args:
         training: the splits that are no test; of DeepFashion, whose test images are "val", only "train".
     """
-    cameras = any(record.camid for record in records)
+    cameras = _cameras_known(records)
     first: dict[str, PersonRecord] = {}
     problems: list[AnnotationProblem] = []
     for record in records:
@@ -126,19 +126,25 @@ def _copy_text(record: PersonRecord, other: PersonRecord, cameras: bool) -> str:
     return "a query in the gallery: scores leave out its own camera, and so this image; keep both if you like"
 
 
+def _cameras_known(records: Sequence[PersonRecord]) -> bool:
+    """Whether the evaluation, which compares queries and gallery alone, will know any camera of them."""
+    tested = [record.camid for record in records if record.split in ("query", "gallery")]
+    return not unknown_cameras(np.array(tested, np.int64)).all()
+
+
 def query_notes(records: Sequence[PersonRecord]) -> list[str]:
     """A note where queries can find nobody: no gallery image of their person, or none of another camera.
 
-    Where no image has a camera, every image counts as a camera of its own, as in the evaluation.
+    Where no camera is known, every image counts as a camera of its own, as in the evaluation.
     """
     queries = [record for record in records if record.split == "query"]
     cameras: dict[int, set[int]] = {}
     for record in records:
         if record.split == "gallery":
             cameras.setdefault(record.pid, set()).add(record.camid)
-    unknown = all(record.camid == 0 for record in records)
+    known = _cameras_known(records)
     absent = [record for record in queries if record.pid not in cameras]
-    own = [r for r in queries if not unknown and r.pid in cameras and cameras[r.pid] == {r.camid}]
+    own = [r for r in queries if known and r.pid in cameras and cameras[r.pid] == {r.camid}]
     whys = [
         (absent, "of people whom the gallery does not show"),
         (own, "of people whom the gallery shows in the query's camera alone"),
