@@ -19,10 +19,11 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from reposer.data.layouts.folder_scan import walk_files
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import read_pairs_csv
 from reposer.data.preparing.prepare import look_at_people, prepare_people
-from reposer.data.records import read_manifest
+from reposer.data.records import AnnotationProblem, read_manifest
 from reposer.errors import UserError
 from reposer.evaluation.reidentification import evaluate_reid
 from reposer.rendered.dataset import write_rendered_dataset
@@ -190,6 +191,18 @@ def ltcc(root: Path) -> Labels:
     tree(root, labels)
     (root / "info").mkdir()
     (root / "info" / "cloth-change_id_train.txt").write_text("0\n")
+    return labels
+
+
+def ltcc_from_zero(root: Path) -> Labels:
+    """Outfits counted from 0."""
+    labels = {
+        "train/001_0_c9_015833.png": (1, 9, "train"),
+        "train/001_1_c12_015834.png": (1, 12, "train"),
+        "query/094_0_c1_015833.png": (94, 1, "query"),
+        "test/094_2_c2_015833.png": (94, 2, "gallery"),
+    }
+    tree(root, labels)
     return labels
 
 
@@ -382,6 +395,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Labels], str, dict, dict[str, int]]] =
     "veri": (veri, "veri", {}, {}),
     "veri as a folder": (veri, FOLDER, {"identity": "^([0-9]+)_"}, {}),
     "ltcc": (ltcc, "ltcc", {}, {"unread-folder": 1}),
+    "ltcc from 0": (ltcc_from_zero, "ltcc", {}, {}),
     "ltcc as a folder": (ltcc_as_folder, FOLDER, {"identity": "^([0-9]+)_"}, {}),
     "prcc": (prcc, "prcc", {}, {"unread-folder": 1}),
     "prcc, rgb itself": (prcc_itself, "prcc", {}, {"unread-folder": 1}),
@@ -443,11 +457,61 @@ def test_the_labels_that_a_person_reads_off(tmp_path: Path, name: str):
             assert not silent or path in known or path.startswith("."), path
 
 
+@pytest.mark.parametrize(
+    ("links", "found", "loops"),
+    [
+        # two that lead to each other
+        (
+            {"a/x": "../b", "b/y": "../a"},
+            ["a/1.jpg", "a/x/2.jpg", "b/2.jpg", "b/y/1.jpg"],
+            ["a/x/y", "b/y/x"],
+        ),
+        # a round of three
+        (
+            {"a/x": "../b", "b/y": "../c", "c/z": "../a"},
+            [
+                *("a/1.jpg", "a/x/2.jpg", "a/x/y/3.jpg", "b/2.jpg", "b/y/3.jpg", "b/y/z/1.jpg"),
+                *("c/3.jpg", "c/z/1.jpg", "c/z/x/2.jpg"),
+            ],
+            ["a/x/y/z", "b/y/z/x", "c/z/x/y"],
+        ),
+        # by way of a folder of the other
+        (
+            {"a/x": "../b/in", "b/in/y": "../../a"},
+            ["a/1.jpg", "a/x/4.jpg", "b/2.jpg", "b/in/4.jpg", "b/in/y/1.jpg"],
+            ["a/x/y", "b/in/y/x"],
+        ),
+        # back to what holds the folder that was passed
+        ({"a/in/x": "../../b", "b/y": "../a"}, None, ["a/in/x/y", "b/y/in/x"]),
+        # no loop: the same folder by two ways
+        ({"a/x": "../b", "c/x": "../b"}, ["a/1.jpg", "a/x/2.jpg", "b/2.jpg", "c/3.jpg", "c/x/2.jpg"], []),
+    ],
+)
+def test_links_that_lead_to_each_other_are_followed_once(tmp_path: Path, links, found, loops):
+    tree(tmp_path, ["a/1.jpg", "b/2.jpg", *(["c/3.jpg"] if "c" in str(links) else [])])
+    for link, target in links.items():
+        for folder in (link.rpartition("/")[0], target.removeprefix("../") if target.endswith("in") else ""):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        os.symlink(target, tmp_path / link, target_is_directory=True)
+    if (tmp_path / "b" / "in").exists():
+        picture(tmp_path / "b" / "in" / "4.jpg")
+    problems: list[AnnotationProblem] = []
+    paths = walk_files(tmp_path, problems)
+    assert found is None or paths == found
+    assert sorted((p.file, p.rule) for p in problems) == [(place, "link-loop") for place in loops]
+
+
 def test_outfits_of_cloth_changing_sets(tmp_path: Path):
-    for name, make, expected in (("ltcc", ltcc, [0, 1, 0, 2]), ("prcc", prcc, [0, 1, 0, 0, 1])):
-        make(tmp_path / name)
-        prepare_people(name, tmp_path / name, tmp_path / f"{name}.out", size=(16, 8))
-        people = PackedPeople.open(tmp_path / f"{name}.out" / "packed")
+    sets = (
+        ("ltcc", ltcc, [0, 1, 0, 2]),
+        ("prcc", prcc, [0, 1, 0, 0, 1]),
+        ("ltcc", ltcc_from_zero, [0, 1, 0, 2]),
+    )
+    for place, (name, make, expected) in enumerate(sets):
+        root, out = tmp_path / f"{place}", tmp_path / f"{place}.out"
+        make(root)
+        prepare_people(name, root, out, size=(16, 8))
+        people = PackedPeople.open(out / "packed")
         order = np.argsort(people.camids, kind="stable") if name == "prcc" else np.arange(4)
         found = dict(zip(people.names, people.clothes.tolist(), strict=True))
         assert sorted(found.values()) == sorted(expected)

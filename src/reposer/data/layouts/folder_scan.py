@@ -97,16 +97,17 @@ def walk_files(
     """Sorted paths, relative to ``root``, of everything below ``root / below`` that is no folder.
 
     Links to folders inside ``root`` are followed; one that leads outside, to nothing or back to a folder that
-    it lies in becomes a problem. Hidden files and folders are passed over.
+    it lies in, or that other links on the way to it lie in, becomes a problem. Hidden files and folders are
+    passed over.
 
     Args:
         skip: relative paths of folders that are not entered.
     """
     found: list[str] = []
     base = os.path.realpath(root)
-    waiting = [below]
+    waiting: list[tuple[str, tuple[str, ...]]] = [(below, (os.path.realpath(root / below),))]
     while waiting:
-        inside = waiting.pop()
+        inside, passed = waiting.pop()  # a folder, and the real ones on the way to it
         for name in list_names(root, inside) if inside else sorted(os.listdir(root)):
             path = f"{inside}/{name}" if inside else name
             full = root / path
@@ -119,7 +120,7 @@ def walk_files(
             if full.is_symlink() and os.path.commonpath((base, real)) != base:
                 advice = "is a link that leads outside the data set; left out: copy the folder into it"
                 problems.append(AnnotationProblem(printable(path), 0, "path", advice, "link-outside"))
-            elif full.is_symlink() and os.path.commonpath((real, os.path.realpath(full.parent))) == real:
+            elif full.is_symlink() and any(os.path.commonpath((real, each)) == real for each in passed):
                 advice = "is a link to a folder that it lies in; left out: remove the link"
                 problems.append(AnnotationProblem(printable(path), 0, "path", advice, "link-loop"))
             elif printable(path) != path or "\\" in path:
@@ -129,7 +130,7 @@ def walk_files(
                 message = f"{odd}; left out: rename the folder"
                 problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-path"))
             else:
-                waiting.append(path)
+                waiting.append((path, (*passed, real)))
     return sorted(found)
 
 

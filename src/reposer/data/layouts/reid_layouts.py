@@ -111,14 +111,17 @@ def list_veri(root: Path) -> Listing:
 def list_ltcc(root: Path) -> Listing:
     """LTCC (Qian et al., ACCV 2020): train/, query/, test/ with PID_CLOTHES_cCAM_NUMBER.png.
 
-    The outfit's number, from 0, counts the outfits of one person (theirs are from 1). Where a person 0 is,
-    1 is added to every identity, since 0 is a distractor here.
+    The outfit's number, from 0, counts the outfits of one person (theirs are from 1; in a set that counts
+    from 0 they keep their numbers). Where a person 0 is, 1 is added to every identity, since 0 is a
+    distractor here.
     """
     folders = {"train": "train", "query": "query", "test": "gallery"}
     files, problems = _list_boxes(root, _LTCC, "094_1_c9_015833.png", folders)
-    shift = int(any(file.pid == 0 for file in files))
+    outfits = [int(file.name.split("_")[1]) for file in files]
+    shift, first = int(any(file.pid == 0 for file in files)), min([1, *outfits])
     return [
-        labeled(f.path, f.pid + shift, f.camid, f.split, max(int(f.name.split("_")[1]) - 1, 0)) for f in files
+        labeled(f.path, f.pid + shift, f.camid, f.split, outfit - first)
+        for f, outfit in zip(files, outfits, strict=True)
     ], problems
 
 
