@@ -146,6 +146,17 @@ def test_a_wrong_beginning_is_found_by_the_hash(server: Server, tmp_path: Path):
     assert fetch(server.source(), tmp_path / "file.pth").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("max_bytes", [len(CONTENT), 400_000])
+@pytest.mark.parametrize("digits", [8, 64])
+def test_a_whole_part_is_not_fetched_again(server: Server, tmp_path: Path, max_bytes: int, digits: int):
+    (tmp_path / ".file.pth.part").write_bytes(CONTENT)
+    server.behavior = lambda handler: handler.send_error(416)
+    place = tmp_path / "file.pth"
+    assert fetch(server.source(GOOD[:digits], max_bytes), place).read_bytes() == CONTENT
+    assert server.ranges == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
+
+
 def test_a_part_longer_than_the_file_starts_again(server: Server, tmp_path: Path):
     (tmp_path / ".file.pth.part").write_bytes(bytes(350_000))
     server.behavior = lambda handler: handler.send_error(416)

@@ -97,8 +97,9 @@ def _fetch(
         if _is_good(source, destination):  # made by the call that this one waited for
             part.unlink()
             return
-        require_space(destination.parent, max(source.max_bytes - file.seek(0, os.SEEK_END), 0))
-        _fill(source, file, _Watch(source, stall_seconds, total_seconds), on_progress)
+        if not _is_good(source, part):  # else all has come, and its call was stopped before it was moved
+            require_space(destination.parent, max(source.max_bytes - file.seek(0, os.SEEK_END), 0))
+            _fill(source, file, _Watch(source, stall_seconds, total_seconds), on_progress)
         file.flush()
         os.fsync(file.fileno())
         found = sha256_file(part)
