@@ -129,6 +129,12 @@ AUGMENT = ("augment", "m", "--data", "d", "--out", "o")
         (["train", "san_demo", "--array", "2"], "command train: unknown"),
         ([*AUGMENT, "--array", "2", "--step", "work"], "--step: has no place"),
         (["annotate", "f", "--array", "2", "--processes", "3"], "--processes: has no place"),
+        ([*AUGMENT, "--array", "2", "--engine", "ray"], "--engine: has no place"),
+        (["annotate", "f", "--array", "2", "--engine", "ray"], "--engine: has no place"),
+        (
+            ["study", "augmentation", "--data", "d", "--out", "o", "--array", "2", "--engine", "ray"],
+            "--engine: has no place",
+        ),
         (
             [*AUGMENT, "--array", "1", "--sbatch=--fail", "--submit"],
             "SLURM refused: sbatch: error: invalid partition specified: nowhere",

@@ -36,9 +36,43 @@ def test_help_names_every_verb_and_loads_no_torch():
         assert f"  {verb} " in done.stdout
 
 
+OF_PAIRS = ["generate", "shipped", "--data", "d", "--pairs", "p.csv", "--out", "x"]
+OF_MAPS = ["evaluate", "shipped-predictor", "--data", "d", "--out", "x"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        *(
+            ([*OF_PAIRS, option, "a"], f"generate of a list of pairs: has no use for {option}: leave")
+            for option in ("--source", "--donor", "--target", "--source-parsing", "--donor-parsing")
+        ),
+        ([*OF_PAIRS, "--source", "a", "--target", "b"], "has no use for --source and --target: leave"),
+        (
+            ["generate", "shipped", "--source", "a", "--donor", "b", "--pairs", "p.csv", "--out", "x"],
+            "generate of --source: has no use for --pairs",
+        ),
+        (
+            ["generate", "shipped", "--source", "a", "--target", "b", "--donor-parsing", "c", "--out", "x"],
+            "generate of a pose: has no use for --donor-parsing",
+        ),
+        (
+            ["generate", "shipped", "--source", ".", "--donor", "b", "--source-parsing", "c", "--out", "x"],
+            "generate of a folder: has no use for --source-parsing",
+        ),
+        *(
+            ([*OF_MAPS, *given], f"evaluate of a predictor of label maps: has no use for {given[0]}: leave")
+            for given in (
+                *(
+                    ["--metrics", "ssim"],
+                    ["--weights", "w"],
+                    ["--backgrounds", "donor"],
+                    ["--sources", "1,4"],
+                ),
+                *(["--reid", "r"], ["--predictor", "m"], ["--keypoint-detector", "keypointrcnn"]),
+                ["--accept-license"],
+            )
+        ),
         (["report", "/nowhere"], "no such folder"),
         (["verify", "/nowhere"], "no such folder"),
         (["train", "san_markt", "--data", "/nowhere", "--out", "/nowhere"], "did you mean san_market"),

@@ -31,6 +31,7 @@ from reposer.cli.options import (
     parse_names,
     parse_size,
     ray_cluster,
+    refuse_useless,
     set_threads,
     stepping,
     with_parameters,
@@ -180,9 +181,7 @@ def _study_of(
         "ablations": {"--arm", "--predictor", "--parser", "--runs"},
         "paper_table": {"--generator", "--predictor", "--parser"},
     }
-    refused = [option for option in given if option in useless.get(name, {"--runs"})]
-    if refused:
-        raise UserError(f"study {name}: has no use for {' and '.join(refused)}", "leave it out")
+    refuse_useless(f"study {name}", {word: word in useless.get(name, {"--runs"}) for word in given})
     if name == "ablations":
         from reposer.studies.ablations import ablations, run_ablations
 
@@ -417,7 +416,13 @@ def slurm(
     group: Any = typer.main.get_command(generators.app if verb == "augment" else app)
     inner = group.commands[verb]
     values = inner.make_context(verb, list(words)).params  # a wrong word is told now, and not in a queue
-    for option, usual in (("step", "all"), ("shard", None), ("processes", 1), ("sample", None)):
+    for option, usual in (
+        ("step", "all"),
+        ("shard", None),
+        ("processes", 1),
+        ("sample", None),
+        ("engine", "here"),
+    ):
         if values.get(option, usual) != usual:
             raise UserError(f"--{option}: has no place in a job of SLURM", "leave it out")
     script = slurm_script([sys.executable, "-m", "reposer", verb, *words], verb, array, sbatch or ())

@@ -32,6 +32,7 @@ from reposer.cli.options import (
     claim_out,
     parse_names,
     parse_numbers,
+    refuse_useless,
     set_threads,
     stepping,
     with_parameters,
@@ -143,7 +144,6 @@ def evaluate(
     from reposer.workflows.evaluate import (
         claim_identity,
         evaluate_model,
-        evaluate_predictor,
         is_predictor,
         measure_identity,
         open_detector,
@@ -151,15 +151,14 @@ def evaluate(
     from reposer.workflows.reid_features import check_data
 
     set_threads(threads)
-    check_data(PackedPeople.open(data / PACKED), model, predictor, reid)
+    images: dict[str, object] = {"--metrics": metrics, "--weights": weights, "--reid": reid}
+    images |= {"--backgrounds": backgrounds != "generated", "--sources": sources != "1"}
+    images |= {"--predictor": predictor, "--keypoint-detector": keypoint_detector}
     if is_predictor(model):
-        print(
-            evaluate_predictor(
-                MapPredictor.from_pretrained(model), data, out, pairs_csv=pairs, limit=limit
-            ).to_markdown()
-        )
-        print(f"{out}: map_quality.json, .md, .parquet (per pair), maps.png")
+        refuse_useless("evaluate of a predictor of label maps", images | {"--accept-license": accept_license})
+        _evaluate_maps(model, data, out, pairs, limit)
         return
+    check_data(PackedPeople.open(data / PACKED), model, predictor, reid)
     if reid:
         claim_identity(out)
     generator = PoseTransfer.from_pretrained(model)
@@ -182,6 +181,19 @@ def evaluate(
         first = (parse_names(backgrounds)[0], parse_numbers("--sources", sources)[0])
         print(measure_identity(generator, reid, data, out, *first, predictor=maps))
     print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
+
+
+def _evaluate_maps(model: str, data: Path, out: Path, pairs: Path | None, limit: int | None) -> None:
+    from reposer.data.packed import PackedPeople
+    from reposer.data.preparing.prepare import PACKED
+    from reposer.generation.pose_transfer import MapPredictor
+    from reposer.workflows.evaluate import evaluate_predictor
+    from reposer.workflows.reid_features import check_data
+
+    check_data(PackedPeople.open(data / PACKED), model)
+    report = evaluate_predictor(MapPredictor.from_pretrained(model), data, out, pairs_csv=pairs, limit=limit)
+    print(report.to_markdown())
+    print(f"{out}: map_quality.json, .md, .parquet (per pair), maps.png")
 
 
 @app.command()
@@ -238,6 +250,15 @@ def generate(
     if not (data and pairs) and not (source and (donor or target)):
         advice = "give --data and --pairs, or --source and one of --donor and --target"
         raise UserError("nothing to generate", advice)
+    if data and pairs:
+        single: dict[str, object] = {"--source": source, "--donor": donor, "--target": target}
+        single |= {"--source-parsing": source_parsing, "--donor-parsing": donor_parsing}
+        refuse_useless("generate of a list of pairs", single)
+    refuse_useless("generate of --source", {"--pairs": pairs and not data})
+    refuse_useless("generate of a pose", {"--donor-parsing": target and donor_parsing})
+    refuse_useless(
+        "generate of a folder", {"--source-parsing": source and source.is_dir() and source_parsing}
+    )
     if sources > 1 and not (data and pairs):
         raise UserError("--sources: further images of a person are known in a prepared folder only", _PAIRS)
     if camera == "donor" and not (data and pairs):

@@ -7,7 +7,7 @@ several times for each command, which made ``--help`` a third slower.
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -259,6 +259,20 @@ _MARKS = {
     "annotate": ("annotation/job.json", "annotation/photos/job.json"),
 }
 _FILES = {"generate": (".png", ".jpg", ".jpeg"), "export-parser": (".onnx",)}  # that --out may be itself
+
+
+def refuse_useless(what: str, options: Mapping[str, object]) -> None:
+    """Refuse options that were given and that ``what`` would pass over in silence.
+
+    Args:
+        options: name -> its value, false where it was not given.
+
+    Raises:
+        UserError: names them.
+    """
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{what}: has no use for {' and '.join(given)}", "leave it out")
 
 
 def claim_out(command: str, out: Path, *inputs: str | Path | None) -> None:
