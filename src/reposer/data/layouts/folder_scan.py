@@ -105,7 +105,8 @@ def walk_files(
     """
     found: list[str] = []
     base = os.path.realpath(root)
-    waiting: list[tuple[str, tuple[str, ...]]] = [(below, (os.path.realpath(root / below),))]
+    start = os.path.realpath(contained(root, below) if below else root)
+    waiting: list[tuple[str, tuple[str, ...]]] = [(below, (start,))]
     while waiting:
         inside, passed = waiting.pop()  # a folder, and the real ones on the way to it
         for name in list_names(root, inside) if inside else sorted(os.listdir(root)):
