@@ -46,16 +46,6 @@ class Picture:
     sha256: str  # of the file's bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the first bytes of an image file say."""
-
-    format: str  # one of image_rules.FORMATS
-    mode: str  # Pillow's name of the pixel type
-    width: int  # pixels, as stored (before any EXIF rotation)
-    height: int
-
-
 # ---- ranges
 
 
@@ -131,16 +121,6 @@ def decode_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
 def read_picture(path: Path | str, root: Path | None = None) -> Picture:
     """As :func:`decode`, with the rules that were applied and the file's sha256 (the file is read once)."""
     return _picture(_read(path, root), str(path))
-
-
-def probe(path: Path | str, root: Path | None = None) -> Header:
-    """Format, mode and size from the header; no pixel is decoded.
-
-    Raises:
-        ImageError: refused by its kind, size, format or header.
-    """
-    with open_image(_read(path, root), str(path)) as image:
-        return Header(file_format(image), image.mode, image.width, image.height)
 
 
 def decode_indices(path: Path | str, root: Path | None = None, *, exact: bool = False) -> NDArray[np.uint8]:
