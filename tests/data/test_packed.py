@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reposer.data.packed import PackedPeople
+from reposer.data.packed import PackedPeople, by_person
 from reposer.data.preparing.packing import pack
 from reposer.data.records import AnnotationError
 from reposer.errors import UserError
@@ -291,3 +291,11 @@ def test_a_damaged_folder_is_refused_in_one_line(people: PackedPeople, case: str
     with pytest.raises(AnnotationError, match=r"prepare") as caught:
         PackedPeople.open(people.folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pids", [[], [5], [5, 5], [7, -1, 5, 7, 0, -1], [3, 2, 1]])
+def test_places_by_person(pids: list[int]) -> None:
+    found = by_person(np.array(pids, np.int64))
+    assert list(found) == sorted(set(pids))
+    for pid, places in found.items():
+        assert places.tolist() == [place for place, one in enumerate(pids) if one == pid]

@@ -219,7 +219,7 @@ def by_person(pids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
     """Places in ``pids`` (N,) of each person, ascending; the persons ascending too."""
     order = np.argsort(pids, kind="stable")
     found, starts = np.unique(pids[order], return_index=True)
-    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
+    return dict(zip(found.tolist(), np.split(order, starts)[1:], strict=True))
 
 
 def hash_of_people(pids: NDArray[np.int64]) -> str:
