@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from reposer.errors import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE, MOST_SOURCES, UserError
-from reposer.storage.paths import printable, refuse_inputs
+from reposer.storage.paths import CHECKPOINTS, printable, refuse_inputs
 
 __all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
 
@@ -215,7 +215,7 @@ _SET = (
     "forgetting.json",
     "removed.json",
 )
-_RUN = ("environment.json", "metrics.jsonl", "samples", "checkpoints")  # before it is a run
+_RUN = ("environment.json", "metrics.jsonl", "samples", CHECKPOINTS)  # before it is a run
 OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
     "demo": (
         *("people", "prepared", "prepared_single_camera", "training", "pictures", "evaluation", "study"),

@@ -80,6 +80,7 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
 CONVERTIBLE = ("lip20", "cihp20", "atr18")  # sets that LIP-20 can be made of; the others are coarser
 
 _SIDE_DEPENDENT = 254  # LIP labels that become left or right in ATR, by the nearest limb
+_TO_PASCAL = (0, 1, 1, 4, 1, 2, 2, 2, 6, 5, 2, 2, 5, 1, 4, 4, 6, 6, 6, 6)  # of LIP-20 and CIHP-20
 # Target label of each source label, in the order of the source set. A pair that is not here goes through LIP.
 _TABLES: dict[tuple[str, str], tuple[int, ...]] = {
     # belt (8) -> pants, bag (16) -> background; LIP's glove, coat, socks and jumpsuits never appear
@@ -91,52 +92,8 @@ _TABLES: dict[tuple[str, str], tuple[int, ...]] = {
     ),
     ("cihp20", "lip20"): (*range(10), 0, *range(11, 20)),  # LIP calls bare torso skin background
     ("lip20", "cihp20"): (*range(10), 6, *range(11, 20)),  # jumpsuits -> dress
-    # lossy: no upper arms
-    ("lip20", "pascal7"): (
-        0,
-        1,
-        1,
-        4,
-        1,
-        2,
-        2,
-        2,
-        6,
-        5,
-        2,
-        2,
-        5,
-        1,
-        4,
-        4,
-        6,
-        6,
-        6,
-        6,
-    ),
-    # torso skin is torso
-    ("cihp20", "pascal7"): (
-        0,
-        1,
-        1,
-        4,
-        1,
-        2,
-        2,
-        2,
-        6,
-        5,
-        2,
-        2,
-        5,
-        1,
-        4,
-        4,
-        6,
-        6,
-        6,
-        6,
-    ),
+    ("lip20", "pascal7"): _TO_PASCAL,  # lossy: no upper arms
+    ("cihp20", "pascal7"): _TO_PASCAL,  # torso skin is torso
     ("lip20", "merged8"): (0, 2, 2, 3, 4, 5, 5, 5, 7, 1, 5, 5, 1, 4, 6, 6, 7, 7, 7, 7),
     ("lip20", "parts8"): (0, 1, 1, 5, 2, 3, 3, 3, 6, 4, 3, 3, 4, 2, 5, 5, 6, 6, 7, 7),
 }

@@ -92,7 +92,6 @@ def _flip_joints(keypoints: Tensor, rows: Tensor, order: Tensor, width: int) -> 
 # What happens to a sample is drawn for the whole global batch from (seed, step).
 
 _PARSING_STREAM = 31
-_FLIP_TABLE = torch.from_numpy(FLIP_LABELS["lip20"].copy())  # (256,) uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,7 @@ def transform_parsing(images: Tensor, labels: Tensor, draws: ParsingDraws) -> tu
     # padding is 0, so that labels are moved by MISSING_LABEL first: outside becomes MISSING_LABEL
     moved = F.grid_sample(labels[:, None].float() - MISSING_LABEL, grid, mode="nearest", align_corners=False)
     maps = (moved[:, 0] + MISSING_LABEL).to(torch.uint8)
-    swapped = _FLIP_TABLE[maps.long()]
+    swapped = _LABEL_TABLE[maps.long()]
     maps = torch.where(torch.as_tensor(draws.flip).view(-1, 1, 1), swapped, maps)
     return pixels.round_().clamp_(0, 255).to(torch.uint8), maps
 

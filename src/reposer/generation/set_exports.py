@@ -19,7 +19,6 @@ import json
 import os
 import re
 import tarfile
-import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reposer.config import canonical_json
+from reposer.data.layouts.folder_scan import portable_key
 from reposer.data.layouts.market1501 import collisions, parse_name, portable_stem, with_camera
 from reposer.data.layouts.tables import LIST, LISTED, PACKED_MANIFEST, PACKED_ROWS, SHARD
 from reposer.data.records import kept_by_hand
@@ -123,7 +123,7 @@ def _refuse_twins(images: _Images) -> None:
     """Refuse names that are one on some disk; so many at once that memory is bounded."""
     shares = 1 + sum(1 for _ in images) // _NAMES_AT_ONCE
     for share in range(shares):
-        folded = (unicodedata.normalize("NFC", image.name).casefold() for image in images)
+        folded = (portable_key(image.name) for image in images)
         same = collisions(name for name in folded if zlib.crc32(name.encode()) % shares == share)
         if same:
             raise UserError(f"{same[0]}: two images would have this name", "rename one and augment again")

@@ -44,6 +44,7 @@ from reposer.storage.files import (
     sync_folder,
     write_new,
 )
+from reposer.storage.paths import CHECKPOINTS as CHECKPOINTS  # of the interface of this file
 from reposer.storage.paths import (
     RefusedFileError,
     contained,
@@ -58,7 +59,6 @@ _FOLDER = re.compile(r"^(?:step_(\d{8,})|\.step_(\d{8,})\.replaced)$")
 _GROUP = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 META, _META_HASH = "meta.json", "meta.sha256"
 _MAX_META_BYTES = 2**30
-CHECKPOINTS = "checkpoints"  # the folder of a run
 INPUTS, PREPARED = "inputs", "prepared"  # entry: sha256 of what a training read, by name; one of the names
 _log = logging.getLogger(__name__)
 

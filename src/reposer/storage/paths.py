@@ -25,6 +25,7 @@ from pathlib import Path
 from reposer.errors import UserError
 
 MAX_PATH = 1024  # characters of a path in a file
+CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 _MAX_NAME_BYTES = 255  # what file systems hold
 _SHOWN = 120  # characters of a refused path in a message
 _HUB_SNAPSHOT = re.compile("(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+", re.DOTALL)

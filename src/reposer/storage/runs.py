@@ -30,7 +30,7 @@ from reposer.errors import UserError
 from reposer.storage.bounded import parse_json
 from reposer.storage.files import disk_faults, sync_folder, write_atomic
 from reposer.storage.lock import try_lock
-from reposer.storage.paths import RefusedFileError, made_folder, read_regular, unlinked
+from reposer.storage.paths import CHECKPOINTS, RefusedFileError, made_folder, read_regular, unlinked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         """Lock ``folder`` and open its metrics; use :meth:`create` or :meth:`open`."""
         self.folder = folder
-        for name in (_METRICS, _LOCK, "samples", "checkpoints", "tensorboard"):
+        for name in (_METRICS, _LOCK, "samples", CHECKPOINTS, "tensorboard"):
             unlinked(folder, name)
         self._metrics = -1
         self._lock = _acquire(folder)
@@ -82,7 +82,7 @@ class RunFolder:
             _METRICS,
             _LOCK,
             "samples",
-            "checkpoints",
+            CHECKPOINTS,
         }
         foreign = (
             sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
@@ -92,7 +92,7 @@ class RunFolder:
         if [name for name in foreign if ".tmp-" not in name]:
             raise UserError(f"{folder}: is not empty (holds {foreign[0]})", "choose a new folder for the run")
         with disk_faults(folder):
-            for name in ("samples", "checkpoints"):
+            for name in ("samples", CHECKPOINTS):
                 made_folder(folder, name)
         run = cls(folder)
         if RunFolder.exists(folder):  # another process was quicker
@@ -131,7 +131,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Root for :mod:`reposer.storage.checkpoint`."""
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, at once in the hands of the kernel.

@@ -36,7 +36,7 @@ from reposer.storage.manifest import (
     read_part,
     read_rows,
 )
-from reposer.storage.paths import RefusedFileError, contained, printable, read_regular
+from reposer.storage.paths import CHECKPOINTS, RefusedFileError, contained, printable, read_regular
 from reposer.workflows.verify import ANNOTATION
 
 MOST_FOLDERS, DEEPEST = 20_000, 6  # that are looked at below the folder
@@ -45,7 +45,7 @@ AUGMENTED, GENERATED, ANNOTATED = "augmented set", "generated pictures", "annota
 STUDY, TRAINING, EVALUATION = "study", "training", "evaluation"
 STATES = ("all", "kept", "dropped", "by hand", "undecided")
 _PLAN = "plan.json"  # of an annotation's journal
-_INNER = {IMAGES, MANIFEST, "checkpoints", "samples", "real", "parsing", "mask", ANNOTATION, "manifest"}
+_INNER = {IMAGES, MANIFEST, CHECKPOINTS, "samples", "real", "parsing", "mask", ANNOTATION, "manifest"}
 _REPORTED = ("image_quality.json", "reidentification.json", "sections.json")
 _FACTS = ("source", "donor", "background", "policy", "mask_source", "photo")
 
@@ -331,7 +331,7 @@ def _kinds(folder: Path, names: set[str], folders: set[str]) -> Iterator[str]:
         yield ANNOTATED
     if STAGES in folders:
         yield STUDY
-    elif "config.json" in names and ("metrics.jsonl" in names or "checkpoints" in folders):
+    elif "config.json" in names and ("metrics.jsonl" in names or CHECKPOINTS in folders):
         yield TRAINING
     elif names.intersection(_REPORTED) and folder.name not in (ANNOTATION, "pictures"):
         yield EVALUATION

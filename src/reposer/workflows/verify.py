@@ -20,6 +20,7 @@ from reposer.jobs.stages import DONE, STAGES, study_faults
 from reposer.storage.manifest import IMAGES, JOB, find_faults, job_settings, list_parts, read_part
 from reposer.storage.outputs import seal_faults, sealed_names
 from reposer.storage.paths import (
+    CHECKPOINTS,
     RefusedFileError,
     contained,
     no_folder,
@@ -48,7 +49,7 @@ def _verified(folder: Path) -> tuple[str, list[str]]:
         if job_settings(folder).get("kind") == KIND:
             return "augmented set, every file, row, mark and link", set_faults(folder) + _unmarked(folder)
         return "generated images, every file's sha256 and mark", find_faults(folder) + _unmarked(folder)
-    if (folder / "checkpoints").is_dir():
+    if (folder / CHECKPOINTS).is_dir():
         return "training run, every checkpoint's sha256", _run_faults(folder)
     if (folder / "packed").is_dir():
         from reposer.data.preparing.prepare import prepared_faults
@@ -128,7 +129,7 @@ def _export_faults(folder: Path) -> list[str]:
 def _checkpoint_faults(run: Path) -> list[str]:
     from reposer.storage import checkpoint
 
-    found = checkpoint.steps(run / "checkpoints")
+    found = checkpoint.steps(run / CHECKPOINTS)
     if not found:
         return [f"{run}: has no checkpoint"]
     faults = []

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reposer.data.keypoints import write_keypoints_csv
-from reposer.data.layouts.market1501 import MarketName, parse_name, read_market1501, stem
+from reposer.data.layouts.folder_scan import drop_collisions
+from reposer.data.layouts.market1501 import MarketName, collisions, parse_name, read_market1501, stem
 from reposer.errors import UserError
 from reposer.images import encode_jpeg, encode_png
 from reposer.storage.paths import RefusedFileError
@@ -259,3 +260,20 @@ def test_holding_out_everybody_is_refused(tmp_path: Path, holdout: int):
         read_market1501(tmp_path, holdout=holdout)
     assert error.value.problem.startswith(f"{tmp_path}: ")
     assert error.value.advice == "hold out 0 to 2"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("a.jpg", "A.jpg", True),
+        ("\u00e9.jpg", "e\u0301.jpg", True),
+        ("\u017f\u0301.jpg", "\u015a.jpg", True),  # equal once the folded letters are composed
+        ("\u03aa\u0301.jpg", "\u0390.jpg", True),
+        ("\u03f5\u0301.jpg", "\u0388.jpg", True),
+        ("e.jpg", "\u00e9.jpg", False),
+        ("a.jpg", "a.png", False),
+    ],
+)
+def test_names_that_are_one_file_somewhere(first: str, second: str, same: bool):
+    assert len(collisions([first, second, "other.jpg"])) == same
+    assert len(drop_collisions([("1", first), ("2", second)])[1]) == same

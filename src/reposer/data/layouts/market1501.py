@@ -11,14 +11,13 @@ folder such as run12_c3 for a label. 24 official names end in .jpg.jpg. Pid -1 i
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from reposer.data.label_files import PLAIN, MapRules
-from reposer.data.layouts.folder_scan import list_names
+from reposer.data.layouts.folder_scan import list_names, portable_key
 from reposer.data.layouts.labeled_files import (
     LabeledFile,
     Problems,
@@ -156,7 +155,7 @@ def check_names(names: Sequence[str]) -> None:
 
 def collisions(names: Iterable[str]) -> list[str]:
     """Names, folded, that occur more than once on a disk that ignores case or Unicode form."""
-    times = Counter(unicodedata.normalize("NFC", name).casefold() for name in names)
+    times = Counter(map(portable_key, names))
     return [name for name, count in times.items() if count > 1]
 
 
@@ -187,8 +186,9 @@ def read_market1501(
         parsing: folder of label maps inside ``root``; None: root/parsing where there is one.
         mask: folder of masks inside ``root``; None: root/mask where there is one.
         keypoints: one CSV or several; None: those in ``root`` or root/lists, see
-        data/preparing/annotation_lookup.py. holdout: the training people with this many highest pids get the
-        split "val". on_progress: called after each image.
+            data/preparing/annotation_lookup.py.
+        holdout: the training people with this many highest pids get the split "val".
+        on_progress: called after each image.
         rules: what maps and masks mean.
         look_only: a dry run: nothing is decoded, records have no size and no hash.
 

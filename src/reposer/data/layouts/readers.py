@@ -229,7 +229,8 @@ def read_people(
         parsing: folder of label maps inside ``root``; None: root/parsing where there is one.
         mask: folder of masks inside ``root``; None: root/mask where there is one.
         keypoints: one CSV or several; None: those in ``root`` or root/lists, see
-        data/preparing/annotation_lookup.py. rules: what maps and masks mean.
+            data/preparing/annotation_lookup.py.
+        rules: what maps and masks mean.
         look_only: a dry run: nothing is decoded, records have no size and no hash.
         holdout: the training people with this many highest pids get the split "val".
         on_progress: called after each image.

@@ -14,12 +14,12 @@ import numpy as np
 
 from reposer.data.layouts.folder_scan import list_names
 from reposer.data.layouts.labeled_files import LabeledFile, Listing, Problems, labeled
+from reposer.data.layouts.market1501 import FOLDERS
 from reposer.data.records import AnnotationProblem, text_lines
 from reposer.errors import UserError
 from reposer.storage.bounded import parse_json, read_mat
 from reposer.storage.paths import RefusedFileError, printable, read_regular
 
-FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 MSMT17_TRAINING_PEOPLE = 1041
 _FLAGS = re.ASCII | re.IGNORECASE
 _SUFFIX = r"\.(?:jpe?g|png|bmp|webp)"

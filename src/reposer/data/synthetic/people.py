@@ -33,7 +33,7 @@ from reposer.storage.files import (
 )
 from reposer.storage.lock import in_turn
 from reposer.storage.manifest import DECODING, IMAGES, MANIFEST, RowSchema, job_settings, read_rows
-from reposer.storage.paths import RefusedFileError, check_relative, contained, read_regular, unlinked
+from reposer.storage.paths import RefusedFileError, check_name, contained, read_regular, unlinked
 
 # ---- What a generated set must be before anybody trains on it: about training people, made from them.
 #
@@ -214,10 +214,10 @@ def _array(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bool_]:
 
 def _is_name(name: str) -> bool:
     try:
-        check_relative(name)
+        check_name(name)
     except ValueError:
         return False
-    return bool(name) and "/" not in name
+    return True
 
 
 # ---- Generated pictures decoded once into a memory-mapped array beside their set, again when the set
