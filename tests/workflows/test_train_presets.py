@@ -104,14 +104,6 @@ def test_gfla_weighs_each_layer_of_style_alike_and_sees_images_as_its_code_does(
     assert PRESETS["san_market"]().perceptual.normalize
 
 
-def test_a_small_dpig_begins_without_its_discriminator_s_word():
-    config = PRESETS["dpig_market_small"]()
-    steps = config.total_steps
-    found = [config.weights_at(round(share * steps))["adversarial"] for share in (0, 0.3, 0.45, 0.6, 0.99)]
-    assert found == pytest.approx([0, 0, 0.5, 1, 1], abs=0.01)
-    assert PRESETS["dpig_market"]().weights_at(0)["adversarial"] == 1
-
-
 @pytest.mark.parametrize("term", ["flow_error", "visibility", "flow_in_parts"])
 def test_a_term_of_one_stage_is_refused_in_the_others(term):
     """It would be missed in the middle of a run, when the stage before has been trained."""
