@@ -29,10 +29,10 @@ from reposer.generation.pictures import encode_marked
 from reposer.images import encode_png
 from reposer.jobs.stages import Stage, StageCache, in_order, seal_study, work
 from reposer.models.embedding import Embedding
-from reposer.storage.checkpoint import CHECKPOINTS
 from reposer.storage.files import sha256_bytes, write_atomic
 from reposer.storage.manifest import seal_job, write_part
 from reposer.storage.outputs import SEAL, write_seal
+from reposer.storage.paths import CHECKPOINTS
 from reposer.trained.networks import EMBEDDING, of_run
 from reposer.workflows.reid_features import check_data
 from reposer.workflows.verify import verify_folder

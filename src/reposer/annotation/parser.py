@@ -37,9 +37,8 @@ from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError, find, with_plugins
 from reposer.images import resize
 from reposer.models.pose_maps import moved
-from reposer.storage.checkpoint import CHECKPOINTS
 from reposer.storage.files import sha256_file
-from reposer.storage.paths import RefusedFileError
+from reposer.storage.paths import CHECKPOINTS, RefusedFileError
 from reposer.structures import MISSING_LABEL, NUM_JOINTS
 from reposer.trained.networks import PARSER, open_network
 from reposer.weights.files import KNOWN, licensed_weights, require_license

@@ -44,8 +44,8 @@ from reposer.storage.files import (
     sync_folder,
     write_new,
 )
-from reposer.storage.paths import CHECKPOINTS as CHECKPOINTS  # of the interface of this file
 from reposer.storage.paths import (
+    CHECKPOINTS,
     RefusedFileError,
     contained,
     leads_to,

@@ -300,12 +300,12 @@ class TablePlan:
             " multiply-adds of convolutions and matrix products for one picture.",
         ]
         if config.augment:
-            part = "" if config.reid_budget == 1 else f"{config.reid_budget:.0%} of each person's images, "
+            whole = config.reid_budget == 1
+            images = "the training set" if whole else f"{config.reid_budget:.0%} of each person's images,"
+            seen = "" if whole else " The generators have seen all images of the training people."
             notes.append(
-                f"Re-ID: {part or 'the training set '}times {config.factor} with pictures of each generator,"
-                f" donors {config.policy}, the same for all; {config.reid_steps:,} steps each."
-                + bool(part)
-                * " The generators have seen all images of the training people."
+                f"Re-ID: {images} times {config.factor} with pictures of each generator, donors"
+                f" {config.policy}, the same for all; {config.reid_steps:,} steps each.{seen}"
             )
         return notes
 

@@ -25,6 +25,7 @@ from reposer.models.generators import CONTROLS, PREDICTORS, about, build_generat
 from reposer.models.layers import MAX_SIDE
 from reposer.models.parsing_networks import PARSERS, build_parser
 from reposer.storage import checkpoint
+from reposer.storage.paths import CHECKPOINTS
 from reposer.weights.network_folder import (
     CONFIG,
     FILES,
@@ -119,7 +120,7 @@ def open_network(kind: Kind[N, I], name: str | Path) -> Trained[N, I]:
             raise UserError(problem, "install it again, or name a folder")
         with as_file(folder) as path:
             return _of_folder(kind, path, name)
-    if (Path(name) / checkpoint.CHECKPOINTS).is_dir():
+    if (Path(name) / CHECKPOINTS).is_dir():
         return of_run(kind, name)
     return _of_folder(kind, open_folder(name, FILES), name)
 

@@ -22,10 +22,10 @@ from reposer.config import config_hash, read_json
 from reposer.errors import LARGEST, LARGEST_SEED, UserError, find
 from reposer.runtime import Runtime
 from reposer.storage import checkpoint
-from reposer.storage.checkpoint import CHECKPOINTS, INPUTS, PREPARED, Checkpoint
+from reposer.storage.checkpoint import INPUTS, PREPARED, Checkpoint
 from reposer.storage.files import sha256_bytes
 from reposer.storage.outputs import MARK, SEAL, write_seal
-from reposer.storage.paths import printable
+from reposer.storage.paths import CHECKPOINTS, printable
 from reposer.storage.runs import RunFolder
 from reposer.training.config import TrainingConfig
 from reposer.training.state import FOREIGN, TrainingState

@@ -43,7 +43,7 @@ from reposer.sections import draw_grid
 from reposer.storage import checkpoint
 from reposer.storage.checkpoint import Checkpoint, TensorGroups
 from reposer.storage.files import sha256_file
-from reposer.storage.paths import printable
+from reposer.storage.paths import CHECKPOINTS, printable
 from reposer.structures import PairBatch
 from reposer.trained.networks import EMBEDDING, GENERATOR, GeneratorConfig, Trained, open_network
 from reposer.training.gan.config import GanConfig
@@ -87,7 +87,7 @@ class Beginning:
                 f"start_from={printable(name)}: its generator is {theirs}, and this one is {generator}",
                 "name one of the same generator",
             )
-        found = checkpoint.of_run(name) if (name / checkpoint.CHECKPOINTS).is_dir() else None
+        found = checkpoint.of_run(name) if (name / CHECKPOINTS).is_dir() else None
         if found is None:
             return cls(opened.network.state_dict(), None, opened.weights_hash, opened.info)
         critic = found.groups.get("discriminator")
