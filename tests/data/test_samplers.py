@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from reposer.data.samplers import draw_flips, draw_pairs, rank_slice
+from reposer.data.samplers import draw_flips, draw_itself, draw_pairs, rank_slice
 
 
 def test_draws_are_pure_functions_of_seed_and_step() -> None:
@@ -42,6 +42,15 @@ def test_pairs_and_flips_of_a_step_are_independent() -> None:
     assert abs(np.mean([draw_flips(32, 1, step, 0.1).mean() for step in range(300)]) - 0.1) < 0.02
     assert not draw_flips(1000, 0, 0, 0.0).any()
     assert draw_flips(1000, 0, 0, 1.0).all()
+
+
+def test_a_share_of_the_pairs_is_of_an_image_and_itself() -> None:
+    drawn = np.concatenate([draw_itself(32, 0, step, 0.25) for step in range(300)])
+    assert abs(drawn.mean() - 0.25) < 0.02
+    assert not draw_itself(1000, 0, 0, 0.0).any()
+    assert draw_itself(1000, 0, 0, 1.0).all()
+    flips = np.concatenate([draw_flips(32, 0, step) for step in range(300)])
+    assert abs(np.corrcoef(drawn, flips)[0, 1]) < 0.05
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])

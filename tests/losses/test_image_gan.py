@@ -136,6 +136,28 @@ def test_the_identity_term_compares_with_the_target_and_teaches_the_generator():
     assert image.grad.abs().sum() > 0
 
 
+def test_the_wanted_feature_may_lie_halfway_between_target_and_source():
+    """Halfway by direction, however long the features are; the maps are the target's."""
+
+    def network(image: Tensor) -> tuple[Tensor, Tensor]:
+        return image[:, :2, 0, 0], image
+
+    def shows(x: float, y: float) -> Tensor:
+        return torch.tensor([x, y, 0.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+
+    batch = replace(_batch(), target_image=shows(1, 0), source_image=shows(0, 9))
+    for wanted, angle in (("target", math.pi / 4), ("both", 0.0)):
+        nets = GanNetworks(nn.Identity(), nn.Identity(), None, identity=network, identity_wanted=wanted)
+        loss, _ = generator_loss(nets, batch, shows(1, 1), {"identity": 1.0})
+        assert loss.item() == pytest.approx(1 - math.cos(angle), abs=1e-6)
+        nets = replace(nets, generator=lambda rows: shows(1, 1)[: len(rows)])
+        loss, _ = generator_loss(nets, batch, shows(1, 1), {"lent": 1.0})
+        assert loss.item() == pytest.approx(1 - math.cos(angle), abs=1e-6)
+    nets = GanNetworks(nn.Identity(), nn.Identity(), None, identity=network, identity_wanted="both")
+    loss, _ = generator_loss(replace(nets, identity_maps=2.0), batch, shows(1, 0), {"identity": 1.0})
+    assert loss.item() == pytest.approx(1 - math.cos(math.pi / 4), abs=1e-6)
+
+
 class _Dressed(nn.Module):
     """The source's colors, scaled, on the target's mask; nothing carried to other targets may be left."""
 

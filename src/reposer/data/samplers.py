@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from reposer.data.packed import PackedPeople, by_person
 from reposer.errors import UserError
 
-_PAIR_STREAM, _FLIPS = 1, 3  # streams
+_PAIR_STREAM, _FLIPS, _ITSELF = 1, 3, 4  # streams
 
 
 def draw_pairs(n_pairs: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
@@ -29,6 +29,11 @@ def draw_pairs(n_pairs: int, batch_size: int, seed: int, step: int) -> NDArray[n
 def draw_flips(batch_size: int, seed: int, step: int, probability: float = 0.5) -> NDArray[np.bool_]:
     """(batch_size,) whether each sample of a step is mirrored."""
     return _generator(_FLIPS, seed, step).random(batch_size) < probability
+
+
+def draw_itself(batch_size: int, seed: int, step: int, share: float) -> NDArray[np.bool_]:
+    """(batch_size,) whether the target of each pair of a step is its source image, ``share`` of them."""
+    return _generator(_ITSELF, seed, step).random(batch_size) < share
 
 
 def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:

@@ -162,6 +162,7 @@ class GanNetworks:
     # (B, 3, H, W) model floats -> feature (B, D) and maps (B, C, h, w) of a frozen Re-ID network
     identity: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     identity_maps: float = 0.0  # weight of the maps beside the feature
+    identity_wanted: str = "target"  # or "both": halfway between the features of target and source
     together: bool = False  # the discriminator judges real and generated images in one pass
     source_fake: bool = False  # the source image is one more generated one to the discriminator
     nearest_window: int = 3  # places along each side in which the term nearest looks
@@ -354,9 +355,24 @@ def _identity(made: Made) -> Tensor:
     network = made.nets.identity
     if network is None:
         raise ValueError("the identity term needs a Re-ID network")
-    with torch.no_grad():
-        wanted = network(made.batch.target_image)
+    wanted = _wanted(made.nets, network, made.batch.target_image, made.batch.source_image)
     return identity_distance(network(made.image), wanted, made.nets.identity_maps)
+
+
+@torch.no_grad()
+def _wanted(
+    nets: GanNetworks, network: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, source: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Feature (B, D) and maps (B, C, h, w) that a Re-ID network should see; the maps are the target's.
+
+    Args:
+        target: (B, 3, H, W) model floats. source: (B, 3, H, W), bytes or model floats.
+    """
+    feature, maps = network(target)
+    if nets.identity_wanted == "both":
+        # of length 1 first, so that neither has more of a say
+        feature = F.normalize(feature) + F.normalize(network(to_float(source))[0])
+    return feature, maps
 
 
 def with_lent_targets(batch: PairBatch) -> PairBatch:
@@ -380,8 +396,7 @@ def _lent(made: Made) -> Tensor:
     if network is None:
         raise ValueError("the term lent needs a Re-ID network")
     rows = with_lent_targets(made.batch)
-    with torch.no_grad():
-        wanted = network(made.batch.target_image[: len(rows)])
+    wanted = _wanted(made.nets, network, made.batch.target_image[: len(rows)], rows.source_image)
     return identity_distance(network(made.nets.generator(rows)), wanted)
 
 

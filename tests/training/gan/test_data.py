@@ -57,6 +57,21 @@ def test_a_budget_without_a_pair_is_refused(tmp_path):
         GanData(tiny_config(folder, data={"folder": folder, "budget": 0.5}))
 
 
+def test_a_share_of_the_targets_is_the_source_image_itself(tmp_path):
+    """The sources stay, and so do the targets of the other pairs."""
+    folder = write_prepared(tmp_path / "prepared")
+    given = GanData(tiny_config(folder, batch_size=64))
+    some = GanData(tiny_config(folder, batch_size=64, data={"folder": folder, "itself": 0.5}))
+    (usual,), (mixed,) = given.parts(3), some.parts(3)
+    assert torch.equal(mixed.batch.source_image, usual.batch.source_image)
+    names = [name.split(" -> ") for name in mixed.names]
+    itself = torch.tensor([source == target for source, target in names])
+    assert 16 < itself.sum() < 48
+    for target, source in (("target_image", "source_image"), ("target_parsing", "source_parsing")):
+        assert torch.equal(getattr(mixed.batch, target)[itself], getattr(mixed.batch, source)[itself])
+        assert torch.equal(getattr(mixed.batch, target)[~itself], getattr(usual.batch, target)[~itself])
+
+
 def test_a_whole_budget_is_not_named_so_that_earlier_runs_go_on(tmp_path):
     data = tiny_config(tmp_path).data
     assert "budget" not in data.model_dump()

@@ -18,7 +18,7 @@ from reposer.training.config import EpochsConfig, OutputConfig, learning_rate
 class DataConfig(Config):
     """Which prepared folder, which pairs of it, and how many of them make an epoch."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"budget", "budget_seed"})
+    later: ClassVar[frozenset[str]] = frozenset({"budget", "budget_seed", "itself"})
 
     folder: Path  # written by `reposer prepare`
     pairs: str = "pairs_train.csv"  # inside the folder; both images must be of the split "train"
@@ -30,6 +30,9 @@ class DataConfig(Config):
     flip: bool = False  # mirror half of the pairs, labels and joints swapped
     # images of the source person that a pair has at most, one of them the pair's own; each number as often
     sources: int = Field(default=1, ge=1, le=MOST_SOURCES)
+    # share of pairs whose target is the source image itself: a generator that carries pixels learns to leave
+    # them alone there
+    itself: float = Field(default=0.0, ge=0, le=1)
     budget: float = Field(default=1.0, gt=0, le=1)  # share of each person's images, see data/samplers.py
     budget_seed: int = 0
 
@@ -160,8 +163,19 @@ class IdentityConfig(Config):
     It must not be the network that judges the generator or filters its pictures.
     """
 
+    later: ClassVar[frozenset[str]] = frozenset({"wanted"})
+
     network: Path | None = None  # run of `reposer reid train`, or an exported folder
+    # whose feature is wanted: the target image's, or halfway between it and the source image's, since either
+    # alone has a camera and a side of its own
+    wanted: Literal["target", "both"] = "target"
     maps: float = Field(default=0.0, ge=0)  # weight of its last maps beside that of its feature
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        if self.network is None and self.model_dump(exclude_defaults=True):
+            raise ValueError("settings are given but no network, so nothing would read them")
+        return self
 
 
 class AdversarialConfig(Config):

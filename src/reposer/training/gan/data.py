@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reposer.data.packed import PackedPeople
 from reposer.data.pairs import load_pairs
-from reposer.data.samplers import budget_rows, draw_flips, draw_pairs, rank_slice
+from reposer.data.samplers import budget_rows, draw_flips, draw_itself, draw_pairs, rank_slice
 from reposer.data.sources import FurtherSources, draw_counts
 from reposer.data.transforms import flip_pairs
 from reposer.errors import UserError
@@ -83,6 +83,8 @@ class GanData:
         """
         config = self._config
         rows = self.pairs[draw_pairs(len(self.pairs), config.batch_size, config.seed, step)]
+        itself = draw_itself(config.batch_size, config.seed, step, config.data.itself)
+        rows[itself, 1] = rows[itself, 0]
         flips = draw_flips(config.batch_size, config.seed, step, 0.5 if config.data.flip else 0.0)
         counts = draw_counts(config.batch_size, config.data.sources, config.seed, step)
         share = config.batch_size // config.accumulate

@@ -405,6 +405,7 @@ def _networks(
         extra_terms=bool(config.extra_terms),
         identity=None if judge is None else judge.network.feature_and_maps,
         identity_maps=config.identity.maps,
+        identity_wanted=config.identity.wanted,
         together=config.gan.together,
         source_fake=config.gan.source_fake,
         nearest_window=config.perceptual.nearest_window,
