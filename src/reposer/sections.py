@@ -58,6 +58,15 @@ def markdown_row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def markdown_page(title: str, text: Sequence[str], tables: Sequence[Table]) -> bytes:
+    """The same as a section shows, as a file in Markdown: each table under its caption."""
+    parts = [f"# {title}", *text]
+    for table in tables:
+        lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+        parts += [f"## {table.caption}", "\n".join(markdown_row(*line) for line in lines)]
+    return ("\n\n".join(parts) + "\n").encode()
+
+
 @dataclass(frozen=True)
 class Fold:
     """Text that opens on a click."""

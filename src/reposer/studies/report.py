@@ -18,11 +18,12 @@ from reposer.generation.augmented_rows import set_schema
 from reposer.images import decode, encode_png
 from reposer.metrics.intervals import mean_interval
 from reposer.reid.features import read_features
-from reposer.sections import Fold, Picture, Section, Table, draw_grid, markdown_row, write_sections
+from reposer.sections import Fold, Picture, Section, Table, draw_grid, markdown_page, write_sections
 from reposer.storage.manifest import IMAGES, read_rows
 from reposer.storage.outputs import write_output
 from reposer.storage.paths import contained, made_folder, unlinked
 from reposer.storage.tables import parquet_bytes, read_table
+from reposer.studies import camera_pairs
 from reposer.studies.config import STUDY_FILE, Arm, Budget
 from reposer.studies.mistakes import FACTORS, MARGIN, MISTAKEN_PICTURES, MISTAKES
 from reposer.studies.plan import Cell, Coverage, StudyPlan
@@ -32,7 +33,7 @@ from reposer.studies.study_stages import COVERAGE, FEATURES, IDENTITY, REPORT, S
 # ---- The table of mistaken pictures: shares with 95 % intervals over people, by what is known of a picture.
 
 MARKDOWN, PARQUET = "mistakes.md", "mistakes.parquet"
-WRITTEN = (MARKDOWN, PARQUET)
+WRITTEN = (MARKDOWN, PARQUET, camera_pairs.MARKDOWN, camera_pairs.PARQUET)
 TITLE = "Which pictures are mistaken for another person?"
 ALL = "all"
 _WORDS = {
@@ -83,11 +84,7 @@ def write_mistakes(plan: StudyPlan, root: Path) -> Section | None:
         )
     budgets = list(dict.fromkeys(row["budget"] for row in rows))
     tables = [_table(rows, share, words, cell) for words, cell in shown for share in budgets]
-    parts = [f"# {TITLE}", *text]
-    for table in tables:
-        lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-        parts += [f"## {table.caption}", "\n".join(markdown_row(*line) for line in lines)]
-    write_output(root / MARKDOWN, ("\n\n".join(parts) + "\n").encode())
+    write_output(root / MARKDOWN, markdown_page(TITLE, text, tables))
     return Section(TITLE, text, tables=tables)
 
 
@@ -198,6 +195,7 @@ def write_report_parts(plan: StudyPlan, results: Results, notes: Sequence[str], 
         *_block_sections(plan, results, root),
         _identity_section(plan),
         write_mistakes(plan, root),
+        camera_pairs.write_cameras(plan, root),
         _generated_section(plan, root),
         _sheets_section(plan, root),
         Section("Configuration", folds=[Fold("study", (root / STUDY_FILE).read_text())]),
