@@ -5,10 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from planted import Planted, pack_planted
 
+from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
+from reposer.generation.pose_transfer import PoseTransfer
+from reposer.models.embedding import EmbeddingInfo
 from reposer.structures import PairBatch
-from reposer.workflows.evaluate import OTHER_POSE, OWN_POSE, REAL, identity_kept
+from reposer.workflows.evaluate import OTHER_POSE, OWN_POSE, REAL, identity_kept, write_identity
 
 
 class Colors(torch.nn.Module):
@@ -146,3 +150,118 @@ def test_nobody_lends_a_pose_that_nobody_knows(people):
     people.keypoints[:] = np.nan
     with pytest.raises(UserError, match="keypoints"):
         identity_kept(PoseOnly(), Colors(), people)
+
+
+class Watched:
+    """A model that copies the source, and keeps which images it was asked for."""
+
+    def __init__(self, *reads: str, predictor: object = None, maps: str = "given") -> None:
+        self.reads, self.predictor, self.maps = reads, predictor, maps
+        self.batches: list[PairBatch] = []
+
+    def needs(self, background: str = "generated") -> tuple[str, ...]:
+        return self.reads if background == "generated" else (*self.reads, "target_mask")
+
+    def __call__(self, batch: PairBatch, background: str) -> torch.Tensor:
+        self.batches.append(batch)
+        return batch.source_image
+
+
+@pytest.mark.parametrize("nobody", [-1, 0])
+def test_distractors_and_junk_lend_no_pose(people, nobody):
+    """Two people, and a gallery that is nearly all nobody's: the other one alone is another person."""
+    people.pids[6:] = nobody
+    people.splits[6:] = "gallery"
+    people.keypoints = np.arange(18, dtype=np.float32)[:, None, None] * np.ones((1, 18, 2), np.float32)
+    for seed in range(20):
+        model = Watched()
+        identity_kept(model, Colors(), people, seed=seed)
+        own, other = (batch.target_keypoints[:, 0, 0].int().tolist() for batch in model.batches)
+        assert set(people.pids[own]) == set(people.pids[other]) == {1, 2}
+        assert people.pids[own].tolist() == [1, 2]
+        assert people.pids[other].tolist() == [2, 1]
+
+
+def _of_five(folder, without) -> PackedPeople:
+    """Five people, a query and two gallery images each; ``without``: (person, camera) that have no map."""
+    return pack_planted(
+        folder,
+        [
+            Planted(
+                pid=pid,
+                camid=camera,
+                split="query" if camera == 1 else "gallery",
+                parsing=(pid, camera) not in without,
+            )
+            for pid in range(1, 6)
+            for camera in (1, 2, 3)
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("without", "queries"),
+    [
+        ({(3, 2)}, 5),
+        ({(3, 2), (4, 2), (5, 2), (1, 3)}, 5),
+        ({(3, 1)}, 4),
+        ({(3, 1), (3, 2), (3, 3), (4, 1)}, 3),
+    ],
+)
+def test_an_image_without_a_label_map_is_neither_query_nor_lender(tmp_path, without, queries):
+    """As in augmented sets and lists of pairs; what is left out is counted and said."""
+    people = _of_five(tmp_path, without)
+    model = PoseTransfer.from_pretrained("transport").at_size(people.size)
+    for seed in range(5):
+        results = identity_kept(model, Colors(), people, seed=seed, sources=2)
+    assert results[REAL].counts["queries"] == 5
+    missing = {"lenders_without_map": len(without)}
+    missing |= {"queries_without_map": 5 - queries} if queries < 5 else {}
+    for row in (OWN_POSE, OTHER_POSE):
+        counts = results[row].counts
+        assert counts["queries"] == queries
+        assert {name: count for name, count in counts.items() if name.endswith("_map")} == missing
+    table = write_identity(tmp_path, results, EmbeddingInfo(embedding={"backbone": "small"}))
+    said = f"without a label map, left out: {5 - queries} queries, {len(without)} lenders."
+    assert [line for line in table.split("\n") if "label map" in line] == [
+        f"{OWN_POSE}: {said}",
+        f"{OTHER_POSE}: {said}",
+    ]
+
+
+def test_whoever_has_all_maps_gets_no_further_count(tmp_path):
+    people = _of_five(tmp_path, ())
+    model = PoseTransfer.from_pretrained("transport").at_size(people.size)
+    results = identity_kept(model, Colors(), people)
+    assert {frozenset(result.counts) for result in results.values()} == {frozenset(results[REAL].counts)}
+    assert "label map" not in write_identity(
+        tmp_path, results, EmbeddingInfo(embedding={"backbone": "small"})
+    )
+
+
+def test_maps_that_nobody_reads_are_not_asked_for(tmp_path):
+    """Without maps a model of keypoints takes everybody; a predictor makes a lender's map, no query's."""
+    people = _of_five(tmp_path, {(1, 1), (2, 2), (3, 3)})
+
+    def asked(model, background="generated"):
+        results = identity_kept(model, Colors(), people, background=background)
+        return results[OWN_POSE].counts["queries"], results[OTHER_POSE].counts.get("lenders_without_map", 0)
+
+    assert asked(Watched("source_image", "target_keypoints")) == (5, 0)
+    assert asked(Watched("source_image", "target_mask")) == (5, 3)
+    assert asked(Watched("source_image", "source_mask")) == (4, 0)
+    assert asked(Watched("source_image"), "source") == (5, 3)
+    assert asked(Watched("target_parsing", predictor=object())) == (4, 0)
+    assert asked(Watched("target_parsing", predictor=object(), maps="predicted")) == (4, 0)
+    assert asked(Watched("target_parsing", predictor=object()), "donor") == (4, 3)
+
+
+def test_where_all_maps_are_missing_the_model_says_so(tmp_path):
+    everybody = {(pid, camera) for pid in range(1, 6) for camera in (1, 2, 3)}
+    people = _of_five(tmp_path / "none", everybody)
+    model = PoseTransfer.from_pretrained("transport").at_size(people.size)
+    with pytest.raises(UserError, match=r"5 of 5 targets have no parsing map and mask, .*--predictor"):
+        identity_kept(model, Colors(), people)
+    queries = {(pid, 1) for pid in range(1, 6)}
+    with pytest.raises(UserError, match="own pose: no query with a label map is lent a pose"):
+        identity_kept(model, Colors(), _of_five(tmp_path / "queries", queries))

@@ -24,7 +24,7 @@ from reposer.storage.bounded import parse_json
 from reposer.storage.files import sha256_bytes, sha256_file
 from reposer.storage.paths import RefusedFileError, read_regular, require_inside, require_regular
 from reposer.storage.tables import read_table
-from reposer.structures import NUM_JOINTS, MoreSources, PairBatch
+from reposer.structures import MISSING_LABEL, NUM_JOINTS, MoreSources, PairBatch
 
 if TYPE_CHECKING:
     import torch
@@ -220,6 +220,12 @@ def by_person(pids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
     order = np.argsort(pids, kind="stable")
     found, starts = np.unique(pids[order], return_index=True)
     return dict(zip(found.tolist(), np.split(order, starts)[1:], strict=True))
+
+
+def has_maps(people: PackedPeople, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,) whether something is known of the label map of each of the rows (N,)."""
+    known = [bool((people.parsing[row] != MISSING_LABEL).any()) for row in rows.tolist()]
+    return np.array(known, np.bool_)
 
 
 def hash_of_people(pids: NDArray[np.int64]) -> str:

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from reposer.data.packed import PackedPeople, has_maps
 from reposer.data.sources import check_sources
 from reposer.errors import UserError, known
 from reposer.generation.camera_colors import recolor
 from reposer.generation.pictures import Person, people_batch, resize_array
 from reposer.generation.stitching import stitch
 from reposer.images import to_uint8
-from reposer.models.parsing_networks import decide_maps
+from reposer.models.parsing_networks import ParsingPredictor, decide_maps
 from reposer.runtime import Runtime, setup
 from reposer.structures import MISSING_LABEL, PairBatch
 from reposer.trained.networks import GENERATOR, PREDICTOR, GeneratorConfig, open_network, save_generator
@@ -120,6 +121,33 @@ def complete_targets(
         target_parsing=torch.where(rows, parsing, batch.target_parsing.to(parsing.device)),
         target_mask=torch.where(rows, mask, batch.target_mask.to(mask.device)),
     )
+
+
+def with_read_maps(
+    model: PoseTransfer, people: PackedPeople, rows: NDArray[np.int64], background: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The images that pictures can be made from, and those that can be targets, as far as label maps go.
+
+    As in augmented sets and lists of pairs, one whose map is read and missing is left out. Where none can be
+    a target, all stay: the model says what it lacks.
+
+    Args:
+        model: what it reads with ``background``, and of whom its predictor makes missing target maps.
+        people: the packed people.
+        rows: (N,) images; both results keep their order.
+    """
+    predictor, given = getattr(model, "predictor", None), getattr(model, "maps", "given") == "given"
+    read = {*getattr(model, "needs", lambda _: ())(background)}
+    read |= {*ParsingPredictor.needs} if predictor else set()
+    of_source = bool(read & {"source_parsing", "source_mask"})
+    of_target = given and bool(read & {"target_parsing", "target_mask"})
+    if not of_source and not of_target:
+        return rows, rows
+    mapped = has_maps(people, rows)
+    makes, lends = (mapped if reads else np.ones_like(mapped) for reads in (of_source, of_target))
+    if predictor and background != "donor":
+        lends = lends | ~np.isnan(people.keypoints[rows]).all(axis=(1, 2))
+    return (rows[makes], rows[lends]) if lends.any() else (rows, rows)
 
 
 MAPS = ("given", "predicted")

@@ -24,7 +24,7 @@ from reposer.evaluation.image_quality import DEFAULT_METRICS, Method, evaluate_p
 from reposer.evaluation.image_sets import ImageQualityReport, claim_quality
 from reposer.evaluation.map_quality import MapQualityReport, Maps, claim_maps, evaluate_maps
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
-from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer, with_read_maps
 from reposer.images import encode_png
 from reposer.metrics.protocols import find_metric, weights_in
 from reposer.models.embedding import EmbeddingInfo
@@ -249,6 +249,7 @@ def _grid(predictor: MapPredictor, people: PackedPeople, pairs: NDArray[np.int64
 REAL, OWN_POSE, OTHER_POSE = "real queries", "generated, own pose", "generated, another person's pose"
 BATCH = 64
 IDENTITY = "identity.json"
+NO_MAPS = ("queries_without_map", "lenders_without_map")  # counts of generated rows, where they are not 0
 
 
 def identity_kept(
@@ -274,8 +275,10 @@ def identity_kept(
         predictor: adds both generated rows with target maps that it makes of the donor's pose and the
             source's garments, if the model reads any.
 
+    Images whose label map is read and missing are left out; the counts of the generated rows say how many.
+
     Raises:
-        UserError: nobody to test on, or nobody whose pose can be lent.
+        UserError: nobody to test on, nobody whose pose can be lent, or no query with a map that is read.
     """
     query, gallery = tested_rows(people)
     against = extract_features(embedding, people, gallery)
@@ -283,20 +286,27 @@ def identity_kept(
     (real, against), _ = with_cameras(real, against)
     test, cameras = np.concatenate([query, gallery]), people.camids.copy()
     cameras[test] = np.concatenate([real.camids, against.camids])
-    further = FurtherSources(people, test, cameras=cameras)
     results, told = {REAL: evaluate_reid(real, against)}, Stages()
     for one, maps in ((model, ""), (_predicting(model, predictor), ", predicted maps")):
         if one is None:
             continue
-        lenders = _lenders(one, people, test)
+        makers, targets = with_read_maps(one, people, test, background)
+        asking, lenders = np.isin(query, makers), _lenders(one, people, targets)
+        mapless = int((people.pids[test] > 0).sum() - (people.pids[targets] > 0).sum())
+        without = dict(zip(NO_MAPS, (int((~asking).sum()), mapless), strict=True))
+        further = FurtherSources(people, makers, cameras=cameras)
         for row, same in ((OWN_POSE, True), (OTHER_POSE, False)):
             donors = _donors(people.pids, query, lenders, same, np.random.default_rng([seed, same]))
             told(f"queries, {row + maps}", 0, len(query))
-            asked = np.flatnonzero(donors >= 0)
+            asked = np.flatnonzero((donors >= 0) & asking)
+            if not len(asked):
+                raise UserError(f"{row + maps}: no query with a label map is lent a pose", "annotate more")
             images = _generate(one, further, query[asked], donors[asked], background, sources)
             features = replace(real.rows(asked), features=embed_images(embedding, images))
             scenes = cameras[donors[asked]] if background == "donor" else None
-            results[row + maps] = evaluate_reid(features, against, scenes=scenes)
+            result = evaluate_reid(features, against, scenes=scenes)
+            left_out = {name: count for name, count in without.items() if count}
+            results[row + maps] = replace(result, counts=result.counts | left_out)
     return results
 
 
@@ -353,6 +363,10 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
         "",
         f"Re-ID network: {info.embedding['backbone']}, trained on {info.trained_on}; counts: {counts}.",
     ]
+    for row, result in results.items():
+        queries, lenders = (result.counts.get(name, 0) for name in NO_MAPS)
+        if queries or lenders:
+            lines.append(f"{row}: without a label map, left out: {queries:,} queries, {lenders:,} lenders.")
     document = {
         "embedding": info.model_dump(mode="json"),
         "rows": {r: v.to_json() for r, v in results.items()},
@@ -381,7 +395,11 @@ def _predicting(model: PoseTransfer, predictor: MapPredictor | None) -> PoseTran
 
 
 def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The test images that can lend a pose: those with a keypoint, where maps are predicted from them."""
+    """The test images that can lend a pose: of people, no distractors or junk; where maps are predicted
+    from keypoints, those with one."""
+    test = test[people.pids[test] > 0]
+    if not len(test):
+        raise UserError("no image of a test person has a label map", "annotate the test images too")
     if getattr(model, "maps", "given") == "predicted":
         test = test[np.isfinite(people.keypoints[test].sum(axis=2)).any(axis=1)]  # NaN: a missing joint
     if not len(test):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reposer.data.packed import PackedPeople
+from reposer.data.packed import PackedPeople, has_maps
 from reposer.data.parsing import convert
 from reposer.data.randomization import STREAM, Guided, Person, randomize
 from reposer.data.samplers import draw_images, rank_slice
@@ -216,7 +216,7 @@ class ParsingData:
     def __init__(self, config: ParsingConfig, rank: int = 0, world_size: int = 1) -> None:
         self.people = PackedPeople.open(config.data.folder / "packed", verify=rank == 0)
         rows = np.flatnonzero(np.isin(self.people.splits, config.data.splits))
-        rows = rows[[bool((self.people.parsing[row] != MISSING_LABEL).any()) for row in rows]]
+        rows = rows[has_maps(self.people, rows)]
         pids = np.unique(self.people.pids[rows])
         held = config.data.tuning_people
         if len(pids) <= held:
