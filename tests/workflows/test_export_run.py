@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import shutil
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import typer
 import yaml
 from huggingface_hub import HfApi
-from tiny_training import tiny_config, write_prepared
+from tiny_training import TINY_SAN, tiny_config, write_prepared
 
+from reposer.annotation import segmentation_model
+from reposer.annotation.parser import open_parser
 from reposer.cli import main as cli
+from reposer.config import stored_hash
 from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError
 from reposer.evaluation.image_sets import ImageQualityReport, MetricInfo, MetricResult
@@ -28,11 +34,16 @@ from reposer.evaluation.reidentification import evaluate_reid
 from reposer.generation.pose_transfer import PoseTransfer
 from reposer.models.embedding import EmbeddingInfo
 from reposer.runtime import setup
+from reposer.storage import checkpoint
+from reposer.storage.paths import CHECKPOINTS
 from reposer.structures import FeatureSet
+from reposer.trained.networks import EMBEDDING, GENERATOR, PARSER, PREDICTOR, GeneratorConfig, open_network
 from reposer.training.gan.config import ScheduleConfig
 from reposer.training.loop import train
 from reposer.weights.downloads import DownloadError
+from reposer.weights.network_folder import weights_hash
 from reposer.workflows import export_run as sharing
+from reposer.workflows import import_weights
 from reposer.workflows.evaluate import OWN_POSE, REAL, write_identity
 from reposer.workflows.export_run import export_run, push_to_hub
 
@@ -257,6 +268,80 @@ def test_the_command(run, tmp_path, capsys, monkeypatch):
     assert not ended.value.code
     assert "once served: https://PLACE/config.json#sha256=" in capsys.readouterr().out
     assert torch.isfinite(next(PoseTransfer.from_pretrained(tmp_path / "out").generator.parameters())).all()
+
+
+# ---- the command of a card
+
+IN_A_RUN = {  # of each kind of training: its settings, and its group of tensors
+    "generator": ({"generator": "san", "generator_args": TINY_SAN}, GENERATOR),
+    "predictor": ({"predictor": "parsing_predictor", "predictor_args": {"width": 4}}, PREDICTOR),
+    "parser": ({"parser": {}}, PARSER),
+    "guided parser": ({"parser": {}, "guided": {"widths": [4, 4, 4, 4]}}, PARSER),
+    "embedding": ({"embedding": {"backbone": "small"}}, EMBEDDING),
+}
+
+
+def exported(kind: str, folder: Path) -> Path:
+    """The export of a run of that kind, of a network that learned nothing."""
+    settings, of = IN_A_RUN[kind]
+    settings = settings | {"data": {"folder": "people", "splits": ["train"]}}
+    (folder / "run").mkdir()
+    (folder / "run" / "config.json").write_text(json.dumps(settings))
+    meta = {"identity_hash": "", "size": [32, 16], "config_hash": stored_hash(folder / "run" / "config.json")}
+    info = of.info_of_run(settings, SimpleNamespace(meta=meta, step=1))
+    tensors = {of.prefix + name: tensor for name, tensor in of.build(info).state_dict().items()}
+    checkpoint.save(folder / "run" / CHECKPOINTS, 1, {of.group: tensors}, meta)
+    export_run(folder / "run", folder / "out", **CARD)
+    return folder / "out"
+
+
+def command_of(card: Path) -> list[str]:
+    """The words of the one command that a card shows, after ``reposer``."""
+    (line,) = [line for line in card.read_text().split("\n") if line.startswith("    reposer ")]
+    return shlex.split(line)[1:]
+
+
+def parsed(words: list[str]) -> tuple[str, dict[str, object]]:
+    """Path and parameters of a command line, as the real parser sees them; nothing is run."""
+    command, path = typer.main.get_command(cli.app), []
+    while hasattr(command, "commands"):
+        path.append(words[0])
+        command, words = command.commands[words[0]], words[1:]
+    return " ".join(path), command.make_context(path[-1], list(words)).params
+
+
+@pytest.mark.parametrize(
+    ("kind", "command", "place"),
+    [
+        ("generator", "generate", "model"),
+        ("predictor", "generate", "predictor"),
+        ("parser", "export-parser", "run"),
+        ("guided parser", "annotate", "parser"),
+        ("embedding", "reid evaluate", "model"),
+    ],
+)
+def test_a_card_shows_a_command_that_takes_the_export(tmp_path, kind, command, place, monkeypatch):
+    out = exported(kind, tmp_path)
+    path, given = parsed(command_of(out / "README.md"))
+    assert (path, str(given[place])) == (command, "this folder")
+    of = IN_A_RUN[kind][1]
+    assert open_network(of, out).info.step == 1
+    if kind == "parser":
+        written = []
+        monkeypatch.setattr(segmentation_model, "export_module", lambda *parts: written.append(parts))
+        segmentation_model.export_parser(out, tmp_path / "my.onnx")
+        assert weights_hash(written[0][0]) == open_network(of, out).weights_hash
+    if kind == "guided parser":
+        assert open_parser(out).info.sha256 == open_network(of, out).weights_hash
+
+
+def test_the_card_of_imported_weights_shows_a_command_that_takes_them(tmp_path):
+    origin = SimpleNamespace(non_commercial=False, license="none", project="theirs")
+    config = GeneratorConfig(generator="patn", size=(128, 64))
+    card = tmp_path / "README.md"
+    card.write_text(import_weights._card(origin, SimpleNamespace(norm="batch"), "net.pth", "0", config))
+    path, given = parsed(command_of(card))
+    assert (path, given["model"]) == ("generate", "this folder")
 
 
 # ---- on a hub

@@ -23,7 +23,7 @@ from reposer.errors import UserError, unknown
 from reposer.images import IMAGENET_MEAN, IMAGENET_STD
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.structures import NUM_LABELS
-from reposer.trained.networks import PARSER, of_run
+from reposer.trained.networks import PARSER, open_network
 from reposer.trained.onnx import export_module
 
 # ---- How an image is fitted into a segmentation model's input, and its scores are carried back: two
@@ -277,7 +277,7 @@ def export_parser(run_dir: str | Path, path: str | Path) -> Path:
     """Write ``x.onnx`` and ``x.json`` from the newest checkpoint of a run of ``reposer train parser_small``.
 
     Args:
-        run_dir: the run.
+        run_dir: the run, or an export of it.
         path: x.onnx; each file appears complete or not at all, the description last.
 
     Raises:
@@ -287,7 +287,7 @@ def export_parser(run_dir: str | Path, path: str | Path) -> Path:
     if path.suffix != ".onnx":
         raise UserError(f"{path}: not an .onnx file", "give a name that ends with .onnx")
     claim_outputs(path.parent, [path.name, path.with_suffix(".json").name], older=_is_older(path))
-    trained = of_run(PARSER, run_dir)
+    trained = open_network(PARSER, run_dir)
     if trained.info.generator != "parsing_network":
         problem = f"{run_dir}: a parser that sees masks and joints too, which no .onnx description can say"
         raise UserError(problem, "give the run folder itself, or its export, as --parser")

@@ -264,7 +264,7 @@ def import_weights(
 
 @app.command("export-parser")
 def export_parser(
-    run: Annotated[Path, typer.Argument(help="Run folder of `reposer train parser_small`.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of `reposer train parser_small`, or its export.")],
     out: Annotated[Path, typer.Argument(help="The .onnx file to write; its description goes beside it.")],
 ) -> None:
     """Write a trained parser as an ONNX file and its description."""

@@ -31,11 +31,20 @@ from reposer.weights.network_folder import CARD, CONFIG, WEIGHTS, save_network
 from reposer.workflows.evaluate import IDENTITY, identity_table
 
 _KINDS: tuple[tuple[Kind[Any, Any], str, str], ...] = (  # by the setting that such runs alone have
-    (GENERATOR, "a person image in another pose", "generate --model"),
-    (PREDICTOR, "label maps of a person in another pose", "generate --predictor"),
-    (PARSER, "a parser of person images", "annotate --parser"),
-    (EMBEDDING, "an embedding of person images", "evaluate --reid"),
+    (
+        GENERATOR,
+        "a person image in another pose",
+        'generate "this folder" --source PERSON.jpg --donor DONOR.jpg --out NEW.png',
+    ),
+    (
+        PREDICTOR,
+        "label maps of a person in another pose",
+        'generate MODEL --predictor "this folder" --source PEOPLE --target canonical:front --out NEW',
+    ),
+    (PARSER, "a parser of person images", 'annotate IMAGES --parser "this folder"'),
+    (EMBEDDING, "an embedding of person images", 'reid evaluate "this folder" --data PREPARED --out SCORES'),
 )
+_OF_IMAGES_ALONE = 'export-parser "this folder" PARSER.onnx'  # a parser that `annotate` reads as this file
 FIGURES = (  # tables that evaluations write
     *(image_sets.TABLE_FILE, map_quality.TABLE_FILE),
     *(IDENTITY, reid_comparison.TABLE_FILE),
@@ -82,6 +91,8 @@ def export_run(
         raise UserError("--half: a Re-ID network is kept as float32", "leave --half away")
     if half:
         info = info.changed(weights_dtype="float16")
+    if getattr(info, "generator", "") == "parsing_network":
+        use = _OF_IMAGES_ALONE
     out = Path(out)
 
     def card(config: Config) -> str:
@@ -159,7 +170,7 @@ pictures that pass for photographs. A generated picture of a real person is pers
 
 ## Use
 
-    reposer {use} "this folder"
+    reposer {use}
 
 ## Files
 

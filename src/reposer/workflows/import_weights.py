@@ -378,7 +378,7 @@ one. Meant for research; not for surveillance, decisions about people, or pictur
 
 ## Use
 
-    reposer generate "this folder" ...
+    reposer generate "this folder" --data PREPARED --pairs PAIRS.csv --out PICTURES
 
 ## Files
 
