@@ -195,6 +195,30 @@ def test_means_over_splits_name_every_row_and_hold_the_roc():
     assert "| euclidean |" in report.to_markdown().split("pairs, one to one")[1]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "span"),
+    [
+        ((30, 25, 90), "25 to 90"),
+        ((90, 30, 25), "25 to 90"),
+        ((12, 12), "12"),
+        ((9, 10), "9 to 10"),
+        ((100, 99), "99 to 100"),
+        ((1001, 1200), "1,001 to 1,200"),
+    ],
+)
+@pytest.mark.parametrize("trials", [1, 2, 7])
+def test_means_over_splits_say_how_many_queries_each_has(sizes, span, trials):
+    protocol = find_protocol("single_shot", trials=trials)
+    reports = []
+    for size in sizes:
+        pids = np.arange(1, size + 1)
+        names = tuple(f"{pid}.jpg" for pid in pids)
+        features = np.stack([np.ones(size), pids], axis=1).astype(np.float32)
+        query, gallery = (FeatureSet(features, pids, np.full(size, camera), names) for camera in (1, 2))
+        reports.append(compare_methods(query, gallery, methods=("euclidean",), protocol=protocol))
+    assert f"of {span} queries each" in mean_report(reports, "files").notes[0]
+
+
 @pytest.mark.parametrize("number", [0, 4, -1])
 def test_folds_without_cameras_ask_by_the_first_image_of_each_person(number):
     everybody = replace(_people(7, 90, people=20), camids=np.full(90, number))

@@ -266,8 +266,8 @@ def mean_report(reports: Sequence[ReidReport], what: str) -> ReidReport:
         for row in rows
         if row not in missing
     }
-    counts = [f"{report.results[row].counts['queries']:,}" for report in reports for row in [*results][:1]]
-    span = counts[0] if len(set(counts)) == 1 else f"{min(counts, key=len)} to {max(counts, key=len)}"
+    sizes = [_queries(report.results[row]) for report in reports for row in [*results][:1]]
+    span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
     note = (
         f"Means over {len(reports)} {what} of {span} queries each, with the standard deviation (n - 1)"
         " between them. They share people, so it is no error of the mean."
@@ -284,6 +284,11 @@ def mean_report(reports: Sequence[ReidReport], what: str) -> ReidReport:
         settings=first.settings | {"splits": len(reports)},
         metrics={},
     )
+
+
+def _queries(result: ReidResult, name: str = "queries") -> int:
+    """A count of queries, which trials count once each, in one trial."""
+    return result.counts[name] // result.counts.get("trials", 1)
 
 
 def _training_set(train: FeatureSet | None, query: FeatureSet, gallery: FeatureSet, unit: bool) -> FeatureSet:
@@ -350,10 +355,9 @@ def _notes(
     expand: Expansion | None,
 ) -> list[str]:
     counts = first.counts
-    trials = counts.get("trials", 1)
     notes = [
-        f"{counts['queries'] // trials:,} queries of {counts['query_identities']:,} people,"
-        f" {counts['queries_with_valid_match'] // trials:,} with a valid match; gallery of"
+        f"{_queries(first):,} queries of {counts['query_identities']:,} people,"
+        f" {_queries(first, 'queries_with_valid_match'):,} with a valid match; gallery of"
         f" {counts['gallery']:,} images, of which {counts['gallery_distractors']:,} are distractors and"
         f" {counts['gallery_junk']:,} junk."
     ]
