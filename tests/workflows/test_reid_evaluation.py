@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,9 +26,17 @@ from reposer.images import decode, encode_png
 from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.reid.features import embed_images, extract_features, write_features
 from reposer.rendered.dataset import write_rendered_dataset
+from reposer.storage.outputs import write_output
 from reposer.structures import FeatureSet
 from reposer.workflows import reid_features
-from reposer.workflows.reid_evaluation import ReidOptions, evaluate_network, resolved, score_files, score_sets
+from reposer.workflows.reid_evaluation import (
+    ReidOptions,
+    evaluate_network,
+    resolved,
+    score_files,
+    score_sets,
+    score_splits,
+)
 from reposer.workflows.reid_features import (
     chosen_rows,
     export_embedding,
@@ -341,6 +350,65 @@ def test_a_report_without_rank_lists_says_why_and_keeps_none_of_an_earlier_one(h
     assert told in report.notes
     assert told in (tmp_path / "reidentification.md").read_text()
     assert not list(tmp_path.glob("ranklist_*.png"))
+
+
+def _drawn_sets(seed: int = 0) -> dict[str, FeatureSet]:
+    rng = np.random.default_rng(seed)
+
+    def of(camera: int, count: int) -> FeatureSet:
+        names = tuple(f"{camera}_{row}.jpg" for row in range(count))
+        features = rng.normal(size=(count, 8)).astype(np.float32)
+        return FeatureSet(features, np.arange(count) % 5 + 1, np.full(count, camera), names)
+
+    return {"query": of(1, 10), "gallery": of(2, 20)}
+
+
+def _pictures_of(out: Path) -> set[str]:
+    return {path.name for path in out.glob("*.png")}
+
+
+@pytest.fixture
+def told_in_full(tmp_path):
+    """A report with every picture: rank lists of all kinds and, as an earlier version drew it, two maps."""
+    options = ReidOptions(methods=("euclidean",), feature_map="tsne")
+    score_sets(_drawn_sets(), tmp_path, resolved(options, False), picture=_gray)
+    lists = {f"ranklist_{kind}.png" for kind in ("best", "worst", "failed")}
+    assert _pictures_of(tmp_path) == {"cmc.png", "map_tsne.png", *lists}
+    write_output(tmp_path / "map_umap.png", b"an earlier map")
+    return tmp_path
+
+
+def _gray(_: str) -> np.ndarray:
+    return np.zeros((16, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize("picture", [_gray, None])
+@pytest.mark.parametrize("feature_map", ["tsne", ""])
+def test_a_report_has_its_own_pictures_beside_it_and_none_of_an_earlier_one(
+    told_in_full, feature_map, picture
+):
+    options = ReidOptions(methods=("euclidean",), feature_map=feature_map)
+    report = score_sets(_drawn_sets(1), told_in_full, resolved(options, False), picture=picture)
+    assert _pictures_of(told_in_full) == set(report.pictures)
+    assert ("ranklist_best.png" in report.pictures) == (picture is not None)
+    assert ("map_tsne.png" in report.pictures) == bool(feature_map)
+
+
+def test_means_over_splits_leave_no_picture_of_a_single_one(told_in_full):
+    sets = _drawn_sets()
+    for name in ("a", "b"):
+        write_features(told_in_full / f"{name}.npz", sets)
+    files = [told_in_full / "a.npz", told_in_full / "b.npz"]
+    report = score_splits(files, told_in_full, ReidOptions(methods=("euclidean",)))
+    assert _pictures_of(told_in_full) == set(report.pictures) == {"cmc.png"}
+
+
+def test_a_picture_that_is_not_the_reports_own_stays(told_in_full):
+    (told_in_full / "map_tsne.png").write_bytes(b"mine")  # changed since
+    (told_in_full / "map_umap_large.png").write_bytes(b"mine")
+    score_sets(_drawn_sets(), told_in_full, resolved(ReidOptions(methods=("euclidean",)), False))
+    assert _pictures_of(told_in_full) == {"cmc.png", "map_tsne.png", "map_umap_large.png"}
+    assert (told_in_full / "map_tsne.png").read_bytes() == b"mine"
 
 
 def test_feature_files_need_query_and_gallery_once(house, tmp_path):

@@ -16,7 +16,7 @@ from reposer.data.layouts.tables import split_words
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError, known
-from reposer.evaluation.plots import PictureOf, check_map, draw_cmc, draw_map, write_rank_lists
+from reposer.evaluation.plots import MAPS, PictureOf, check_map, draw_cmc, draw_map, write_rank_lists
 from reposer.evaluation.reid_comparison import (
     EXPANDED,
     LEARNERS,
@@ -332,7 +332,8 @@ def write_report_folder(
     Args:
         tested: queries and gallery, for rank lists and maps; None: several splits, which have neither.
 
-    Rank lists are drawn by Market-1501's rules only; a note says where there are none.
+    Rank lists are drawn by Market-1501's rules only; a note says where there are none. Pictures of an earlier
+    report that this one does not have are removed, where they are as they were written.
 
     Returns:
         the report with the pictures' names and captions.
@@ -351,8 +352,6 @@ def write_report_folder(
             kind = path.stem.removeprefix("ranklist_")
             pictures[path.name] = f"Rank lists, {options.rank_lists}: {_KINDS[kind]}."
         if why:
-            for kind in _KINDS:  # those of an earlier report
-                remove_output(out / f"ranklist_{kind}.png")
             report = replace(report, notes=(*report.notes, f"No rank lists are drawn: {why}."))
     if options.feature_map and tested is not None:
         name = f"map_{options.feature_map}.png"
@@ -361,6 +360,9 @@ def write_report_folder(
             f"{options.feature_map} map of the features of queries and gallery: neighborhoods mean something,"
             " sizes and distances of clusters do not."
         )
+    for name in _PICTURES:
+        if name not in pictures:
+            remove_output(out / name)  # of an earlier report, as it was written
     write_output(out / PER_QUERY, parquet_bytes(_per_query(report)))
     report = replace(report, pictures=pictures)
     report.write(out)
@@ -386,6 +388,7 @@ _KINDS = {
     "worst": "queries with the lowest average precision",
     "failed": "queries whose nearest image shows somebody else, the deepest first match first",
 }
+_PICTURES = ("cmc.png", *(f"ranklist_{kind}.png" for kind in _KINDS), *(f"map_{how}.png" for how in MAPS))
 
 
 def _picture_in(folders: Sequence[Path], name: str) -> NDArray[np.uint8]:
