@@ -264,6 +264,22 @@ def test_pictures_are_found_by_person_camera_score_and_state(augmented: Path) ->
         Wanted(state="keptt")
 
 
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("scores", [(1.0, None, 3.0), (None, 2.0, None, -1.0, 5.0), (None, None), (2.0, 2.0)])
+def test_pictures_without_a_score_come_last_in_both_directions(tmp_path, scores, descending) -> None:
+    pictures = tuple(
+        Shown(f"{i}.jpg", "", "1", "1", {} if s is None else {"s": s}, True, "", {}, (), None, None, None)
+        for i, s in enumerate(scores)
+    )
+    pictures += (replace(pictures[0], file="first.jpg", scores={"s": 0.5}),)
+    page = PictureSet("augmented set", tmp_path, pictures, "").page(Wanted(score="s", descending=descending))
+    shown = [row["scores"].get("s") for row in page["rows"]]
+    known = sorted((s for s in (*scores, 0.5) if s is not None), reverse=descending)
+    assert shown == known + [None] * scores.count(None)
+    without = [row["file"] for row in page["rows"] if not row["scores"]]
+    assert without == sorted(without)
+
+
 def _with_scores(pictures):
     return tuple(replace(one, scores={"sharpness": float(i)} if i else {}) for i, one in enumerate(pictures))
 

@@ -166,8 +166,7 @@ class PictureSet:
         kept, by_hand = self.decided(), self.by_hand()
         rows = [row for row, one in enumerate(self.pictures) if wanted.fits(one, kept[row], by_hand[row])]
         if wanted.score:
-            rows.sort(key=lambda row: self.pictures[row].scores.get(wanted.score, math.inf))
-            rows = rows[::-1] if wanted.descending else rows
+            rows = self._by_score(rows, wanted.score, wanted.descending)
         values = [v for one in self.pictures if (v := one.scores.get(wanted.score)) is not None]
         return {
             "kind": self.kind,
@@ -184,6 +183,14 @@ class PictureSet:
                 for row in rows[wanted.start : wanted.start + min(wanted.count, PAGE)]
             ],
         }
+
+    def _by_score(self, rows: list[int], score: str, descending: bool) -> list[int]:
+        """The rows by a score; those of equal scores turned round, too, where it descends. Pictures without
+        it come last both ways, in their order."""
+        scored = [row for row in rows if score in self.pictures[row].scores]
+        scored.sort(key=lambda row: self.pictures[row].scores[score])
+        without = [row for row in rows if score not in self.pictures[row].scores]
+        return (scored[::-1] if descending else scored) + without
 
     def _shown(self, row: int, kept: bool, by_hand: bool) -> dict[str, Any]:
         one = self.pictures[row]
