@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from planted import Planted, pack_planted
 
 from reposer.data.packed import PackedPeople
+from reposer.errors import UserError
+from reposer.generation.batch import GenerateOptions
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.images import read_picture
+from reposer.models.generators import CONTROLS, build_predictor
+from reposer.trained.networks import GeneratorConfig
+from reposer.workflows.generate import generate_poses
 
 SIZE = (64, 32)  # of conftest.py
 
@@ -26,6 +34,51 @@ def test_people_are_recognized_before_the_first_background(run, prepared, san, t
     for given, wanted in (((), "generated"), (("--backgrounds", "source,donor"), "source")):
         code, _, err = run("evaluate", san, *out, "--out", tmp_path / wanted, *given)
         assert (code, asked.pop()) == (0, wanted), err
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> Path:
+    """Three people in two cameras, 64x32; the first has no label map."""
+    folder = tmp_path_factory.mktemp("planted")
+    pack_planted(
+        folder, [Planted(pid=pid, camid=camid, parsing=pid != 1) for pid in (1, 2, 3) for camid in (1, 2)]
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("target", [3, 5])
+def test_a_generator_without_weights_works_at_the_size_of_a_named_source(planted, tmp_path, name, target):
+    people = PackedPeople.open(planted / "packed")
+    model = PoseTransfer.from_pretrained(name)
+    assert model.size != people.size
+    if "target_mask" in model.needs():  # a pose alone has no maps
+        info = GeneratorConfig(generator="parsing_predictor", size=people.size)
+        network = build_predictor("parsing_predictor", width=4)
+        model = model.with_predictor(MapPredictor(network, info), "predicted")
+        assert model.size == people.size
+    source, pose = people.names[2], people.names[target]
+    out = tmp_path / "one.png"
+    generate_poses(model, (Path(source), None), pose, out, GenerateOptions(), data=planted)
+    expected = model.at_size(people.size)(people.pair_batch(np.array([2]), np.array([target])))[0]
+    np.testing.assert_array_equal(read_picture(out).pixels, expected.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("target", ["canonical:front", "canonical:left,back"])
+def test_a_source_without_a_label_map_is_refused_by_its_name_as_by_its_file(planted, tmp_path, row, target):
+    people = PackedPeople.open(planted / "packed")
+    model = PoseTransfer.from_pretrained("transport")
+    told = set()
+    for source, data in ((people.names[row], planted), (planted / "people" / people.names[row], None)):
+        with pytest.raises(UserError) as error:
+            generate_poses(
+                model, (Path(source), None), target, tmp_path / "out", GenerateOptions(), data=data
+            )
+        told.add(error.value.problem)
+    why = "has no parsing map; a person is re-posed by the maps of source and donor"
+    assert told == {f"{people.names[row]}: {why}"}
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

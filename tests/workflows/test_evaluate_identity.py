@@ -9,9 +9,11 @@ from planted import Planted, pack_planted
 
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
-from reposer.generation.pose_transfer import PoseTransfer
+from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.models.embedding import EmbeddingInfo
+from reposer.models.generators import build_predictor
 from reposer.structures import PairBatch
+from reposer.trained.networks import GeneratorConfig
 from reposer.workflows.evaluate import OTHER_POSE, OWN_POSE, REAL, identity_kept, write_identity
 
 
@@ -265,3 +267,13 @@ def test_where_all_maps_are_missing_the_model_says_so(tmp_path):
     queries = {(pid, 1) for pid in range(1, 6)}
     with pytest.raises(UserError, match="own pose: no query with a label map is lent a pose"):
         identity_kept(model, Colors(), _of_five(tmp_path / "queries", queries))
+
+
+@pytest.mark.parametrize("size", [(128, 64), (64, 64)])
+def test_a_predictor_of_another_size_than_the_people_is_refused(tmp_path, size):
+    people = _of_five(tmp_path, ())
+    info = GeneratorConfig(generator="parsing_predictor", size=size)
+    predictor = MapPredictor(build_predictor("parsing_predictor", width=4), info)
+    model = PoseTransfer.from_pretrained("transport").at_size(people.size)
+    with pytest.raises(UserError, match="the predictor works at"):
+        identity_kept(model, Colors(), people, predictor=predictor)

@@ -79,10 +79,7 @@ def load_person(
         pixels, digest, name = _checked(image, (3,), name or "image"), "", name or "image"
     original = (pixels.shape[0], pixels.shape[1])
     if parsing is None:
-        raise UserError(
-            f"{printable(name)}: has no parsing map; a person is re-posed by the maps of source and donor",
-            "give a LIP-20 label map as large as the image (palette PNG, gray PNG or .npy)",
-        )
+        raise no_map(name, "give a LIP-20 label map as large as the image (palette PNG, gray PNG or .npy)")
     labels = _labels(parsing, original, name)
     person = _mask(mask, original, name)
     if person is None or not person.any():
@@ -99,6 +96,12 @@ def load_person(
         original_size=original,
         sha256=digest,
     )
+
+
+def no_map(name: str, advice: str) -> UserError:
+    """What is said of a person without a label map."""
+    problem = "has no parsing map; a person is re-posed by the maps of source and donor"
+    return UserError(f"{printable(name)}: {problem}", advice)
 
 
 def people_batch(sources: Sequence[Person | Sequence[Person]], donors: Sequence[Person]) -> PairBatch:

@@ -230,8 +230,10 @@ class PoseTransfer:
         save_generator(folder, self.generator, config, half=half, card=card)
 
     def with_predictor(self, predictor: MapPredictor | None, maps: str = "given") -> PoseTransfer:
-        """The same generator, completed by a predictor."""
-        return PoseTransfer(self.generator, self.config, self.runtime, predictor, maps)
+        """The same generator, completed by a predictor; without weights it works at the predictor's size."""
+        bare = PoseTransfer(self.generator, self.config, self.runtime)
+        config = bare.at_size(predictor.config.size).config if predictor else bare.config
+        return PoseTransfer(self.generator, config, self.runtime, predictor, maps)
 
     @property
     def learned(self) -> bool:

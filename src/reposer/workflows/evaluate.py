@@ -391,7 +391,7 @@ def _predicting(model: PoseTransfer, predictor: MapPredictor | None) -> PoseTran
     """The model with maps of the predictor; None without one, or where the model reads no target maps."""
     if predictor is None or not {"target_parsing", "target_mask"} & set(model.needs()):
         return None
-    return model.with_predictor(predictor, "predicted")
+    return model.with_predictor(predictor, "predicted").at_size(model.size)
 
 
 def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:

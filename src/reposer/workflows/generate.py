@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from reposer.annotation.parser import open_parser
-from reposer.data.packed import PackedPeople
+from reposer.data.packed import PackedPeople, has_maps
 from reposer.data.preparing.prepare import PACKED
 from reposer.data.sources import check_sources
 from reposer.errors import UserError
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.batch import GenerateOptions, WriteReport, generate
 from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
-from reposer.generation.pictures import Person, load_person, output_names, write_picture
+from reposer.generation.pictures import Person, load_person, no_map, output_names, write_picture
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
 from reposer.jobs.workers import Step, refuse_groups
@@ -88,14 +88,20 @@ def generate_poses(
     Args:
         target: as ``generation.targets.read_targets`` knows it.
         out: a folder; for one picture a PNG or JPEG file.
-        data: prepared folder in which ``source`` and ``target`` may be names.
+        data: prepared folder in which ``source`` and ``target`` may be names; a model without weights works
+            at the size of a named source.
+
+    Raises:
+        UserError: the source has no label map, or is of another size than the model.
     """
     people = PackedPeople.open(data / PACKED) if data else None
     targets = read_targets(target, people)
     if source[0].is_dir():
         return _generate(model, FolderPairs(source[0], targets, size=model.size), out, options)
-    named = people is not None and str(source[0]) in people.name_index()
-    who = _packed_person(people, str(source[0])) if named and people is not None else _load(model, source)
+    if people is not None and str(source[0]) in people.name_index():
+        model, who = model.at_size(people.size), _packed_person(people, str(source[0]))
+    else:
+        who = _load(model, source)
     lines = []
     read = (*model.needs(), *(ParsingPredictor.needs if model.predictor else ()))
     if "source_keypoints" in read and np.isnan(who.keypoints).all():
@@ -122,6 +128,8 @@ def _load(model: PoseTransfer, image: ImageAndMap) -> Person:
 
 def _packed_person(people: PackedPeople, name: str) -> Person:
     row = people.index(name)
+    if not has_maps(people, np.array([row])).all():
+        raise no_map(name, "annotate it with a parser, and prepare again")
     return Person(
         name=name,
         image=people.images[row],

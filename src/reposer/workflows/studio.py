@@ -328,8 +328,6 @@ def open_studio(
     runtime = setup(device, threads=threads)
     helper = None if predictor == NONE else MapPredictor.from_pretrained(predictor, runtime)
     model = PoseTransfer.from_pretrained(generator, runtime)
-    if helper is not None:
-        model = model.at_size(helper.config.size)
     studio = Studio(model.with_predictor(helper), choice=choice or AnnotatorChoice(detect=AUTO))
     if at_once:
         studio.open_annotators()
