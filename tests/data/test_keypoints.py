@@ -131,6 +131,9 @@ def test_bad_row_is_listed_with_row_and_field_and_good_rows_are_kept(tmp_path: P
     (problem,) = problems
     assert (problem.file, problem.row, problem.field) == (str(path), 3, field)
     assert text in problem.message
+    nameless = {"empty name": "", "name with a folder": "../b.jpg", "control character": "b\x1b.jpg"}
+    others = {"not UTF-8": "b\udcff.jpg", "name twice": "a.jpg"}
+    assert problem.name == (nameless | others).get(case, "b.jpg")  # as os.listdir would give it
     assert len(str(problem)) < 400
     assert "\n" not in str(problem)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reposer.config import stored_hash
-from reposer.data.keypoints import NECK, write_keypoints_csv
+from reposer.data.keypoints import HEADER, NECK, write_keypoints_csv
 from reposer.data.orientation import ORIENTATIONS, orientation
 from reposer.errors import UserError
 from reposer.generation.batch import generate
@@ -135,6 +135,31 @@ def test_key_points_of_files_names_and_images(tmp_path, people, people_folder):
         read_targets(people.names[0], people)  # the packed people have none
     with pytest.raises(UserError, match=f"did you mean {people.names[0]}"):
         read_targets(people.names[0][:-1], people)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        f"1.jpg: {[60] * 17}: {[30] * 18}",
+        "1.jpg: [1]: [2]",
+        f"1.jpg: oops: {[30] * 18}",
+        f"1.jpg: {[60] * 18}",
+        f"1.jpg, {[60] * 18}, {[30] * 18}",
+    ],
+)
+def test_a_damaged_row_of_the_image_is_told_and_that_of_another_is_not(tmp_path, row):
+    folder = tmp_path / "1.jpg of 11.jpg"  # no name in a path counts
+    folder.mkdir()
+    good = [f"{name}: {[60] * 18}: {[number] * 18}" for number, name in ((22, "22.jpg"), (3, "3.jpg"))]
+    (folder / "keypoints.csv").write_text("\n".join([HEADER, row, *good]) + "\n")
+    with pytest.raises(UserError, match=r"keypoints\.csv, row 2, \w+: .*: correct the row"):
+        keypoints_beside(folder / "1.jpg")
+    above = "\n".join([HEADER, f"11.jpg: {[60] * 18}: {[11] * 18}"]) + "\n"
+    (tmp_path / "keypoints.csv").write_text(above)
+    assert keypoints_beside(folder / "22.jpg")[0].tolist() == [22, 60]
+    assert keypoints_beside(folder / "11.jpg")[0].tolist() == [11, 60]
+    for nobody in ("2.jpg", "row 2", "111.jpg"):
+        assert keypoints_beside(folder / nobody) is None
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def read_keypoints_csv(
             of names that are not in ``sizes`` are not checked against a size.
 
     Returns:
-        poses (J, 2) by image name, and the problems. Of several rows with one name the first is kept and the
-        others are problems.
+        poses (J, 2) by image name, and the problems, which name the image of their row. Of several rows with
+        one name the first is kept and the others are problems.
 
     Raises:
         RefusedFileError: the file cannot be read.
@@ -103,7 +103,8 @@ def read_keypoints_csv(
             if sizes is not None and name in sizes:
                 _check_inside(pose, *sizes[name])
         except _BadFieldError as error:
-            problems.append(AnnotationProblem(str(path), row, error.field, error.message))
+            listed = AnnotationProblem(str(path), row, error.field, error.message, name=_row_name(line))
+            problems.append(listed)
         else:
             poses[name], rows[name] = pose, row
     if wrong := wrong_meaning(everybody):
@@ -366,6 +367,12 @@ def _parse_row(line: bytes) -> tuple[str, Pose]:
         _bad(field, f"{JOINTS[joint]} is missing (-1) here but not in the other list")
     pose[missing] = np.nan
     return name, np.ascontiguousarray(pose)
+
+
+def _row_name(line: bytes) -> str:
+    """Whose a bad row is, spelled as the names of files are: what stands before its columns."""
+    text = line.decode("utf-8", "surrogateescape")
+    return text.split(":" if ":" in text else ", [", maxsplit=1)[0].strip()
 
 
 def _parse_numbers(text: str, field: str) -> list[float]:

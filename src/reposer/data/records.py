@@ -47,6 +47,7 @@ class AnnotationProblem:
     field: str  # column, joint or property that is wrong
     message: str  # what is wrong and what was done about it
     rule: str = "bad-annotation"  # short id of the rule that found it (the tables of docs/reference/rules.md)
+    name: str = ""  # of the image that a bad row is about, as the row has it
 
     def __str__(self) -> str:
         row = f", row {self.row}" if self.row else ""

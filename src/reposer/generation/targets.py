@@ -187,9 +187,9 @@ def keypoints_beside(image: Path) -> Pose | None:
             poses, problems = read_keypoints_csv(folder / KEYPOINTS)
             if image.name in poses:
                 return poses[image.name]
-            bad = next((problem for problem in problems if image.name in str(problem)), None)
+            bad = next((problem for problem in problems if problem.name == image.name), None)
             if bad is not None:
-                raise UserError(str(bad), "correct the row")
+                raise UserError(printable(str(bad)), "correct the row")
     return None
 
 
