@@ -28,6 +28,7 @@ from reposer.data.layouts.market1501 import (
     is_generated,
     parse_generated,
     parse_name,
+    with_camera,
 )
 from reposer.data.layouts.tables import list_table, unpack_set
 from reposer.data.packed import PackedPeople
@@ -252,7 +253,7 @@ def test_an_unpacked_set_is_prepared_by_its_table(whole, tmp_path):
         list_table(tmp_path / "files", tmp_path / "files" / "own.csv", split="nowhere")
 
 
-@pytest.mark.parametrize("layout", ["market", "folders", "list"])
+@pytest.mark.parametrize("layout", ["market", "folders", "list", "webdataset", "parquet"])
 def test_names_are_compared_in_shares_where_there_are_many(whole, tmp_path, monkeypatch, layout):
     export_set(whole, tmp_path / "whole", layout)
     monkeypatch.setattr(set_exports, "_NAMES_AT_ONCE", 7)
@@ -559,6 +560,19 @@ def test_names_keep_their_labels_and_their_copies():
     assert parse_generated("0002_c1s1_000451_03_g07.jpg") == ("0002_c1s1_000451_03", 7, "jpg")
     assert parse_generated("0002_c1s1_000451_03.jpg") is None
     assert is_generated("0002_c1s1_000451_03_g07.jpg.jpg")
+    for name, camera, told, apart in (
+        ("0002_c1s1_000451_03_g07.jpg", 12, "0002_c12s1_000451_03_g07.jpg", "0002_c12s1_000451_03_g07-1.jpg"),
+        ("0002_c12s1_000451_03_g07.jpg", 2, "0002_c2s1_000451_03_g07.jpg", "0002_c2s1_000451_03_g07-12.jpg"),
+        ("0002_c2s1_000451_03_g07.jpg", 2, *["0002_c2s1_000451_03_g07.jpg"] * 2),
+        ("of_another_kind_g07.jpg", 2, *["of_another_kind_g07.jpg"] * 2),
+    ):
+        assert with_camera(name, camera) == told
+        assert with_camera(name, camera, apart=True) == apart
+        assert is_generated(told)
+        assert is_generated(apart)
+        if name.startswith("0002"):
+            assert parse_name(told) == parse_name(apart) == (2, camera, 1, 451, 3)
+    assert not is_generated("0002_c1s1_000451_03-2.jpg")
     assert parse_name("0002_c1s1_000451_03_g07.jpg") == parse_name("0002_c1s1_000451_03.jpg")
     for names, message in (
         (["a_g01.jpg", "A_g01.jpg"], "two files"),

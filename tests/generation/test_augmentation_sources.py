@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -19,8 +20,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from reposer.cli.main import app
+from reposer.data.layouts.market1501 import is_generated, parse_name, with_camera
 from reposer.data.layouts.tables import unpack_set
 from reposer.data.packed import PackedPeople
+from reposer.data.preparing.prepare import prepare_market1501
 from reposer.data.samplers import budget_rows
 from reposer.errors import UserError
 from reposer.generation.augmentation import AugmentOptions
@@ -185,6 +188,59 @@ def test_removal_keeps_the_columns(whole, tmp_path):
     assert left
     assert all(row["pid"] != pid and row["donor_pid"] != pid and "more_sources" in row for row in left)
     assert set_faults(copied) == []
+
+
+def export_rows(out, layout):
+    """What an export says of its images: name, person, camera, generated or not."""
+    if layout in ("webdataset", "parquet"):
+        rows = pq.read_table(out / "manifest.parquet").to_pylist()
+        if layout == "webdataset":
+            (place,) = out.glob("*.tar")
+            with tarfile.open(place) as tar:
+                members = tar.getnames()
+            assert len(members) == len(set(members)) == 2 * len(rows)
+        return [(row["file"], row["pid"], row["camid"], row["synthetic"]) for row in rows]
+    if layout == "list":
+        with (out / "train.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [
+            (r["path"].rpartition("/")[2], int(r["pid"]), int(r["camid"]), r["synthetic"] == "1")
+            for r in rows
+        ]
+    return [(p.name, *parse_name(p.name)[:2], is_generated(p.name)) for p in out.rglob("*.jpg")]
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """A set in the donors' colors of people whose images differ by the camera's number alone."""
+    root = tmp_path_factory.mktemp("alike")
+    raw = runner.draw_data_set(root / "raw", 10, 3)
+    for path in [*raw.rglob("*.jpg"), *raw.rglob("*.png")]:
+        path.rename(path.with_name(re.sub(r"_\d{6}_", "_000000_", path.name)))
+    prepare_market1501(raw, root / "prepared", size=runner.SIZE)
+    options = AugmentOptions(factor=3, policy="any", background="donor", camera="donor", batch_size=8)
+    runner.augmented(runner.stub_model(), root / "prepared", root / "set", options)
+    return root / "set"
+
+
+@pytest.mark.parametrize("layout", ["market", "folders", "list", "webdataset", "parquet"])
+def test_pictures_that_only_the_replaced_cameras_told_apart_keep_names_of_their_own(alike, tmp_path, layout):
+    export_set(alike, tmp_path / "out", layout)
+    rows = export_rows(tmp_path / "out", layout)
+    assert len(rows) == 30 * 3
+    assert len({name for name, *_ in rows}) == len(rows)
+    for name, pid, camid, synthetic in rows:
+        assert parse_name(name)[:2] == (pid, camid)
+        assert is_generated(name) == synthetic
+    made = rows_of(alike)
+    plain = [with_camera(row["file"], row["camid"]) for row in made]
+    assert len(set(plain)) < len(plain)
+    for row, name in zip(made, plain, strict=True):
+        taken = plain.count(name) > 1 and row["camid"] != row["source_camid"]
+        wanted = name.replace(".jpg", f"-{row['source_camid']}.jpg") if taken else name
+        assert (wanted, row["pid"], row["camid"], True) in rows
+    export_set(alike, tmp_path / "again", layout)
+    assert sorted(export_rows(tmp_path / "again", layout)) == sorted(rows)
 
 
 def test_an_export_names_pictures_by_the_camera_whose_colors_they_have(prepared, tmp_path):

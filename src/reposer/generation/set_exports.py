@@ -8,7 +8,7 @@
 
 The last two are files of a thousand images each, made in one pass, here or in a bucket (``s3://``);
 ``manifest.parquet`` says what is in which, and is written last. The same set gives the same bytes. Memory
-does not grow with the set.
+does not grow with the set, but by 8 bytes for each name that pictures of several cameras would share.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from reposer.config import canonical_json
 from reposer.data.layouts.folder_scan import portable_key
@@ -64,6 +66,7 @@ class _Image:
 
     path: Path  # where it is
     name: str
+    apart: str  # its name where others would have that one too
     pid: int
     camid: int
     synthetic: bool
@@ -90,16 +93,15 @@ def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, c
         UserError: no such layout, no augmented set, ``out`` exists, a name that the layout cannot hold.
         DiskError: the disk, or the bucket, refuses.
     """
-    images = _Images(Path(folder))
     find("layout", layout, {**LAYOUTS, **PACKED_LAYOUTS})
+    images = _Images(Path(folder), layout)
     if is_remote(out):
         counts = _to_bucket(images, str(out), layout)
         return f"{out}: {counts[False]:,} real and {counts[True]:,} generated images, layout {layout}"
     out = Path(out)
     if out.exists():
         raise UserError(f"{out}: exists", "choose a new folder")
-    if layout in LAYOUTS:
-        _refuse_twins(images)
+    images.tell_apart()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as building:
         if layout in PACKED_LAYOUTS:
@@ -112,21 +114,56 @@ def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, c
 class _Images:
     """What is exported, read again each time, a part of the manifest at once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, layout: str) -> None:
+        self.folder, self._key = folder, _stem_key if layout == "webdataset" else portable_key
+        self._shared = np.empty(0, np.uint64)  # hashes of names, sorted
 
     def __iter__(self) -> Iterator[_Image]:
-        return _images(self.folder)
+        for image in _images(self.folder):
+            yield replace(image, name=image.apart) if self._is_shared(image) else image
+
+    def tell_apart(self) -> None:
+        """Let each image have a name of its own: pictures that only the replaced cameras told apart keep them
+        in their names; what is one on some disk, or to a reader of the layout, even then is refused.
+        """
+        if job_settings(self.folder).get("camera") == "donor":
+            self._shared = np.sort(np.concatenate([*self._twice(), self._shared]))
+        shares = self._shares()
+        for share in range(shares):
+            folded = (self._key(image.name) for image in self)
+            same = collisions(name for name in folded if zlib.crc32(name.encode()) % shares == share)
+            if same:
+                raise UserError(f"{same[0]}: two images would have this name", "rename one and augment again")
+
+    def _shares(self) -> int:
+        """Of the names, so many that memory is bounded."""
+        return 1 + sum(1 for _ in self) // _NAMES_AT_ONCE
+
+    def _twice(self) -> Iterator[NDArray[np.uint64]]:
+        """The hashes of names that several images have, share by share."""
+        shares = self._shares()
+        for share in range(shares):
+            hashes = (_hash(self._key(image.name)) for image in self)
+            mine = np.fromiter((one for one in hashes if one % shares == share), np.uint64)
+            found, counts = np.unique(mine, return_counts=True)
+            yield found[counts > 1]
+
+    def _is_shared(self, image: _Image) -> bool:
+        if image.apart == image.name or not len(self._shared):
+            return False
+        wanted = np.uint64(_hash(self._key(image.name)))
+        at = int(np.searchsorted(self._shared, wanted))
+        return at < len(self._shared) and bool(self._shared[at] == wanted)
 
 
-def _refuse_twins(images: _Images) -> None:
-    """Refuse names that are one on some disk; so many at once that memory is bounded."""
-    shares = 1 + sum(1 for _ in images) // _NAMES_AT_ONCE
-    for share in range(shares):
-        folded = (portable_key(image.name) for image in images)
-        same = collisions(name for name in folded if zlib.crc32(name.encode()) % shares == share)
-        if same:
-            raise UserError(f"{same[0]}: two images would have this name", "rename one and augment again")
+def _hash(name: str) -> int:
+    """64 bits: where two are equal by chance, a name that was a picture's own gets a number, no more."""
+    return int(sha256_bytes(name.encode())[:16], 16)
+
+
+def _stem_key(name: str) -> str:
+    """What readers of tar files tell images by."""
+    return portable_key(_tar_name(name).rpartition(".")[0])
 
 
 def _images(folder: Path) -> Iterator[_Image]:
@@ -141,7 +178,8 @@ def _images(folder: Path) -> Iterator[_Image]:
     schema, parts, people = set_schema(folder), list_parts(folder), set[int]()
     for row in read_part(folder / REAL_ROWS, REAL_SCHEMA).to_pylist():
         people.add(row["pid"])
-        yield _Image(contained(folder, f"{REAL}/{row['file']}"), _name(row), row["pid"], row["camid"], False)
+        path, name = contained(folder, f"{REAL}/{row['file']}"), _name(row)
+        yield _Image(path, name, name, row["pid"], row["camid"], False)
     for part in parts:
         rows = read_part(part, schema).select(["file", "sha256", "pid", "camid", "kept"])
         columns = (rows[name].to_pylist() for name in ("file", "sha256", "kept"))
@@ -150,9 +188,11 @@ def _images(folder: Path) -> Iterator[_Image]:
                 place = f"{printable(part)}: {printable(row['file'])}"
                 raise UserError(f"{place}: pid {row['pid']} is nobody of {REAL_ROWS}", "augment again")
             if kept:
-                path = contained(folder, f"{IMAGES}/{row['file']}")
-                name = with_camera(_name(row), row["camid"])  # of the donor's, where it has its colors
-                yield _Image(path, name, row["pid"], row["camid"], True)
+                path, name = contained(folder, f"{IMAGES}/{row['file']}"), _name(row)
+                # of the donor's camera, where it has its colors
+                apart = with_camera(name, row["camid"], apart=True)
+                name = with_camera(name, row["camid"])
+                yield _Image(path, name, apart, row["pid"], row["camid"], True)
 
 
 def _tar_name(name: str) -> str:
@@ -306,6 +346,7 @@ def _to_bucket(images: _Images, out: str, layout: str) -> Counter[bool]:
     stopped = {name for name in there if name == INDEX or SHARD.fullmatch(name)}
     if strange := sorted(there - stopped):
         raise UserError(f"{printable(out)}: holds {printable(strange[0])}", "choose a new place")
+    images.tell_apart()
     with TemporaryDirectory() as scratch:
         building = Path(scratch)
 

@@ -37,12 +37,13 @@ from reposer.structures import PersonRecord
 
 # ---- File names of Market-1501, ``PPPP_cCsS_FFFFFF_BB.jpg``, and of pictures generated from its images.
 #
-# The suffix ``_gNN`` of generated pictures is allowed. Imports no
+# The suffix ``_gNN`` of generated pictures, or ``_gNN-CC`` (:func:`with_camera`), is allowed. Imports no
 # torch.
 
 _SUFFIXES = r"((?:\.(?:jpe?g|png|webp|bmp))+)"
 _NAME = re.compile(
-    r"(-1|[0-9]{4,6})_c([1-9][0-9]?)s([1-9][0-9]?)_([0-9]{1,8})_([0-9]{1,3})(?:_g[0-9]{2,3})?" + _SUFFIXES,
+    r"(-1|[0-9]{4,6})_c([1-9][0-9]?)s([1-9][0-9]?)_([0-9]{1,8})_([0-9]{1,3})(?:_g[0-9]{2,3}(?:-[0-9]{1,2})?)?"
+    + _SUFFIXES,
     re.ASCII | re.IGNORECASE,
 )
 
@@ -118,9 +119,18 @@ def portable_stem(name: str, dots: bool = True) -> str:
     return f"{safe[: _LONGEST_STEM - 1 - len(tag)]}-{tag}"
 
 
-def with_camera(name: str, camid: int) -> str:
-    """The name with another camera's number, for pictures in its colors; any other kind of name as it is."""
-    return re.sub(r"\A(-?\d+_c)\d+(?=s\d)", rf"\g<1>{camid}", name, count=1, flags=re.ASCII)
+def with_camera(name: str, camid: int, *, apart: bool = False) -> str:
+    """The name with another camera's number, for pictures in its colors; any other kind of name as it is.
+
+    Args:
+        apart: with the number that was there behind the copy's (``_gNN-CC``): different names stay different.
+    """
+    match = re.match(r"(-?\d+_c)(\d+)(?=s\d)", name, flags=re.ASCII)
+    if match is None or match[2] == str(camid):
+        return name
+    there = f"{match[1]}{camid}{name[match.end() :]}"
+    plain, dot, suffix = there.rpartition(".")
+    return f"{plain}-{match[2]}{dot}{suffix}" if apart else there
 
 
 def parse_generated(name: str) -> GeneratedName | None:
@@ -131,7 +141,8 @@ def parse_generated(name: str) -> GeneratedName | None:
 
 def is_generated(name: str) -> bool:
     """Whether a file name, whatever its extensions, has the suffix of a generated picture."""
-    return parse_generated(f"{stem(name)}.jpg") is not None
+    plain = re.sub(r"-[0-9]{1,2}\Z", "", stem(name), flags=re.ASCII)  # of with_camera
+    return parse_generated(f"{plain}.jpg") is not None
 
 
 def check_names(names: Sequence[str]) -> None:
