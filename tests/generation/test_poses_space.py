@@ -1,11 +1,14 @@
 """The pose space against a distance written joint by joint, and covering against a slow greedy search."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from planted import SHOULDERS, Planted, keypoints, pack_planted
 
 from reposer.data.keypoints import LEFT_HIP, NECK, RIGHT_HIP, normalize_pose
 from reposer.data.packed import PackedPeople
+from reposer.generation import poses as module
 from reposer.generation.donors import DonorPlan, choose_donors
 from reposer.generation.poses import FAR, PoseSpace, cover
 from reposer.studies.study_stages import pose_coverage
@@ -69,6 +72,36 @@ def test_cover_equals_a_slow_greedy_search():
         assert reach[choice + 5] == max(reach.values())
         covered.append(choice + 5)
     assert len(set(taken.tolist())) == 20
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 60, 55 * 55 - 1])
+def test_cover_takes_the_same_where_distances_are_not_held_at_once(monkeypatch, at_once):
+    poses, ways = _poses(60, seed=2)
+    space = PoseSpace.of(poses, ways)
+    space = space[space.known]
+    have, candidates = space[np.arange(20)], space[np.arange(20, len(space))]
+    wanted = cover(have, candidates, 20)
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    asked = []
+    distance = PoseSpace.distance
+    monkeypatch.setattr(PoseSpace, "distance", lambda a, b: asked.append(len(a) * len(b)) or distance(a, b))
+    assert cover(have, candidates, 20).tolist() == wanted.tolist()
+    assert max(asked) <= max(at_once, len(candidates))
+
+
+def test_memory_of_cover_does_not_grow_with_the_square_of_the_images(monkeypatch):
+    monkeypatch.setattr(module, "_AT_ONCE", 2**18)
+    peaks = []
+    for count in (4_000, 16_000):
+        poses, ways = _poses(count, seed=4)
+        space = PoseSpace.of(poses, ways)
+        space = space[space.known]
+        have, candidates = space[np.arange(len(space) // 16)], space[np.arange(len(space) // 16, len(space))]
+        tracemalloc.start()
+        cover(have, candidates, 3)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
 
 
 def test_cover_takes_everything_when_asked_for_more():

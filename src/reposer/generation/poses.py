@@ -28,6 +28,7 @@ from reposer.structures import MISSING_LABEL, NUM_JOINTS
 # gap of 0.276, 0.262 and 0.256 torso lengths, at the same orientations; the rest are cyclists and mistakes.
 TYPICAL = 0.8
 FAR = np.float32(np.inf)  # of two poses that cannot be compared
+_AT_ONCE = 4096**2  # distances that are held at once: 64 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +119,17 @@ def cover(have: PoseSpace, candidates: PoseSpace, slots: int) -> NDArray[np.int6
 
     Each time, among the orientations with the fewest images so far (those in ``have`` and those taken), the
     candidate farthest from all of them (Gonzalez' farthest-first traversal, 1985); the first one of equals.
-    Candidates must be ``known``; poses in ``have`` that are not count as nothing.
+    Candidates must be ``known``; poses in ``have`` that are not count as nothing. Memory grows with C.
     """
     have = have[have.known]
     counts = np.bincount(have.orientations, minlength=len(ORIENTATIONS))
     nearest = np.full(len(candidates), FAR, np.float32)
-    if len(have):
-        nearest = candidates.distance(have).min(1)
-    between = candidates.distance(candidates)
+    step = max(1, _AT_ONCE // max(1, len(candidates)))
+    for start in range(0, len(have), step):
+        part = have[np.arange(start, min(start + step, len(have)))]
+        np.minimum(nearest, candidates.distance(part).min(1), out=nearest)
+    whole = len(candidates) ** 2 <= _AT_ONCE  # small sets round as they always did
+    between = candidates.distance(candidates) if whole else None
     free = np.ones(len(candidates), np.bool_)
     taken: list[int] = []
     while len(taken) < min(slots, len(candidates)):
@@ -135,7 +139,9 @@ def cover(have: PoseSpace, candidates: PoseSpace, slots: int) -> NDArray[np.int6
         taken.append(best)
         free[best] = False
         counts[candidates.orientations[best]] += 1
-        np.minimum(nearest, between[best], out=nearest)
+        one = candidates[np.array([best])]
+        away = one.distance(candidates)[0] if between is None else between[best]
+        np.minimum(nearest, away, out=nearest)
     return np.array(taken, np.int64)
 
 
