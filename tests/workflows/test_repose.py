@@ -20,7 +20,9 @@ from reposer.data.parsing import LIP_LABELS, PALETTE
 from reposer.errors import UserError
 from reposer.generation.pictures import is_marked
 from reposer.generation.targets import canonical_pose
-from reposer.workflows.repose import read_poses
+from reposer.storage.outputs import write_output
+from reposer.workflows import repose as module
+from reposer.workflows.repose import ReposeOptions, read_poses, repose_files
 
 COLORS = PALETTE[: len(LIP_LABELS)].astype(int)
 WALL = (250, 250, 250)
@@ -125,7 +127,7 @@ def test_two_people_in_two_poses_and_in_place(run, tmp_path):
     assert code == 0, error
     assert "holiday.png: 2 people, from left to right" in printed
     assert "1 photos, 2 people, 6 pictures" in printed
-    files = sorted(path.name for path in (out / "pictures" / "holiday").iterdir() if path.suffix == ".png")
+    files = sorted(path.name for path in (out / "pictures" / "holiday").glob("[!.]*.png"))
     crops = [f"p0{number}_{pose}.png" for number in (1, 2) for pose in ("front", "left")]
     assert files == ["front.png", "left.png", *crops]
     record = json.loads((out / "repose.json").read_text())
@@ -263,6 +265,130 @@ def test_files_of_the_users_are_never_replaced(run, tmp_path):
     assert (out / "contact_sheet.png").read_bytes() == b"mine"
 
 
+def outputs(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".png", ".json") and path.name != ".reposer-outputs.json"
+    }
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    save(folder / "a.png", photo_of((210, 30, 150), (40, 60, 120)))
+    save(folder / "b.png", photo_of((100, 30, 150)))
+    save(folder / "c.png", photo_of())
+    save(folder / "d.png", photo_of((60, 20, 150)))
+    return folder
+
+
+def stops_at(number):
+    def on_photo(done, photos):
+        if done == number:
+            raise KeyboardInterrupt
+
+    return on_photo
+
+
+@pytest.mark.parametrize("people", [1, 3, 50])
+def test_a_stopped_run_names_what_it_made_and_is_gone_on_with(photos, tmp_path, monkeypatch, people):
+    monkeypatch.setattr(module, "SHEET_PEOPLE", people)
+    options, calls = ReposeOptions(in_place=True), []
+    whole = repose_files(photos, "front,left", tmp_path / "whole", options, lambda *told: calls.append(told))
+    assert calls == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert (whole.photos, whole.people, whole.pictures) == (3, 4, 14)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        repose_files(photos, "front,left", out, options, stops_at(2))
+    assert not (out / "repose.json").exists()
+    named = [
+        row
+        for place in ("a", "b")
+        for row in json.loads((out / "pictures" / place / "repose.json").read_text())["pictures"]
+    ]
+    assert named == json.loads((tmp_path / "whole" / "repose.json").read_text())["pictures"][: len(named)]
+    made = {name for name in outputs(out) if name.endswith(".png") and not name.endswith("sheet.png")}
+    assert made == {row["file"] for row in named}
+    asked = []
+    make = module._make
+    monkeypatch.setattr(
+        module, "_make", lambda studio, place, *rest: asked.append(place.photo) or make(studio, place, *rest)
+    )
+    report = repose_files(photos, "front,left", out, options, lambda done, photos: None)
+    assert asked == ["c.png", "d.png"]
+    assert outputs(out) == outputs(tmp_path / "whole")
+    assert (report.photos, report.people, report.pictures) == (3, 4, 14)
+    lines = [line for line in report.lines if line != "2 photos had been made before"]
+    assert tuple(lines) == whole.lines
+    assert len(lines) == len(report.lines) - 1
+    told = f"contact_sheet.png shows the first {people} of 4 people"
+    assert (told in whole.lines) == (people < 4)
+    heights = Image.open(out / "contact_sheet.png").size[1] // 256
+    assert heights == min(people, 4)
+
+
+@pytest.mark.parametrize(
+    "change", ["pose", "in place", "photo", "picture gone", "sheet gone", "record damaged", "record of lists"]
+)
+def test_what_is_no_longer_the_same_is_made_again(photos, tmp_path, monkeypatch, change):
+    out, pose, options = tmp_path / "out", "front", ReposeOptions()
+    repose_files(photos / "b.png", pose, out, options, lambda done, photos: None)
+    asked = []
+    make = module._make
+    monkeypatch.setattr(
+        module, "_make", lambda studio, place, *rest: asked.append(place.photo) or make(studio, place, *rest)
+    )
+    repose_files(photos / "b.png", pose, out, options, lambda done, photos: None)
+    assert asked == []
+    folder = out / "pictures" / "b"
+    if change == "pose":
+        pose = "left"
+    elif change == "in place":
+        options = ReposeOptions(in_place=True)
+    elif change == "photo":
+        save(photos / "b.png", photo_of((110, 30, 150)))
+    elif change == "picture gone":
+        (folder / "p01_front.png").unlink()
+    elif change == "sheet gone":
+        (folder / ".sheet.png").unlink()
+    else:
+        record = json.loads((folder / "repose.json").read_text())
+        record |= {"pictures": 7} if change == "record damaged" else {"pictures": [[1], None], "said": 3}
+        write_output(folder / "repose.json", json.dumps(record).encode())
+    repose_files(photos / "b.png", pose, out, options, lambda done, photos: None)
+    assert asked == ["b.png"]
+    fresh = tmp_path / "fresh"
+    repose_files(photos / "b.png", pose, fresh, options, lambda done, photos: None)
+    assert outputs(fresh).items() <= outputs(out).items()
+
+
+def test_memory_of_a_run_does_not_keep_the_sheet_of_every_photo(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHEET_PEOPLE", 2)
+    drawn = []
+    draw = module.draw_grid
+    monkeypatch.setattr(
+        module, "draw_grid", lambda rows, titles: drawn.append(len(rows)) or draw(rows, titles)
+    )
+    strips = []
+    row = module.sheet_row
+    monkeypatch.setattr(module, "sheet_row", lambda *what: strips.append(1) or row(*what))
+    report = repose_files(photos, "front", tmp_path / "out", ReposeOptions(), lambda done, photos: None)
+    assert drawn == [2]
+    assert len(strips) == 2
+    assert "contact_sheet.png shows the first 2 of 4 people" in str(report)
+
+
+def test_a_record_of_the_users_is_never_replaced(photos, tmp_path):
+    folder = tmp_path / "out" / "pictures" / "b"
+    folder.mkdir(parents=True)
+    (folder / "repose.json").write_text("{}")
+    with pytest.raises(UserError, match=r"repose\.json: is there already"):
+        repose_files(photos / "b.png", "front", tmp_path / "out", ReposeOptions(), lambda done, photos: None)
+    assert (folder / "repose.json").read_text() == "{}"
+
+
 def test_a_crop_that_a_person_fills_needs_no_detector(monkeypatch):
     monkeypatch.setattr(
         Finds,
@@ -279,8 +405,6 @@ def test_a_crop_that_a_person_fills_needs_no_detector(monkeypatch):
 
 
 def test_a_photo_too_large_to_work_on_is_made_smaller(monkeypatch):
-    from reposer.workflows import repose as module
-
     monkeypatch.setattr(module, "_LONGEST", 300)
     pictures = reposer.repose(photo_of((100, 30, 150)), pose="front", in_place=True)
     assert max(pictures[-1].image.shape) == 300

@@ -1,7 +1,11 @@
-"""One person of a photo, framed and annotated: what ``reposer repose`` and the page begin with."""
+"""One person of a photo, framed and annotated, and as they are shown on a contact sheet.
+
+What ``reposer repose`` and the page begin with.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from reposer.annotation.annotators import Annotation, Annotators
-from reposer.generation.pictures import Person, resize_array
+from reposer.data.parsing import colorize
+from reposer.generation.pictures import NEAREST, Person, resize_array
 from reposer.generation.reposing import Box, cut, frame_of, working_size
 
 
@@ -80,3 +85,52 @@ def _own(mask: NDArray[np.bool_], x: NDArray[np.integer], y: NDArray[np.integer]
     votes = np.bincount(pieces[y, x], minlength=count + 1) + sizes  # of equal ones the largest
     votes[0] = -1
     return np.asarray(pieces == votes.argmax())
+
+
+def shown(picture: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """What of a frame is in the photo."""
+    rows, columns = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
+    return np.ascontiguousarray(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+
+
+# ---- A contact sheet: a row of cells for each person.
+
+_CELL = (256, 192)  # pixels of a picture on it
+SheetRow = list[NDArray[np.uint8]]
+
+
+def sheet_row(one: FoundPerson, pictures: Sequence[NDArray[np.uint8]]) -> SheetRow:
+    """The row of a person: as found, the label map, the pictures; each in a cell."""
+    size = (one.pixels.shape[0], one.pixels.shape[1])
+    labels = resize_array(colorize(one.person.parsing), size, NEAREST)
+    return [
+        _in_cell(picture) for picture in (shown(one.pixels, one.known), shown(labels, one.known), *pictures)
+    ]
+
+
+def joined(rows: Sequence[SheetRow]) -> NDArray[np.uint8]:
+    """The rows as one picture, cell by cell."""
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])
+
+
+def taken_apart(picture: NDArray[np.uint8], rows: int, columns: int) -> list[SheetRow]:
+    """The first rows of what ``joined`` made.
+
+    Raises:
+        ValueError: it has fewer rows, or another number of columns.
+    """
+    height, width = _CELL
+    if picture.shape[0] < rows * height or picture.shape[1] != columns * width:
+        raise ValueError("is of another contact sheet")
+    lines = (picture[row * height : (row + 1) * height] for row in range(rows))
+    return [[line[:, column * width : (column + 1) * width] for column in range(columns)] for line in lines]
+
+
+def _in_cell(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As large as fits into a cell, on white."""
+    scale = min(_CELL[0] / picture.shape[0], _CELL[1] / picture.shape[1])
+    size = (max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale)))
+    cell = np.full((*_CELL, 3), 255, np.uint8)
+    top, left = (_CELL[0] - size[0]) // 2, (_CELL[1] - size[1]) // 2
+    cell[top : top + size[0], left : left + size[1]] = resize_array(picture, size)
+    return cell

@@ -4,14 +4,18 @@ A photo's people are found, framed, annotated, and re-posed one by one, from lef
 
     OUT/pictures/PHOTO/p01_front.png   the first person, in the frame around them
     OUT/pictures/PHOTO/front.png       the whole photo, everybody in that pose (in place)
-    OUT/contact_sheet.png              a row for each person: as found, the label map, the poses
+    OUT/pictures/PHOTO/repose.json     what of repose.json is of that photo, written when it is done
+    OUT/pictures/PHOTO/.sheet.png      its rows of the contact sheet
+    OUT/contact_sheet.png              a row for each person, SHEET_PEOPLE at most: as found, label map, poses
     OUT/repose.json                    a row for each picture: photo, person, pose, hashes, remarks
+
+A run that was stopped is gone on with by the same command: photos that are done are not made again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reposer import __version__
 from reposer.annotation.annotators import AnnotatorChoice
 from reposer.annotation.interfaces import AUTO
 from reposer.annotation.makers import choose_cuts, find_people
+from reposer.config import canonical_json, read_json
 from reposer.data.keypoints import normalize_pose
 from reposer.data.layouts.identity_folders import list_images
 from reposer.data.orientation import ORIENTATIONS
-from reposer.data.parsing import colorize
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
-from reposer.generation.pictures import NEAREST, SEPARATOR, encode_marked, output_names, resize_array
+from reposer.generation.pictures import SEPARATOR, encode_marked, output_names, resize_array
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.reposing import Box, Reposer, remarks
 from reposer.generation.targets import CANONICAL, PoseTarget, canonical_names, read_targets
@@ -36,14 +41,16 @@ from reposer.images import read_picture
 from reposer.sections import draw_grid
 from reposer.storage.files import sha256_bytes
 from reposer.storage.outputs import claim_outputs, write_output
-from reposer.storage.paths import RefusedFileError, contained, made_folder, printable
-from reposer.workflows.photo_people import FoundPerson, look_at
+from reposer.storage.paths import RefusedFileError, contained, made_folder, printable, read_regular
+from reposer.workflows.photo_people import FoundPerson, joined, look_at, sheet_row, shown, taken_apart
 
 PREDICTOR = "shipped-predictor"
 TRANSPORT = "transport"
 PICTURES, SHEET, RECORD = "pictures", "contact_sheet.png", "repose.json"
-_CELL = (256, 192)  # pixels of a picture on the contact sheet
+STRIP = ".sheet.png"  # as no pose is called
+SHEET_PEOPLE = 50  # on the contact sheet, which is held in memory
 _LONGEST = 4096  # pixels of a photo's longer side; larger ones are made smaller
+_LARGEST = 2**30  # bytes of a picture that was made before
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def _pictures(
         for pose in poses:
             size = (one.pixels.shape[0], one.pixels.shape[1])
             layer = studio.reposer(one.person, pose, size).within(one.known)
-            picture = layer.over(_shown(one.pixels, one.known))
+            picture = layer.over(shown(one.pixels, one.known))
             said = tuple(remarks(one.person, one.known, pose))
             yield ReposedPerson(name, number, short_name(pose), picture, said)
             if scenes:  # over what stands there by now
@@ -157,12 +164,6 @@ def _pictures(
                 region[:] = layer.over(region)
     for pose in poses if scenes else ():
         yield ReposedPerson(name, 0, short_name(pose), scenes[pose.name], ())
-
-
-def _shown(picture: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """What of a frame is in the photo."""
-    rows, columns = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
-    return np.ascontiguousarray(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
 def _region(scene: NDArray[np.uint8], frame: Box) -> NDArray[np.uint8]:
@@ -252,7 +253,8 @@ def repose_files(
 ) -> ReposeReport:
     """Every photo of ``source``, a file or a folder, with its pictures, contact sheet and record in ``out``.
 
-    Photos without anybody, and those that cannot be read, are listed and passed over.
+    Photos without anybody, and those that cannot be read, are listed and passed over. What the same call made
+    before it was stopped stays as it is.
 
     Args:
         on_photo: called with (photos done, photos in all).
@@ -274,7 +276,10 @@ def repose_files(
     poses = read_poses(pose, studio)
     made_folder(out)
     claim_outputs(out, [SHEET, RECORD])
-    report, rows, sheet, lines = ReposeReport(out), [], [], [str(problem) for problem in problems]
+    made_by = studio.describe() | {"poses": {short_name(one): one.sha256 for one in poses}}
+    report, rows, lines = ReposeReport(out), [], [str(problem) for problem in problems]
+    sheet: list[list[NDArray[np.uint8]]] = []
+    before = 0
     for done, (name, folder) in enumerate(zip(names, _safe(names), strict=True)):
         on_photo(done, len(names))
         try:
@@ -284,41 +289,123 @@ def repose_files(
                 raise
             lines.append(f"{error.file}: {error.reason}; left out")
             continue
-        pixels = _within(photo.pixels)
-        found, said = studio.people(pixels, name)
-        lines += [f"{printable(name)}: {one}" for one in said]
-        if not found:
+        place = _Place(out, f"{PICTURES}/{folder}", name, photo.sha256, made_by, options.in_place)
+        room = SHEET_PEOPLE - len(sheet)
+        made = _made_before(place, room, len(poses))
+        before += made is not None
+        if made is None:
+            made = _make(studio, place, _within(photo.pixels), poses, room)
+        lines += [f"{printable(name)}: {one}" for one in made.said]
+        if not made.people:
             lines.append(f"{printable(name)}: no person was found; left out")
             continue
-        report.photos, report.people = report.photos + 1, report.people + len(found)
-        if len(found) > 1:
-            lines.append(f"{printable(name)}: {len(found)} people, from left to right")
-        pictures = list(_pictures(studio, name, pixels, found, poses))
-        rows += _written(out, f"{PICTURES}/{folder}", name, photo.sha256, found, pictures)
-        sheet += _sheet_rows(found, pictures)
-        lines += _told(pictures)
-        report.pictures += len(pictures)
+        report.photos, report.people = report.photos + 1, report.people + made.people
+        if made.people > 1:
+            lines.append(f"{printable(name)}: {made.people} people, from left to right")
+        rows += made.rows
+        sheet += made.sheet
+        lines += _told(made.rows)
+        report.pictures += len(made.rows)
+    on_photo(len(names), len(names))
     if not rows:
         raise UserError(
             f"{printable(source)}: nobody was found ({lines[0] if lines else ''})", "give photos of people"
         )
     titles = ["photo", "map", *(short_name(one) for one in poses)]
     write_output(out / SHEET, encode_marked(draw_grid(sheet, titles), "png"))
-    made_by = studio.describe() | {"poses": {short_name(one): one.sha256 for one in poses}}
     record = {"synthetic": True, "made_by": made_by, "pictures": rows}
-    write_output(out / RECORD, f"{json.dumps(record, indent=1)}\n".encode())
+    write_output(out / RECORD, _json(record))
+    if before:
+        lines.append(f"{before:,} photos had been made before")
+    if len(sheet) < report.people:
+        lines.append(f"{SHEET} shows the first {len(sheet)} of {report.people:,} people")
     report.lines = tuple(lines)
     return report
 
 
-def _told(pictures: Sequence[ReposedPerson]) -> list[str]:
+@dataclass(frozen=True)
+class _Place:
+    """Where the pictures of a photo go, and what they are made of."""
+
+    out: Path
+    folder: str  # relative to ``out``
+    photo: str
+    sha256: str  # of the photo
+    made_by: Mapping[str, Any]
+    in_place: bool
+
+    @property
+    def key(self) -> str:
+        """Equal where the same pictures would be made."""
+        parts = [__version__, self.photo, self.sha256, self.made_by, self.in_place]
+        return sha256_bytes(canonical_json(parts))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What was made of a photo."""
+
+    people: int
+    said: list[str]  # about what was left out
+    rows: list[dict[str, Any]]  # of repose.json
+    sheet: list[list[NDArray[np.uint8]]]  # rows of the contact sheet, as many as it has room for
+
+
+def _make(
+    studio: _Studio, place: _Place, pixels: NDArray[np.uint8], poses: Sequence[PoseTarget], room: int
+) -> _Made:
+    """Make and write the pictures of a photo; its record last."""
+    found, said = studio.people(pixels, place.photo)
+    if not found:
+        return _Made(0, said, [], [])
+    pictures = list(_pictures(studio, place.photo, pixels, found, poses))
+    rows = _written(place.out, place.folder, place.photo, place.sha256, found, pictures)
+    folder, sheet = contained(place.out, place.folder), []
+    for number, one in enumerate(found[:room], start=1):
+        sheet.append(sheet_row(one, [picture.image for picture in pictures if picture.person == number]))
+    if sheet:
+        write_output(folder / STRIP, encode_marked(joined(sheet), "png"))
+    record = {"synthetic": True, "made_by": place.made_by, "people": len(found), "said": said}
+    write_output(folder / RECORD, _json(record | {"pictures": rows, "key": place.key}))
+    return _Made(len(found), said, rows, sheet)
+
+
+def _made_before(place: _Place, room: int, poses: int) -> _Made | None:
+    """What an earlier call made of the photo; None where it, or a part of it, is not there, or is another."""
+    folder = contained(place.out, place.folder)
+    if not (folder / RECORD).is_file():
+        return None
+    claim_outputs(folder, [RECORD])
+    try:
+        record = read_json(folder / RECORD, root=place.out)
+        rows, people, said = record["pictures"], int(record["people"]), [str(one) for one in record["said"]]
+        if record["key"] != place.key or not rows or people < 1:
+            return None
+        for row in rows:
+            data = read_regular(contained(place.out, row["file"]), max_bytes=_LARGEST, root=place.out)
+            if sha256_bytes(data) != row["sha256"]:
+                return None
+        _told(rows)  # here, where values of another kind are no fault
+        shown_people = min(people, room)
+        strip = read_picture(folder / STRIP, folder).pixels if shown_people else None
+        sheet = [] if strip is None else taken_apart(strip, shown_people, 2 + poses)
+        return _Made(people, said, rows, sheet)
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # damaged: made again
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(record, indent=1)}\n".encode()
+
+
+def _told(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each remark once a person, with the poses that it is about."""
     about: dict[tuple[str, int, str], list[str]] = {}
-    for one in pictures:
-        for remark in one.remarks:
-            about.setdefault((one.photo, one.person, remark), []).append(one.pose)
+    for row in rows:
+        for remark in row["remarks"]:
+            about.setdefault((row["photo"], row["person"], remark), []).append(row["pose"])
     return [
-        f"{printable(photo)}, person {person} ({', '.join(poses)}): {remark}"
+        f"{printable(photo)}, person {person} ({printable(', '.join(poses))}): {printable(remark)}"
         for (photo, person, remark), poses in about.items()
     ]
 
@@ -355,27 +442,3 @@ def _written(
             row |= {"box": list(person.box), "box_score": round(person.score, 4), "frame": list(person.frame)}
         rows.append(row | {"remarks": list(one.remarks)})
     return rows
-
-
-def _sheet_rows(
-    found: Sequence[FoundPerson], pictures: Sequence[ReposedPerson]
-) -> list[list[NDArray[np.uint8]]]:
-    """A row for each person: as found, the label map, the poses."""
-    rows = []
-    for number, one in enumerate(found, start=1):
-        shown = [_shown(one.pixels, one.known)]
-        size = (one.pixels.shape[0], one.pixels.shape[1])
-        shown.append(_shown(resize_array(colorize(one.person.parsing), size, NEAREST), one.known))
-        shown += [picture.image for picture in pictures if picture.person == number]
-        rows.append([_in_cell(picture) for picture in shown])
-    return rows
-
-
-def _in_cell(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """As large as fits into a cell, on white."""
-    scale = min(_CELL[0] / picture.shape[0], _CELL[1] / picture.shape[1])
-    size = (max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale)))
-    cell = np.full((*_CELL, 3), 255, np.uint8)
-    top, left = (_CELL[0] - size[0]) // 2, (_CELL[1] - size[1]) // 2
-    cell[top : top + size[0], left : left + size[1]] = resize_array(picture, size)
-    return cell
