@@ -15,10 +15,11 @@ from scipy import ndimage
 import reposer
 from reposer.annotation.annotators import AnnotatorChoice, Annotators
 from reposer.annotation.interfaces import PERSON, AnnotatorInfo, Masks, Poses
-from reposer.data.keypoints import JOINTS, middle_hip
+from reposer.data.keypoints import JOINTS, middle_hip, scale_keypoints
 from reposer.data.parsing import LIP_LABELS, PALETTE
 from reposer.errors import UserError
 from reposer.generation.pictures import is_marked
+from reposer.generation.reposing import proportioned
 from reposer.generation.targets import canonical_pose
 from reposer.storage.outputs import write_output
 from reposer.workflows import repose as module
@@ -387,6 +388,61 @@ def test_a_record_of_the_users_is_never_replaced(photos, tmp_path):
     with pytest.raises(UserError, match=r"repose\.json: is there already"):
         repose_files(photos / "b.png", "front", tmp_path / "out", ReposeOptions(), lambda done, photos: None)
     assert (folder / "repose.json").read_text() == "{}"
+
+
+def joints_in_photo(found):
+    """A person's own joints in pixels of the photo that was looked at."""
+    own, size = found.person.keypoints, found.person.image.shape[:2]
+    return scale_keypoints(own, size, found.pixels.shape[:2]) + np.float32(found.frame[:2])
+
+
+def write_pose(path, joints):
+    points = [None if np.isnan(x) else [float(x), float(y)] for x, y in joints]
+    path.write_text(json.dumps({"keypoints": points}))
+    return path
+
+
+@pytest.mark.parametrize("longest", [4096, 350, 320])
+@pytest.mark.parametrize("left", [40, 210])
+def test_joints_in_pixels_of_the_photo_mean_the_photo(tmp_path, monkeypatch, longest, left):
+    monkeypatch.setattr(module, "_LONGEST", longest)
+    photo = photo_of((40, 60, 120), (210, 30, 150))
+    pixels = module._within(photo)
+    found, _ = module._Studio(ReposeOptions()).people(pixels, "photo")
+    one = found[0 if left == 40 else 1]
+    joints = scale_keypoints(joints_in_photo(one), pixels.shape[:2], photo.shape[:2])
+    seen = []
+    monkeypatch.setattr(module.Reposer, "__call__", lambda self, *what: seen.append(what) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reposer.repose(photo, pose=str(write_pose(tmp_path / "own.json", joints)))
+    source, target, _ = seen[0]
+    np.testing.assert_array_equal(source.keypoints, one.person.keypoints)  # of the other nothing was made
+    away = np.abs(proportioned(target, source).keypoints - source.keypoints)
+    assert np.nanmax(away) < 0.02
+    assert (~np.isnan(away[:, 0])).sum() >= 10  # the others lie at the edge
+
+
+def test_whom_a_pose_does_not_fit_is_told_and_the_others_are_made(photos, run, tmp_path):
+    found, _ = module._Studio(ReposeOptions()).people(photo_of((210, 30, 150), (40, 60, 120)), "a")
+    pose = write_pose(tmp_path / "own.json", joints_in_photo(found[1]))
+    out = tmp_path / "out"
+    command = ("repose", photos, "--pose", f"{pose},left", "--out", out, "--in-place", "--threads", 1)
+    code, printed, error = run(*command)
+    assert code == 0, error
+    assert "a.png: person 1: target own.json: no keypoint lies inside the image" in printed
+    made = {name.rpartition("/")[2] for name in outputs(out) if name.startswith("pictures/a/p")}
+    assert made == {"p01_left.png", "p02_left.png", "p02_own.png"}
+    cell = np.array(Image.open(out / "contact_sheet.png"))[30:270, -380:-210]
+    assert (cell == 255).all()  # of the first person, between the label map and the second pose
+    nowhere = write_pose(tmp_path / "no.json", np.full((18, 2), 9000.0))
+    for source in (photos, photos / "b.png"):
+        code, _, error = run("repose", source, "--pose", nowhere, "--out", tmp_path / "none", "--threads", 1)
+        assert code == 1
+        assert "no pose fits" in error
+        assert "no keypoint lies inside the image" in error
+        assert error.count("error: ") == 1
+    with pytest.raises(UserError, match="no keypoint lies inside the image"):
+        reposer.repose(photos / "b.png", pose=str(nowhere))
 
 
 def test_a_crop_that_a_person_fills_needs_no_detector(monkeypatch):

@@ -47,6 +47,7 @@ class Person:
     keypoints: Pose  # (J, 2) x, y in pixels of this size, NaN for a missing joint
     original_size: tuple[int, int]  # (H, W) of the image as given
     sha256: str  # of the image file; empty for an array
+    corner: tuple[int, int] = (0, 0)  # x, y of the image's corner in the photo that it was cut from
 
 
 def load_person(

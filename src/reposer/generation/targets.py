@@ -107,7 +107,9 @@ class PoseTarget:
 
     name: str  # what files and manifests call it
     keypoints: Pose  # (J, 2) pixels of ``size``; "torso": torso lengths from the middle of the hips
-    size: tuple[int, int] | Literal["source", "torso"]  # (H, W) of the frame; "source": of each source image
+    size: (
+        tuple[int, int] | Literal["source", "torso"]
+    )  # (H, W) of the frame; "source": of each source's photo
 
     @property
     def sha256(self) -> str:
@@ -127,7 +129,8 @@ class PoseTarget:
             pose = place(self.keypoints, source)
         else:
             frame = source.original_size if self.size == "source" else self.size
-            pose = scale_keypoints(self.keypoints, frame, (height, width))
+            corner = source.corner if self.size == "source" else (0, 0)
+            pose = scale_keypoints(self.keypoints - np.array(corner, np.float32), frame, (height, width))
         pose = inside(pose, (height, width))
         if np.isnan(pose).all():
             raise UserError(

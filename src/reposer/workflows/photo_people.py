@@ -1,21 +1,33 @@
-"""One person of a photo, framed and annotated, and as they are shown on a contact sheet.
+"""One person of a photo, framed and annotated: what ``reposer repose`` and the page begin with.
 
-What ``reposer repose`` and the page begin with.
+And as they are shown on a contact sheet, and the record of what was made of a photo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reposer import __version__
 from reposer.annotation.annotators import Annotation, Annotators
+from reposer.config import canonical_json, read_json
 from reposer.data.parsing import colorize
+from reposer.errors import UserError
 from reposer.generation.pictures import NEAREST, Person, resize_array
 from reposer.generation.reposing import Box, cut, frame_of, working_size
+from reposer.images import read_picture
+from reposer.storage.files import sha256_bytes
+from reposer.storage.outputs import claim_outputs
+from reposer.storage.paths import contained, printable, read_regular
+
+Size = tuple[int, int]  # (H, W)
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,9 @@ def look_at(
     (annotation,) = annotators.annotate(batch, [name])
     inside = resize_array(known.astype(np.uint8), size).astype(np.bool_)
     person = _person(name, image, annotation, inside, (region.shape[0], region.shape[1]))
-    return None if person is None else FoundPerson(box, score, frame, region, known, person)
+    if person is None:
+        return None
+    return FoundPerson(box, score, frame, region, known, replace(person, corner=frame[:2]))
 
 
 def _person(
@@ -93,14 +107,21 @@ def shown(picture: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.ui
     return np.ascontiguousarray(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
+def region_of(scene: NDArray[np.uint8], frame: Box) -> NDArray[np.uint8]:
+    """A view of what of a frame is in the photo."""
+    left, top, right, bottom = frame
+    height, width = scene.shape[:2]
+    return scene[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
+
+
 # ---- A contact sheet: a row of cells for each person.
 
 _CELL = (256, 192)  # pixels of a picture on it
 SheetRow = list[NDArray[np.uint8]]
 
 
-def sheet_row(one: FoundPerson, pictures: Sequence[NDArray[np.uint8]]) -> SheetRow:
-    """The row of a person: as found, the label map, the pictures; each in a cell."""
+def sheet_row(one: FoundPerson, pictures: Sequence[NDArray[np.uint8] | None]) -> SheetRow:
+    """The row of a person: as found, the label map, the pictures; each in a cell, which is empty for None."""
     size = (one.pixels.shape[0], one.pixels.shape[1])
     labels = resize_array(colorize(one.person.parsing), size, NEAREST)
     return [
@@ -126,11 +147,88 @@ def taken_apart(picture: NDArray[np.uint8], rows: int, columns: int) -> list[She
     return [[line[:, column * width : (column + 1) * width] for column in range(columns)] for line in lines]
 
 
-def _in_cell(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _in_cell(picture: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     """As large as fits into a cell, on white."""
+    if picture is None:
+        return np.full((*_CELL, 3), 255, np.uint8)
     scale = min(_CELL[0] / picture.shape[0], _CELL[1] / picture.shape[1])
     size = (max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale)))
     cell = np.full((*_CELL, 3), 255, np.uint8)
     top, left = (_CELL[0] - size[0]) // 2, (_CELL[1] - size[1]) // 2
     cell[top : top + size[0], left : left + size[1]] = resize_array(picture, size)
     return cell
+
+
+# ---- What was made of a photo, as files.
+
+RECORD = "repose.json"
+STRIP = ".sheet.png"  # as no pose is called
+_LARGEST = 2**30  # bytes of a picture that was made before
+
+
+@dataclass(frozen=True)
+class PhotoPlace:
+    """Where the pictures of a photo go, and what they are made of."""
+
+    out: Path
+    folder: str  # relative to ``out``
+    photo: str
+    sha256: str  # of the photo
+    made_by: Mapping[str, Any]
+    in_place: bool
+
+    @property
+    def key(self) -> str:
+        """Equal where the same pictures would be made."""
+        parts = [__version__, self.photo, self.sha256, self.made_by, self.in_place]
+        return sha256_bytes(canonical_json(parts))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made of a photo."""
+
+    people: int
+    said: list[str]  # about what was left out
+    rows: list[dict[str, Any]]  # of repose.json
+    sheet: list[list[NDArray[np.uint8]]]  # rows of the contact sheet, as many as it has room for
+
+
+def made_before(place: PhotoPlace, room: int, poses: int) -> Made | None:
+    """What an earlier call made of the photo; None where it, or a part of it, is not there, or is another."""
+    folder = contained(place.out, place.folder)
+    if not (folder / RECORD).is_file():
+        return None
+    claim_outputs(folder, [RECORD])
+    try:
+        record = read_json(folder / RECORD, root=place.out)
+        rows, people, said = record["pictures"], int(record["people"]), [str(one) for one in record["said"]]
+        if record["key"] != place.key or not rows or people < 1:
+            return None
+        for row in rows:
+            data = read_regular(contained(place.out, row["file"]), max_bytes=_LARGEST, root=place.out)
+            if sha256_bytes(data) != row["sha256"]:
+                return None
+        told_remarks(rows)  # here, where values of another kind are no fault
+        shown_people = min(people, room)
+        strip = read_picture(folder / STRIP, folder).pixels if shown_people else None
+        sheet = [] if strip is None else taken_apart(strip, shown_people, 2 + poses)
+        return Made(people, said, rows, sheet)
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # damaged: made again
+
+
+def as_json(record: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(record, indent=1)}\n".encode()
+
+
+def told_remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each remark once a person, with the poses that it is about."""
+    about: dict[tuple[str, int, str], list[str]] = {}
+    for row in rows:
+        for remark in row["remarks"]:
+            about.setdefault((row["photo"], row["person"], remark), []).append(row["pose"])
+    return [
+        f"{printable(photo)}, person {person} ({printable(', '.join(poses))}): {printable(remark)}"
+        for (photo, person, remark), poses in about.items()
+    ]

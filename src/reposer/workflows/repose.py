@@ -14,43 +14,53 @@ A run that was stopped is gone on with by the same command: photos that are done
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reposer import __version__
 from reposer.annotation.annotators import AnnotatorChoice
 from reposer.annotation.interfaces import AUTO
 from reposer.annotation.makers import choose_cuts, find_people
-from reposer.config import canonical_json, read_json
-from reposer.data.keypoints import normalize_pose
+from reposer.data.keypoints import normalize_pose, scale_keypoints
 from reposer.data.layouts.identity_folders import list_images
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.generation.pictures import SEPARATOR, encode_marked, output_names, resize_array
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
-from reposer.generation.reposing import Box, Reposer, remarks
+from reposer.generation.reposing import Reposer, proportioned, remarks
 from reposer.generation.targets import CANONICAL, PoseTarget, canonical_names, read_targets
 from reposer.images import read_picture
 from reposer.sections import draw_grid
 from reposer.storage.files import sha256_bytes
 from reposer.storage.outputs import claim_outputs, write_output
-from reposer.storage.paths import RefusedFileError, contained, made_folder, printable, read_regular
-from reposer.workflows.photo_people import FoundPerson, joined, look_at, sheet_row, shown, taken_apart
+from reposer.storage.paths import RefusedFileError, contained, made_folder, printable
+from reposer.workflows.photo_people import (
+    RECORD,
+    STRIP,
+    FoundPerson,
+    Made,
+    PhotoPlace,
+    Size,
+    as_json,
+    joined,
+    look_at,
+    made_before,
+    region_of,
+    sheet_row,
+    shown,
+    told_remarks,
+)
 
 PREDICTOR = "shipped-predictor"
 TRANSPORT = "transport"
-PICTURES, SHEET, RECORD = "pictures", "contact_sheet.png", "repose.json"
-STRIP = ".sheet.png"  # as no pose is called
+PICTURES, SHEET = "pictures", "contact_sheet.png"
 SHEET_PEOPLE = 50  # on the contact sheet, which is held in memory
 _LONGEST = 4096  # pixels of a photo's longer side; larger ones are made smaller
-_LARGEST = 2**30  # bytes of a picture that was made before
 
 
 @dataclass(frozen=True)
@@ -126,11 +136,12 @@ def repose(
         options: fields of :class:`ReposeOptions`.
 
     Returns:
-        A picture for each person, from left to right, and pose; with ``in_place`` the whole photo for each
-        pose behind them.
+        A picture for each person, from left to right, and pose that fits them; with ``in_place`` the whole
+        photo for each pose behind them.
 
     Raises:
-        UserError: no such photo or pose, nobody on it, or a network that cannot be fetched.
+        UserError: no such photo or pose, nobody on it, a pose that fits nobody, or a network that cannot be
+            fetched.
     """
     studio = _Studio(ReposeOptions(**options))
     name = "photo" if isinstance(photo, np.ndarray) else str(photo)
@@ -140,37 +151,57 @@ def repose(
         raise UserError(
             f"{printable(name)}: no person was found", "give a photo that shows one from head to hips"
         )
-    poses = read_poses(pose, studio)
-    return list(_pictures(studio, name, _within(pixels), found, poses))
+    poses, said = read_poses(pose, studio), list[str]()
+    made = list(_pictures(studio, (name, pixels.shape[:2]), _within(pixels), found, poses, said))
+    if not made:
+        raise UserError(f"{printable(name)}: {said[0]}", "choose another pose")
+    return made
 
 
 def _pictures(
     studio: _Studio,
-    name: str,
+    photo: tuple[str, Size],
     pixels: NDArray[np.uint8],
     found: Sequence[FoundPerson],
     poses: Sequence[PoseTarget],
+    said: list[str],
 ) -> Iterator[ReposedPerson]:
-    scenes = {pose.name: pixels.copy() for pose in poses} if studio.options.in_place else {}
+    """The pictures of a photo's people.
+
+    Args:
+        photo: its name, and (H, W) before it was made smaller.
+        said: gets a line for each person whom a pose does not fit; there is no picture of them.
+    """
+    name, own = photo
+    scenes: dict[str, NDArray[np.uint8]] = {}
     for number, one in enumerate(found, start=1):
         for pose in poses:
             size = (one.pixels.shape[0], one.pixels.shape[1])
-            layer = studio.reposer(one.person, pose, size).within(one.known)
+            wanted = _resized(pose, own, (pixels.shape[0], pixels.shape[1]))
+            try:
+                proportioned(wanted, one.person)
+            except UserError as error:
+                said.append(f"person {number}: {error}; left out")
+                continue
+            layer = studio.reposer(one.person, wanted, size).within(one.known)
             picture = layer.over(shown(one.pixels, one.known))
-            said = tuple(remarks(one.person, one.known, pose))
-            yield ReposedPerson(name, number, short_name(pose), picture, said)
-            if scenes:  # over what stands there by now
-                region = _region(scenes[pose.name], one.frame)
+            told = tuple(remarks(one.person, one.known, wanted))
+            yield ReposedPerson(name, number, short_name(pose), picture, told)
+            if studio.options.in_place:  # over what stands there by now
+                if pose.name not in scenes:
+                    scenes[pose.name] = pixels.copy()
+                region = region_of(scenes[pose.name], one.frame)
                 region[:] = layer.over(region)
-    for pose in poses if scenes else ():
-        yield ReposedPerson(name, 0, short_name(pose), scenes[pose.name], ())
+    for pose in poses:
+        if pose.name in scenes:
+            yield ReposedPerson(name, 0, short_name(pose), scenes[pose.name], ())
 
 
-def _region(scene: NDArray[np.uint8], frame: Box) -> NDArray[np.uint8]:
-    """A view of what of a frame is in the photo."""
-    left, top, right, bottom = frame
-    height, width = scene.shape[:2]
-    return scene[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
+def _resized(pose: PoseTarget, own: Size, size: Size) -> PoseTarget:
+    """A pose in pixels of the photo of (H, W) as one in pixels of the photo at another size."""
+    if pose.size != "source" or own == size:
+        return pose
+    return replace(pose, keypoints=scale_keypoints(pose.keypoints, own, size))
 
 
 def _within(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -289,12 +320,12 @@ def repose_files(
                 raise
             lines.append(f"{error.file}: {error.reason}; left out")
             continue
-        place = _Place(out, f"{PICTURES}/{folder}", name, photo.sha256, made_by, options.in_place)
+        place = PhotoPlace(out, f"{PICTURES}/{folder}", name, photo.sha256, made_by, options.in_place)
         room = SHEET_PEOPLE - len(sheet)
-        made = _made_before(place, room, len(poses))
+        made = made_before(place, room, len(poses))
         before += made is not None
         if made is None:
-            made = _make(studio, place, _within(photo.pixels), poses, room)
+            made = _make(studio, place, photo.pixels, poses, room)
         lines += [f"{printable(name)}: {one}" for one in made.said]
         if not made.people:
             lines.append(f"{printable(name)}: no person was found; left out")
@@ -304,17 +335,19 @@ def repose_files(
             lines.append(f"{printable(name)}: {made.people} people, from left to right")
         rows += made.rows
         sheet += made.sheet
-        lines += _told(made.rows)
+        lines += told_remarks(made.rows)
         report.pictures += len(made.rows)
     on_photo(len(names), len(names))
     if not rows:
         raise UserError(
-            f"{printable(source)}: nobody was found ({lines[0] if lines else ''})", "give photos of people"
+            f"{printable(source)}: {'no pose fits' if report.people else 'nobody was found'} "
+            f"({lines[-1] if report.people else lines[0] if lines else ''})",
+            "give other poses" if report.people else "give photos of people",
         )
     titles = ["photo", "map", *(short_name(one) for one in poses)]
     write_output(out / SHEET, encode_marked(draw_grid(sheet, titles), "png"))
     record = {"synthetic": True, "made_by": made_by, "pictures": rows}
-    write_output(out / RECORD, _json(record))
+    write_output(out / RECORD, as_json(record))
     if before:
         lines.append(f"{before:,} photos had been made before")
     if len(sheet) < report.people:
@@ -323,91 +356,28 @@ def repose_files(
     return report
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the pictures of a photo go, and what they are made of."""
-
-    out: Path
-    folder: str  # relative to ``out``
-    photo: str
-    sha256: str  # of the photo
-    made_by: Mapping[str, Any]
-    in_place: bool
-
-    @property
-    def key(self) -> str:
-        """Equal where the same pictures would be made."""
-        parts = [__version__, self.photo, self.sha256, self.made_by, self.in_place]
-        return sha256_bytes(canonical_json(parts))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What was made of a photo."""
-
-    people: int
-    said: list[str]  # about what was left out
-    rows: list[dict[str, Any]]  # of repose.json
-    sheet: list[list[NDArray[np.uint8]]]  # rows of the contact sheet, as many as it has room for
-
-
 def _make(
-    studio: _Studio, place: _Place, pixels: NDArray[np.uint8], poses: Sequence[PoseTarget], room: int
-) -> _Made:
+    studio: _Studio, place: PhotoPlace, pixels: NDArray[np.uint8], poses: Sequence[PoseTarget], room: int
+) -> Made:
     """Make and write the pictures of a photo; its record last."""
-    found, said = studio.people(pixels, place.photo)
+    worked = _within(pixels)
+    found, said = studio.people(worked, place.photo)
     if not found:
-        return _Made(0, said, [], [])
-    pictures = list(_pictures(studio, place.photo, pixels, found, poses))
+        return Made(0, said, [], [])
+    photo = (place.photo, (pixels.shape[0], pixels.shape[1]))
+    pictures = list(_pictures(studio, photo, worked, found, poses, said))
+    if not pictures:
+        return Made(len(found), said, [], [])
     rows = _written(place.out, place.folder, place.photo, place.sha256, found, pictures)
     folder, sheet = contained(place.out, place.folder), []
     for number, one in enumerate(found[:room], start=1):
-        sheet.append(sheet_row(one, [picture.image for picture in pictures if picture.person == number]))
+        by_pose = {picture.pose: picture.image for picture in pictures if picture.person == number}
+        sheet.append(sheet_row(one, [by_pose.get(short_name(pose)) for pose in poses]))
     if sheet:
         write_output(folder / STRIP, encode_marked(joined(sheet), "png"))
     record = {"synthetic": True, "made_by": place.made_by, "people": len(found), "said": said}
-    write_output(folder / RECORD, _json(record | {"pictures": rows, "key": place.key}))
-    return _Made(len(found), said, rows, sheet)
-
-
-def _made_before(place: _Place, room: int, poses: int) -> _Made | None:
-    """What an earlier call made of the photo; None where it, or a part of it, is not there, or is another."""
-    folder = contained(place.out, place.folder)
-    if not (folder / RECORD).is_file():
-        return None
-    claim_outputs(folder, [RECORD])
-    try:
-        record = read_json(folder / RECORD, root=place.out)
-        rows, people, said = record["pictures"], int(record["people"]), [str(one) for one in record["said"]]
-        if record["key"] != place.key or not rows or people < 1:
-            return None
-        for row in rows:
-            data = read_regular(contained(place.out, row["file"]), max_bytes=_LARGEST, root=place.out)
-            if sha256_bytes(data) != row["sha256"]:
-                return None
-        _told(rows)  # here, where values of another kind are no fault
-        shown_people = min(people, room)
-        strip = read_picture(folder / STRIP, folder).pixels if shown_people else None
-        sheet = [] if strip is None else taken_apart(strip, shown_people, 2 + poses)
-        return _Made(people, said, rows, sheet)
-    except (UserError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # damaged: made again
-
-
-def _json(record: Mapping[str, Any]) -> bytes:
-    return f"{json.dumps(record, indent=1)}\n".encode()
-
-
-def _told(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each remark once a person, with the poses that it is about."""
-    about: dict[tuple[str, int, str], list[str]] = {}
-    for row in rows:
-        for remark in row["remarks"]:
-            about.setdefault((row["photo"], row["person"], remark), []).append(row["pose"])
-    return [
-        f"{printable(photo)}, person {person} ({printable(', '.join(poses))}): {printable(remark)}"
-        for (photo, person, remark), poses in about.items()
-    ]
+    write_output(folder / RECORD, as_json(record | {"pictures": rows, "key": place.key}))
+    return Made(len(found), said, rows, sheet)
 
 
 def _safe(names: Sequence[str]) -> list[str]:
