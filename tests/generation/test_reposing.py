@@ -51,6 +51,19 @@ def test_a_pose_takes_the_proportions_of_the_person(legs, head):
     assert any("child" in one for one in said) == child
 
 
+@pytest.mark.parametrize("feet", [110 - 60.0, 110 - 60.0 - 1e-6, -1e6])
+def test_ankles_as_high_as_the_neck_are_no_fault(feet):
+    joints = standing()
+    joints[NECK, 1] = 50
+    joints[[ANKLE, JOINTS.index("left-ankle")], 1] = feet
+    said = remarks(somebody(joints), np.ones((256, 128), bool), FRONT)
+    assert not any("child" in one for one in said)
+    joints[:, 1] = 255 - standing(55, 0.7, 1.5)[:, 1]  # a child on their hands
+    joints[:, 0] = standing(55, 0.7, 1.5)[:, 0]
+    said = remarks(somebody(joints), np.ones((256, 128), bool), FRONT)
+    assert any("child" in one for one in said)
+
+
 def test_half_a_person_stays_as_large():
     joints = standing(100)
     joints[8:14] = np.nan  # no hips, no legs

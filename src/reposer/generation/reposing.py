@@ -269,8 +269,8 @@ def remarks(source: Person, known: NDArray[np.bool_], target: PoseTarget) -> lis
         said.append("seen from behind: the face and the front of the clothes are made up")
     elif toward.startswith("back") and facing and not facing.startswith("back"):
         said.append("seen from the front: the back of head and clothes is made up")
-    length = float(np.nanmax(joints[_ANKLES, 1]) - joints[NECK, 1]) if not missing[_ANKLES].all() else np.nan
-    if float(joints[NECK, 1] - joints[NOSE, 1]) / length > _CHILD:
+    length = lowest(joints[_ANKLES, 1]) - float(joints[NECK, 1])
+    if length and float(joints[NECK, 1] - joints[NOSE, 1]) / length > _CHILD:  # False for NaN
         said.append("a child's proportions: they are kept")
     if missing.sum() > len(joints) - MIN_COMMON_JOINTS:
         said.append("fewer than 6 joints were found: the pose is a guess")
