@@ -180,6 +180,14 @@ def test_a_row_that_lies_about_its_camera_is_a_fault(whole, tmp_path):
     assert any("camid is not that of its source" in fault for fault in set_faults(copied))
 
 
+@pytest.mark.parametrize("gone", ["images", "real"])
+def test_every_picture_is_missing_where_their_folder_is_gone(whole, tmp_path, gone):
+    copied = Path(shutil.copytree(whole, tmp_path / "copy"))
+    names = sorted(path.name for path in (copied / gone).iterdir())
+    shutil.rmtree(copied / gone)
+    assert sorted(set_faults(copied)) == [f"{gone}/{name} is missing" for name in names]
+
+
 def test_removal_keeps_the_columns(whole, tmp_path):
     copied = Path(shutil.copytree(whole, tmp_path / "copy"))
     pid = rows_of(copied)[0]["pid"]

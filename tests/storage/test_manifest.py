@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from reposer.storage import manifest
@@ -32,6 +34,14 @@ def test_what_no_part_lists_is_found_whatever_is_missing_or_doubled(folder, monk
     assert unlisted_pictures(folder, parts) == ["other.png"]
     parts[1].write_bytes(b"damaged")
     assert unlisted_pictures(folder, parts) == [*(f"1_{i}.png" for i in range(10)), "other.png"]
+
+
+def test_a_folder_of_pictures_that_is_gone_holds_none(folder):
+    parts = [manifest.part_path(folder, part) for part in range(3)]
+    shutil.rmtree(folder / "images")
+    assert unlisted_pictures(folder, parts) == []
+    (folder / "images").touch()
+    assert unlisted_pictures(folder, parts) == []
 
 
 def test_a_sound_set_needs_no_memory_for_its_names(folder, monkeypatch):

@@ -152,6 +152,22 @@ def test_every_single_fault_of_every_file_is_found(folders, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_that_is_gone_or_no_folder_is_found(folders, tmp_path, kind):
+    source = folders[kind]
+    inside = [path.relative_to(source) for path in source.rglob("*") if path.is_dir() and any(path.iterdir())]
+    for number, name in enumerate(sorted(inside)):
+        copied = Path(shutil.copytree(source, tmp_path / f"{number}"))
+        shutil.rmtree(copied / name)
+        assert found(copied), name
+        (copied / name).write_bytes(b"no folder")
+        assert found(copied), name
+    if kind == "generated":
+        copied = Path(shutil.copytree(source, tmp_path / "images"))
+        shutil.rmtree(copied / "images")
+        assert verify_folder(copied)[1] == [f"images/{item}.png is missing" for item in range(9)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_files_in_each_others_place_are_found(folders, kind):
     folder, missed = folders[kind], []
     files = files_of(folder)

@@ -41,6 +41,7 @@ from reposer.storage.manifest import (
     MANIFEST,
     file_faults,
     list_parts,
+    names_in,
     read_part,
     seal_path,
 )
@@ -187,13 +188,13 @@ def _foreign(
 ) -> Iterator[str]:
     """Files that belong to nothing."""
     file_format = settings["format"].split()[0]
-    for entry in os.scandir(folder / IMAGES):
-        name = parse_generated(entry.name)
+    for found in names_in(folder / IMAGES):
+        name = parse_generated(found)
         at = real.find_stem(name.stem) if name is not None and name.file_format == file_format else -1
         if name is None or at < 0 or name.copy >= seen.shape[1] or not seen[at, name.copy]:
-            yield f"{IMAGES}/{entry.name} is in no readable part of the manifest"
+            yield f"{IMAGES}/{found} is in no readable part of the manifest"
     own = {path.name for path in parts} | {seal_path(path).name for path in parts}
-    for extra in sorted({entry.name for entry in os.scandir(folder / MANIFEST)} - own):
+    for extra in sorted({*names_in(folder / MANIFEST)} - own):
         yield f"{MANIFEST}/{extra} does not belong to the manifest"
     own = {JOB, IMAGES, MANIFEST, REAL, REAL_ROWS, seal_path(folder / REAL_ROWS).name, SUMMARY, REMOVED, SEAL}
     own |= {DECISIONS, LOCK, DECODING}

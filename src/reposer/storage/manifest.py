@@ -101,10 +101,20 @@ def find_faults(folder: str | Path) -> list[str]:
     if not faults and rows_read != job["items"]:
         faults.append(f"{MANIFEST}: {rows_read:,} rows, not the {job['items']:,} of {JOB}")
     expected = {path.name for path in parts} | {seal_path(path).name for path in parts}
-    foreign = sorted({path.name for path in (folder / MANIFEST).iterdir()} - expected)
+    foreign = sorted({*names_in(folder / MANIFEST)} - expected)
     faults += [f"{MANIFEST}/{name} does not belong to the manifest" for name in foreign]
     extra = unlisted_pictures(folder, parts)
     return faults + [f"{IMAGES}/{name} is in no readable part of the manifest" for name in extra]
+
+
+def names_in(folder: Path) -> Iterator[str]:
+    """What lies in a folder, in any order; nothing where it is gone, or is no folder."""
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        yield from (entry.name for entry in entries)
 
 
 def unlisted_pictures(folder: Path, parts: Sequence[Path]) -> list[str]:
@@ -119,17 +129,13 @@ def unlisted_pictures(folder: Path, parts: Sequence[Path]) -> list[str]:
             with suppress(UserError):
                 yield from read_part(path)["file"].to_pylist()
 
-    def found() -> Iterator[str]:
-        with os.scandir(folder / IMAGES) as entries:
-            yield from (entry.name for entry in entries)
-
-    (count, total), (there, total_there) = _sum_of(listed()), _sum_of(found())
+    (count, total), (there, total_there) = _sum_of(listed()), _sum_of(names_in(folder / IMAGES))
     if (count, total) == (there, total_there):
         return []
     extra: list[str] = []
     shares = 1 + max(count, there) // _NAMES_AT_ONCE
     for share in range(shares):
-        mine = {name for name in found() if zlib.crc32(os.fsencode(name)) % shares == share}
+        mine = {name for name in names_in(folder / IMAGES) if zlib.crc32(os.fsencode(name)) % shares == share}
         for name in listed():
             mine.discard(name)
         extra += mine
