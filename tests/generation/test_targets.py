@@ -12,6 +12,7 @@ import torch
 from reposer.config import stored_hash
 from reposer.data.keypoints import HEADER, NECK, write_keypoints_csv
 from reposer.data.orientation import ORIENTATIONS, orientation
+from reposer.data.parsing import write_parsing
 from reposer.errors import UserError
 from reposer.generation.batch import generate
 from reposer.generation.pair_sources import FolderPairs
@@ -27,6 +28,7 @@ from reposer.generation.targets import (
     place,
     read_targets,
 )
+from reposer.images import encode_png
 from reposer.models.generators import build_generator, build_predictor
 from reposer.models.parsing_networks import decide_maps
 from reposer.runtime import setup
@@ -274,6 +276,46 @@ def test_a_folder_in_several_poses_is_a_resumable_job(tmp_path, people_folder):
     assert settings["predictor"] == model.predictor.weights_hash
     with pytest.raises(UserError):
         generate(transfer("san", predictor=predictor(), maps="predicted"), pairs, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("pose", "fit"),
+    [
+        ({"keypoints": [[40, 100], *[None] * 17]}, ["large"]),  # outside of the two others
+        ({"keypoints": [[3, 3], *[None] * 17]}, ["large", "long", "small"]),
+        ({"keypoints": [[10, 100], *[None] * 17]}, ["large", "long"]),
+        ({"keypoints": [[40, 100], *[None] * 17], "width": 64, "height": 128}, ["large", "long", "small"]),
+        ({"keypoints": [[70, 100], *[None] * 17], "width": 64, "height": 128}, []),
+    ],
+)
+def test_an_image_that_a_pose_does_not_fit_is_a_problem_and_the_others_are_made(tmp_path, pose, fit):
+    folder = tmp_path / "people"
+    (folder / "parsing").mkdir(parents=True)
+    for name, (height, width) in {"large": (128, 64), "long": (128, 32), "small": (64, 32)}.items():
+        pixels = np.full((height, width, 3), 90, np.uint8)
+        (folder / f"{name}.png").write_bytes(encode_png(pixels))
+        write_parsing(folder / "parsing" / f"{name}.png", np.full((height, width), 5, np.uint8))
+    (tmp_path / "pose.json").write_text(json.dumps(pose))
+    own, front = read_targets(str(tmp_path / "pose.json")), read_targets("canonical:front")
+    pairs = FolderPairs(folder, own + front, size=SIZE)
+    wanted = [
+        (f"{name}.png", target) for name in ("large", "long", "small") for target in ("pose.json", "front")
+    ]
+    wanted = [(n, t) for n, t in wanted if t == "front" or n.removesuffix(".png") in fit]
+    assert pairs.names == [(n, t.replace("front", "canonical-front")) for n, t in wanted]
+    left = [name for name in ("large", "long", "small") if name not in fit]
+    assert [(p.file, p.field) for p in pairs.problems] == [(f"{name}.png", "keypoints") for name in left]
+    assert all("target pose.json: no keypoint lies inside the image" in p.message for p in pairs.problems)
+    assert len(pairs.read(range(len(wanted))).source_image) == len(wanted)
+    model = transfer("patn")
+    report = generate(model, pairs, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "images").iterdir())) == len(wanted), report
+    if left:
+        told = (tmp_path / "out" / "problems.csv").read_text()
+        assert all(f"{name}.png" in told for name in left)
+    if not fit:
+        with pytest.raises(UserError, match="no keypoint lies inside the image"):
+            generate(model, FolderPairs(folder, own, size=SIZE), tmp_path / "none")
 
 
 def test_a_predictor_comes_from_a_run_or_an_export(tmp_path):

@@ -25,7 +25,7 @@ from reposer.images import read_picture
 from reposer.storage.files import sha256_bytes, sha256_file
 from reposer.storage.paths import contained
 from reposer.storage.tables import read_table
-from reposer.structures import PairBatch, PersonRecord
+from reposer.structures import NUM_JOINTS, PairBatch, PersonRecord
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # what a folder is searched for
 
@@ -138,7 +138,8 @@ class FolderPairs:
     """Every image of a folder with the same donor, or in the same poses; a PairSource.
 
     The annotations are those of the data sets' layout: parsing/<stem>.png, mask/<stem>.png, keypoints.csv.
-    Images that cannot be read or have no usable parsing map are left out.
+    Images that cannot be read or have no usable parsing map are left out, and an image for a pose that has no
+    keypoint inside it.
 
     Args:
         folder: holds the images.
@@ -178,7 +179,7 @@ class FolderPairs:
                 "parsing", 0, "folder", "no folder of parsing maps", "missing-parsing"
             )
             self.problems.append(problem)
-        self._pairs = list(product(self._records, self._donors))
+        self._pairs = [pair for pair in product(self._records, self._donors) if self._fits(*pair)]
 
     @property
     def names(self) -> list[tuple[str, str]]:
@@ -220,6 +221,23 @@ class FolderPairs:
         """See PairSource."""
         problem = f"{self._root}: camera donor: how cameras show colors is known in a prepared folder only"
         raise UserError(problem, "give --data and --pairs, or --camera source")
+
+    def _fits(self, record: PersonRecord, donor: Person | PoseTarget) -> bool:
+        """Whether a pose has a keypoint inside an image, as its size alone tells; else it is a problem."""
+        if isinstance(donor, Person) or donor.size == "torso":  # placed by the person: it always has one
+            return True
+        nothing = np.zeros(self.size, np.uint8)
+        image = np.broadcast_to(nothing[..., None], (*self.size, 3))
+        unknown = np.full((NUM_JOINTS, 2), np.nan, np.float32)
+        original = (record.height, record.width)
+        try:
+            donor.for_source(Person(record.name, image, nothing, nothing > 0, unknown, original, ""))
+        except UserError as error:
+            self.problems.append(
+                AnnotationProblem(record.name, 0, "keypoints", f"{error}; left out", "bad-keypoints")
+            )
+            return False
+        return True
 
     def _load(self, record: PersonRecord) -> Person:
         parsing, mask = (
