@@ -174,22 +174,24 @@ def test_an_unreadable_file_is_one_user_error(tmp_path: Path) -> None:
 
 
 coordinates = st.one_of(st.none(), st.tuples(*[st.floats(0, 4000, width=32)] * 2))
+# two joints at 0, 0 are how COCO writes missing ones, and refused
+poses = st.lists(coordinates, min_size=18, max_size=18).filter(lambda pose: pose.count((0.0, 0.0)) < 2)
 names = st.text("abcdefghij0123456789_-. é", min_size=1, max_size=12).map(lambda text: f"x{text}.jpg")
 
 
 @settings(derandomize=True, max_examples=40, deadline=None)
-@given(st.dictionaries(names, st.lists(coordinates, min_size=18, max_size=18), max_size=4))
+@given(st.dictionaries(names, poses, max_size=4))
 def test_written_poses_read_back_bit_by_bit(
     tmp_path_factory: pytest.TempPathFactory, rows: dict[str, list[tuple[float, float] | None]]
 ) -> None:
     nan = (math.nan, math.nan)
-    poses = {name: np.array([point or nan for point in row], np.float32) for name, row in rows.items()}
+    written = {name: np.array([point or nan for point in row], np.float32) for name, row in rows.items()}
     path = tmp_path_factory.mktemp("csv") / "keypoints.csv"
-    write_keypoints_csv(path, poses)
+    write_keypoints_csv(path, written)
     read, problems = read_keypoints_csv(path)
     assert problems == []
-    assert list(read) == list(poses)
-    for name, pose in poses.items():
+    assert list(read) == list(written)
+    for name, pose in written.items():
         np.testing.assert_array_equal(read[name], pose)
 
 
