@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +16,14 @@ from reposer.data.packed import PackedPeople
 from reposer.data.pairs import ordered_pairs
 from reposer.data.parsing import convert
 from reposer.data.preparing.prepare import PACKED, prepare_market1501
+from reposer.errors import UserError
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.metrics.similarity import label_confusion, mean_iou, merged_confusion
+from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.rendered.dataset import write_rendered_dataset
 from reposer.runtime import setup
-from reposer.trained.networks import GENERATOR, PARSER, PREDICTOR
+from reposer.trained.networks import EMBEDDING, GENERATOR, PARSER, PREDICTOR, Kind, open_network
+from reposer.workflows.verify import verify_folder
 
 MOST_BYTES = 12_000_000  # of a weight file in the package
 FOLDERS = tuple(name for kind in (GENERATOR, PREDICTOR, PARSER) for name in kind.shipped.values())
@@ -91,3 +96,46 @@ def test_shipped_folders_are_small_have_a_card_and_say_who_they_were_trained_on(
     card = (folder / "README.md").read_text()
     assert "## Measured" in card
     assert "## How it was trained" in card
+
+
+KINDS: dict[str, Kind] = {  # of each shipped folder, and of an embedding
+    **{name: kind for kind in (GENERATOR, PREDICTOR, PARSER) for name in kind.shipped.values()},
+    "embedding": EMBEDDING,
+}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory) -> Path:
+    """A copy of each shipped folder, and an exported embedding."""
+    folder = tmp_path_factory.mktemp("exports")
+    for name in FOLDERS:
+        shutil.copytree(str(files("reposer.assets") / name), folder / name)
+    info = EmbeddingInfo(embedding={"backbone": "small"})
+    Embedding.from_info(info).save_pretrained(folder / "embedding")
+    return folder
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_export_of_any_kind_is_verified_as_what_it_is(exports, tmp_path, name):
+    folder = Path(shutil.copytree(exports / name, tmp_path / name))
+    word = "Re-ID network" if name == "embedding" else KINDS[name].word
+    assert verify_folder(folder) == (f"exported {word}, hash, names and shapes", [])
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    (fault,) = verify_folder(folder)[1]
+    assert "sha256" in fault
+
+
+@pytest.mark.parametrize("kind", [GENERATOR, PREDICTOR, PARSER, EMBEDDING], ids=lambda kind: kind.of_what)
+@pytest.mark.parametrize("name", ["parser_rendered", "predictor_rendered", "san_rendered", "embedding"])
+def test_an_export_in_the_place_of_another_kind_is_named(exports, name, kind):
+    if kind is KINDS[name]:
+        assert open_network(kind, exports / name).weights_hash
+        return
+    with pytest.raises(UserError) as told:
+        open_network(kind, exports / name)
+    assert told.value.problem == f"{exports / name}: is {KINDS[name].of_what}, not {kind.of_what}"
+    assert told.value.advice.endswith(f"name {kind.of_what}")

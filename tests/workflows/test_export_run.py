@@ -9,6 +9,7 @@ import shutil
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -447,3 +448,10 @@ def test_what_a_hub_does_not_take_is_one_line(run, tmp_path, hub):
         push_to_hub(out, "me/net")
     assert len(hub.asked) == before
     assert hub.committed == {}
+
+
+@pytest.mark.parametrize("name", ["parser_rendered", "predictor_rendered", "transport_rendered"])
+def test_an_export_of_any_kind_is_sent(tmp_path, hub, name):
+    out = shutil.copytree(str(files("reposer.assets") / name), tmp_path / name)
+    assert "hub:me/net" in push_to_hub(out, "me/net")
+    assert hub.committed["model.safetensors"] == (Path(out) / "model.safetensors").read_bytes()

@@ -25,7 +25,7 @@ from reposer.models.generators import CONTROLS, PREDICTORS, about, build_generat
 from reposer.models.layers import MAX_SIDE
 from reposer.models.parsing_networks import PARSERS, build_parser
 from reposer.storage import checkpoint
-from reposer.storage.paths import CHECKPOINTS
+from reposer.storage.paths import CHECKPOINTS, printable
 from reposer.weights.network_folder import (
     CONFIG,
     FILES,
@@ -101,8 +101,7 @@ class Kind(Generic[N, I]):
     untrained: Mapping[str, Callable[[], Trained[N, I]]] = field(
         default_factory=dict
     )  # those without weights
-    fits: Callable[[I], bool] = lambda _: True  # whether an exported folder holds this kind
-    other: tuple[str, str] = ("", "")  # for messages: what it holds else, and what to do
+    option: str = ""  # for messages: where one is given that was named in the place of another kind
 
 
 def open_network(kind: Kind[N, I], name: str | Path) -> Trained[N, I]:
@@ -169,18 +168,29 @@ def load_exported(folder: str | Path) -> Trained[Any, Any]:
     Raises:
         UserError: a file is missing or damaged, or the weights do not belong to the configuration.
     """
+    return _of_folder(exported_kind(folder), Path(folder), folder)
+
+
+def exported_kind(folder: str | Path) -> Kind[Any, Any]:
+    """Which kind of network a folder that an export wrote holds, by its config.json alone.
+
+    Raises:
+        UserError: config.json is missing or damaged.
+    """
     settings = read_json(Path(folder) / CONFIG)
-    if "embedding" in settings:
-        return _of_folder(EMBEDDING, Path(folder), folder)
-    kind = PREDICTOR if settings.get("generator") in PREDICTORS else GENERATOR
-    return _of_folder(kind, Path(folder), folder)
+    if EMBEDDING.setting in settings:
+        return EMBEDDING
+    name = str(settings.get("generator"))
+    return PREDICTOR if name in PREDICTORS else PARSER if name in PARSERS else GENERATOR
 
 
 def _of_folder(kind: Kind[N, I], folder: Path, name: str | Path) -> Trained[N, I]:
+    found = exported_kind(folder)
+    if found is not kind:
+        advice = f"give it as {found.option}, or name" if found.option else "name"
+        problem = f"{printable(name)}: is {found.of_what}, not {kind.of_what}"
+        raise UserError(problem, f"{advice} {kind.of_what}")
     info, tensors = read_network(kind.info, folder)
-    if not kind.fits(info):
-        what, advice = kind.other
-        raise UserError(f"{name}: is {what}", advice)
     return _trained(kind, info, tensors, folder / WEIGHTS)
 
 
@@ -262,8 +272,6 @@ GENERATOR: Kind[nn.Module, GeneratorConfig] = Kind(
         "shipped-transport": "transport_rendered",
     },
     untrained={name: _control(name) for name in CONTROLS},
-    fits=lambda info: info.generator not in PREDICTORS,
-    other=("a predictor of label maps, not a generator", "give it as --predictor"),
 )
 PREDICTOR: Kind[nn.Module, GeneratorConfig] = Kind(
     word="generator",
@@ -274,8 +282,7 @@ PREDICTOR: Kind[nn.Module, GeneratorConfig] = Kind(
     info_of_run=_predictor_of_run,
     build=lambda info: build_predictor(info.generator, **info.generator_args),
     shipped={"shipped-predictor": "predictor_rendered"},
-    fits=lambda info: info.generator in PREDICTORS,
-    other=("a generator, not a predictor of label maps", "name a predictor"),
+    option="--predictor",
 )
 PARSER: Kind[nn.Module, GeneratorConfig] = Kind(
     word="parser",
@@ -286,8 +293,7 @@ PARSER: Kind[nn.Module, GeneratorConfig] = Kind(
     info_of_run=_parser_of_run,
     build=lambda info: build_parser(info.generator, **info.generator_args),
     shipped={"rendered_parser": "parser_rendered"},
-    fits=lambda info: info.generator in PARSERS,
-    other=("a generator or a predictor, not a parser", "name a parser"),
+    option="`annotate --parser`",
 )
 EMBEDDING: Kind[Embedding, EmbeddingInfo] = Kind(
     word="embedding",

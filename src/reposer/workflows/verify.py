@@ -63,10 +63,11 @@ def _verified(folder: Path) -> tuple[str, list[str]]:
         if is_annotated(folder):
             return "annotated people, every file and row", annotation_faults(folder)
     if (folder / "model.safetensors").is_file():
-        if "embedding" in read_json(folder / "config.json"):
-            kind = "exported Re-ID network, hash, names and shapes"
-            return kind, _export_faults(folder)
-        return "exported generator, hash, names and shapes", _export_faults(folder)
+        from reposer.trained.networks import EMBEDDING, exported_kind
+
+        kind = exported_kind(folder)
+        word = "Re-ID network" if kind is EMBEDDING else kind.word
+        return f"exported {word}, hash, names and shapes", _export_faults(folder)
     raise UserError(
         f"{printable(folder)}: is no run, no prepared, annotated or generated folder and no exported network",
         "give a folder that reposer wrote",
