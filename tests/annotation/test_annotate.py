@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from reposer.annotation import journal
 from reposer.annotation.annotate import AnnotateOptions, annotate
 from reposer.annotation.annotators import AnnotatorChoice, Annotators
+from reposer.annotation.faults import annotation_faults
 from reposer.annotation.parser import open_parser
 from reposer.cli.main import app
 from reposer.data.keypoints import read_keypoints_csv
@@ -153,6 +154,73 @@ def test_another_folder_gets_copies(folder, tmp_path):
     assert annotate(folder, out, stubs).work.written > 0
     assert (out / "0001/0000_c1.png").is_file()
     prepare_people("folders", out, tmp_path / "prepared", pairs="parsing")
+
+
+@pytest.mark.parametrize("fate", ["gone", "broken"])
+@pytest.mark.parametrize("where", ["in place", "apart"])
+def test_what_was_made_of_an_image_that_is_left_out_now_goes(folder, tmp_path, where, fate):
+    out, name, stem = (tmp_path / "out" if where == "apart" else None), "0002/0009_c2.png", "0002/0009_c2"
+    root = out or folder
+    annotate(folder, out, stubs)
+    before = tree(root)
+    source = folder / name
+    source.unlink() if fate == "gone" else source.write_bytes(b"no picture")
+    report = annotate(folder, out, stubs)
+    assert (report.annotated, report.left_out) == (11, 1)
+    made = {f"{kind}/{stem}.png" for kind in ("parsing", "mask")} | ({name} if out else set())
+    lost = {place for place in before if not (root / place).exists()}
+    assert lost == made | ({name} if fate == "gone" else set())
+    assert annotation_faults(root) == []
+    prepared = prepare_people("folders", root, tmp_path / "prepared", pairs="parsing")
+    assert prepared.annotations["parsing"] == 11
+    if out:
+        shutil.copy(root / "0001/0000_c1.png", root / name)  # as earlier versions left it
+        (fault,) = annotation_faults(root)
+        assert fault == f"{name}: the copy of an image that was left out; delete it"
+
+
+def test_only_what_was_made_goes_with_its_row(folder, tmp_path):
+    out, name, mine = tmp_path / "out", "0002/0009_c2.png", b"a file of the user's own"
+    annotate(folder, out, stubs)
+    (folder / name).unlink()
+    (out / name).write_bytes(mine)
+    annotate(folder, out, stubs)
+    assert (out / name).read_bytes() == mine
+    assert not (out / "parsing" / name).exists()
+
+
+def test_an_image_that_is_renamed_and_back_keeps_its_map(folder):
+    first, second = folder / "0001/0000_c1.png", folder / "0001/0000_c1.bmp"
+    Image.open(first).save(second)
+    pixels = second.read_bytes()
+    second.unlink()
+    annotate(folder, None, stubs)
+    whole, data = tree(folder / "parsing"), first.read_bytes()
+    first.unlink()
+    second.write_bytes(pixels)  # the same map, of another part
+    annotate(folder, None, stubs)
+    assert tree(folder / "parsing") == whole
+    second.unlink()
+    first.write_bytes(data)
+    annotate(folder, None, stubs)
+    assert tree(folder / "parsing") == whole
+    assert annotation_faults(folder) == []
+
+
+def test_a_stop_between_a_commit_and_the_end_loses_no_note(folder, monkeypatch):
+    annotate(folder, None, stubs)
+    name = "0002/0009_c2.png"
+    (folder / name).unlink()
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(journal.AnnotationJob, "drop_stale", lambda job: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                annotate(folder, None, stubs)
+    assert (folder / "parsing" / name).exists()
+    annotate(folder, None, stubs)
+    assert not (folder / "parsing" / name).exists()
+    assert not (folder / "mask" / name).exists()
+    assert [path.name for path in folder.rglob(".*")] == [OUTPUTS]
 
 
 def test_refusals(folder, tmp_path):

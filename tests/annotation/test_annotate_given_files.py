@@ -93,6 +93,7 @@ def test_a_mask_that_changes_comes_goes_or_breaks(people, tmp_path):
     (masks / f"{stem(2)}.png").unlink()  # goes
     report = run(people, masks)
     assert (report.work.written, report.rules) == (2, {"missing-mask": 1})
+    assert not (people / f"mask/{stem(2)}.png").exists()
 
     (masks / f"{stem(4)}.png").write_bytes(b"broken")
     report = run(people, masks)

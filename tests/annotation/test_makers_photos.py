@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -240,6 +241,21 @@ def test_a_new_photo_and_processes(photos, tmp_path):
     report = annotate(folder, out, stubs, redness)
     assert (report.images, report.work.written) == (4, 1)
     assert (out / "parsing/new_p01.png").is_file()
+
+
+@pytest.mark.parametrize("steps", [("all",), ("plan", "work", "finish", "work", "finish")], ids=len)
+def test_crops_of_people_who_are_no_longer_there_go_with_their_annotations(photos, tmp_path, steps):
+    folder, _ = photos
+    out = tmp_path / "out"
+    annotate(folder, out, stubs, redness)
+    crops = {name for name in tree(out) if re.search(r"_p\d\d\.png$", name)}
+    gone = {name for name in crops if "two_p0" in name}
+    assert len(gone) == 6
+    Image.fromarray(photo()).save(folder / "beach/two.png")  # nobody is left on it
+    for step in steps:
+        annotate(folder, out, stubs, redness, AnnotateOptions(step=Step(step, lease=1)))
+    assert {name for name in tree(out) if re.search(r"_p\d\d\.png$", name)} == crops - gone
+    assert annotation_faults(out) == []
 
 
 def test_photos_need_a_folder_of_their_own(photos, tmp_path):

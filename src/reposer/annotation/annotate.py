@@ -125,13 +125,13 @@ def annotate(
         repeated = repeated_names(images or _images(folder, [], beside))
         open_annotators = partial(_knowing, open_annotators, repeated)
         annotators.keypoints.repeated = repeated
+    outputs = (*CROP_OUTPUTS, COPIES) if apart else CROP_OUTPUTS
     job = AnnotationJob(
-        Folder(root, root / BOOK, CROP_COLUMNS, synthetic=False),
+        Folder(root, root / BOOK, CROP_COLUMNS, synthetic=False, outputs=outputs),
         settings,
         _environment(),
         images=folder,
         listed=images,
-        outputs=(*CROP_OUTPUTS, COPIES) if apart else CROP_OUTPUTS,
         beside=beside,
         foreign=_foreign(root, annotators, apart),
         given=annotators.given,
@@ -238,12 +238,11 @@ def _cut_people(
     detector, info = open_detector()
     book = root / BOOK / PHOTOS
     job = AnnotationJob(
-        Folder(root, book, PHOTO_COLUMNS, synthetic=False),
+        Folder(root, book, PHOTO_COLUMNS, synthetic=False, outputs=PHOTO_OUTPUTS),
         {"kind": "people in photos", "photos": _absolute(folder), "detector": _described(info)},
         _environment(),
         images=folder,
         listed=photos,
-        outputs=PHOTO_OUTPUTS,
         foreign=sorted(path for path in root.iterdir() if path.name != BOOK) if root.is_dir() else [],
     )
     executor = _executor(
@@ -254,10 +253,10 @@ def _cut_people(
     step, work, meter = how.step, Work(len(photos)), how.on_progress("cutting")
     if step.name in ("work", "finish") and not is_planned(book):
         return step, work  # of what was cut out before
-    take_step(step, job, executor, work, on_progress=meter)
+    take_step(step, job, executor, work, on_progress=meter, after=job.drop_stale)
     if step.name == "plan" and work.kept == work.items:
         work = Work()
-        take_step(replace(step, name="finish"), job, executor, work)
+        take_step(replace(step, name="finish"), job, executor, work, after=job.drop_stale)
     elif step.name in ("plan", "work"):
         return None, work
     # who finishes the cutting plans what follows

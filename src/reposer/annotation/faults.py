@@ -373,6 +373,8 @@ def _foreign(root: Path, main: _Book) -> Iterator[str]:
     for image, _ in images:
         if image not in main.images:
             yield f"{image}: the image is in no row of the manifest; {advice}"
+        elif not own and main.found.get(image, {}).get("left_out"):
+            yield f"{image}: the copy of an image that was left out; delete it"
 
 
 def _looks_for_keypoints(settings: Mapping[str, Any]) -> bool:

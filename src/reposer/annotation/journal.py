@@ -33,9 +33,27 @@ from reposer.errors import UserError
 from reposer.image_rules import ACCEPTED
 from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.jobs.shards import Job, Rows, Shard, Work
-from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
-from reposer.storage.manifest import FILE_COLUMNS, JOB, RowSchema, fitted, is_sealed, part_path, read_part
-from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, read_regular
+from reposer.storage.files import remove_tree, sha256_bytes, sha256_file, write_atomic
+from reposer.storage.manifest import (
+    FILE_COLUMNS,
+    JOB,
+    STALE,
+    RowSchema,
+    fitted,
+    is_sealed,
+    part_path,
+    read_part,
+    stale_files,
+)
+from reposer.storage.paths import (
+    RefusedFileError,
+    check_relative,
+    contained,
+    delete,
+    printable,
+    read_regular,
+    unlinked,
+)
 from reposer.structures import NUM_JOINTS
 
 GIVEN = "given_sha256"  # column of the hash of the user's own files that were used for an image
@@ -58,7 +76,6 @@ class AnnotationJob(Job):
 
     images: Path  # folder of the images that are read
     listed: Sequence[str]  # all images that are there now, relative to it
-    outputs: tuple[tuple[str, str], ...]  # pairs of columns: a made file, relative to the root, and its hash
     beside: Sequence[str] = ()  # folders of the user's annotations in ``images``: no image of them counts
     foreign: Sequence[Path] = ()  # what a first start must not find, because it would write over it
     given: Callable[[str], str] = lambda image: ""  # hash of the user's own files for an image, as they are
@@ -113,7 +130,7 @@ class AnnotationJob(Job):
                 return f"{row['file']} has changed"
             if not row["left_out"] and self.given(row["file"]) != (row.get(GIVEN) or ""):
                 return f"your own mask or keypoint file of {row['file']} has changed"
-            for place, digest in self.outputs:
+            for place, digest in self.folder.outputs:
                 made = row[place] if not row["left_out"] else None
                 if made in places:
                     return f"{made} stands in {part.name} twice"
@@ -122,6 +139,22 @@ class AnnotationJob(Job):
                 if fault:
                     return f"{made} {fault}"
         return ""
+
+    def drop_stale(self) -> None:
+        """Delete what earlier rows named and those of the finished journal do not, if it is as it was made.
+
+        Raises:
+            UserError: not finished, or damaged.
+        """
+        root, book = self.folder.root, self.folder.book
+        if not (book / STALE).is_dir():
+            return
+        rows = [row for row in read_book(book).to_pylist() if not row["left_out"]]
+        named = {row[place] for row in rows for place, _ in self.folder.outputs}
+        for place, digest in stale_files(book).items():
+            if place not in named and not place_fault(root, place, digest):
+                delete(root, place)
+        remove_tree(unlinked(book, STALE))
 
     def again(self, shard: Shard, fault: str) -> str:
         """See Job."""
@@ -267,7 +300,7 @@ def write_results(
     own_mask: Callable[[str], str] = str,
     unread: int = 0,
 ) -> AnnotationReport:
-    """Write everything beside the journal, and the keypoints where there are any.
+    """Write everything beside the journal, and the keypoints where there are any; stale files go.
 
     Args:
         job: finished.
@@ -281,6 +314,7 @@ def write_results(
         UserError: the journal is not finished; a full disk.
     """
     root, book = job.folder.root, job.folder.book
+    job.drop_stale()
     rows = read_book(book).to_pylist()
     good = [row for row in rows if not row["left_out"]]
     doubts = _mask_doubts(job, good, own_mask)

@@ -40,7 +40,7 @@ from reposer.storage.files import (
     write_atomic,
 )
 from reposer.storage.lock import locked, share
-from reposer.storage.manifest import JOB, MANIFEST, Columns, is_sealed, part_path, write_part
+from reposer.storage.manifest import JOB, MANIFEST, Columns, is_sealed, note_stale, part_path, write_part
 from reposer.storage.outputs import MARK, SEAL
 from reposer.storage.paths import RefusedFileError, made_folder, printable, unlinked
 
@@ -98,6 +98,7 @@ class Folder:
     book: Path  # the journal, in the root or the root itself
     columns: Columns  # of the manifest, after FILE_COLUMNS
     synthetic: bool  # whether a generator made the files
+    outputs: Sequence[tuple[str, str]] = ()  # columns of a file, and its hash, that goes with its row
 
 
 @dataclass(frozen=True)
@@ -323,6 +324,7 @@ class ShardFiles:
         for folder in sorted((one for one in above if one.is_relative_to(root)), reverse=True):
             sync_folder(folder)
         part = part_path(self._folder.book, self._number)
+        note_stale(part, self._folder.outputs, self._places)
         seal = write_atomic if claim is None else claim.seal
         write_part(part, rows, self._folder.columns, synthetic=self._folder.synthetic, seal=seal)
         os.rmdir(self._staging)

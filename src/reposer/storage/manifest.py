@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,14 @@ from reposer.config import read_json
 from reposer.errors import LARGEST, UserError
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.outputs import SEAL, seal_faults, write_seal
-from reposer.storage.paths import RefusedFileError, check_relative, contained, printable, read_regular
+from reposer.storage.paths import (
+    RefusedFileError,
+    check_relative,
+    contained,
+    made_folder,
+    printable,
+    read_regular,
+)
 from reposer.storage.tables import parquet_bytes, read_table
 
 SCHEMA_VERSION = 1
@@ -32,11 +39,13 @@ JOB, IMAGES, MANIFEST = "job.json", "images", "manifest"
 FILE_COLUMNS = (("file", pa.string()), ("sha256", pa.string()))  # the first columns of every manifest
 _UNSEALED = (SEAL, "forgetting.json", "decisions.json")  # people may decide again after the end
 DECODING = ".packed_turn"  # in a set, while a training decodes its pictures; what a killed one leaves
+STALE = ".stale"  # beside the manifest: which files of earlier rows are to go when the job is finished
 _SMALL = 1 << 16  # bytes
 _NAMES_AT_ONCE = 1_000_000  # in memory
 MAX_PART_BYTES = 2**30
 
 Columns = Sequence[tuple[str, pa.DataType]]
+Outputs = Sequence[tuple[str, str]]  # pairs of columns: a made file, relative to the root, and its hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +202,12 @@ def write_part(
     seal(seal_path(path), f"{sha256_bytes(data)}  {path.name}\n".encode())
 
 
-def read_part(path: Path, schema: RowSchema | None = None) -> pa.Table:
+def read_part(path: Path, schema: RowSchema | None = None, *, sealed: bool = True) -> pa.Table:
     """Rows of one part, whose column "file" may be joined to a folder.
 
     Args:
         schema: what the rows must be; None: only FILE_COLUMNS are looked at.
+        sealed: False: the seal is not asked for.
 
     Raises:
         UserError: it, or its seal, is missing, cut or changed, or the rows are others; names the column.
@@ -205,9 +215,10 @@ def read_part(path: Path, schema: RowSchema | None = None) -> pa.Table:
     try:
         root = path.parent.parent if path.parent.name == MANIFEST else path.parent
         data = read_regular(path, max_bytes=MAX_PART_BYTES, root=root)
-        seal = read_regular(seal_path(path), max_bytes=_SMALL, root=root).decode("ascii").split()
-        if seal[:1] != [sha256_bytes(data)]:
-            raise ValueError("differs from its sha256")
+        if sealed:
+            seal = read_regular(seal_path(path), max_bytes=_SMALL, root=root).decode("ascii").split()
+            if seal[:1] != [sha256_bytes(data)]:
+                raise ValueError("differs from its sha256")
         rows = checked_names(read_table(data))
     except RefusedFileError as error:
         raise UserError(
@@ -217,6 +228,36 @@ def read_part(path: Path, schema: RowSchema | None = None) -> pa.Table:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: is damaged: {reason}", "run the same command again to mend it") from error
     return rows if schema is None else fitted(rows, schema, path)
+
+
+def note_stale(part: Path, outputs: Outputs, made: Container[str]) -> None:
+    """Before a part is written again: note the files that only its earlier rows name, for ``stale_files``.
+
+    Args:
+        part: the earlier one, if there is one; what is noted of one before it stays.
+        outputs: of the rows.
+        made: the files that are made now.
+    """
+    try:
+        rows = read_part(part, sealed=False).to_pylist()
+    except UserError:
+        return  # none, or a damaged one: what it named cannot be known
+    kept = [row for row in rows if not row.get("left_out")]
+    named = {row.get(place): row.get(digest) for row in kept for place, digest in outputs}
+    stale = {place: digest for place, digest in named.items() if place and digest and place not in made}
+    if stale:
+        book = part.parent.parent
+        note = made_folder(book, STALE) / f"{part.stem}.json"
+        earlier = read_json(note) if note.exists() else {}
+        write_atomic(note, f"{json.dumps({**earlier, **stale})}\n".encode())
+
+
+def stale_files(book: Path) -> dict[str, str]:
+    """Every noted file, relative to the root, and the sha256 that it was written with."""
+    found: dict[str, str] = {}
+    for note in sorted((book / STALE).glob("part-*.json")):
+        found |= {str(place): str(digest) for place, digest in read_json(note).items()}
+    return found
 
 
 def checked_names(rows: pa.Table) -> pa.Table:
