@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from reposer.errors import UserError
@@ -119,3 +120,24 @@ def test_re_identification_is_shown_with_its_pictures_protocol_and_notes(tmp_pat
     assert page.count("data:image/png") == 2
     for words in ("told in words", "441 with a valid match", "transductive", "The curves.", "The best."):
         assert words in page
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [
+        (["1.0", "null", "0.5"], [1, np.nan, 0.5]),  # as a training writes NaN and infinity
+        (["1.0", "NaN", "0.5"], [1, np.nan, 0.5]),
+        (["Infinity", "2", "-Infinity"], [np.nan, 2, np.nan]),
+        (["null", "null", "3"], [np.nan, np.nan, 3]),
+        (['"text"', "[1, 2]", "4"], [np.nan, np.nan, 4]),
+    ],
+)
+def test_a_value_that_is_no_finite_number_is_a_gap_in_its_curve(tmp_path, monkeypatch, values, drawn):
+    seen = []
+    monkeypatch.setattr(Axes, "plot", lambda axis, steps, values, **how: seen.append((steps, values)))
+    lines = [f'{{"step": {n}, "loss": {value}, "never": null}}\n' for n, value in enumerate(values, start=1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert write_report(tmp_path).is_file()
+    ((steps, curve),) = seen
+    assert steps == [1, 2, 3]
+    assert np.array_equal(curve, drawn, equal_nan=True)

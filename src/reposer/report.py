@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 import re
 import warnings
@@ -227,9 +228,7 @@ def _curves_section(folder: Path, run_dir: Path) -> Section | None:
     if not path.exists():
         return None
     lines = read_metrics(folder, root=run_dir)
-    names = sorted(
-        {k for line in lines for k, v in line.items() if k != "step" and isinstance(v, (int, float))}
-    )
+    names = sorted({k for line in lines for k, v in line.items() if k != "step" and _is_number(v)})
     if not names:
         return None
     if len(names) > _MOST_CURVES:
@@ -242,8 +241,17 @@ def _curves_section(folder: Path, run_dir: Path) -> Section | None:
     )
 
 
-def _plot(curves: dict[str, list[tuple[int, float]]]) -> str:
-    """Small multiples, one panel a value, as an SVG data URI."""
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _drawn(value: Any) -> float:
+    """A logged value as a curve has it; NaN, which is a gap in it, for what is no finite number."""
+    return max(-_MOST, min(_MOST, value)) if _is_number(value) else math.nan
+
+
+def _plot(curves: dict[str, list[tuple[int, Any]]]) -> str:
+    """Small multiples, one panel a value, as an SVG data URI; what is no finite number is a gap."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -269,7 +277,7 @@ def _plot(curves: dict[str, list[tuple[int, float]]]) -> str:
         figure, axes = pyplot.subplots(lines, columns, figsize=(3.3 * columns, 2.1 * lines), squeeze=False)
         for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
             points = points[:: -(-len(points) // _MOST_POINTS)]
-            steps, values = ([max(-_MOST, min(_MOST, p[part])) for p in points] for part in (0, 1))
+            steps, values = ([_drawn(p[part]) for p in points] for part in (0, 1))
             axis.plot(steps, values, color="#0b6e4f", linewidth=1.1)
             axis.set_title(printable(name[:_LONGEST_NAME]), fontsize=8, loc="left", parse_math=False)
             axis.grid(alpha=0.25, linewidth=0.5)
