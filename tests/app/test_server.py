@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import augment_runner as runner
@@ -30,6 +31,7 @@ from reposer.errors import UserError
 from reposer.images import encode_png
 from reposer.report import report_sections, write_report
 from reposer.sections import Picture, Section, Table, write_sections
+from reposer.storage.paths import printable
 from reposer.workflows.review import Library
 
 TOKEN = "correct-horse"
@@ -395,12 +397,38 @@ def test_a_taken_port_is_named() -> None:
             listen("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("host", ["nosuchhost.invalid", "192.0.2.1", "2001:db8::1", "a..b", "x" * 70, "a\0b"])
+def test_a_host_that_is_not_here_is_named_with_what_to_do(host: str) -> None:
+    with pytest.raises(UserError) as told:
+        listen(host, 0)
+    assert told.value.problem.startswith(f"{printable(host)}, port 0: ")
+    assert told.value.advice == "choose an address of this machine as --host"
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "Localhost", "127.0.0.1", "127.1"])
+def test_a_host_in_any_spelling_is_answered(folder: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    said: list[str] = []
+    apps: list[Any] = []
+    monkeypatch.setattr(server.uvicorn, "Config", lambda app, **how: apps.append(app))
+    monkeypatch.setattr(server.uvicorn, "Server", lambda config: SimpleNamespace(run=lambda sockets: None))
+    server.serve(folder, host=host, port=0, say=said.append)
+    (line,) = said
+    address = line.split()[1]
+    port = address.split("/")[2].rpartition(":")[2]
+    for name in (host.lower(), "127.0.0.1"):  # in the header as a browser writes it
+        with TestClient(apps[0]) as client:
+            assert client.get(address, headers={"host": f"{name}:{port}"}).status_code == 200
+            assert client.get(address, headers={"host": f"evil.example:{port}"}).status_code == 421
+
+
 def test_the_default_is_this_machine_alone() -> None:
     assert inspect.signature(server.serve).parameters["host"].default == "127.0.0.1"
     with listen("127.0.0.1", 0) as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
     assert hosts_of("127.0.0.1", 1) == {"127.0.0.1:1", "localhost:1", "[::1]:1"}
     assert hosts_of("photos.lan", 1) == {"photos.lan:1"}
+    assert hosts_of("LOCALHOST", 1) == hosts_of("localhost", 1) == hosts_of("127.0.0.1", 1)
+    assert hosts_of("Photos.LAN", 80) == {"photos.lan:80", "photos.lan"}
     everywhere = {"0.0.0.0:1", "127.0.0.1:1", "localhost:1", "[::1]:1", f"{socket.gethostname().lower()}:1"}
     assert hosts_of("0.0.0.0", 1) == everywhere
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hmac
 import logging
 import math
@@ -31,7 +32,7 @@ from pydantic import StrictInt
 
 from reposer.errors import LARGEST, UserError
 from reposer.report import report_sections
-from reposer.storage.paths import no_folder
+from reposer.storage.paths import no_folder, printable
 from reposer.structures import NUM_JOINTS
 from reposer.workflows.review import ANNOTATED, AUGMENTED, GENERATED, PAGE, Library, Wanted
 
@@ -130,9 +131,8 @@ class Guard:
             return 421, "this server answers to the address that it printed, and to no other name"
         origins = headers.get("origin", [])
         own = f"http://{headers['host'][0].lower()}"
-        if any(origin.lower() != own for origin in origins):
-            return 403, "requests of other pages are not answered"
-        if any(site not in ("same-origin", "none") for site in headers.get("sec-fetch-site", ())):
+        foreign = any(origin.lower() != own for origin in origins)
+        if foreign or any(site not in ("same-origin", "none") for site in headers.get("sec-fetch-site", ())):
             return 403, "requests of other pages are not answered"
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return 405, "only GET, HEAD and POST are answered"
@@ -383,14 +383,17 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(_MOST_AT_ONCE)
-    except OSError as error:
-        raise UserError(f"{host}, port {port}: {error.strerror}", "choose another --port") from error
+    except (OSError, ValueError) as error:  # ValueError: of a name that nobody can ask for
+        reason = error.strerror if isinstance(error, OSError) else "is no name of a machine"
+        of_host = isinstance(error, socket.gaierror | ValueError) or error.errno == errno.EADDRNOTAVAIL
+        advice = "an address of this machine as --host" if of_host else "another --port"
+        raise UserError(f"{printable(host)}, port {port}: {reason}", f"choose {advice}") from error
     return listening
 
 
 def hosts_of(host: str, port: int) -> frozenset[str]:
     """The values of the header Host that lead to the server; of every address, also this machine's name."""
-    names = {host}
+    names, host = {host.lower()}, host.lower()
     if host in (LOCAL, "localhost", "::1", *_EVERYWHERE):
         names |= {"localhost", LOCAL, "::1"}
     if host in _EVERYWHERE:
@@ -424,11 +427,11 @@ def serve(
     token = secrets.token_urlsafe(24)
     listening = listen(host, port)
     with listening:
-        port = listening.getsockname()[1]
-        app = Guard(make_app(Library(folder), studio), token, hosts_of(host, port))
-        if host not in (LOCAL, "localhost", "::1"):
+        bound, port = listening.getsockname()[:2]
+        app = Guard(make_app(Library(folder), studio), token, hosts_of(host, port) | hosts_of(bound, port))
+        if bound not in (LOCAL, "::1"):
             say(f"note: {host} is not this machine alone: who learns the address sees the folder's pictures")
-        shown = LOCAL if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
+        shown = LOCAL if bound in _EVERYWHERE else f"[{host}]" if ":" in host else host
         say(f"open http://{shown}:{port}/{token}/\nCtrl-C ends it; nothing leaves this machine")
         config = uvicorn.Config(
             app,
