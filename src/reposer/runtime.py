@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -121,11 +121,8 @@ def setup(
         UserError: an unknown or absent device, an unknown precision, or a launcher's environment that forms
             no group.
     """
-    known("device", device, DEVICES)
+    require_device(device)
     known("precision", precision, PRECISIONS)
-    absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
-    if absent.get(device, False):
-        raise UserError(f"device {device}: there is none on this machine", "use device=auto or device=cpu")
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     # Accelerate forms no group of processes without GPUs unless it is told that the CPU is wanted
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
@@ -145,6 +142,19 @@ def setup(
     if where.type == "cpu":
         _keep_freed_memory()
     return Runtime(accelerator, where, _resolve(precision, where), torch.get_num_threads(), seed)
+
+
+def require_device(device: str, names: Sequence[str] = DEVICES) -> None:
+    """Whether a device has one of these names and is on this machine.
+
+    Raises:
+        UserError: it has not, or is not.
+    """
+    known("device", device, names)
+    absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if absent.get(device, False):
+        others = " or ".join(f"device={name}" for name in ("auto", "cpu") if name in names)
+        raise UserError(f"device {device}: there is none on this machine", f"use {others}")
 
 
 _COUNTED = {  # least and most of what torchrun and its like say; -1: of nobody

@@ -191,3 +191,23 @@ def test_a_folder_goes_on_with_what_it_was_begun_with():
     assert (own.parser, own.mask, own.keypoints) == ("rule", "selfie", "vitpose")  # what was said counts
     for strange in ({}, {"parser": None, "mask": {"name": 3}}, {"parser": {"name": "my"}, "mask": {}}):
         assert AnnotatorChoice().continuing(strange) == AnnotatorChoice()
+
+
+@pytest.mark.parametrize("open_one", [AnnotatorChoice.open, AnnotatorChoice.open_detector])
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("foo", r"device foo: unknown: did you mean .* known: cpu, cuda, mps"),
+        ("auto", "device auto: unknown"),
+        ("cuda:99", "device cuda:99: unknown"),
+        ("", "device '': unknown"),
+        ("cuda", "device cuda: there is none on this machine: use device=cpu$"),
+        ("mps", "device mps: there is none on this machine: use device=cpu$"),
+    ],
+)
+def test_a_device_that_is_none_or_not_here_is_one_line(tmp_path, monkeypatch, open_one, device, told):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    choice = AnnotatorChoice("rule", str(tmp_path), "none", "maskrcnn=mine.pth", device=device)
+    with pytest.raises(UserError, match=told):
+        open_one(choice)

@@ -85,8 +85,9 @@ class AnnotatorChoice:
 
         Raises:
             LicenseError, MissingWeightsError, RefusedFileError, UserError: as the opening functions of
-                parser.py, person_mask.py and keypoints.py; or nothing is chosen.
+                parser.py, person_mask.py and keypoints.py; or nothing is chosen, or no such device is here.
         """
+        self._require_device()
         for option in ("parser", "mask", "keypoints", "detect"):
             text = getattr(self, option)
             if not text or any(ord(letter) < 32 for letter in text):
@@ -110,8 +111,9 @@ class AnnotatorChoice:
         """The detector that cuts people out of photos.
 
         Raises:
-            UserError: as ``interfaces.load_detector``.
+            UserError: as ``interfaces.load_detector``; or no such device is here.
         """
+        self._require_device()
         name, weights = _named(self.detect)
         return find("detector", name, _FINDERS)(weights, **self._how())
 
@@ -139,6 +141,12 @@ class AnnotatorChoice:
             return KeypointFiles(kind, Path(path))
         name, weights = _named(self.keypoints)
         return open_keypoint_detector(name, weights, **self._how())
+
+    def _require_device(self) -> None:
+        from reposer.runtime import require_device  # here: it takes time that most can do without
+
+        numbered = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        require_device(self.device, ("cpu", "cuda", "mps", *numbered))
 
     def _how(self) -> dict[str, Any]:
         return {
