@@ -223,6 +223,22 @@ def test_a_stop_between_a_commit_and_the_end_loses_no_note(folder, monkeypatch):
     assert [path.name for path in folder.rglob(".*")] == [OUTPUTS]
 
 
+@pytest.mark.parametrize("inner", ["x.png/p.png", "x.png/deep/p.png", "X.PNG/p.png"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_image_whose_map_is_called_as_a_folder_is_left_out(folder, tmp_path, inner, apart):
+    (folder / inner).parent.mkdir(parents=True)
+    shutil.copy(folder / "0001/0000_c1.png", folder / inner)
+    shutil.copy(folder / "0001/0000_c1.png", folder / "x.bmp")
+    out = tmp_path / "out" if apart else folder
+    report = annotate(folder, out, stubs)
+    assert (report.annotated, report.unread, report.rules) == (13, 1, {"duplicate-name": 1})
+    assert (out / "parsing" / inner).is_file()
+    listed = (out / "annotation/problems.csv").read_text()
+    folder_name = inner.split("/")[0]
+    assert f"x.bmp,,name,duplicate-name,its map would have the name of the folder {folder_name};" in listed
+    assert annotation_faults(out) == []
+
+
 def test_refusals(folder, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         annotate(tmp_path / "nothing", None, stubs)

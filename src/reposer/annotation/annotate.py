@@ -46,7 +46,7 @@ from reposer.annotation.makers import (
     PhotoMaker,
     crop_origins,
 )
-from reposer.data.layouts.folder_scan import drop_collisions, split_folders, without_suffix
+from reposer.data.layouts.folder_scan import drop_shadowed, split_folders
 from reposer.data.layouts.identity_folders import annotation_folders, list_images
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
@@ -198,7 +198,7 @@ def _images(folder: Path, problems: list[AnnotationProblem], beside: Sequence[st
         except ValueError as error:  # c:x.jpg: no place of a copy, and no file on Windows
             message = f"{error}; left out: rename the file"
             problems.append(AnnotationProblem(printable(path), 0, "name", message, "bad-path"))
-    kept, collisions = drop_collisions((path, without_suffix(path)) for path in found)
+    kept, collisions = drop_shadowed(found)
     problems += collisions
     if not kept:
         reason = f" of people ({problems[0]})" if problems else ""

@@ -35,7 +35,7 @@ from reposer.annotation.makers import CROP_COLUMNS, PHOTO_COLUMNS
 from reposer.annotation.overview import FLAGS
 from reposer.config import read_json
 from reposer.data.keypoints import write_keypoints_csv
-from reposer.data.layouts.folder_scan import drop_collisions, split_folders, without_suffix
+from reposer.data.layouts.folder_scan import drop_shadowed, split_folders, without_suffix
 from reposer.data.layouts.identity_folders import annotation_folders, list_images
 from reposer.data.records import AnnotationProblem, text_cell
 from reposer.errors import UserError
@@ -367,7 +367,7 @@ def _foreign(root: Path, main: _Book) -> Iterator[str]:
     skip = main.beside  # the same folders as in annotate.py
     skip |= set(annotation_folders(root, ["", *split_folders(root).values()], skip, [], ""))
     paths = list_images(root, [], skip=skip)
-    images, _ = drop_collisions((path, without_suffix(path)) for path in paths)
+    images, _ = drop_shadowed(paths)
     own = main.settings.get("images") == "."
     advice = _AGAIN if own and not (root / BOOK / PHOTOS).is_dir() else "delete it"
     for image, _ in images:

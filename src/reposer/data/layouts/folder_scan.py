@@ -80,6 +80,24 @@ def drop_collisions(
     return kept, problems
 
 
+def drop_shadowed(paths: Iterable[str]) -> tuple[list[tuple[str, str]], list[AnnotationProblem]]:
+    """:func:`drop_collisions` of images by their names without suffix; also where STEM.png is a folder.
+
+    The map and the mask of STEM.jpg are called STEM.png, and those of STEM.png/x.jpg lie in STEM.png.
+    """
+    kept, problems = drop_collisions((path, without_suffix(path)) for path in paths)
+    folders = {portable_key(folder): folder for path, _ in kept for folder in _parents(path)}
+    clear = []
+    for path, stem in kept:
+        folder = folders.get(portable_key(f"{stem}.png"))
+        if folder is None:
+            clear.append((path, stem))
+            continue
+        message = f"its map would have the name of the folder {printable(folder)}; rename one of them"
+        problems.append(AnnotationProblem(printable(path), 0, "name", message, "duplicate-name"))
+    return clear, problems
+
+
 def nfc(text: str) -> str:
     """A name as everybody but macOS writes it: macOS stores é as e and an accent (Unicode NFD)."""
     return unicodedata.normalize("NFC", text)
