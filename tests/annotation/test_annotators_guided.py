@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from dataclasses import replace
+from importlib.resources import files
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +53,24 @@ class Finder:
         joints = np.full((len(images), 18, 2), np.nan, np.float32)
         joints[:2, 1] = (8, 9)
         return Poses(joints, np.zeros((len(images), 18), np.float32), np.full(len(images), -1))
+
+
+@pytest.mark.parametrize("text", ["run=3/p", "a/b=c=d", "=", "rendered_parser=run=3/p", "x=maskrcnn"])
+def test_a_path_of_a_parser_may_hold_an_equals_sign(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    folder = text.removeprefix("rendered_parser=")
+    shutil.copytree(str(files("reposer.assets") / "parser_rendered"), folder)
+    assert isinstance(AnnotatorChoice(text, "none", "none").open().parser, GuidedPersonParser)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match=re.escape(folder)):  # the whole path is named
+        AnnotatorChoice(text, "none", "none").open()
+
+
+@pytest.mark.parametrize(("option", "kind"), [("keypoints", "keypoint detector"), ("detect", "detector")])
+def test_a_misspelled_name_of_a_file_names_the_nearest(option, kind):
+    choice = replace(AnnotatorChoice("rule", "none", "none"), **{option: "keypointrcn=mine.pth"})
+    with pytest.raises(UserError, match=f"^{kind} keypointrcn=mine.pth: unknown: did you mean keypointrcnn"):
+        choice.open_detector() if option == "detect" else choice.open()
 
 
 def test_maps_keep_to_the_masks_and_nobody_found_is_what_the_map_says(parser, images):

@@ -6,7 +6,7 @@ The mask comes first where the map is made from it (interfaces.MaskedParser), el
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -114,19 +114,19 @@ class AnnotatorChoice:
             UserError: as ``interfaces.load_detector``; or no such device is here.
         """
         self._require_device()
-        name, weights = _named(self.detect)
+        name, weights = _named(self.detect, _FINDERS)
         return find("detector", name, _FINDERS)(weights, **self._how())
 
     def _parser(self) -> Parser | MaskedParser | None:
         if self.parser == NONE:
             return None
-        name, weights = _named(self.parser)
+        name, weights = _named(self.parser, PARSERS)
         return open_parser(name, weights, sides=self.sides, **self._how())
 
     def _masks(self) -> PersonMasker | FolderMasks | None:
         if self.mask == NONE:
             return None
-        name, weights = _named(self.mask)
+        name, weights = _named(self.mask, MASKERS)
         if name in MASKERS:
             return open_masker(name, weights, **self._how())
         return FolderMasks(self.mask)
@@ -139,7 +139,7 @@ class AnnotatorChoice:
             raise UserError(f"--keypoints {self.keypoints}: names no path", f"write {kind}:PATH")
         if colon and kind in FORMATS:
             return KeypointFiles(kind, Path(path))
-        name, weights = _named(self.keypoints)
+        name, weights = _named(self.keypoints, KEYPOINT_DETECTORS)
         return open_keypoint_detector(name, weights, **self._how())
 
     def _require_device(self) -> None:
@@ -349,14 +349,14 @@ def _state(path: Path, root: Path) -> str:
         return error.rule
 
 
-def _named(text: str) -> tuple[str, str | Path | None]:
-    """ "name=file" -> name and file, an address as it is; a bare name finds a folder of its own among the
-    weights, if there is one (transformers' models are folders)."""
+def _named(text: str, table: Container[str]) -> tuple[str, str | Path | None]:
+    """ "name=file" of a name in the table -> name and file, an address as it is; all else is a name or path.
+    A bare name finds a folder of its own among the weights, if there is one (transformers' are folders)."""
     name, equals, path = text.partition("=")
-    if equals:
+    if equals and name in table:
         return name, path if "://" in path else Path(path)
-    places = [folder / name for folder in cache_folders() if "/" not in name and (folder / name).is_dir()]
-    return name, places[0] if places else None
+    places = [folder / text for folder in cache_folders() if "/" not in text and (folder / text).is_dir()]
+    return text, places[0] if places else None
 
 
 def _describe(annotator: object) -> dict[str, Any]:
