@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +142,16 @@ def test_a_value_that_is_no_finite_number_is_a_gap_in_its_curve(tmp_path, monkey
     ((steps, curve),) = seen
     assert steps == [1, 2, 3]
     assert np.array_equal(curve, drawn, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "title"), [(".", "my run"), ("", "my run"), ("../my run/.", "my run"), ("in/..", "my run")]
+)
+def test_the_title_is_the_name_of_the_folder_however_it_is_given(
+    run_dir, tmp_path, monkeypatch, place, title
+):
+    run = run_dir / "my run"
+    (run / "in").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 1, "l1": 0.5}\n')
+    monkeypatch.chdir(run)
+    assert f"<title>Reposer: {title}</title>" in write_report(Path(place)).read_text()

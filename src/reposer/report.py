@@ -22,7 +22,7 @@ from reposer.config import read_json
 from reposer.errors import UserError
 from reposer.sections import Fold, Picture, Section, Table, checked, read_sections
 from reposer.storage.files import write_atomic
-from reposer.storage.paths import RefusedFileError, contained, no_folder, printable, read_regular
+from reposer.storage.paths import RefusedFileError, contained, folder_name, no_folder, printable, read_regular
 from reposer.storage.runs import read_metrics
 
 REPORT_FILE = "report.html"
@@ -46,7 +46,7 @@ def write_report(run_dir: Path, title: str = "", lead: str = "") -> Path:
         UserError: the folder is not there, or holds nothing that a report could show.
     """
     page = _template().render(
-        title=title or f"Reposer: {run_dir.name}",
+        title=title or f"Reposer: {folder_name(run_dir)}",
         lead=lead or "Everything on this page was read from the files of the run.",
         sections=report_sections(run_dir),
     )

@@ -239,6 +239,15 @@ def test_an_image_whose_map_is_called_as_a_folder_is_left_out(folder, tmp_path, 
     assert annotation_faults(out) == []
 
 
+def test_the_page_of_the_present_folder_has_its_name(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    (tmp_path / "masks").mkdir()
+    options = ("--parser", "none", "--mask", str(tmp_path / "masks"), "--keypoints", "none")
+    done = CliRunner().invoke(app, ["annotate", ".", *options])
+    assert (done.exit_code, done.exception) == (0, None)
+    assert "<title>Annotations of people</title>" in (folder / "annotation/report.html").read_text()
+
+
 def test_refusals(folder, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         annotate(tmp_path / "nothing", None, stubs)

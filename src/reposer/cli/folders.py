@@ -37,7 +37,7 @@ from reposer.cli.options import (
     with_parameters,
 )
 from reposer.errors import UserError
-from reposer.storage.paths import printable, refuse_inputs
+from reposer.storage.paths import folder_name, printable, refuse_inputs
 
 # ---- ``reposer demo`` and ``reposer render``: everything that needs no data.
 
@@ -352,7 +352,7 @@ def annotate(
     print(report)
     if report.work.said:
         return
-    page = write_report(report.root / BOOK, f"Annotations of {folder.name}", str(report.root))
+    page = write_report(report.root / BOOK, f"Annotations of {folder_name(folder)}", str(report.root))
     print(f"look at {page}")
     if not report.annotated:
         raise UserError(

@@ -195,6 +195,12 @@ def delete(root: Path, relative: str) -> None:
             os.close(handle)
 
 
+def folder_name(folder: str | os.PathLike[str]) -> str:
+    """What a folder is called, as text; that of "." too, and "/" has the name "/"."""
+    path = os.path.abspath(folder)
+    return printable(os.path.basename(path) or path)
+
+
 def _checked(relative: str) -> str:
     try:
         return check_relative(relative)
