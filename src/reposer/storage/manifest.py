@@ -31,6 +31,7 @@ from reposer.storage.paths import (
     made_folder,
     printable,
     read_regular,
+    unlinked,
 )
 from reposer.storage.tables import parquet_bytes, read_table
 
@@ -247,7 +248,8 @@ def note_stale(part: Path, outputs: Outputs, made: Container[str]) -> None:
     stale = {place: digest for place, digest in named.items() if place and digest and place not in made}
     if stale:
         book = part.parent.parent
-        note = made_folder(book, STALE) / f"{part.stem}.json"
+        made_folder(book, STALE)
+        note = unlinked(book, f"{STALE}/{part.stem}.json")
         earlier = read_json(note) if note.exists() else {}
         write_atomic(note, f"{json.dumps({**earlier, **stale})}\n".encode())
 
