@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 NOT_ON_WINDOWS = "reposer runs on Linux and macOS; on Windows, use it inside WSL 2 (the Linux subsystem)"
@@ -14,6 +17,24 @@ LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # of a count or a weight; of a see
 MOST_SIDE_BY_SIDE = 1024  # threads or processes
 MOST_AT_ONCE = 65_536  # pictures of a batch
 MOST_SOURCES = 16  # images of one person that a picture is made from
+# What to do about each fault; other OSErrors are programming errors and pass unchanged.
+DISK_FAULTS = {
+    errno.ENOSPC: "free some space or choose a folder on another disk",
+    errno.EDQUOT: "the disk quota is used up; free some space or ask for a larger quota",
+    errno.EROFS: "the disk is mounted read-only; choose another folder",
+    errno.EACCES: "grant write permission or choose another folder",
+    errno.EPERM: "grant write permission or choose another folder",
+    errno.EFBIG: "the file system or ulimit refuses files of this size; choose another disk",
+    errno.EIO: "the disk reports an input/output error; check it and choose another folder",
+    errno.ESTALE: "the network disk is gone; mount it again",
+    errno.ENOTCONN: "the network disk is gone; mount it again",
+    errno.ENOENT: "check the path: the folder is not there",
+    errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.EEXIST: "something of this name is in the way; choose another path",
+    errno.EISDIR: "a folder of this name is in the way; choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link is in the way; remove it, or choose another path",
+}
 
 
 class UserError(Exception):
@@ -36,6 +57,23 @@ class NonFiniteError(UserError):
 
 class MissingWeightsError(UserError):
     """Weights of a named network are not on this machine; nothing is ever put in their place."""
+
+
+class DiskError(UserError):
+    """The disk refused a write (full, quota, read-only, faulty); what was there before is still there."""
+
+
+@contextmanager
+def disk_faults(path: str | os.PathLike[str], needed: int = 0) -> Iterator[None]:
+    """Turn an OSError of the block that the user can mend into a :class:`DiskError`; ``needed`` in bytes."""
+    try:
+        yield
+    except OSError as error:
+        advice = DISK_FAULTS.get(error.errno or 0)
+        if advice is None:
+            raise
+        wanted = f" ({needed:,} bytes needed)" if needed else ""
+        raise DiskError(f"{path}: cannot be written{wanted}: {error.strerror}", advice) from error
 
 
 _log = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ def test_people_are_recognized_before_the_first_background(run, prepared, san, t
         return ""
 
     monkeypatch.setattr("reposer.workflows.evaluate.measure_identity", measure)
+    monkeypatch.setattr("reposer.workflows.evaluate.open_judge", lambda *_: "a network")
     out = ("--data", prepared, "--limit", 4, "--metrics", "l1", "--reid", prepared)
     monkeypatch.setattr("reposer.workflows.reid_features.check_data", lambda *_: None)
     for given, wanted in (((), "generated"), (("--backgrounds", "source,donor"), "source")):
@@ -78,6 +79,22 @@ def test_a_source_without_a_label_map_is_refused_by_its_name_as_by_its_file(plan
         told.add(error.value.problem)
     why = "has no parsing map; a person is re-posed by the maps of source and donor"
     assert told == {f"{people.names[row]}: {why}"}
+
+
+def test_a_re_id_run_that_cannot_judge_is_told_before_the_work(run, prepared, san, tmp_path, monkeypatch):
+    def measure(*_, **__):
+        raise AssertionError("measured first")
+
+    monkeypatch.setattr("reposer.workflows.evaluate.evaluate_model", measure)
+    (tmp_path / "empty").mkdir()
+    words = ("evaluate", san, "--data", prepared, "--metrics", "l1", "--out", tmp_path / "out")
+    for place, said in (
+        (tmp_path / "nosuch", "No such file"),
+        (tmp_path / "empty", "No such file"),
+        (san, "is no run"),
+    ):
+        code, _, err = run(*words, "--reid", place)
+        assert (code, err.count("\n"), said in err) == (1, 1, True), err
     assert not (tmp_path / "out").exists()
 
 

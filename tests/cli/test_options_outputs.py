@@ -147,6 +147,25 @@ def test_an_output_among_what_others_wrote_is_refused_in_one_line(words, run, tm
 
 
 @pytest.mark.parametrize("words", EACH)
+def test_an_output_where_nothing_can_be_written_is_refused_before_any_work(words, run, tmp_path, monkeypatch):
+    """Below a file; in a folder without the right to write, which root always has."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    name, before = FILES.get(words, "out"), snapshot(tmp_path)
+    for place in ("file", "file/deeper"):
+        code, said, error = run(*line(words, tmp_path / place / name))
+        assert (code, said, error.count("\n")) == (1, "", 1), error
+        assert "cannot be written: Not a directory: check the path: a part of it is a file" in error
+    look = os.access
+    monkeypatch.setattr(os, "access", lambda place, mode: look(place, mode) and not mode & os.W_OK)
+    for place in (tmp_path, tmp_path / "new" / "deeper"):
+        code, said, error = run(*line(words, place / name))
+        assert (code, said, error.count("\n")) == (1, "", 1), error
+        assert "cannot be written: Permission denied: grant write permission" in error
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("words", EACH)
 def test_a_link_under_a_name_of_the_command_s_own_is_refused(words, run, tmp_path, monkeypatch):
     """What lies behind it is not the command's."""
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 from concurrent.futures.process import BrokenProcessPool
@@ -9,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 from worker_tasks import dying, refusing, refusing_to_begin, squares
 
-from reposer.errors import UserError
+from reposer.errors import DiskError, UserError
 from reposer.jobs.executors import run_in_processes
 from reposer.storage.lock import locked, share
 
@@ -48,6 +49,23 @@ def test_one_exclusive_holder_or_many_shared_ones(tmp_path):
         with locked(tmp_path, shared=True), pytest.raises(UserError), locked(tmp_path):
             pass
     with locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder, told in ((tmp_path / "file", "a part of it is a file"), (tmp_path / "no", "is not there")):
+        with pytest.raises(DiskError, match=rf"\.lock: cannot be written: .*{told}"), locked(folder):
+            pass
+
+    def fail(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", fail)
+    with (
+        pytest.raises(DiskError, match=r"\.lock: cannot be written: Permission denied: grant"),
+        locked(tmp_path),
+    ):
         pass
 
 

@@ -13,7 +13,7 @@ from reposer.errors import MissingWeightsError, UserError
 from reposer.weights import files as licenses
 from reposer.weights import files as weights
 from reposer.weights.downloads import DownloadError
-from reposer.weights.files import ACCEPTED_FILE, LicenseError, licensed_weights, require_license
+from reposer.weights.files import ACCEPTED_FILE, LicenseError, find_weights, licensed_weights, require_license
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -44,6 +44,27 @@ def test_a_damaged_record_is_named(folder):
     folder.mkdir()
     (folder / ACCEPTED_FILE).write_text("yes")
     with pytest.raises(UserError, match=ACCEPTED_FILE):
+        require_license("net", "terms", accept=True)
+
+
+@pytest.mark.parametrize("inside", ["weights", "weights/below", "weights/a/b"])
+def test_weights_folder_below_a_file_is_named_when_the_license_is_recorded(inside, folder, monkeypatch):
+    folder.write_text("mine")
+    monkeypatch.setenv("REPOSER_WEIGHTS", str(folder.parent / inside))
+    with pytest.raises(UserError, match=f"{inside}: (is no folder|cannot be written: Not a directory)"):
+        require_license("net", "terms", accept=True)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(folder, monkeypatch):
+    def fail(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.stat", fail)
+    with pytest.raises(LicenseError):
+        require_license("net", "terms")
+    with pytest.raises(MissingWeightsError):
+        find_weights("selfie")
+    with pytest.raises(UserError, match="weights: cannot be written: Permission denied: grant write"):
         require_license("net", "terms", accept=True)
 
 

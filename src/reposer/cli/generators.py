@@ -142,11 +142,11 @@ def evaluate(
     from reposer.evaluation.image_quality import DEFAULT_METRICS
     from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
     from reposer.workflows.evaluate import (
-        claim_identity,
         evaluate_model,
         is_predictor,
         measure_identity,
         open_detector,
+        open_judge,
     )
     from reposer.workflows.reid_features import check_data
 
@@ -158,9 +158,8 @@ def evaluate(
         refuse_useless("evaluate of a predictor of label maps", images | {"--accept-license": accept_license})
         _evaluate_maps(model, data, out, pairs, limit)
         return
-    check_data(PackedPeople.open(data / PACKED), model, predictor, reid)
-    if reid:
-        claim_identity(out)
+    check_data(PackedPeople.open(data / PACKED), model, predictor)
+    judge = open_judge(reid, data, out) if reid else None
     generator = PoseTransfer.from_pretrained(model)
     maps = MapPredictor.from_pretrained(predictor) if predictor else None
     report = evaluate_model(
@@ -177,9 +176,9 @@ def evaluate(
         detector=open_detector(keypoint_detector, accept_license) if keypoint_detector else None,
     )
     print(report.to_markdown())
-    if reid:
+    if judge:
         first = (parse_names(backgrounds)[0], parse_numbers("--sources", sources)[0])
-        print(measure_identity(generator, reid, data, out, *first, predictor=maps))
+        print(measure_identity(generator, judge, data, out, *first, predictor=maps))
     print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
 
 

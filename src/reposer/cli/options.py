@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from reposer.errors import LARGEST, LARGEST_SEED, MOST_AT_ONCE, MOST_SIDE_BY_SIDE, MOST_SOURCES, UserError
-from reposer.storage.paths import CHECKPOINTS, printable, refuse_inputs
+from reposer.storage.paths import CHECKPOINTS, printable, refuse_inputs, require_writable
 
 __all__ = ["LARGEST", "LARGEST_SEED", "MOST_SIDE_BY_SIDE"]  # for the commands
 
@@ -285,16 +285,18 @@ def claim_out(command: str, out: Path, *inputs: str | Path | None) -> None:
         inputs: what it reads.
 
     Raises:
-        UserError: ``out`` holds one of the inputs, or a file that this command did not write.
+        UserError: ``out`` holds one of the inputs, or a file that this command did not write; or nothing can
+            be written there.
     """
     from reposer.storage.outputs import refuse_others
 
     refuse_inputs(out, *inputs)
-    if out.suffix.lower() in _FILES.get(command, ()) and not out.is_dir():
+    if out.suffix.lower() in _FILES.get(command, ()) and not os.path.isdir(out):
         if command == "generate" and os.path.lexists(out):
             from reposer.generation.pictures import claim_picture
 
             claim_picture(out)
+        require_writable(out.parent)
         return
     refuse_others(out, OUTPUT_NAMES[command], marks=_MARKS.get(command, ()), page="report.html")
 

@@ -36,6 +36,7 @@ from reposer.metrics.set_scores import (
 from reposer.sections import markdown_row
 from reposer.storage.files import write_atomic
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
+from reposer.storage.paths import made_folder
 from reposer.storage.tables import parquet_bytes
 
 # ---- What an evaluation of images hands over: a table of methods and metrics, every image's values, and how
@@ -106,7 +107,7 @@ class ImageQualityReport:
     def write(self, folder: str | Path) -> None:
         """Write image_quality.json, .md and .parquet (per image); each appears complete or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
         claim_quality(folder)
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         write_output(folder / PER_IMAGE, parquet_bytes(self.per_image))
@@ -357,7 +358,7 @@ def reference_features(
     known = _read_statistics(path)
     if known is None:
         known = _collect(network, metric, images).statistics
-        cache.mkdir(parents=True, exist_ok=True)
+        made_folder(cache)
         content = save_tensors(known.state())
         write_atomic(path, hashlib.sha256(content).digest() + content)
     return known

@@ -32,6 +32,7 @@ from reposer.metrics.similarity import (
 )
 from reposer.sections import markdown_row
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
+from reposer.storage.paths import made_folder
 from reposer.storage.tables import parquet_bytes
 from reposer.structures import NUM_LABELS, PairBatch
 
@@ -74,7 +75,7 @@ class MapQualityReport:
 
     def write(self, folder: Path) -> None:
         """Write map_quality.parquet (per pair), .md and, last, .json."""
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
         claim_maps(folder)
         text = json.dumps({**self.summary.to_dict(), "labels": self.labels}, indent=2, allow_nan=False)
         write_output(folder / PER_PAIR, parquet_bytes(self.summary.per_image))

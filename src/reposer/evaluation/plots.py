@@ -19,6 +19,7 @@ from reposer.metrics.retrieval import QueryScores
 from reposer.reid.distances import normalize
 from reposer.reid.search import search
 from reposer.storage.outputs import remove_output, write_output
+from reposer.storage.paths import made_folder
 from reposer.structures import FeatureSet, Ranking
 
 # ---- CMC curves as a picture: the methods of a report, or anything else that has a curve.
@@ -284,7 +285,7 @@ def write_rank_lists(
     """
     known("method of the report", method, report.results)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     written = []
     for kind in kinds:
         path = folder / f"ranklist_{kind}.png"

@@ -31,6 +31,7 @@ from reposer.reid.quadratic import QuadraticMetric
 from reposer.reid.search import checked, with_cameras
 from reposer.sections import markdown_row
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
+from reposer.storage.paths import made_folder
 from reposer.structures import FeatureSet
 
 SCHEMA_VERSION = 1
@@ -102,7 +103,7 @@ class ReidReport:
     def write(self, folder: Path | str) -> None:
         """Write reidentification.md and .json; each appears complete or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
         claim_reid(folder)
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         write_output(folder / TABLE_FILE, self.to_markdown().encode())

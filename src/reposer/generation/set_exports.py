@@ -102,7 +102,7 @@ def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, c
     if out.exists():
         raise UserError(f"{out}: exists", "choose a new folder")
     images.tell_apart()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(out.parent)
     with atomic_folder(out) as building:
         if layout in PACKED_LAYOUTS:
             counts = PACKED_LAYOUTS[layout](images, building, lambda place: None)

@@ -19,6 +19,7 @@ from reposer.errors import UserError
 from reposer.images import encode_jpeg, encode_png
 from reposer.rendered.renderer import RenderedPeople, Shot, iterate_rendered
 from reposer.storage.files import atomic_folder, refuse_foreign, write_new
+from reposer.storage.paths import made_folder
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"  # Market-1501's folders
 _FOLDERS = (TRAIN, QUERY, GALLERY, "parsing", "mask")
@@ -79,7 +80,7 @@ def write_rendered_dataset(
     total_people = identities + test_identities
     _check_counts(identities, test_identities, images_per_identity, size, seed)
     _check_root(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(root.parent)
     pids = range(1, total_people + 1)
     total = total_people * images_per_identity
     with atomic_folder(root, _check_root) as folder, _Writer(folder, identities) as writer:

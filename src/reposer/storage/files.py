@@ -20,7 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from reposer.errors import UserError
+from reposer.errors import DISK_FAULTS, UserError
+from reposer.errors import DiskError as DiskError
+from reposer.errors import disk_faults as disk_faults
 from reposer.storage.lock import NO_LOCKS, try_lock
 from reposer.storage.paths import foreign_names, open_regular, printable
 
@@ -28,28 +30,6 @@ _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{8}$")
 _CHUNK = 1 << 20  # bytes for one read or write call
 _FSYNC_THREADS = 8  # waiting for a disk takes no processor time
 _MOMENT = 2.0  # seconds between the making of a temporary and its lock, at the very most
-# What to do about each fault; other OSErrors are programming errors and pass unchanged.
-_DISK_FAULTS = {
-    errno.ENOSPC: "free some space or choose a folder on another disk",
-    errno.EDQUOT: "the disk quota is used up; free some space or ask for a larger quota",
-    errno.EROFS: "the disk is mounted read-only; choose another folder",
-    errno.EACCES: "grant write permission or choose another folder",
-    errno.EPERM: "grant write permission or choose another folder",
-    errno.EFBIG: "the file system or ulimit refuses files of this size; choose another disk",
-    errno.EIO: "the disk reports an input/output error; check it and choose another folder",
-    errno.ESTALE: "the network disk is gone; mount it again",
-    errno.ENOTCONN: "the network disk is gone; mount it again",
-    errno.ENOENT: "check the path: the folder is not there",
-    errno.ENOTDIR: "check the path: a part of it is a file",
-    errno.EEXIST: "something of this name is in the way; choose another path",
-    errno.EISDIR: "a folder of this name is in the way; choose another path",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "a link is in the way; remove it, or choose another path",
-}
-
-
-class DiskError(UserError):
-    """The disk refused a write (full, quota, read-only, faulty); what was there before is still there."""
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
@@ -308,7 +288,7 @@ def require_space(path: str | os.PathLike[str], needed: int) -> None:
     if free < needed:
         raise DiskError(
             f"{path}: {needed:,} bytes are needed and {free:,} are free on this disk",
-            _DISK_FAULTS[errno.ENOSPC],
+            DISK_FAULTS[errno.ENOSPC],
         )
 
 
@@ -353,19 +333,6 @@ def _writing(path: Path, data: bytes | memoryview) -> Iterator[None]:
 
 def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-
-
-@contextmanager
-def disk_faults(path: str | os.PathLike[str], needed: int = 0) -> Iterator[None]:
-    """Turn an OSError of the block that the user can mend into a :class:`DiskError`; ``needed`` in bytes."""
-    try:
-        yield
-    except OSError as error:
-        advice = _DISK_FAULTS.get(error.errno or 0)
-        if advice is None:
-            raise
-        wanted = f" ({needed:,} bytes needed)" if needed else ""
-        raise DiskError(f"{path}: cannot be written{wanted}: {error.strerror}", advice) from error
 
 
 # ---- Buckets, as fsspec opens them. No rename is atomic there: a set of files is there once its list is,

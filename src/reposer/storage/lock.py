@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from reposer.errors import NOT_ON_WINDOWS, UserError
+from reposer.errors import NOT_ON_WINDOWS, UserError, disk_faults
 
 if sys.platform == "win32":
     raise ImportError(NOT_ON_WINDOWS)
@@ -38,6 +38,7 @@ def locked(folder: Path, *, shared: bool = False, notes: list[str] | None = None
 
     Raises:
         UserError: another process holds it, or the disk keeps no locks.
+        DiskError: nothing can be written there.
     """
     path = folder / LOCK
     descriptor = _take(path, shared, notes)
@@ -52,7 +53,8 @@ def locked(folder: Path, *, shared: bool = False, notes: list[str] | None = None
 
 def _take(path: Path, shared: bool, notes: list[str] | None) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with disk_faults(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             if not try_lock(descriptor, shared=shared):
                 raise _taken(path.parent)

@@ -16,7 +16,14 @@ from reposer.config import canonical_json, read_json
 from reposer.errors import UserError
 from reposer.storage.files import disk_faults, sha256_bytes, sha256_file, write_atomic
 from reposer.storage.lock import in_turn
-from reposer.storage.paths import RefusedFileError, contained, open_regular, printable, read_regular
+from reposer.storage.paths import (
+    RefusedFileError,
+    contained,
+    open_regular,
+    printable,
+    read_regular,
+    require_writable,
+)
 
 # ---- What commands leave for their user, listed in its folder, so that no file of theirs is ever replaced.
 #
@@ -37,7 +44,9 @@ def claim_outputs(folder: Path, names: Iterable[str], *, older: bool = False) ->
 
     Raises:
         UserError: names the first file that no command wrote, or that was changed since.
+        DiskError: nothing can be written there.
     """
+    require_writable(folder)
     taken = {}
     for name in names:
         path = folder / name
@@ -79,11 +88,14 @@ def refuse_others(out: Path, own: Sequence[str], *, marks: Sequence[str] = (), p
 
     Raises:
         UserError: names the first such file; or ``out`` is no folder.
+        DiskError: nothing can be written there.
     """
-    if not os.path.lexists(out):
-        return
-    if not out.is_dir():
+    there = os.path.lexists(out)
+    if there and not out.is_dir():
         raise UserError(f"{printable(out)}: is no folder", "choose another --out, or move it away")
+    require_writable(out)
+    if not there:
+        return
     if any((out / mark).is_file() for mark in marks):
         return
     with disk_faults(out):
@@ -104,7 +116,7 @@ def refuse_others(out: Path, own: Sequence[str], *, marks: Sequence[str] = (), p
 
 def is_older(path: Path, fits: Callable[[Any], bool]) -> bool:
     """Whether ``path`` is JSON of this program's form, written before it kept lists of what it wrote."""
-    if path.name in _outputs(path.parent) or not path.is_file():
+    if path.name in _outputs(path.parent) or not os.path.isfile(path):
         return False
     try:
         return fits(json.loads(read_regular(path, max_bytes=_MAX_JSON, root=path.parent)))

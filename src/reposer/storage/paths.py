@@ -22,7 +22,7 @@ from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 
-from reposer.errors import UserError
+from reposer.errors import UserError, disk_faults
 
 MAX_PATH = 1024  # characters of a path in a file
 CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
@@ -129,7 +129,7 @@ def refuse_inputs(out: Path, *inputs: str | Path | None) -> None:
     Raises:
         UserError: ``out`` is one of them, or a folder that holds one, whatever links or spellings lead there.
     """
-    if not out.exists():
+    if not os.path.exists(out):
         return
     for given in inputs:
         if given is None or not os.path.exists(given):
@@ -163,16 +163,35 @@ def made_folder(root: Path, relative: str = "") -> Path:
 
     Raises:
         RefusedFileError: rules ``bad-path``, ``link``; ``not-a-folder``: something else is there.
+        DiskError: the disk refuses: it lies below a file, or there is no right to write.
     """
-    if not root.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
     folder = unlinked(root, relative) if relative else root
-    try:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise RefusedFileError(folder, "not-a-folder", "is no folder", "move it away") from error
+    with disk_faults(folder):
+        try:
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise RefusedFileError(folder, "not-a-folder", "is no folder", "move it away") from error
     return folder
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse, before any work, a folder in which nothing can be written; looks at the nearest existing one.
+
+    Args:
+        folder: need not exist.
+
+    Raises:
+        DiskError: a part of the path is no folder, or there is no right to write.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    with disk_faults(folder):
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def delete(root: Path, relative: str) -> None:

@@ -31,7 +31,7 @@ from reposer.runtime import setup
 from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, markdown_row, write_sections
 from reposer.storage.files import sha256_file
 from reposer.storage.outputs import write_output
-from reposer.storage.paths import check_name
+from reposer.storage.paths import check_name, made_folder
 from reposer.storage.tables import parquet_bytes, read_table
 from reposer.studies.config import STUDY_FILE, Device, check_trainings, claim_study, save_study
 from reposer.studies.results import LATEX, MARKDOWN, PARQUET, TABLES, p_text, tex
@@ -196,7 +196,7 @@ def run_ablations(config: AblationConfig, out: Path, *, workers: int = 1) -> Pat
     """
     trials = list(_trials(config, out))
     claim_study(out, (*TABLES, SECTIONS_FILE))
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     save_study(config, out)
     make_all(out, plan_ablations, workers=workers, threads=config.threads)
     cache = StageCache(out)

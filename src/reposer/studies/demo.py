@@ -85,7 +85,7 @@ def run_demo(out: Path, *, quick: bool = False, threads: int | None = None) -> P
     if quick:
         scale = Scale(6, 3, 16, 0.2, study.changed(steps=4, settings=("batch_size=16",)))
     _check_out(out)
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     say("[1/5] rendering people")
     summary = write_rendered_dataset(
         out / "people",

@@ -24,7 +24,7 @@ from reposer.jobs.stages import Stage, StageCache, in_order, make_all, seal_stud
 from reposer.metrics.protocols import known_hashes, weights_in
 from reposer.sections import SECTIONS_FILE
 from reposer.storage.files import sha256_bytes
-from reposer.storage.paths import check_name, contained
+from reposer.storage.paths import check_name, contained, made_folder
 from reposer.studies.ablations import RUN, described_training
 from reposer.studies.config import (
     STUDY_FILE,
@@ -136,7 +136,7 @@ def run_paper_table(config: PaperTableConfig, out: Path, *, workers: int = 1) ->
     """
     TablePlan(config, out).check()
     claim_study(out, (*TABLES, JSON_TABLE, SECTIONS_FILE), (out / PEOPLE).parent)
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     save_study(config, out)
     make_all(out, plan_generators, workers=workers, threads=config.threads)
     make_all(out, plan_reid, workers=workers, threads=config.threads)

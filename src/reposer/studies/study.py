@@ -13,7 +13,7 @@ from reposer.config import Config, apply_overrides, read_json, validated
 from reposer.errors import UserError, find
 from reposer.jobs.stages import make_all, seal_study
 from reposer.sections import SECTIONS_FILE
-from reposer.storage.paths import printable
+from reposer.storage.paths import made_folder, printable
 from reposer.studies.config import (
     STUDYS,
     Arm,
@@ -203,7 +203,7 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
     """
     StudyPlan(study, out)  # refuses what cannot be run before anything is written
     claim_study(out, (*TABLES, *WRITTEN, SECTIONS_FILE), out / PICTURES)
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     save_study(study, out)
     make_all(out, plan_stages, workers=workers, threads=study.threads)
     plan = StudyPlan(study, out)

@@ -36,7 +36,7 @@ from reposer.studies.config import Arm, GeneratorChoice, ParserChoice
 from reposer.trained.networks import EMBEDDING, GeneratorConfig, of_run
 from reposer.training.loop import train
 from reposer.training.reid.config import ReidConfig
-from reposer.workflows.evaluate import measure_identity
+from reposer.workflows.evaluate import measure_identity, open_judge
 from reposer.workflows.reid_features import tested_rows, training_note
 
 # ---- A generator that generates nothing: its picture is the source image. The control of an augmentation
@@ -256,7 +256,9 @@ def judge_stage(
     """Are generated test people found among the real ones, by a network trained on real images?"""
     model = painter.open(place.runtime())
     run = cache.folder(judge) / RUN
-    measure_identity(model, run, place.data, folder, background=background, sources=sources)
+    measure_identity(
+        model, open_judge(run, place.data, folder), place.data, folder, background=background, sources=sources
+    )
     return [IDENTITY]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from reposer.errors import UserError
 from reposer.models.embedding import Embedding
 from reposer.storage.outputs import write_output
+from reposer.storage.paths import made_folder
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -62,7 +63,7 @@ def export_module(
             "use other versions of onnx and torch",
         )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(path.parent)
     write_output(path, data)
     return difference
 

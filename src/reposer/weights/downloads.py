@@ -26,7 +26,7 @@ from huggingface_hub import HfApi, snapshot_download
 from reposer.errors import UserError
 from reposer.storage.files import disk_faults, require_space, sha256_file, sync_folder
 from reposer.storage.lock import try_lock
-from reposer.storage.paths import printable
+from reposer.storage.paths import made_folder, printable
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")  # plain http is allowed there, for tests
 _CHUNK = 1 << 20  # bytes
@@ -80,7 +80,7 @@ def fetch(
         return destination
     part = destination.with_name(f".{destination.name}.part")
     with disk_faults(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        made_folder(destination.parent)
         _fetch(source, destination, part, stall_seconds, total_seconds, on_progress)
     return destination
 

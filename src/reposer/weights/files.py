@@ -24,7 +24,7 @@ from reposer.config import read_json
 from reposer.errors import MissingWeightsError, UserError, find
 from reposer.storage.bounded import check_torch_file, parse_json
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
-from reposer.storage.paths import printable, require_regular
+from reposer.storage.paths import made_folder, printable, require_regular
 from reposer.weights.downloads import Source, fetch
 from reposer.weights.wheels import Member, Wheel, fetch_members, from_own_wheel
 
@@ -177,10 +177,13 @@ def find_weights(name: str, path: str | Path | None = None) -> Path:
     known = find("weights", name, KNOWN)
     folders = cache_folders() if path is None else [Path(path)]
     names = (known.file, *known.other_names)
-    places = [p for folder in folders for p in ([folder / n for n in names] if folder.is_dir() else [folder])]
-    found = next((place for place in places if place.is_file()), None)
+    places = [
+        p for folder in folders for p in ([folder / n for n in names] if os.path.isdir(folder) else [folder])
+    ]
+    found = next((place for place in places if os.path.isfile(place)), None)
     if found is None and known.wheel is not None and known.member is not None:
-        wheel = next((w for one in folders for w in sorted(one.glob(known.wheel.pattern))), None)
+        present = filter(os.path.isdir, folders)
+        wheel = next((w for one in present for w in sorted(one.glob(known.wheel.pattern))), None)
         found = from_own_wheel(known.member, wheel, folders[0]) if wheel else None
     if found is None:
         size = max(1, round(known.mebibytes))
@@ -397,7 +400,7 @@ def require_license(name: str, terms: str, *, non_commercial: bool = False, acce
         return
     text = license_text(terms, non_commercial)
     place = cache_folders()[0] / ACCEPTED_FILE
-    accepted = read_json(place) if place.exists() else {}
+    accepted = read_json(place) if os.path.exists(place) else {}
     mark = sha256_bytes(text.encode())
     if accepted.get(name) == mark:
         return
@@ -405,7 +408,7 @@ def require_license(name: str, terms: str, *, non_commercial: bool = False, acce
         raise LicenseError(
             f"license of {name}: {text}", "read it and, if you accept it, add --accept-license"
         )
-    place.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(place.parent)
     record = json.dumps(accepted | {name: mark}, indent=1, sort_keys=True)
     write_atomic(place, f"{record}\n".encode())
 

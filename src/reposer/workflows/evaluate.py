@@ -27,16 +27,16 @@ from reposer.evaluation.reidentification import ReidResult, evaluate_reid
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer, with_read_maps
 from reposer.images import encode_png
 from reposer.metrics.protocols import find_metric, weights_in
-from reposer.models.embedding import EmbeddingInfo
+from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.models.generators import PREDICTORS
 from reposer.progress import Stages
 from reposer.reid.features import embed_images, extract_features
 from reposer.reid.search import with_cameras
 from reposer.sections import draw_grid
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
-from reposer.storage.paths import contained
+from reposer.storage.paths import contained, made_folder
 from reposer.structures import PairBatch
-from reposer.trained.networks import EMBEDDING, PREDICTOR, of_run
+from reposer.trained.networks import EMBEDDING, PREDICTOR, Trained, of_run
 from reposer.workflows.reid_features import GALLERY, QUERY, check_data, tested_rows, training_note
 
 # ---- Measure a trained generator on pairs of a prepared folder: the rows, the table and the pictures.
@@ -310,28 +310,12 @@ def identity_kept(
     return results
 
 
-def measure_identity(
-    model: PoseTransfer,
-    reid_run: Path,
-    prepared: Path,
-    out: Path,
-    background: str = "generated",
-    sources: int = 1,
-    *,
-    predictor: MapPredictor | None = None,
-) -> str:
-    """Measure under the network of a Re-ID run on a prepared folder; writes ``out``/identity.json.
-
-    Args:
-        model, background, sources, predictor: as for :func:`identity_kept`.
-        reid_run, prepared, out: folders of the run, of the people, and of what is written.
-
-    Returns:
-        the table, as Markdown.
+def open_judge(reid_run: Path, prepared: Path, out: Path) -> Trained[Embedding, EmbeddingInfo]:
+    """The network of a Re-ID run, for :func:`measure_identity`; opened before any work.
 
     Raises:
-        UserError: as :func:`identity_kept`; the network was trained on the people it is tested on, or the
-            folder was prepared again since.
+        UserError: it is no such run; it was trained on the people that it is tested on, or ``prepared`` was
+            prepared again since; nobody to test on; or identity.json cannot be written into ``out``.
     """
     claim_identity(out)
     judge = of_run(EMBEDDING, reid_run)
@@ -339,6 +323,33 @@ def measure_identity(
     check_data(people, reid_run)
     query, gallery = tested_rows(people)
     training_note(judge.info, people, {QUERY: query, GALLERY: gallery})  # refuses people that it has learned
+    return judge
+
+
+def measure_identity(
+    model: PoseTransfer,
+    judge: Trained[Embedding, EmbeddingInfo],
+    prepared: Path,
+    out: Path,
+    background: str = "generated",
+    sources: int = 1,
+    *,
+    predictor: MapPredictor | None = None,
+) -> str:
+    """Measure under a Re-ID network on a prepared folder; writes ``out``/identity.json.
+
+    Args:
+        model, background, sources, predictor: as for :func:`identity_kept`.
+        judge: of :func:`open_judge`.
+        prepared, out: folders of the people, and of what is written.
+
+    Returns:
+        the table, as Markdown.
+
+    Raises:
+        UserError: as :func:`identity_kept`.
+    """
+    people = PackedPeople.open(prepared / PACKED)
     model = model.at_size(people.size)
     results = identity_kept(
         model, judge.network, people, background=background, sources=sources, predictor=predictor
@@ -371,7 +382,7 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
         "embedding": info.model_dump(mode="json"),
         "rows": {r: v.to_json() for r, v in results.items()},
     }
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     claim_identity(out)
     write_output(out / IDENTITY, json.dumps(document, indent=1).encode())
     return "\n".join(lines)

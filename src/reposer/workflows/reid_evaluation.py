@@ -36,6 +36,7 @@ from reposer.reid.search import pool_queries
 from reposer.runtime import setup
 from reposer.storage.lock import locked
 from reposer.storage.outputs import remove_output, write_output
+from reposer.storage.paths import made_folder
 from reposer.storage.tables import parquet_bytes
 from reposer.structures import FeatureSet
 from reposer.trained.networks import EMBEDDING, open_network
@@ -124,7 +125,7 @@ def evaluate_network(
     def picture(name: str) -> NDArray[np.uint8]:
         return np.asarray(people.images[people.index(name)])
 
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     with locked(out):
         sets = kept_features(embedding, people, rows, out)
         if crops is not None:
@@ -338,7 +339,7 @@ def write_report_folder(
     Returns:
         the report with the pictures' names and captions.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     _claim(out, options)
     write_output(out / "cmc.png", draw_cmc(report))
     pictures = {"cmc.png": "Share of queries whose first match stands at a rank or before it."}

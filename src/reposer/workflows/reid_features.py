@@ -30,7 +30,7 @@ from reposer.reid.features import embed_images, extract_features, read_features,
 from reposer.storage.checkpoint import refuse_other_data
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_seal
-from reposer.storage.paths import RefusedFileError, contained, no_folder, printable, read_regular
+from reposer.storage.paths import RefusedFileError, contained, made_folder, no_folder, printable, read_regular
 from reposer.structures import FeatureSet
 from reposer.trained.networks import EMBEDDING, open_network
 from reposer.trained.onnx import export_onnx
@@ -238,7 +238,7 @@ def kept_features(
     for name in missing:
         sets[name] = _extract(embedding, people, rows[name], name)
     if missing:
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
         write_features(folder / FEATURES, sets)
         record = origin | {"sets": known | digests, "sha256": sha256_file(folder / FEATURES)}
         write_atomic(folder / ORIGIN, json.dumps(record, indent=1).encode())

@@ -302,7 +302,7 @@ def _unpack(name: str, folder: Path, fetch: Callable[[str], None], out: Path) ->
         for part in rows:
             pids.update(row["pid"] for row in part if not row["synthetic"])
     labels = {pid: rank for rank, pid in enumerate(sorted(pids))}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(out.parent)
     counts = Counter[bool]()
     number = 0  # of a row, from 1
     with atomic_folder(out) as building, _packed_rows(place) as rows:

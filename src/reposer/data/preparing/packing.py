@@ -38,7 +38,7 @@ from reposer.storage.files import (
     require_space,
     sha256_file,
 )
-from reposer.storage.paths import RefusedFileError, contained
+from reposer.storage.paths import RefusedFileError, contained, made_folder
 from reposer.structures import MISSING_LABEL, NUM_JOINTS, PersonRecord
 
 # ---- Brings pictures of any size to one size: squeeze, pad or crop; maps, masks and keypoints go along.
@@ -251,7 +251,7 @@ def pack(
         )
     if not records:
         raise UserError(f"{root}: the data set is empty", "check the folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(out.parent)
     clean_up_after_killed(out, always=True)
     height, width = how.size
     require_space(out.parent, len(records) * height * width * 5)

@@ -45,7 +45,7 @@ from reposer.storage.files import (
     write_new,
 )
 from reposer.storage.outputs import MARK, SEAL, seal_faults, write_seal
-from reposer.storage.paths import foreign_names, printable
+from reposer.storage.paths import foreign_names, made_folder, printable
 from reposer.structures import PersonRecord
 
 MARKET1501 = "market1501"  # the layout that older prepared folders do not name
@@ -142,7 +142,7 @@ def prepare_people(
     config = _config(layout, root, options or {}, chosen)
     _check_out(root, out, config)
     clean_up_after_killed(out, always=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(out.parent)
     with (
         atomic_folder(out, lambda there: _check_out(root, there, config)) as folder,
         _as_files(layout, root, options or {}, folder) as (reader, files, keywords),
