@@ -194,6 +194,20 @@ def require_writable(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def require_searchable(folder: Path, advice: str) -> None:
+    """Refuse a folder that there is no right to look into; it need not exist.
+
+    Raises:
+        RefusedFileError: rule ``unreadable``.
+    """
+    try:
+        os.stat(folder / "_")
+    except PermissionError as error:
+        raise RefusedFileError(folder, "unreadable", "may not be looked into", advice) from error
+    except OSError:  # it is not there, or no folder: what needs it says so
+        pass
+
+
 def delete(root: Path, relative: str) -> None:
     """Delete the file ``root / relative``, which need not exist; a link is deleted, never what it leads to.
 

