@@ -117,10 +117,12 @@ def test_a_script_is_printed_and_a_study_is_an_array_alone(people, tmp_path):
     assert "--array=0-2" in script
     assert shlex.quote("o o") in shlex.split(script.splitlines()[2])[-1]
     assert call("slurm", *words(people, tmp_path), "--array", 2).count("sbatch ") == 3
+    assert call("slurm", *words(people, tmp_path), "--lease", 30, "--array", 2).count("--lease 30") == 3
     assert subprocess.run(["/bin/sh", "-n"], input=script, text=True, check=False).returncode == 0
 
 
 AUGMENT = ("augment", "m", "--data", "d", "--out", "o")
+STUDY = ("study", "augmentation", "--data", "d", "--out", "o")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,20 @@ AUGMENT = ("augment", "m", "--data", "d", "--out", "o")
             ["study", "augmentation", "--data", "d", "--out", "o", "--array", "2", "--engine", "ray"],
             "--engine: has no place",
         ),
+        *(
+            (
+                [*words, "--array", "2", f"--{option}", value],
+                f"--{option}: has no place .*: leave it out{more}",
+            )
+            for words in (AUGMENT, ("annotate", "f"), STUDY)
+            for option, value, more in (
+                ("address", "x:1", "$"),
+                ("cpus", "8", ", and ask SLURM, as --sbatch=-c8"),
+                ("gpus", "0.5", ", and ask SLURM, as --sbatch=--gpus=1"),
+            )
+        ),
+        ([*STUDY, "--array", "2", "--workers", "4"], "--workers: has no place"),
+        ([*AUGMENT, "--array", "2", "--shard", "0/2"], "--shard: has no place"),
         (
             [*AUGMENT, "--array", "1", "--sbatch=--fail", "--submit"],
             "SLURM refused: sbatch: error: invalid partition specified: nowhere",

@@ -14,8 +14,10 @@ import typer
 from PIL import Image
 
 from reposer.cli import main as cli
+from reposer.cli.options import stepping
 from reposer.generation.pictures import write_picture
 from reposer.images import encode_png
+from reposer.jobs.workers import LEASE, RayCluster
 from reposer.workflows import verify as verification
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +75,20 @@ OF_MAPS = ["evaluate", "shipped-predictor", "--data", "d", "--out", "x"]
                 ["--accept-license"],
             )
         ),
+        *(
+            ([*words, *given], f"{given[0]} is of re-ranking: give --rerank too")
+            for words in (
+                ["reid", "score", "f.npz"],
+                ["reid", "evaluate", "m", "--data", "d", "--out", "nothing/here"],
+            )
+            for given in (
+                ["--k1", "5"],
+                ["--k2", "1"],
+                ["--lambda", "0"],
+                ["--lambda", "0.9"],
+                ["--variant", "fastreid"],
+            )
+        ),
         (["report", "/nowhere"], "no such folder"),
         (["verify", "/nowhere"], "no such folder"),
         (["train", "san_markt", "--data", "/nowhere", "--out", "/nowhere"], "did you mean san_market"),
@@ -93,6 +109,36 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_1(run, arguments, word
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", ["augment", "annotate", "study"])
+def test_options_of_many_workers_are_refused_where_one_works(verb, run, tmp_path):
+    (tmp_path / "f").mkdir()
+    line = {
+        "augment": ("augment", "shipped", "--data", tmp_path, "--out", tmp_path / "o"),
+        "annotate": ("annotate", tmp_path / "f"),
+        "study": ("study", "augmentation", "--data", tmp_path, "--out", tmp_path / "o"),
+    }[verb]
+    cases = [
+        ((option, value), option) for option, value in (("--cpus", 8), ("--gpus", 0.5), ("--address", "x:1"))
+    ]
+    others = [((), "--lease", 5), ((), "--shard", "3/7"), (("--step", "plan"), "--shard", "3/7")]
+    others += [(("--step", "finish"), "--shard", "0/1"), (("--engine", "ray"), "--shard", "0/1")]
+    cases += [] if verb == "study" else [((*step, option, value), option) for step, option, value in others]
+    for given, option in cases:
+        code, _, err = run(*line, *given)
+        assert (code, err.count("\n")) == (1, 1), (given, err)
+        assert err.startswith(f"error: {option} {given[-1]}: is for "), (given, err)
+        assert f"or leave {option} out" in err
+
+
+def test_options_of_many_workers_are_taken_where_many_work():
+    for step in ("plan", "work", "finish"):
+        assert stepping(step=step, lease=5.0).lease == 5
+    assert stepping(step="work", shard="3/7").shard == (3, 7)
+    ray = stepping(engine="ray", lease=5.0, cpus=8.0, gpus=2.0, address="x:1")
+    assert (ray.lease, ray.engine) == (5, RayCluster("x:1", 8.0, 2.0))
+    assert stepping().lease == LEASE
 
 
 def test_wrong_usage_is_exit_code_2(run):

@@ -416,15 +416,14 @@ def slurm(
     group: Any = typer.main.get_command(generators.app if verb == "augment" else app)
     inner = group.commands[verb]
     values = inner.make_context(verb, list(words)).params  # a wrong word is told now, and not in a queue
-    for option, usual in (
-        ("step", "all"),
-        ("shard", None),
-        ("processes", 1),
-        ("sample", None),
-        ("engine", "here"),
-    ):
-        if values.get(option, usual) != usual:
-            raise UserError(f"--{option}: has no place in a job of SLURM", "leave it out")
+    usual: dict[str, object] = {"step": "all", "shard": None, "processes": 1, "workers": 1, "sample": None}
+    usual |= {"engine": "here", "address": None, "cpus": 1.0, "gpus": 0.0}
+    asked = {"cpus": ", and ask SLURM, as --sbatch=-c8"}
+    asked["gpus"] = ", and ask SLURM, as --sbatch=--gpus=1"
+    for option, default in usual.items():
+        if values.get(option, default) != default:
+            problem = f"--{option}: has no place in a job of SLURM"
+            raise UserError(problem, f"leave it out{asked.get(option, '')}")
     script = slurm_script([sys.executable, "-m", "reposer", verb, *words], verb, array, sbatch or ())
     if not submit:
         print(script, end="")

@@ -112,6 +112,9 @@ Gpus = Annotated[
 ]
 
 
+_LEASE = 120.0  # seconds, jobs.workers.LEASE
+
+
 def stepping(
     step: Annotated[
         str, typer.Option(help="all, or one for many workers: plan once, work anywhere, finish once.")
@@ -126,9 +129,9 @@ def stepping(
             min=1,
             max=86_400,
             callback=finite,
-            help="With --step plan: a worker silent for so many seconds is lost.",
+            help="With --step plan or --engine ray: a worker silent for so many seconds is lost.",
         ),
-    ] = 120.0,
+    ] = _LEASE,
     engine: Engine = "here",
     address: Address = None,
     cpus: Cpus = 1.0,
@@ -140,22 +143,33 @@ def stepping(
     cluster = ray_cluster(engine, address, cpus, gpus)
     if cluster is not None and step != "all":
         raise UserError(f"--step {step} with --engine ray, which does all steps", "leave one of them out")
-    return Step(step, None if shard is None else parse_shard(shard), lease, cluster)
+    made = Step(step, None if shard is None else parse_shard(shard), lease, cluster)
+    if made.shard is not None and step != "work":
+        raise UserError(f"--shard {shard}: is for --step work", "add that, or leave --shard out")
+    if (
+        lease != _LEASE and cluster is None and step == "all"
+    ):  # further steps are "the same command with --step"
+        problem = f"--lease {lease:g}: is for many workers, and this is one"
+        raise UserError(problem, "add --step plan or --engine ray, or leave --lease out")
+    return made
 
 
 def ray_cluster(engine: str, address: str | None, cpus: float, gpus: float) -> Any:
     """A jobs.workers.RayCluster, or None where this machine works.
 
     Raises:
-        UserError: an unknown engine, or an address for none.
+        UserError: an unknown engine, or an address, CPUs or GPUs for none.
     """
     from reposer.errors import known
     from reposer.jobs.workers import RayCluster
 
     if known("engine", engine, ("here", "ray")) == "ray":
         return RayCluster(address, cpus, gpus)
-    if address is not None:
-        raise UserError(f"--address {address}: is for --engine ray", "add that, or leave --address out")
+    of_ray = {"address": address, "cpus": None if cpus == 1 else f"{cpus:g}"}
+    of_ray["gpus"] = None if gpus == 0 else f"{gpus:g}"
+    for name, value in of_ray.items():
+        if value is not None:
+            raise UserError(f"--{name} {value}: is for --engine ray", f"add that, or leave --{name} out")
     return None
 
 
