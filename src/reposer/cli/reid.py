@@ -137,8 +137,11 @@ def _scoring(
     if seed < 0:
         raise UserError(f"--seed {seed}", "choose a whole number from 0 on")
     rule = known_variant(variant)
-    if variant != "zhong" and not rerank:
-        raise UserError("--variant is of re-ranking", "give --rerank too")
+    usual = Rerank()
+    of_rerank = {"--k1": k1 != usual.k1, "--k2": k2 != usual.k2, "--lambda": weight != usual.weight}
+    for option, given in (of_rerank | {"--variant": rule != usual.variant}).items():
+        if given and not rerank:
+            raise UserError(f"{option} is of re-ranking", "give --rerank too")
     return ReidOptions(
         methods=tuple(parse_names(methods)),
         rerank=Rerank(k1, k2, weight, rule) if rerank else None,
