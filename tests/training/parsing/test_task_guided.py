@@ -12,7 +12,7 @@ from tiny_training import final_hashes
 
 from reposer.annotation.parser import GuidedPersonParser, open_parser
 from reposer.annotation.segmentation_model import export_parser
-from reposer.config import config_bytes
+from reposer.config import apply_overrides, config_bytes
 from reposer.data.parsing import convert
 from reposer.errors import UserError
 from reposer.storage.runs import read_metrics
@@ -109,6 +109,31 @@ def test_earlier_runs_keep_their_files():
     assert b"guided" in config_bytes(rendered_parser())
     with pytest.raises(ValueError, match="initial=random"):
         rendered_parser().changed(initial="imagenet")
+
+
+@pytest.mark.parametrize(
+    ("preset", "change"),
+    [
+        (rendered_parser, "parser.widths=[8,8,8,8]"),
+        (rendered_parser, "parser.keras=true"),
+        (rendered_parser, "augment.zoom=0.3"),
+        (rendered_parser, "augment.flip=0"),
+        (rendered_parser, "optimizer.encoder_factor=1"),
+        (parser_small, "randomize.blur=0"),
+        (parser_small, "randomize.no_mask=0.9"),
+    ],
+)
+def test_what_a_parser_would_not_read_is_refused(preset, change):
+    name = change.split("=")[0].removeprefix("optimizer.").split(".")[0]
+    with pytest.raises(UserError, match=f"{name} is given but (only )?a guided parser would (not )?read it"):
+        apply_overrides(preset(), [change])
+
+
+def test_what_a_parser_reads_may_be_set():
+    changes = ["guided.widths=[8,8,8,8]", "randomize.blur=0", "optimizer.lr=1e-3"]
+    assert apply_overrides(rendered_parser(), changes).guided.widths == (8, 8, 8, 8)
+    plain = apply_overrides(parser_small(), ["parser.widths=[8,8,8,8]", "augment.zoom=0.3"])
+    assert (plain.parser.widths, plain.augment.zoom) == ((8, 8, 8, 8), 0.3)
 
 
 def test_parts_join_the_labels_that_look_alike():

@@ -116,6 +116,17 @@ class ParsingConfig(MapTrainingConfig):
             raise ValueError("every loss has weight 0")
         if self.guided is not None and self.initial != "random":
             raise ValueError("a guided parser begins with random weights: initial=random")
+        factor = ParsingOptimizerConfig().encoder_factor
+        unread = {
+            "parser": self.parser != ParsingNetworkConfig(),
+            "augment": self.augment != ParsingAugmentConfig(),
+            "encoder_factor": self.optimizer.encoder_factor != factor,
+        }
+        for name, given in unread.items():
+            if self.guided is not None and given:
+                raise ValueError(f"{name} is given but a guided parser would not read it")
+        if self.guided is None and self.randomize != RandomizeConfig():
+            raise ValueError("randomize is given but only a guided parser would read it: set augment")
         if self.initial_path is not None and self.initial == "random":
             raise ValueError("initial_path is given but initial=random would not read it")
         return self
