@@ -16,6 +16,7 @@ from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.images import read_picture
 from reposer.models.generators import CONTROLS, build_predictor
 from reposer.trained.networks import GeneratorConfig
+from reposer.workflows.evaluate import evaluate_model
 from reposer.workflows.generate import generate_poses
 
 SIZE = (64, 32)  # of conftest.py
@@ -96,6 +97,19 @@ def test_a_re_id_run_that_cannot_judge_is_told_before_the_work(run, prepared, sa
         code, _, err = run(*words, "--reid", place)
         assert (code, err.count("\n"), said in err) == (1, 1, True), err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"backgrounds": ()}, "no background"),
+        ({"sources": ()}, "no number of sources"),
+        ({"backgrounds": ("generated", "doner")}, "did you mean donor"),
+    ],
+)
+def test_a_measurement_of_nothing_is_refused_before_the_work(given, said, san, tmp_path):
+    with pytest.raises(UserError, match=said):
+        evaluate_model(PoseTransfer.from_pretrained(san), tmp_path / "none", tmp_path / "out", **given)
 
 
 @pytest.mark.slow

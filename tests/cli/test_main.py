@@ -89,6 +89,21 @@ OF_MAPS = ["evaluate", "shipped-predictor", "--data", "d", "--out", "x"]
                 ["--variant", "fastreid"],
             )
         ),
+        *(
+            (
+                ["evaluate", "shipped", "--data", "d", "--out", "x", option, text],
+                f"{option} {text!r}: names nothing",
+            )
+            for option, text in (
+                ("--backgrounds", ""),
+                ("--backgrounds", ","),
+                ("--backgrounds", " , "),
+                ("--metrics", ","),
+            )
+        ),
+        (["evaluate", "shipped", "--data", "d", "--out", "x", "--sources", ""], "--sources '': is no number"),
+        (["study", "augmentation", "--data", "d", "--out", "x", "--arms", ","], "--arms ',': names nothing"),
+        (["reid", "score", "f.npz", "--methods", ","], "--methods ',': names nothing"),
         (["report", "/nowhere"], "no such folder"),
         (["verify", "/nowhere"], "no such folder"),
         (["train", "san_markt", "--data", "/nowhere", "--out", "/nowhere"], "did you mean san_market"),

@@ -28,8 +28,8 @@ from reposer.cli.options import (
     SetOption,
     Threads,
     claim_out,
-    parse_names,
     parse_size,
+    parse_some,
     ray_cluster,
     refuse_useless,
     set_threads,
@@ -147,7 +147,7 @@ def study(
         "parser": parser,
         "accept_license": accept_license,
     }
-    lists = (parse_names(arms), overrides or [], variants or [], runs or [])
+    lists = (parse_some("--arms", arms) if arms else [], overrides or [], variants or [], runs or [])
     run = _study_of(name, data, out, words, *lists)
     if cluster:
         from reposer.jobs.workers import spread_copies

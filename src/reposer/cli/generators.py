@@ -22,7 +22,6 @@ from reposer.cli.options import (
     Model,
     NetworkFolder,
     NetworkTerms,
-    ParserTerms,
     Predictor,
     Processes,
     SetOption,
@@ -30,8 +29,9 @@ from reposer.cli.options import (
     Threads,
     WeightsFolder,
     claim_out,
-    parse_names,
+    filtering,
     parse_numbers,
+    parse_some,
     refuse_useless,
     set_threads,
     stepping,
@@ -137,6 +137,8 @@ def evaluate(
         print("\n".join(f"{name:26} {metric.protocol}" for name, metric in METRICS.items()))
         return
     claim_out("evaluate", out, model, data, pairs, weights, reid, predictor)
+    measured = parse_some("--metrics", metrics) if metrics else []
+    scenes, counts = parse_some("--backgrounds", backgrounds), parse_numbers("--sources", sources)
     from reposer.data.packed import PackedPeople
     from reposer.data.preparing.prepare import PACKED
     from reposer.evaluation.image_quality import DEFAULT_METRICS
@@ -167,18 +169,17 @@ def evaluate(
         data,
         out,
         pairs_csv=pairs,
-        metrics=parse_names(metrics) or DEFAULT_METRICS,
+        metrics=measured or DEFAULT_METRICS,
         weights=weights,
-        backgrounds=parse_names(backgrounds),
-        sources=parse_numbers("--sources", sources),
+        backgrounds=scenes,
+        sources=counts,
         limit=limit,
         predictor=maps,
         detector=open_detector(keypoint_detector, accept_license) if keypoint_detector else None,
     )
     print(report.to_markdown())
     if judge:
-        first = (parse_names(backgrounds)[0], parse_numbers("--sources", sources)[0])
-        print(measure_identity(generator, judge, data, out, *first, predictor=maps))
+        print(measure_identity(generator, judge, data, out, scenes[0], counts[0], predictor=maps))
     print(f"{out}: image_quality.json, .md, .parquet (per image), people.png")
 
 
@@ -329,47 +330,9 @@ def repose(
 # ---- ``reposer augment``: larger training sets.
 
 
-def _filtering(
-    filters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter", help="Drop pictures by identity, pose, sharpness, ...; or KEY=VALUE; repeatable."
-        ),
-    ] = None,
-    reid: Annotated[Path | None, typer.Option(help="Re-ID run, for --filter identity.")] = None,
-    parser: Annotated[
-        str | None, typer.Option(help="Parser, for --filter pose: .onnx file, folder or name.")
-    ] = None,
-    filter_identity: Annotated[
-        Path | None, typer.Option(help="The same as --filter identity --reid RUN.")
-    ] = None,
-    filter_sharpness: Annotated[
-        bool, typer.Option("--filter-sharpness", help="The same as --filter sharpness.")
-    ] = False,
-    filter_pose: Annotated[
-        str | None, typer.Option(help="The same as --filter pose --parser PARSER.")
-    ] = None,
-    accept_license: ParserTerms = False,
-) -> tuple[Any, dict[str, Any]]:  # FilterOptions or None, and what the filters need
-    """The parameters that say which pictures are dropped."""
-    from reposer.generation.filters import filter_options
-
-    short = {"identity": filter_identity, "pose": filter_pose, "sharpness": filter_sharpness}
-    chosen = filter_options([*(name for name, value in short.items() if value), *(filters or ())])
-    if (filter_pose and parser) or (filter_identity and reid):
-        raise UserError(
-            "two options name one thing", "give --parser or --filter-pose, --reid or --filter-identity"
-        )
-    return chosen, {
-        "reid_run": filter_identity or reid,
-        "parser": filter_pose or parser,
-        "accept_license": accept_license,
-    }
-
-
 @app.command()
 @with_parameters(stepping, "step")
-@with_parameters(_filtering, "filters")
+@with_parameters(filtering, "filters")
 def augment(
     model: Model,
     data: Data,

@@ -154,6 +154,44 @@ def stepping(
     return made
 
 
+def filtering(
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", help="Drop pictures by identity, pose, sharpness, ...; or KEY=VALUE; repeatable."
+        ),
+    ] = None,
+    reid: Annotated[Path | None, typer.Option(help="Re-ID run, for --filter identity.")] = None,
+    parser: Annotated[
+        str | None, typer.Option(help="Parser, for --filter pose: .onnx file, folder or name.")
+    ] = None,
+    filter_identity: Annotated[
+        Path | None, typer.Option(help="The same as --filter identity --reid RUN.")
+    ] = None,
+    filter_sharpness: Annotated[
+        bool, typer.Option("--filter-sharpness", help="The same as --filter sharpness.")
+    ] = False,
+    filter_pose: Annotated[
+        str | None, typer.Option(help="The same as --filter pose --parser PARSER.")
+    ] = None,
+    accept_license: ParserTerms = False,
+) -> tuple[Any, dict[str, Any]]:  # FilterOptions or None, and what the filters need
+    """The parameters that say which pictures are dropped."""
+    from reposer.generation.filters import filter_options
+
+    short = {"identity": filter_identity, "pose": filter_pose, "sharpness": filter_sharpness}
+    chosen = filter_options([*(name for name, value in short.items() if value), *(filters or ())])
+    if (filter_pose and parser) or (filter_identity and reid):
+        raise UserError(
+            "two options name one thing", "give --parser or --filter-pose, --reid or --filter-identity"
+        )
+    return chosen, {
+        "reid_run": filter_identity or reid,
+        "parser": filter_pose or parser,
+        "accept_license": accept_license,
+    }
+
+
 def ray_cluster(engine: str, address: str | None, cpus: float, gpus: float) -> Any:
     """A jobs.workers.RayCluster, or None where this machine works.
 
@@ -335,6 +373,17 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_names(text: str) -> list[str]:
     """ "a, b" -> ["a", "b"]."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_some(option: str, text: str) -> list[str]:
+    """:func:`parse_names`, at least one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if names := parse_names(text):
+        return names
+    raise UserError(f"{option} {text[:40]!r}: names nothing", "give one name, or several with commas between")
 
 
 def parse_numbers(option: str, text: str) -> list[int]:

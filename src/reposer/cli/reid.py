@@ -15,7 +15,7 @@ from reposer.cli.options import (
     Threads,
     claim_out,
     finite,
-    parse_names,
+    parse_some,
     set_threads,
     with_parameters,
 )
@@ -143,7 +143,7 @@ def _scoring(
         if given and not rerank:
             raise UserError(f"{option} is of re-ranking", "give --rerank too")
     return ReidOptions(
-        methods=tuple(parse_names(methods)),
+        methods=tuple(parse_some("--methods", methods)) if methods else (),
         rerank=Rerank(k1, k2, weight, rule) if rerank else None,
         multi_query=known("--multi-query", multi_query, pooling) if multi_query else None,
         expand=Expansion(expand, alpha) if expand else None,

@@ -25,6 +25,7 @@ from reposer.evaluation.image_sets import ImageQualityReport, claim_quality
 from reposer.evaluation.map_quality import MapQualityReport, Maps, claim_maps, evaluate_maps
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer, with_read_maps
+from reposer.generation.stitching import check_background
 from reposer.images import encode_png
 from reposer.metrics.protocols import find_metric, weights_in
 from reposer.models.embedding import Embedding, EmbeddingInfo
@@ -84,8 +85,11 @@ def evaluate_model(
 
     Raises:
         UserError: no pairs, unknown names, another image size, or an unknown metric; pckh without a detector,
-            or a detector that no metric reads.
+            or a detector that no metric reads; no background, an unknown one, or no number of sources.
     """
+    if not backgrounds or not sources:
+        raise UserError("evaluate: no background or no number of sources: nothing to measure", "give one")
+    backgrounds = [check_background(name) for name in backgrounds]
     _check_detector(metrics, detector)
     claim_quality(out, PICTURE)
     people = PackedPeople.open(prepared / PACKED)
