@@ -10,10 +10,11 @@ import pytest
 from planted import Planted, pack_planted
 
 from reposer.data.packed import PackedPeople
+from reposer.data.parsing import write_parsing
 from reposer.errors import UserError
 from reposer.generation.batch import GenerateOptions
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
-from reposer.images import read_picture
+from reposer.images import encode_png, read_picture
 from reposer.models.generators import CONTROLS, build_predictor
 from reposer.trained.networks import GeneratorConfig
 from reposer.workflows.evaluate import evaluate_model
@@ -110,6 +111,53 @@ def test_a_re_id_run_that_cannot_judge_is_told_before_the_work(run, prepared, sa
 def test_a_measurement_of_nothing_is_refused_before_the_work(given, said, san, tmp_path):
     with pytest.raises(UserError, match=said):
         evaluate_model(PoseTransfer.from_pretrained(san), tmp_path / "none", tmp_path / "out", **given)
+
+
+def test_one_picture_of_names_in_a_prepared_folder(run, prepared, san, tmp_path):
+    """The same as the pair list makes of them; a file may stand for either."""
+    people = PackedPeople.open(prepared / "packed")
+    who, pose = people.names[0], people.names[4]
+    (tmp_path / "pairs.csv").write_text(f"from,to\n{who},{pose}\n")
+    line = ("generate", san, "--data", prepared)
+    code, _, err = run(*line, "--pairs", tmp_path / "pairs.csv", "--out", tmp_path / "list")
+    assert code == 0, err
+    (listed,) = (tmp_path / "list" / "images").rglob("*.png")
+    wanted, out = read_picture(listed).pixels, tmp_path / "one.png"
+    code, said, err = run(*line, "--source", who, "--donor", pose, "--out", out)
+    assert (code, f"{who} in the pose of {pose}" in said) == (0, True), err
+    np.testing.assert_array_equal(read_picture(out).pixels, wanted)
+    maps = tmp_path / "parsing"
+    maps.mkdir()
+    for name, row in (("who", 0), ("pose", 4)):
+        (tmp_path / f"{name}.png").write_bytes(encode_png(people.images[row]))
+        write_parsing(maps / f"{name}.png", people.parsing[row])
+    for number, (source, donor) in enumerate(((who, tmp_path / "pose.png"), (tmp_path / "who.png", pose))):
+        out = tmp_path / f"{number}.png"
+        code, _, err = run(*line, "--source", source, "--donor", donor, "--out", out)
+        assert (code, read_picture(out).pixels.shape) == (0, (*SIZE, 3)), err
+    folder = tmp_path / "folder"
+    (folder / "parsing").mkdir(parents=True)
+    for name in ("who.png", "parsing/who.png"):
+        (tmp_path / name).rename(folder / name)
+    code, _, err = run(*line, "--source", folder, "--donor", pose, "--out", tmp_path / "many")
+    assert code == 0, err
+    assert len(list((tmp_path / "many" / "images").rglob("*.png"))) == 1
+
+
+def test_a_name_that_the_prepared_folder_does_not_have_is_told(run, prepared, san, tmp_path):
+    name = PackedPeople.open(prepared / "packed").names[0]
+    line = ("generate", san, "--data", prepared, "--out", tmp_path / "x.png")
+    for given, said in (
+        (("--source", "a.jpg", "--donor", "b.jpg"), "has no image a.jpg and b.jpg: correct the name"),
+        (("--source", tmp_path, "--donor", "b.jpg"), "has no image b.jpg: correct the name"),
+        (("--source", name, "--donor", "b.jpg"), "b.jpg: no such file"),
+        (("--source", name, "--donor", name, "--source-parsing", "p.png"), "p.png would not be read: leave"),
+        (("--source", name, "--donor", name, "--donor-parsing", "p.png"), "p.png would not be read: leave"),
+        (("--source", name, "--target", name, "--source-parsing", "p.png"), "p.png would not be read: leave"),
+    ):
+        code, _, err = run(*line, *given)
+        assert (code, err.count("\n"), said in err) == (1, 1, True), err
+    assert not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ def test_help_names_every_verb_and_loads_no_torch():
 
 
 OF_PAIRS = ["generate", "shipped", "--data", "d", "--pairs", "p.csv", "--out", "x"]
+ONE = ["generate", "shipped", "--source", "a"]
 OF_MAPS = ["evaluate", "shipped-predictor", "--data", "d", "--out", "x"]
 
 
@@ -61,6 +62,16 @@ OF_MAPS = ["evaluate", "shipped-predictor", "--data", "d", "--out", "x"]
         (
             ["generate", "shipped", "--source", ".", "--donor", "b", "--source-parsing", "c", "--out", "x"],
             "generate of a folder: has no use for --source-parsing",
+        ),
+        *(
+            ([*ONE, *rest, *given], f"generate of one {what}: has no use for {given[0]}: leave it out")
+            for what, rest, each in (
+                ("picture", ["--donor", "b", "--out", "x.png"], (["--jpeg"], ["--batch-size", "8"])),
+                ("picture", ["--donor", "b", "--data", "d", "--out", "x.jpg"], (["--jpeg"],)),
+                ("picture", ["--target", "canonical:front", "--out", "x.png"], (["--jpeg"],)),
+                ("image", ["--target", "canonical:all", "--out", "x"], (["--batch-size", "8"],)),
+            )
+            for given in each
         ),
         *(
             ([*OF_MAPS, *given], f"evaluate of a predictor of label maps: has no use for {given[0]}: leave")

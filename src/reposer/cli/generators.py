@@ -11,6 +11,7 @@ import typer
 from reposer.cli.options import (
     LARGEST,
     LARGEST_SEED,
+    PICTURES,
     Background,
     BatchSize,
     Budget,
@@ -202,14 +203,16 @@ def generate(
     out: Annotated[
         Path, typer.Option(help="Folder for the pictures and their manifest; PNG file for one picture.")
     ],
-    data: Annotated[Path | None, typer.Option(help="Prepared folder, with --pairs.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Prepared folder, for --pairs and for names.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="CSV from,to: source and donor of each picture.")] = None,
     source: Annotated[
         Path | None,
         typer.Option(help="An image, a folder with parsing/ and mask/, or a name in --data."),
     ] = None,
     source_parsing: Annotated[Path | None, typer.Option(help="LIP-20 label map of the source image.")] = None,
-    donor: Annotated[Path | None, typer.Option(help="Image of the person who lends the pose.")] = None,
+    donor: Annotated[
+        Path | None, typer.Option(help="Image of the person who lends the pose, or a name in --data.")
+    ] = None,
     donor_parsing: Annotated[Path | None, typer.Option(help="LIP-20 label map of the donor.")] = None,
     target: Annotated[
         str | None,
@@ -245,25 +248,10 @@ def generate(
     set_threads(threads)
     camera = check_camera(camera, background)
     options = GenerateOptions(background, "jpg" if jpeg else "png", batch_size, camera=camera)
-    if target and donor:
-        raise UserError("--target and --donor each name a pose", "give one of them")
-    if not (data and pairs) and not (source and (donor or target)):
-        advice = "give --data and --pairs, or --source and one of --donor and --target"
-        raise UserError("nothing to generate", advice)
-    if data and pairs:
-        single: dict[str, object] = {"--source": source, "--donor": donor, "--target": target}
-        single |= {"--source-parsing": source_parsing, "--donor-parsing": donor_parsing}
-        refuse_useless("generate of a list of pairs", single)
-    refuse_useless("generate of --source", {"--pairs": pairs and not data})
-    refuse_useless("generate of a pose", {"--donor-parsing": target and donor_parsing})
-    refuse_useless(
-        "generate of a folder", {"--source-parsing": source and source.is_dir() and source_parsing}
-    )
-    if sources > 1 and not (data and pairs):
-        raise UserError("--sources: further images of a person are known in a prepared folder only", _PAIRS)
-    if camera == "donor" and not (data and pairs):
-        problem = "--camera donor: how cameras show colors is known in a prepared folder only"
-        raise UserError(problem, f"{_PAIRS}, or --camera source")
+    single: dict[str, object] = {"--source": source, "--donor": donor, "--target": target}
+    single |= {"--source-parsing": source_parsing, "--donor-parsing": donor_parsing}
+    written: dict[str, object] = {"--batch-size": batch_size != 32, "--jpeg": jpeg}
+    _refuse_generate(single, bool(data), bool(pairs), out, written, sources, camera)
     if data:
         check_data(PackedPeople.open(data / PACKED), model, predictor)
     generator = PoseTransfer.from_pretrained(model).with_predictor(
@@ -274,9 +262,50 @@ def generate(
     elif source and target:
         print(generate_poses(generator, (source, source_parsing), target, out, options, data=data))
     elif source and donor and source.is_dir():
-        print(generate_from_folder(generator, source, donor, donor_parsing, out, options))
+        print(generate_from_folder(generator, source, donor, donor_parsing, out, options, data=data))
     elif source and donor:
-        print(generate_one(generator, (source, source_parsing), (donor, donor_parsing), out, background))
+        images = (source, source_parsing), (donor, donor_parsing)
+        print(generate_one(generator, *images, out, background, data=data))
+
+
+def _refuse_generate(
+    single: dict[str, Any],
+    data: bool,
+    pairs: bool,
+    out: Path,
+    written: dict[str, object],
+    sources: int,
+    camera: str,
+) -> None:
+    """Refuse options of `generate` that contradict each other, are too few, or that nothing would read.
+
+    Args:
+        single: those of everything but lists of pairs, by name.
+        data, pairs: whether they are given.
+        written: those of many pictures, true where they are not as usual.
+    """
+    source, donor, target = (single[name] for name in ("--source", "--donor", "--target"))
+    if target and donor:
+        raise UserError("--target and --donor each name a pose", "give one of them")
+    if data and pairs:
+        refuse_useless("generate of a list of pairs", single)
+        return
+    if not (source and (donor or target)):
+        advice = "give --data and --pairs, or --source and one of --donor and --target"
+        raise UserError("nothing to generate", advice)
+    refuse_useless("generate of --source", {"--pairs": pairs})
+    refuse_useless("generate of a pose", {"--donor-parsing": target and single["--donor-parsing"]})
+    if source.is_dir():
+        refuse_useless("generate of a folder", {"--source-parsing": single["--source-parsing"]})
+    elif donor or out.suffix.lower() in PICTURES:
+        refuse_useless("generate of one picture", written)
+    else:
+        refuse_useless("generate of one image", written | {"--jpeg": False})
+    if sources > 1:
+        raise UserError("--sources: further images of a person are known in a prepared folder only", _PAIRS)
+    if camera == "donor":
+        problem = "--camera donor: how cameras show colors is known in a prepared folder only"
+        raise UserError(problem, f"{_PAIRS}, or --camera source")
 
 
 # ---- ``reposer repose``: photos in, people in other poses out.

@@ -310,7 +310,8 @@ _MARKS = {
     "reid train": ("config.json",),
     "annotate": ("annotation/job.json", "annotation/photos/job.json"),
 }
-_FILES = {"generate": (".png", ".jpg", ".jpeg"), "export-parser": (".onnx",)}  # that --out may be itself
+PICTURES = (".png", ".jpg", ".jpeg")
+_FILES = {"generate": PICTURES, "export-parser": (".onnx",)}  # that --out may be itself
 
 
 def refuse_useless(what: str, options: Mapping[str, object]) -> None:

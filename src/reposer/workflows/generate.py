@@ -22,6 +22,7 @@ from reposer.jobs.workers import Step, refuse_groups
 from reposer.models.parsing_networks import ParsingPredictor
 from reposer.progress import Meter, progress
 from reposer.runtime import setup
+from reposer.storage.paths import printable
 from reposer.workflows.evaluate import read_named_pairs
 from reposer.workflows.reid_features import check_data
 
@@ -54,17 +55,41 @@ def generate_from_folder(
     donor_parsing: Path | None,
     out: Path,
     options: GenerateOptions,
+    *,
+    data: Path | None = None,
 ) -> WriteReport:
-    """Every image of a folder in the pose of one donor."""
-    pose = _load(model, (donor, donor_parsing))
+    """Every image of a folder in the pose of one donor, a file or a name in the prepared folder ``data``.
+
+    Raises:
+        UserError: ``data`` has no image of that name.
+    """
+    people, lender = _people_of(data, donor), (donor, donor_parsing)
+    model = _at_size(model, people, lender)
+    pose = _person(model, people, lender)
     return _generate(model, FolderPairs(folder, pose), out, options)
 
 
 def generate_one(
-    model: PoseTransfer, source: ImageAndMap, donor: ImageAndMap, out: Path, background: str
+    model: PoseTransfer,
+    source: ImageAndMap,
+    donor: ImageAndMap,
+    out: Path,
+    background: str,
+    *,
+    data: Path | None = None,
 ) -> str:
-    """One picture, of the size of the source image; returns what was written where."""
-    who, pose = _load(model, source), _load(model, donor)
+    """One picture, of the size of the source image; returns what was written where.
+
+    Args:
+        source, donor: files, or names in ``data``.
+        data: prepared folder.
+
+    Raises:
+        UserError: neither is an image of ``data``, and all that reading and re-posing refuse.
+    """
+    people = _people_of(data, source[0], donor[0])
+    model = _at_size(model, people, source, donor)
+    who, pose = _person(model, people, source), _person(model, people, donor)
     for person, field in ((who, "source_keypoints"), (pose, "target_keypoints")):
         if field in model.needs() and np.isnan(person.keypoints).all():
             advice = f"put a row for it into {KEYPOINTS} beside it"
@@ -98,10 +123,8 @@ def generate_poses(
     targets = read_targets(target, people)
     if source[0].is_dir():
         return _generate(model, FolderPairs(source[0], targets, size=model.size), out, options)
-    if people is not None and str(source[0]) in people.name_index():
-        model, who = model.at_size(people.size), _packed_person(people, str(source[0]))
-    else:
-        who = _load(model, source)
+    model = _at_size(model, people, source)
+    who = _person(model, people, source)
     lines = []
     read = (*model.needs(), *(ParsingPredictor.needs if model.predictor else ()))
     if "source_keypoints" in read and np.isnan(who.keypoints).all():
@@ -124,6 +147,36 @@ def _load(model: PoseTransfer, image: ImageAndMap) -> Person:
     """A person with the map that was named, and the annotations that lie beside it."""
     path = image[0]
     return load_person(path, _map_of(*image), _mask_of(path), keypoints_beside(path), size=model.size)
+
+
+def _people_of(data: Path | None, *images: Path) -> PackedPeople | None:
+    """The prepared folder that some of these images are named in; None without one."""
+    if data is None:
+        return None
+    people = PackedPeople.open(data / PACKED)
+    if people.name_index().keys().isdisjoint(map(str, images)):
+        names = " and ".join(map(printable, images))
+        raise UserError(f"{printable(data)}: has no image {names}", "correct the name, or leave out --data")
+    return people
+
+
+def _at_size(model: PoseTransfer, people: PackedPeople | None, *images: ImageAndMap) -> PoseTransfer:
+    """The model; one without weights at the size of the prepared folder that names some of the images."""
+    if people is None or people.name_index().keys().isdisjoint(str(image[0]) for image in images):
+        return model
+    return model.at_size(people.size)
+
+
+def _person(model: PoseTransfer, people: PackedPeople | None, image: ImageAndMap) -> Person:
+    """The image of that name in a prepared folder, else the file."""
+    if people is None or str(image[0]) not in people.name_index():
+        return _load(model, image)
+    if image[1] is not None:
+        problem = (
+            f"{printable(image[0])}: is in the prepared folder with its label map, {printable(image[1])}"
+        )
+        raise UserError(f"{problem} would not be read", "leave that out")
+    return _packed_person(people, str(image[0]))
 
 
 def _packed_person(people: PackedPeople, name: str) -> Person:
