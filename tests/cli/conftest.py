@@ -21,7 +21,7 @@ def prepared(tmp_path_factory):
     write_rendered_dataset(
         root / "raw",
         identities=4,
-        test_identities=1,
+        test_identities=2,
         images_per_identity=3,
         size=SIZE,
         samples=1,
