@@ -31,7 +31,7 @@ def test_people_are_recognized_before_the_first_background(run, prepared, san, t
         return ""
 
     monkeypatch.setattr("reposer.workflows.evaluate.measure_identity", measure)
-    monkeypatch.setattr("reposer.workflows.evaluate.open_judge", lambda *_: "a network")
+    monkeypatch.setattr("reposer.workflows.reid_features.open_judge", lambda *_: "a network")
     out = ("--data", prepared, "--limit", 4, "--metrics", "l1", "--reid", prepared)
     monkeypatch.setattr("reposer.workflows.reid_features.check_data", lambda *_: None)
     for given, wanted in (((), "generated"), (("--backgrounds", "source,donor"), "source")):

@@ -145,13 +145,13 @@ def evaluate(
     from reposer.evaluation.image_quality import DEFAULT_METRICS
     from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
     from reposer.workflows.evaluate import (
+        claim_identity,
         evaluate_model,
         is_predictor,
         measure_identity,
         open_detector,
-        open_judge,
     )
-    from reposer.workflows.reid_features import check_data
+    from reposer.workflows.reid_features import check_data, open_judge
 
     set_threads(threads)
     images: dict[str, object] = {"--metrics": metrics, "--weights": weights, "--reid": reid}
@@ -162,7 +162,9 @@ def evaluate(
         _evaluate_maps(model, data, out, pairs, limit)
         return
     check_data(PackedPeople.open(data / PACKED), model, predictor)
-    judge = open_judge(reid, data, out) if reid else None
+    if reid:
+        claim_identity(out)
+    judge = open_judge(reid, data) if reid else None
     generator = PoseTransfer.from_pretrained(model)
     maps = MapPredictor.from_pretrained(predictor) if predictor else None
     report = evaluate_model(

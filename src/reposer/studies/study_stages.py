@@ -36,8 +36,8 @@ from reposer.studies.config import Arm, GeneratorChoice, ParserChoice
 from reposer.trained.networks import EMBEDDING, GeneratorConfig, of_run
 from reposer.training.loop import train
 from reposer.training.reid.config import ReidConfig
-from reposer.workflows.evaluate import measure_identity, open_judge
-from reposer.workflows.reid_features import tested_rows, training_note
+from reposer.workflows.evaluate import measure_identity
+from reposer.workflows.reid_features import open_judge, tested_rows, training_note
 
 # ---- A generator that generates nothing: its picture is the source image. The control of an augmentation
 # study.
@@ -257,7 +257,7 @@ def judge_stage(
     model = painter.open(place.runtime())
     run = cache.folder(judge) / RUN
     measure_identity(
-        model, open_judge(run, place.data, folder), place.data, folder, background=background, sources=sources
+        model, open_judge(run, place.data), place.data, folder, background=background, sources=sources
     )
     return [IDENTITY]
 

@@ -37,8 +37,8 @@ from reposer.sections import draw_grid
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
 from reposer.storage.paths import contained, made_folder
 from reposer.structures import PairBatch
-from reposer.trained.networks import EMBEDDING, PREDICTOR, Trained, of_run
-from reposer.workflows.reid_features import GALLERY, QUERY, check_data, tested_rows, training_note
+from reposer.trained.networks import PREDICTOR, Trained
+from reposer.workflows.reid_features import tested_rows
 
 # ---- Measure a trained generator on pairs of a prepared folder: the rows, the table and the pictures.
 
@@ -314,22 +314,6 @@ def identity_kept(
     return results
 
 
-def open_judge(reid_run: Path, prepared: Path, out: Path) -> Trained[Embedding, EmbeddingInfo]:
-    """The network of a Re-ID run, for :func:`measure_identity`; opened before any work.
-
-    Raises:
-        UserError: it is no such run; it was trained on the people that it is tested on, or ``prepared`` was
-            prepared again since; nobody to test on; or identity.json cannot be written into ``out``.
-    """
-    claim_identity(out)
-    judge = of_run(EMBEDDING, reid_run)
-    people = PackedPeople.open(prepared / PACKED)
-    check_data(people, reid_run)
-    query, gallery = tested_rows(people)
-    training_note(judge.info, people, {QUERY: query, GALLERY: gallery})  # refuses people that it has learned
-    return judge
-
-
 def measure_identity(
     model: PoseTransfer,
     judge: Trained[Embedding, EmbeddingInfo],
@@ -344,15 +328,16 @@ def measure_identity(
 
     Args:
         model, background, sources, predictor: as for :func:`identity_kept`.
-        judge: of :func:`open_judge`.
+        judge: of ``reid_features.open_judge``.
         prepared, out: folders of the people, and of what is written.
 
     Returns:
         the table, as Markdown.
 
     Raises:
-        UserError: as :func:`identity_kept`.
+        UserError: as :func:`identity_kept` and :func:`claim_identity`.
     """
+    claim_identity(out)
     people = PackedPeople.open(prepared / PACKED)
     model = model.at_size(people.size)
     results = identity_kept(

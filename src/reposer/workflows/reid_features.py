@@ -19,7 +19,7 @@ from reposer.config import read_json
 from reposer.data.layouts.folder_scan import list_names, nfc
 from reposer.data.layouts.market1501 import parse_name
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.prepare import MANIFEST
+from reposer.data.preparing.prepare import MANIFEST, PACKED
 from reposer.data.records import read_manifest
 from reposer.errors import UserError
 from reposer.generation.pictures import resize_array
@@ -32,7 +32,7 @@ from reposer.storage.files import sha256_bytes, sha256_file, write_atomic
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_seal
 from reposer.storage.paths import RefusedFileError, contained, made_folder, no_folder, printable, read_regular
 from reposer.structures import FeatureSet
-from reposer.trained.networks import EMBEDDING, open_network
+from reposer.trained.networks import EMBEDDING, Trained, of_run, open_network
 from reposer.trained.onnx import export_onnx
 from reposer.weights.network_folder import CONFIG, FILES, weights_hash
 
@@ -76,6 +76,21 @@ def tested_rows(people: PackedPeople) -> tuple[Rows, Rows]:
     keys = np.stack([people.pids[order], people.camids[order]], axis=1)
     first = np.unique(keys, axis=0, return_index=True)[1]
     return np.sort(order[first]), np.sort(np.delete(order, first))
+
+
+def open_judge(reid_run: Path, prepared: Path) -> Trained[Embedding, EmbeddingInfo]:
+    """The network of a Re-ID run that may judge the tested people of a prepared folder.
+
+    Raises:
+        UserError: it is no such run; it was trained on these people, or the folder was prepared again since;
+            or there is nobody to test on.
+    """
+    judge = of_run(EMBEDDING, reid_run)
+    people = PackedPeople.open(prepared / PACKED)
+    check_data(people, reid_run)
+    query, gallery = tested_rows(people)
+    training_note(judge.info, people, {QUERY: query, GALLERY: gallery})  # refuses people that it has learned
+    return judge
 
 
 def listed_rows(people: PackedPeople, path: Path) -> Rows:
