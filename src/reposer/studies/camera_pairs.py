@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reposer.evaluation.reidentification import score_form
-from reposer.metrics.intervals import Difference, paired_bootstrap
+from reposer.metrics.intervals import paired_bootstrap
 from reposer.metrics.retrieval import RetrievalProtocol, per_query
 from reposer.reid.features import read_features
 from reposer.reid.search import checked, pairwise_form
@@ -99,15 +99,17 @@ def compare_cameras(
             )
             pids = first.pids[asked]
             people = len(np.unique(pids))
-            told: Difference | None = None
-            if people > 1:
-                told = paired_bootstrap(ours, theirs, pids, draws=_DRAWS)
+            told = paired_bootstrap(ours, theirs, pids, draws=_DRAWS) if people > 1 else None
             rows.append(
                 {
-                    **{"query_camera": own, "gallery_camera": camera},
-                    **{"queries": len(asked), "people": people},
-                    **{"mean": float(ours.mean()), "difference": float(ours.mean() - theirs.mean())},
-                    **{"low": told and told.low, "high": told and told.high},
+                    "query_camera": own,
+                    "gallery_camera": camera,
+                    "queries": len(asked),
+                    "people": people,
+                    "mean": float(ours.mean()),
+                    "difference": float(ours.mean() - theirs.mean()),
+                    "low": told and told.low,
+                    "high": told and told.high,
                 }
             )
     return sorted(rows, key=lambda row: (row["query_camera"], row["gallery_camera"]))
