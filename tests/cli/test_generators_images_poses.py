@@ -30,7 +30,7 @@ def test_people_are_recognized_before_the_first_background(run, prepared, san, t
         asked.append(background)
         return ""
 
-    monkeypatch.setattr("reposer.workflows.evaluate.measure_identity", measure)
+    monkeypatch.setattr("reposer.workflows.identity.measure_identity", measure)
     monkeypatch.setattr("reposer.workflows.reid_features.open_judge", lambda *_: "a network")
     out = ("--data", prepared, "--limit", 4, "--metrics", "l1", "--reid", prepared)
     monkeypatch.setattr("reposer.workflows.reid_features.check_data", lambda *_: None)

@@ -45,8 +45,8 @@ from reposer.weights.downloads import DownloadError
 from reposer.weights.network_folder import weights_hash
 from reposer.workflows import export_run as sharing
 from reposer.workflows import import_weights
-from reposer.workflows.evaluate import OWN_POSE, REAL, write_identity
 from reposer.workflows.export_run import export_run, push_to_hub
+from reposer.workflows.identity import OWN_POSE, REAL, write_identity
 
 CARD = {"license_text": "research only", "trained_on": "drawn people"}
 

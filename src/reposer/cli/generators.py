@@ -144,13 +144,8 @@ def evaluate(
     from reposer.data.preparing.prepare import PACKED
     from reposer.evaluation.image_quality import DEFAULT_METRICS
     from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
-    from reposer.workflows.evaluate import (
-        claim_identity,
-        evaluate_model,
-        is_predictor,
-        measure_identity,
-        open_detector,
-    )
+    from reposer.workflows.evaluate import evaluate_model, is_predictor, open_detector
+    from reposer.workflows.identity import claim_identity, measure_identity
     from reposer.workflows.reid_features import check_data, open_judge
 
     set_threads(threads)

@@ -361,3 +361,10 @@ class PoseTransfer:
                 )
         generated = self(people_batch([views], [donor]), background)[0].permute(1, 2, 0).contiguous().numpy()
         return resize_array(generated, views[0].original_size) if original_size else generated
+
+
+def with_predicted_maps(model: PoseTransfer, predictor: MapPredictor | None) -> PoseTransfer | None:
+    """The model with maps of the predictor; None without one, or where the model reads no target maps."""
+    if predictor is None or not {"target_parsing", "target_mask"} & set(model.needs()):
+        return None
+    return model.with_predictor(predictor, "predicted").at_size(model.size)

@@ -23,8 +23,14 @@ from reposer.images import resize, to_float
 from reposer.models.backbones import MobileNetV2, ResNet, Small
 from reposer.models.layers import build, check_arguments, check_choice
 from reposer.weights.files import find_weights, load_state_dict_file
-from reposer.weights.network_folder import FILES, WEIGHTS, build_with_weights, read_network, save_network
-from reposer.weights.shared_folders import open_folder
+from reposer.weights.network_folder import (
+    FILES,
+    WEIGHTS,
+    build_with_weights,
+    open_folder,
+    read_network,
+    save_network,
+)
 
 EMBEDDINGS: dict[str, Callable[..., nn.Module]] = with_plugins(
     "reposer.backbones",

@@ -35,7 +35,7 @@ from reposer.studies.results import (
     to_latex,
     to_markdown,
 )
-from reposer.workflows.evaluate import OTHER_POSE, OWN_POSE, REAL
+from reposer.workflows.identity import OTHER_POSE, OWN_POSE, REAL
 
 JSON_TABLE, PEOPLE = "table.json", f"{PICTURES}/people.png"
 SHEET_PEOPLE = 16

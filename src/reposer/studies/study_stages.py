@@ -36,7 +36,7 @@ from reposer.studies.config import Arm, GeneratorChoice, ParserChoice
 from reposer.trained.networks import EMBEDDING, GeneratorConfig, of_run
 from reposer.training.loop import train
 from reposer.training.reid.config import ReidConfig
-from reposer.workflows.evaluate import measure_identity
+from reposer.workflows.identity import measure_identity
 from reposer.workflows.reid_features import open_judge, tested_rows, training_note
 
 # ---- A generator that generates nothing: its picture is the source image. The control of an augmentation

@@ -31,11 +31,11 @@ from reposer.weights.network_folder import (
     FILES,
     WEIGHTS,
     build_with_weights,
+    open_folder,
     read_network,
     save_network,
     weights_hash,
 )
-from reposer.weights.shared_folders import open_folder
 
 
 class GeneratorConfig(Config):

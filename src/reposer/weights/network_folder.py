@@ -3,15 +3,23 @@
 The layout is that of the Hugging Face hub (and of its PyTorchModelHubMixin), so such a folder can be
 uploaded as it is; safetensors and JSON are read by any program. Loading is strict: the file's sha256, every
 key, shape and value are checked before a weight is used, and no code ever comes out of a folder.
+
+A user calls it by its path, by ``hub:owner/name``, or by an address with a hash,
+``https://PLACE/config.json#sha256=HEX``, as ``reposer export-run`` prints it. The hash is that of
+config.json, which holds that of the weights: whoever serves the files can change neither. They are kept in
+the weights folder, so a second call needs no network.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urldefrag, urljoin
 
 import safetensors.torch
 import torch
@@ -19,15 +27,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from reposer.config import Config, canonical_json, load_config, save_config
+from reposer.config import Config, canonical_json, load_config, read_json, save_config
 from reposer.errors import UserError
 from reposer.storage.files import sha256_bytes, write_atomic
 from reposer.storage.outputs import write_seal
 from reposer.storage.paths import RefusedFileError, made_folder, printable, read_regular
+from reposer.weights.downloads import Source, fetch, fetch_folder
+from reposer.weights.files import cache_folders
 
 WEIGHTS, CONFIG, CARD = FILES = "model.safetensors", "config.json", "README.md"
 MAX_WEIGHTS_BYTES = 4_000_000_000
+ADDRESSES = "addresses"  # in the weights folder
 _CARD_START = b"---\nlibrary_name: reposer\n"  # every card of an export starts with it
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_HASH = re.compile(r"[0-9a-f]{64}")
+_MOST_CONFIG, _MOST_WEIGHTS = 1_000_000, 1_000_000_000  # bytes, from an address
 
 C = TypeVar("C", bound=Config)  # what a network is; has the field ``weights_sha256``
 N = TypeVar("N", bound=nn.Module)
@@ -62,6 +76,38 @@ def save_network(
     write_atomic(folder / CARD, card(config).encode())
     save_config(config, folder / CONFIG)
     write_seal(folder, FILES)
+
+
+def open_folder(name: str | Path, files: Sequence[str]) -> Path:
+    """The folder of that name, fetched where it is not on this machine.
+
+    Args:
+        name: a folder, ``hub:owner/name[@commit]``, or ``https://.../config.json#sha256=HEX``.
+        files: that the hub is asked for.
+
+    Raises:
+        UserError: no such folder, no hash at an address, or config.json names no hash of weights.
+        DownloadError: an address does not give what its hash says; nothing half-fetched is used.
+    """
+    text = str(name)
+    if not _ADDRESS.match(text):
+        return fetch_folder(name, files)
+    address, mark = urldefrag(text)
+    digest = mark.removeprefix("sha256=").lower()
+    if not mark.startswith("sha256=") or not _HASH.fullmatch(digest) or not address.endswith(f"/{CONFIG}"):
+        raise UserError(
+            f"{printable(text)}: is no address of a network with its hash",
+            f"write https://PLACE/{CONFIG}#sha256=HEX, 64 digits, as reposer export-run prints it",
+        )
+    folder = cache_folders()[0] / ADDRESSES / digest[:16]
+    config = fetch(Source(address, digest, _MOST_CONFIG), folder / CONFIG)
+    settings: dict[str, Any] = read_json(config)
+    weights = settings.get("weights_sha256")
+    if not isinstance(weights, str) or not _HASH.fullmatch(weights):
+        raise UserError(f"{printable(address)}: names no sha256 of weights", "give the address of an export")
+    fetch(Source(urljoin(address, WEIGHTS), weights, _MOST_WEIGHTS), folder / WEIGHTS)
+    print(f"{printable(address)}: used from {folder}", file=sys.stderr)
+    return folder
 
 
 def read_network(kind: type[C], folder: str | Path) -> tuple[C, dict[str, Tensor]]:

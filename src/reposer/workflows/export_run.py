@@ -28,7 +28,7 @@ from reposer.trained.networks import (
     of_run,
 )
 from reposer.weights.network_folder import CARD, CONFIG, WEIGHTS, save_network
-from reposer.workflows.evaluate import IDENTITY, identity_table
+from reposer.workflows.identity import IDENTITY, identity_table
 
 _KINDS: tuple[tuple[Kind[Any, Any], str, str], ...] = (  # by the setting that such runs alone have
     (

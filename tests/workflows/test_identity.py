@@ -14,7 +14,7 @@ from reposer.models.embedding import EmbeddingInfo
 from reposer.models.generators import build_predictor
 from reposer.structures import PairBatch
 from reposer.trained.networks import GeneratorConfig
-from reposer.workflows.evaluate import OTHER_POSE, OWN_POSE, REAL, identity_kept, write_identity
+from reposer.workflows.identity import OTHER_POSE, OWN_POSE, REAL, identity_kept, write_identity
 
 
 class Colors(torch.nn.Module):
