@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from reposer.errors import UserError
-from reposer.metrics.intervals import holm, paired_bootstrap
+from reposer.metrics.intervals import holm, interval_of, paired_bootstrap, widening
 
 
 def planted(rng, people=40, seeds=3, effect=0.0):
@@ -115,3 +117,38 @@ def test_holm_equals_a_hand_calculation():
 def test_refuses_what_cannot_be_compared(scores, control, pids, words):
     with pytest.raises(UserError, match=words):
         paired_bootstrap(scores, control, pids)
+
+
+@pytest.mark.parametrize(
+    ("people", "covers"), [(2, 0.88), (3, 0.90), (5, 0.88), (8, 0.90), (15, 0.90), (16, 0.90), (30, 0.90)]
+)
+def test_few_people_are_no_proof(people, covers):
+    """Where nothing is to be found, p below .05 stays the exception and the interval holds 0."""
+    rng, found, inside = np.random.default_rng(people), [], 0
+    for trial in range(200):
+        scores, control, pids = planted(rng, people=people, seeds=1)
+        ours = paired_bootstrap(scores, control, pids, draws=400, seed=trial)
+        found.append(ours.p)
+        inside += ours.low <= 0 <= ours.high
+    assert np.mean(np.array(found) < 0.05) <= 0.1
+    assert inside / 200 >= covers
+
+
+def test_the_least_p_of_a_few_people_is_that_of_all_choices_of_signs():
+    pids, better = np.array([1, 1, 2, 3, 3]), np.full((2, 5), 0.1)
+    ours = paired_bootstrap(better, np.zeros((1, 5)), pids)
+    assert (ours.p, ours.p_seeds) == (0.25, 0.25)  # 2 of 8: all up, all down
+    sums = np.array([3.0, 1.0, -2.0, 0.5, 4.0])
+    signs = itertools.product((1, -1), repeat=5)
+    literal = np.mean([abs(np.dot(each, sums)) >= abs(sums.sum()) - 1e-9 for each in signs])
+    assert paired_bootstrap(sums[None], np.zeros((1, 5)), np.arange(5)).p >= literal == 0.3125
+
+
+def test_an_interval_of_a_few_people_is_students():
+    """Three people: t with 2 degrees of freedom, 4.303 in the place of 1.960, and n - 1 in that of n."""
+    rng = np.random.default_rng(3)
+    drawn = rng.normal(0.4, 0.1, 200_000)
+    low, high = interval_of(drawn, 0.4, 3)
+    assert (high - low) / 2 == pytest.approx(0.1 * 4.302653 * np.sqrt(3 / 2), rel=0.02)
+    assert widening(40) == widening(1_000) == 1 < widening(39) < 1.05
+    assert interval_of(drawn, 0.4, 40) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))

@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
 from reposer.metrics import set_scores
-from reposer.metrics.intervals import mean_interval
+from reposer.metrics.intervals import NORMAL_95, mean_interval, widening
 from reposer.metrics.protocols import SetMetric
 from reposer.metrics.set_scores import (
     SMALL_SAMPLE,
@@ -167,7 +167,6 @@ def _number(value: float) -> str:
 
 
 BOOTSTRAP_LIMIT = 20_000  # images whose features are kept for the interval: 160 MB at 2,048 dimensions
-NORMAL_95 = 1.959964  # standard errors on each side of the value
 
 
 @dataclass(frozen=True)
@@ -308,7 +307,8 @@ def score(
     note, left_out = "; ".join(notes), collected.left_out
     if error is None:
         return MetricResult(value, count=count, left_out=left_out, note=note)
-    low, high = max(value - NORMAL_95 * error, floor_of_interval), value + NORMAL_95 * error
+    error *= NORMAL_95 * widening(count if clusters is None else len(np.unique(clusters)))
+    low, high = max(value - error, floor_of_interval), value + error
     return MetricResult(value, low, high, count, left_out, note)
 
 

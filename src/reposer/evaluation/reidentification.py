@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reposer.errors import UserError
 from reposer.evaluation.reid_protocols import MARKET, ReidProtocol, asked_rows, trial_parts
-from reposer.metrics.intervals import LEVELS, REPEATS, bootstrap_weights
+from reposer.metrics.intervals import REPEATS, bootstrap_weights, interval_of
 from reposer.metrics.retrieval import (
     DISTRACTOR,
     JUNK,
@@ -347,9 +347,12 @@ def _intervals(
         return dict.fromkeys(values)
     draws = bootstrap_weights(len(counts), None, REPEATS, seed)
     drawn = draws @ counts
-    means = {name: draws @ np.bincount(member, value) / drawn for name, value in values.items()}
-    points = {name: np.quantile(mean, LEVELS) for name, mean in means.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in points.items()}
+    found: dict[str, tuple[float, float] | None] = {}
+    for name, value in values.items():
+        means = draws @ np.bincount(member, value) / drawn
+        low, high = interval_of(means, float(value.mean()), len(counts))
+        found[name] = max(low, float(value.min())), min(high, float(value.max()))
+    return found
 
 
 def _euclidean_space(features: NDArray[np.floating], distance: str | QuadraticMetric) -> NDArray[np.floating]:
