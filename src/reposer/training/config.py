@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Literal, Protocol, Self
 
 from pydantic import Field
 
 from reposer.config import Config
-from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE
+from reposer.errors import MOST_AT_ONCE, MOST_SIDE_BY_SIDE, UserError
+from reposer.storage.paths import printable
 
 
 class OutputConfig(Config):
@@ -93,3 +95,50 @@ def learning_rate(step: int, lr: float, steps_const: int, steps_decay: int) -> f
 def half_cosine(step: int, warmup: int, total: int) -> float:
     """1 at step ``warmup``, then half a cosine that would reach 0 at step ``total``, where training ends."""
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+
+# ---- What a training's other networks may have seen: teachers, judges, what it begins with.
+
+
+class Budget(Protocol):
+    """A share of each training person's images (``data.samplers.budget_rows``)."""
+
+    @property
+    def budget(self) -> float: ...
+    @property
+    def budget_seed(self) -> int: ...
+
+
+class Seen(Budget, Protocol):
+    """What a network says of the images that it was trained on."""
+
+    @property
+    def identity_hash(self) -> str: ...
+    @property
+    def images_hash(self) -> str: ...
+
+
+def same_people(seen: Seen, facts: Mapping[str, str]) -> bool:
+    """Whether these are the same people: the same numbers and, where that is recorded, the same images.
+
+    Args:
+        facts: ``PackedPeople.training_facts`` of this training.
+    """
+    same = seen.identity_hash == facts["identity_hash"]
+    return same and seen.images_hash in ("", facts["images_hash"])
+
+
+def check_budget(setting: str, seen: Seen, own: Budget, facts: Mapping[str, str]) -> None:
+    """Refuse a network that has seen training images which the budget of this training leaves out.
+
+    Raises:
+        UserError: names the setting and both shares.
+    """
+    inside = seen.budget <= own.budget and seen.budget_seed == own.budget_seed
+    if own.budget < 1 and seen.identity_hash == facts["identity_hash"] and not inside:
+        raise UserError(
+            f"{printable(setting)}: has seen {100 * seen.budget:g} % of each person's images (budget_seed"
+            f" {seen.budget_seed}), and this training is to see {100 * own.budget:g} % (budget_seed"
+            f" {own.budget_seed}) alone",
+            f"train one with --set data.budget={own.budget:g} --set data.budget_seed={own.budget_seed}",
+        )

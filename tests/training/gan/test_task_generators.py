@@ -104,6 +104,16 @@ def test_a_network_that_saw_other_people_is_refused(prepared, tmp_path, judge):
         train(config, tmp_path / "run", device="cpu")
 
 
+def test_a_network_of_other_people_with_the_same_numbers_is_refused(prepared, tmp_path, judge):
+    embedding = Embedding.from_pretrained(judge)
+    embedding.info = embedding.info.changed(images_hash="f" * 64)
+    embedding.save_pretrained(tmp_path / "others")
+    weights = LossWeights(adversarial=1.0, l1=10.0, perceptual=0.0, identity=2.0)
+    config = mending(prepared, weights=weights, identity={"network": tmp_path / "others"})
+    with pytest.raises(UserError, match="was not trained on the training people"):
+        train(config, tmp_path / "run", device="cpu")
+
+
 @pytest.mark.parametrize(("share", "seed", "fits"), [(1.0, 0, False), (0.5, 1, False), (0.5, 0, True)])
 def test_a_network_that_saw_more_images_is_refused(prepared, tmp_path, judge, share, seed, fits):
     """A training on a share of the images would learn from the others through it."""

@@ -4,10 +4,12 @@ import pytest
 import torch
 from tiny_training import TINY_D, TINY_SAN, tiny_config
 
+from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.storage import checkpoint
 from reposer.trained.networks import GENERATOR, open_network, save_generator
 from reposer.training.gan import task
+from reposer.training.gan.data import GanData
 from reposer.training.loop import train
 
 
@@ -61,6 +63,19 @@ def test_a_new_run_begins_with_an_exported_generator(prepared, tmp_path, monkeyp
             assert torch.equal(tensor, second.groups["generator"][name]), name
     assert second.meta["inputs"]["start_from"] == exported.weights_hash
     assert opened == [str(tmp_path / "exported")]  # once, for its hash and its weights
+
+
+def test_a_generator_of_held_out_people_is_no_beginning(prepared, tmp_path, monkeypatch):
+    """The new run would say that it saw its own training people alone."""
+    train(tiny_config(prepared), tmp_path / "first", device="cpu")
+    info, people = open_network(GENERATOR, tmp_path / "first").info, PackedPeople.open(prepared / "packed")
+    data = GanData(tiny_config(prepared))
+    data.check_beginning(info, "start_from=first")
+    held_out = info.changed(identity_hash=people.identity_hash("train", "val"))
+    if people.identity_hash("train", "val") == people.identity_hash("train"):
+        held_out = info.changed(identity_hash=people.identity_hash("train", "query"))
+    with pytest.raises(UserError, match=r"start_from=first: was trained on people that .* holds out"):
+        data.check_beginning(held_out, "start_from=first")
 
 
 def test_a_run_says_what_share_it_saw_and_is_no_beginning_for_less(prepared, tmp_path):

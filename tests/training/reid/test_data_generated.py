@@ -257,19 +257,29 @@ def test_a_teacher_says_what_its_classifier_says_in_use(prepared, made, teacher)
     data = ReidData(tiny(prepared, GeneratedConfig(folder=made, real_share=0.5)))
     batch, _ = data.batch(0)
     values = checkpoint.latest(teacher / "checkpoints").groups["network"]
-    logits = Teacher(teacher, data.pids, runtime).logits(batch)
+    logits = Teacher(teacher, data, ReidDataConfig(folder=prepared), runtime).logits(batch)
     assert (logits[~batch.generated] == 0).all()
-    again = Teacher(teacher, data.pids, runtime).logits(batch)
+    again = Teacher(teacher, data, ReidDataConfig(folder=prepared), runtime).logits(batch)
     assert torch.equal(logits, again)  # no dropout
     feature = of_run(EMBEDDING, teacher).network.features(batch.image[batch.generated]).feature
     expected = feature @ values["classifier.weight"].T + values["classifier.bias"]
     torch.testing.assert_close(logits[batch.generated], expected)
 
 
-def test_a_teacher_of_other_people_is_refused(prepared, teacher):
-    runtime = setup("cpu", "float32", 1, 0)
+def test_a_teacher_of_other_people_or_of_more_images_is_refused(prepared, teacher, monkeypatch):
+    runtime, own = setup("cpu", "float32", 1, 0), ReidDataConfig(folder=prepared)
+    data = ReidData(tiny(prepared))
+    half = own.changed(budget=0.5)
+    with pytest.raises(UserError, match=r"has seen 100 % of each person's images .* is to see 50 %"):
+        Teacher(teacher, data, half, runtime)
+    facts = data.people.training_facts("train")
+    others = facts | {"images_hash": "f" * 64}  # the same numbers, worn by others
+    monkeypatch.setattr(data.people, "training_facts", lambda *_: others)
+    with pytest.raises(UserError, match="not the same 6 that are trained on"):
+        Teacher(teacher, data, own, runtime)
+    data.pids = np.arange(1, 6)
     with pytest.raises(UserError, match="not the same 5 that are trained on"):
-        Teacher(teacher, np.arange(1, 6), runtime)
+        Teacher(teacher, data, own, runtime)
 
 
 @pytest.mark.parametrize(

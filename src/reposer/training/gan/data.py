@@ -13,11 +13,15 @@ from reposer.data.packed import PackedPeople
 from reposer.data.pairs import load_pairs
 from reposer.data.samplers import budget_rows, draw_flips, draw_itself, draw_pairs, rank_slice
 from reposer.data.sources import FurtherSources, draw_counts
+from reposer.data.synthetic.people import RealSet
 from reposer.data.transforms import flip_pairs
 from reposer.errors import UserError
+from reposer.models.embedding import EmbeddingInfo
 from reposer.storage.files import sha256_file
-from reposer.storage.paths import contained
+from reposer.storage.paths import contained, printable
 from reposer.structures import PairBatch
+from reposer.trained.networks import GeneratorConfig
+from reposer.training.config import check_budget, same_people
 from reposer.training.gan.config import DataConfig
 
 
@@ -75,6 +79,38 @@ class GanData:
         lists = {"pairs": data.pairs, "validation pairs": data.validation_pairs}
         hashes = {name: sha256_file(contained(data.folder, path)) for name, path in lists.items() if path}
         return {"prepared": self.people.content_hash, **hashes}
+
+    def check_beginning(self, seen: GeneratorConfig, setting: str) -> None:
+        """Refuse to begin with a generator of people or images that this training must not see.
+
+        The run that begins with it says of itself that it saw these training people, so nobody could tell.
+
+        Raises:
+            UserError: it was trained on people that are held out here, or on more than the budget.
+        """
+        held_out = RealSet(self.people, ("train",)).trainings_with_test_people()
+        if seen.identity_hash in held_out:
+            raise UserError(
+                f"{printable(setting)}: was trained on people that {self._config.data.folder} holds out"
+                f" ({held_out[seen.identity_hash]})",
+                "begin with one that was trained on these training people, or on another data set",
+            )
+        check_budget(setting, seen, self._config.data, self.people.training_facts("train"))
+
+    def check_identity(self, seen: EmbeddingInfo, setting: str) -> None:
+        """Refuse a Re-ID network, of the term of identity, that has seen others than the training people.
+
+        Raises:
+            UserError: other people, other splits, or more than the budget.
+        """
+        facts = self.people.training_facts("train")
+        if seen.splits != ("train",) or not same_people(seen, facts):
+            raise UserError(
+                f"{printable(setting)}: was not trained on the training people of {self._config.data.folder}"
+                " alone",
+                "train one there: reposer reid train PRESET --data FOLDER",
+            )
+        check_budget(setting, seen, self._config.data, facts)
 
     def parts(self, step: int) -> Iterator[Part]:
         """The batch of a step, as the parts that this process works off one after the other.

@@ -334,10 +334,10 @@ class GanTask:
         perceptual = self.config.perceptual.path if self.config.feature_layers else None
         named = {} if perceptual is None else {"perceptual": sha256_file(perceptual)}
         if new and self._beginning is not None:
-            self._check_budget(f"start_from={self.config.start_from}", self._beginning.info)
+            self._data.check_beginning(self._beginning.info, f"start_from={self.config.start_from}")
             named["start_from"] = self._beginning.fingerprint
         if self._judge is not None:
-            self._check_people(self._judge.info)
+            self._data.check_identity(self._judge.info, f"identity.network={self.config.identity.network}")
             named["identity"] = self._judge.weights_hash
         return self._data.inputs() | named
 
@@ -346,29 +346,6 @@ class GanTask:
         """Read once, for its hash and its weights; a run that goes on never asks for it."""
         start = self.config.start_from
         return None if start is None else Beginning.of(start, self.config.generator)
-
-    def _check_people(self, info: EmbeddingInfo) -> None:
-        """Refuse a network of the identity term that has seen others than the training people."""
-        facts = self._data.people.training_facts("train")
-        if info.identity_hash != facts["identity_hash"] or info.splits != ("train",):
-            raise UserError(
-                f"identity.network={self.config.identity.network}: was not trained on the training people of"
-                f" {self.config.data.folder} alone",
-                "train one there: reposer reid train PRESET --data FOLDER",
-            )
-        self._check_budget(f"identity.network={self.config.identity.network}", info)
-
-    def _check_budget(self, setting: str, info: EmbeddingInfo | GeneratorConfig) -> None:
-        """Refuse a network that has seen training images which the budget of this training leaves out."""
-        data, facts = self.config.data, self._data.people.training_facts("train")
-        inside = info.budget <= data.budget and info.budget_seed == data.budget_seed
-        if data.budget < 1 and info.identity_hash == facts["identity_hash"] and not inside:
-            raise UserError(
-                f"{printable(setting)}: has seen {100 * info.budget:g} % of each person's images (budget_seed"
-                f" {info.budget_seed}), and this training is to see {100 * data.budget:g} % (budget_seed"
-                f" {data.budget_seed}) alone",
-                f"train one with --set data.budget={data.budget:g} --set data.budget_seed={data.budget_seed}",
-            )
 
     def facts(self) -> dict[str, Any]:
         """See Task: image size and the people of the training."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reposer.config import load_config
@@ -31,8 +29,15 @@ from reposer.models.embedding import Embedding, ReidNetwork, ReidOutput, load_pr
 from reposer.runtime import Runtime
 from reposer.storage.files import sha256_file
 from reposer.structures import ReidBatch
-from reposer.trained.networks import newest_checkpoint
-from reposer.training.reid.config import GeneratedConfig, ReidConfig, ReidLossConfig, ReidOptimizerConfig
+from reposer.trained.networks import EMBEDDING, newest_checkpoint
+from reposer.training.config import check_budget, same_people
+from reposer.training.reid.config import (
+    GeneratedConfig,
+    ReidConfig,
+    ReidDataConfig,
+    ReidLossConfig,
+    ReidOptimizerConfig,
+)
 from reposer.training.reid.data import ReidData
 from reposer.training.state import TrainingState, load_into, place, wrap
 
@@ -68,7 +73,7 @@ class ReidTask:
         torch.manual_seed(config.seed + runtime.rank)  # processes draw different dropout masks
         initial = self._load_initial()
         taught_by = config.generated.teacher
-        self._teacher = None if taught_by is None else Teacher(taught_by, self._data.pids, runtime)
+        self._teacher = None if taught_by is None else Teacher(taught_by, self._data, config.data, runtime)
         teacher = {} if self._teacher is None else {"teacher": self._teacher.content_hash}
         self._inputs = self._data.inputs() | initial | teacher
         # without the term of identity the classifier gets no gradient
@@ -289,25 +294,29 @@ class Teacher:
 
     Args:
         run_dir: of a Re-ID training of the same people, without an extra class.
-        pids: (K,) of the classes of the training that it teaches.
+        data: of the training that it teaches.
+        own: which of the images it sees.
         runtime: device.
 
     Raises:
-        UserError: no run, no checkpoint, an extra class, or other people.
+        UserError: no run, no checkpoint, an extra class, other people, or images beyond the share.
     """
 
-    def __init__(self, run_dir: Path, pids: NDArray[np.int64], runtime: Runtime) -> None:
+    def __init__(self, run_dir: Path, data: ReidData, own: ReidDataConfig, runtime: Runtime) -> None:
         config = load_config(ReidConfig, run_dir / "config.json")
         found = newest_checkpoint(run_dir, "teacher")
-        if found.meta.get("pids") != pids.tolist():
-            theirs = len(found.meta.get("pids", []))
+        seen = EMBEDDING.info_of_run(config.model_dump(mode="json"), found)
+        facts = data.people.training_facts(*own.splits)
+        theirs = found.meta.get("pids", [])
+        if theirs != data.pids.tolist() or not same_people(seen, facts):
             raise UserError(
-                f"{run_dir}: knows {theirs} people, not the same {len(pids)} that are trained on",
+                f"{run_dir}: knows {len(theirs)} people, not the same {len(data.pids)} that are trained on",
                 "choose a teacher trained on the same people",
             )
+        check_budget(f"generated.teacher={run_dir}", seen, own, facts)
         if config.generated.label == "extra_class":
             raise UserError(f"{run_dir}: has an extra class for generated images", "choose another teacher")
-        network = build_network(config, len(pids))
+        network = build_network(config, len(theirs))
         load_into(network, found.groups["network"])
         self._network = network.to(runtime.device).eval().requires_grad_(False)
         self._size = config.augment.crop
