@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -51,6 +52,34 @@ def test_each_row_changes_what_its_name_says_and_nothing_else(tmp_path):
     for name, row in rows.items():
         same = row.changed(weights=full.weights, generator_args=full.generator_args)
         assert same == full, name
+
+
+@pytest.mark.parametrize("setting", ["data.folder=elsewhere", "seed=7"])
+def test_a_row_changes_neither_data_nor_seed(tmp_path, setting):
+    config = AblationConfig(data=tmp_path, arms=(AblationArm(name="other", settings=(setting,)),))
+    with pytest.raises(UserError, match=f"row other: its settings change {setting.partition('=')[0]} to"):
+        generator_config(config, config.arms[0], 0)
+
+
+def test_the_pictures_of_a_row_are_known_by_the_list_that_they_are_made_from(small_prepared, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(small_prepared, data)
+    listed = (small_prepared / "pairs_val.csv").read_text().splitlines(keepends=True)
+    arms = (AblationArm(name="full"), AblationArm(name="blind", settings=("data.validation_pairs=",)))
+    config, keys = AblationConfig(data=data, preset="san_demo", arms=arms, steps=1), []
+    for rows in (listed, listed[:-1]):
+        (data / "pairs_val.csv").write_text("".join(rows))
+        keys.append([trial.quality.key for trial in _trials(config, tmp_path / "study")])
+    assert all(first != second for first, second in zip(*keys, strict=True))
+
+
+def test_ablations_without_a_pair_to_measure_on_are_refused_before_any_training(small_prepared, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(small_prepared, data)
+    (data / "pairs_val.csv").write_text("from,to\n")
+    with pytest.raises(UserError, match=r"pairs_val\.csv: holds no pairs"):
+        run_ablations(AblationConfig(data=data, preset="san_demo", steps=1), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_an_unknown_row_is_refused(tmp_path):

@@ -50,6 +50,12 @@ def test_each_camera_is_a_gallery_of_its_own():
     assert np.isnan(found[3].precision[query.pids == 2]).all()
 
 
+def test_queries_of_unknown_cameras_alone_tell_nothing():
+    rng = np.random.default_rng(4)
+    query, gallery = drawn(rng, 5), drawn(rng, 20)
+    assert between_cameras(replace(query, camids=np.full(5, -1)), gallery) == {}
+
+
 def test_images_of_unknown_cameras_are_left_out():
     rng = np.random.default_rng(1)
     query, gallery = drawn(rng, 20), drawn(rng, 40)

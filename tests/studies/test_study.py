@@ -40,7 +40,7 @@ from reposer.studies.results import (
     to_markdown,
     what_was_found,
 )
-from reposer.studies.study import EXTRA_ARMS, STUDIES, configure, find_study, run_study
+from reposer.studies.study import EXTRA_ARMS, STUDIES, _check_tested, configure, find_study, run_study
 from reposer.studies.study_stages import copy_source
 from reposer.workflows.train import REID_PRESETS
 
@@ -137,6 +137,49 @@ def test_the_real_study_is_the_one_that_was_declared():
 def test_refuses_a_study_that_says_nothing(prepared, changes, words):
     with pytest.raises(ValueError, match=words):
         tiny(prepared, **changes)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.folder=elsewhere",
+        "data.budget=0.3",
+        "data.budget_seed=4",
+        "seed=7",
+        "generated.folder=elsewhere",
+        "output.held_out=true",
+    ],
+)
+@pytest.mark.parametrize("whose", ["arm", "recipe", "study"])
+def test_settings_do_not_change_what_the_study_itself_decides(prepared, setting, whose):
+    """They would train on something else under the name, and the key, of the arm that the study knows."""
+    arm, recipe = ARMS[0], tiny(prepared).recipes[0]
+    study = tiny(prepared, arms=(arm,), controls=())
+    if whose == "arm":
+        study = study.changed(arms=(arm.changed(settings=(setting,)),))
+    elif whose == "recipe":
+        study = study.changed(recipes=(recipe.changed(settings=(*recipe.settings, setting)),))
+    else:
+        study = study.changed(settings=(*study.settings, setting))
+    with pytest.raises(UserError, match=f"settings change {setting.partition('=')[0]} to"):
+        StudyPlan(study, prepared / "no study")
+
+
+def test_people_over_whom_nothing_can_be_told_are_refused_before_training(prepared, tmp_path):
+    plan = StudyPlan(tiny(prepared), tmp_path / "study")
+    tested = sorted({*plan.people.pids[plan.people.splits != "train"].tolist()} - {0, -1})
+    splits = plan.people.splits.copy()
+    for kept, words in (
+        (tested[:1], "1 test people have a query and an image of another camera"),
+        ([], "nobody"),
+    ):
+        unused = (splits != "train") & ~np.isin(plan.people.pids, kept)
+        plan.people.splits = np.where(unused, "unused", splits)
+        with pytest.raises(UserError, match=words):
+            _check_tested(plan)
+    plan.people.splits = splits
+    plan.people.camids = np.ones_like(plan.people.camids)
+    _check_tested(plan)  # one number for all tells no camera
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from reposer.config import Config, apply_overrides, check_each_once, load_config, one_of, read_json, validated
 from reposer.data.packed import PackedPeople
-from reposer.data.preparing.prepare import PACKED
+from reposer.data.preparing.prepare import PACKED, PAIRS
 from reposer.errors import MOST_SIDE_BY_SIDE, find
 from reposer.evaluation.image_quality import DEFAULT_METRICS
 from reposer.evaluation.image_sets import PER_IMAGE, REPORT_FILE
@@ -31,15 +31,15 @@ from reposer.runtime import setup
 from reposer.sections import SECTIONS_FILE, Fold, Picture, Section, Table, markdown_row, write_sections
 from reposer.storage.files import sha256_file
 from reposer.storage.outputs import write_output
-from reposer.storage.paths import check_name, made_folder
+from reposer.storage.paths import check_name, contained, made_folder
 from reposer.storage.tables import parquet_bytes, read_table
-from reposer.studies.config import STUDY_FILE, Device, check_trainings, claim_study, save_study
+from reposer.studies.config import STUDY_FILE, Device, check_kept, check_trainings, claim_study, save_study
 from reposer.studies.results import LATEX, MARKDOWN, PARQUET, TABLES, p_text, tex
 from reposer.trained.networks import EMBEDDING, of_run
 from reposer.training.gan.config import GanConfig
 from reposer.training.gan.task import Beginning
 from reposer.training.loop import train
-from reposer.workflows.evaluate import PICTURE, evaluate_model
+from reposer.workflows.evaluate import PICTURE, evaluate_model, read_named_pairs
 from reposer.workflows.gan_presets import find_preset
 
 # ---- The table of ablations: a row a generator, a column an image metric; Parquet, Markdown, LaTeX.
@@ -194,6 +194,8 @@ def run_ablations(config: AblationConfig, out: Path, *, workers: int = 1) -> Pat
     Raises:
         UserError: what is wrong with the data, the weights of the perceptual loss, the settings, or a stage.
     """
+    people = PackedPeople.open(config.data / PACKED)
+    read_named_pairs(contained(config.data, PAIRS["val"]), people)  # none to measure on: told before training
     trials = list(_trials(config, out))
     claim_study(out, (*TABLES, SECTIONS_FILE))
     made_folder(out)
@@ -236,6 +238,8 @@ def _trials(config: AblationConfig, root: Path) -> Iterator[Trial]:
                 "metrics": list(config.metrics),
             }
             inputs |= {"weights": weights} if weights else {}  # as in earlier studies
+            if recipe.data.validation_pairs != PAIRS["val"]:  # else the training's key holds it
+                inputs["list"] = sha256_file(contained(config.data, PAIRS["val"]))
             make = partial(_evaluate, cache, training, config)
             quality = Stage("quality", f"pictures of {training.title}", inputs, make, (training,))
             yield Trial(arm, seed, training, quality)
@@ -246,6 +250,7 @@ def generator_config(config: AblationConfig, arm: AblationArm, seed: int) -> Gan
     recipe = find_preset(config.preset)
     recipe = recipe.changed(data=recipe.data.changed(folder=config.data), threads=config.threads, seed=seed)
     recipe = apply_overrides(recipe, [*config.settings, *arm.settings])
+    check_kept(recipe, {"data.folder": config.data, "seed": seed}, f"row {arm.name}")
     recipe = recipe.with_steps(config.steps)
     every = recipe.output.changed(sample_every=config.steps, validate_every=config.steps)
     return recipe.changed(output=every)

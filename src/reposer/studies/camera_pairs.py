@@ -70,7 +70,9 @@ def between_cameras(query: FeatureSet, gallery: FeatureSet) -> dict[int, Between
     query, gallery = (
         each.rows(np.flatnonzero(~lost)) for each, lost in zip((query, gallery), unknown, strict=True)
     )
-    found = {}
+    found: dict[int, BetweenCameras] = {}
+    if not len(query):
+        return found
     for camera in np.unique(gallery.camids[gallery.pids > 0]).tolist():
         there = gallery.rows(np.flatnonzero(gallery.camids == camera))
         labels = RetrievalProtocol(query.pids, query.camids, there.pids, there.camids)

@@ -7,7 +7,7 @@ an arm differs from another only in the images that these steps see.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -38,7 +38,7 @@ from reposer.generation.stitching import BACKGROUNDS
 from reposer.reid.distances import DISTANCES
 from reposer.runtime import DEVICES, Runtime
 from reposer.storage.outputs import claim_outputs, holds_keys, is_older, write_output
-from reposer.storage.paths import check_name
+from reposer.storage.paths import check_name, printable
 from reposer.trained.networks import GeneratorConfig
 from reposer.training.reid.config import ReidConfig
 from reposer.workflows.reid_features import check_data
@@ -368,6 +368,30 @@ def save_study(study: Config, out: Path) -> None:
         raise UserError(f"{out}: holds another study: {'; '.join(changed)}", advice)
 
 
+def check_kept(config: Config, own: Mapping[str, Any], place: str) -> None:
+    """Refuse settings that change what a study itself decides, and what its stages are known by.
+
+    Args:
+        config: with all settings.
+        own: dotted key -> the study's own value.
+        place: whose settings they are, for messages.
+
+    Raises:
+        UserError: names the setting and the study's value.
+    """
+    settings = config.model_dump()
+    for key, value in own.items():
+        found: Any = settings
+        for name in key.split("."):
+            found = found[name]
+        if found != value:
+            raise UserError(
+                f"{printable(place)}: its settings change {key} to {printable(str(found))}, and the study"
+                f" itself sets it to {printable(str(value))}",
+                "leave it out: data, images and seeds are the study's, the same for every arm",
+            )
+
+
 def training_config(
     study: StudyConfig, recipe: StudyRecipe, arm: Arm, budget: Budget, seed: int, generated: Path | None
 ) -> ReidConfig:
@@ -377,7 +401,7 @@ def training_config(
         generated: folder of the arm's generated set; None for an arm on real images alone.
 
     Raises:
-        UserError: an override that does not fit.
+        UserError: an override that does not fit, or that changes the study's data, images or seed.
     """
     config = REID_PRESETS[recipe.preset]()
     data = config.data.changed(folder=study.data, budget=budget.share, budget_seed=study.budget_seed)
@@ -390,6 +414,9 @@ def training_config(
     config = apply_overrides(config, [*recipe.settings, *study.settings])
     folder = [f"generated.folder={generated}"] if generated else []
     config = apply_overrides(config, [*folder, *arm.settings]).with_steps(study.steps)
+    own = {"data.folder": study.data, "data.budget": budget.share, "data.budget_seed": study.budget_seed}
+    own |= {"generated.folder": generated, "seed": seed, "output.held_out": False}
+    check_kept(config, own, f"arm {arm.name}, recipe {recipe.preset}")
     if (arm.start, arm.stop) == (0, 1):
         return config
     epochs: dict[str, float | None] = {

@@ -32,7 +32,7 @@ from reposer.runtime import setup
 from reposer.storage.files import remove_tree, write_atomic
 from reposer.storage.paths import check_name
 from reposer.studies.ablations import RUN
-from reposer.studies.config import Device, StudyRecipe, check_trainings
+from reposer.studies.config import Device, StudyRecipe, check_kept, check_trainings
 from reposer.studies.paper_report import sheet_pairs
 from reposer.studies.study import REAL, REPEATED
 from reposer.training.gan.config import GanConfig
@@ -143,6 +143,7 @@ def recipe_of(config: PaperTableConfig, row: TableRow, steps: int) -> GanConfig:
     data = recipe.data.changed(folder=config.data, validation_pairs=watched)
     recipe = recipe.changed(data=data, threads=config.threads)
     recipe = apply_overrides(recipe.changed(seed=config.seed), [*config.settings, *row.settings])
+    check_kept(recipe, {"data.folder": config.data, "seed": config.seed}, f"row {row.name}")
     steps = max(steps, len(recipe.schedule.stages))
     every = recipe.output.changed(sample_every=steps, validate_every=steps)
     return recipe.with_steps(steps).changed(output=every)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pydantic
 
 from reposer.config import Config, apply_overrides, read_json, validated
@@ -14,6 +15,7 @@ from reposer.errors import UserError, find
 from reposer.jobs.stages import make_all, seal_study
 from reposer.sections import SECTIONS_FILE
 from reposer.storage.paths import made_folder, printable
+from reposer.structures import unknown_cameras
 from reposer.studies.config import (
     STUDYS,
     Arm,
@@ -27,6 +29,7 @@ from reposer.studies.config import (
 from reposer.studies.plan import StudyPlan, plan_stages, read_scores
 from reposer.studies.report import PICTURES, WRITTEN, study_notes, write_report_parts
 from reposer.studies.results import TABLES, ArmResult, Block, summarize_block, write_tables
+from reposer.workflows.reid_features import tested_rows
 
 T = TypeVar("T", bound=Config)
 _EXAMPLE = "'x2_other=x2_any generator=RUN'"
@@ -201,7 +204,7 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
     Raises:
         UserError: what is wrong with the data, generator, settings, or a stage.
     """
-    StudyPlan(study, out)  # refuses what cannot be run before anything is written
+    _check_tested(StudyPlan(study, out))  # refuses what cannot be run before anything is written
     claim_study(out, (*TABLES, *WRITTEN, SECTIONS_FILE), out / PICTURES)
     made_folder(out)
     save_study(study, out)
@@ -212,6 +215,31 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
     write_report_parts(plan, results, notes, out)
     seal_study(out)
     return out
+
+
+def _check_tested(plan: StudyPlan) -> None:
+    """Refuse, before any training, people over whom nothing could be told.
+
+    Raises:
+        UserError: nobody to test on, or too few of them are found in another camera.
+    """
+    query, gallery = tested_rows(plan.people)
+    pids, cameras = (
+        each[np.concatenate([query, gallery])] for each in (plan.people.pids, plan.people.camids)
+    )
+    cameras = np.where(unknown_cameras(cameras), -1 - np.arange(len(cameras)), cameras)
+    seen = [*zip(pids.tolist(), cameras.tolist(), strict=True)]
+    elsewhere: dict[int, set[int]] = {}
+    for pid, camera in seen[len(query) :]:
+        elsewhere.setdefault(pid, set()).add(camera)
+    found = {pid for pid, own in seen[: len(query)] if pid > 0 and elsewhere.get(pid, set()) - {own}}
+    needed = 2 if plan.study.controls and len(plan.study.arms) > 1 else 1
+    if len(found) < needed:
+        raise UserError(
+            f"{plan.study.data}: {len(found)} test people have a query and an image of another camera, and"
+            f" {needed} are needed",
+            "prepare it with more test people: query and gallery, or --holdout N",
+        )
 
 
 def configure(
