@@ -113,6 +113,42 @@ def test_a_measurement_of_nothing_is_refused_before_the_work(given, said, san, t
         evaluate_model(PoseTransfer.from_pretrained(san), tmp_path / "none", tmp_path / "out", **given)
 
 
+@pytest.mark.parametrize(
+    ("sources", "backgrounds", "rows"),
+    [
+        ((1,), ("generated",), ["model"]),
+        ((4,), ("generated",), ["model, 4 sources"]),
+        ((4, 1), ("generated",), ["model, 4 sources", "model"]),
+        ((1, 2, 3), ("generated",), ["model", "model, 2 sources", "model, 3 sources"]),
+        ((2,), ("generated", "donor"), ["model, 2 sources", "model, donor's background, 2 sources"]),
+        ((1, 3), ("source",), ["model, source's background", "model, source's background, 3 sources"]),
+    ],
+)
+def test_every_row_says_of_how_many_sources_it_is(sources, backgrounds, rows, prepared, san, tmp_path):
+    """The transport reads further sources: each row is what that number alone, asked for alone, measures."""
+    given = {"limit": 4, "metrics": ("l1",)}
+    model = PoseTransfer.from_pretrained("transport")
+    report = evaluate_model(model, prepared, tmp_path, sources=sources, backgrounds=backgrounds, **given)
+    assert [row for row in report.rows if row.startswith("model")] == rows
+    assert json.loads((tmp_path / "image_quality.json").read_text())["settings"]["sources"] == list(sources)
+    for row in rows:
+        count = int(row.split()[-2]) if row.endswith("sources") else 1
+        scene = row.split("'")[0].split()[-1] if "background" in row else "generated"
+        alone = evaluate_model(model, prepared, tmp_path, sources=(count,), backgrounds=(scene,), **given)
+        assert alone.rows[row] == report.rows[row]
+
+
+def test_predicted_maps_say_of_how_many_sources_they_are(prepared, san, tmp_path):
+    info = GeneratorConfig(generator="parsing_predictor", size=SIZE)
+    predictor = MapPredictor(build_predictor("parsing_predictor", width=4), info)
+    given = {"limit": 2, "metrics": ("l1",), "predictor": predictor}
+    for sources, row in (((1,), "model, predicted maps"), ((3, 1), "model, predicted maps, 3 sources")):
+        report = evaluate_model(
+            PoseTransfer.from_pretrained(san), prepared, tmp_path, sources=sources, **given
+        )
+        assert [name for name in report.rows if "predicted" in name] == [row]
+
+
 def test_one_picture_of_names_in_a_prepared_folder(run, prepared, san, tmp_path):
     """The same as the pair list makes of them; a file may stand for either."""
     people = PackedPeople.open(prepared / "packed")

@@ -1,5 +1,6 @@
 """Identity kept: a perfect generator keeps it, one that paints everybody alike loses it."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -239,6 +240,16 @@ def test_whoever_has_all_maps_gets_no_further_count(tmp_path):
     assert "label map" not in write_identity(
         tmp_path, results, EmbeddingInfo(embedding={"backbone": "small"})
     )
+
+
+@pytest.mark.parametrize("sources", [1, 2, 4])
+def test_what_is_written_says_of_how_many_sources_it_is(tmp_path, sources):
+    people = _of_five(tmp_path, ())
+    model = PoseTransfer.from_pretrained("transport").at_size(people.size)
+    results = identity_kept(model, Colors(), people, sources=sources)
+    said = write_identity(tmp_path, results, EmbeddingInfo(embedding={"backbone": "small"}), sources)
+    assert (f"up to {sources} images" in said) == (sources > 1)
+    assert json.loads((tmp_path / "identity.json").read_text()).get("sources", 1) == sources
 
 
 def test_maps_that_nobody_reads_are_not_asked_for(tmp_path):

@@ -35,7 +35,7 @@ from reposer.trained.networks import PREDICTOR
 
 # ---- Measure a trained generator on pairs of a prepared folder: the rows, the table and the pictures.
 
-PREDICTED = "model, predicted maps"
+PREDICTED = "model, predicted maps"  # by one image of the person, on the background "generated"
 PICTURE = "people.png"
 GRID_PEOPLE = 64  # pairs in the picture, evenly spread over the list
 GRID_TITLES = ("source", "target map", "generated", "true target")
@@ -95,13 +95,13 @@ def evaluate_model(
     pairs = read_named_pairs(pairs_csv or contained(prepared, PAIRS["val"]), people)[:limit]
     methods: dict[str, Method] = {}
     check_sources(*sources)
-    for background in backgrounds:
+    rows = [(background, sources[0]) for background in backgrounds]
+    rows += [(backgrounds[0], count) for count in sources[1:]]
+    for background, count in rows:
         label = "model" if background == "generated" else f"model, {background}'s background"
-        methods[label] = _method(model, background, sources[0])
-    for count in sources[1:]:
-        methods[f"model, {count} sources"] = _method(model, backgrounds[0], count)
+        methods[_of_sources(label, count)] = _method(model, background, count)
     if (predicting := with_predicted_maps(model, predictor)) is not None:
-        methods[PREDICTED] = _method(predicting, "generated", sources[0])
+        methods[_of_sources(PREDICTED, sources[0])] = _method(predicting, "generated", sources[0])
     report = evaluate_pairs(
         methods,
         people,
@@ -113,6 +113,7 @@ def evaluate_model(
         sources=max(sources),
         on_progress=Stages(),
     )
+    report.settings["sources"] = list(sources)
     report.write(out)
     write_output(out / PICTURE, encode_png(pairs_grid(model, people, pairs, sources[0])))
     return report
@@ -155,6 +156,11 @@ def pairs_grid(
         list(people.images[chosen[:, 1]]),
     )
     return draw_grid(list(zip(*columns, strict=True)), GRID_TITLES, scale=1, groups=4)
+
+
+def _of_sources(label: str, count: int) -> str:
+    """The name of a row, with its number of images of the person where that is not the usual one."""
+    return label if count == 1 else f"{label}, {count} sources"
 
 
 def _method(model: PoseTransfer, background: str, sources: int) -> Method:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +127,7 @@ def measure_identity(
     results = identity_kept(
         model, judge.network, people, background=background, sources=sources, predictor=predictor
     )
-    return write_identity(out, results, judge.info)
+    return write_identity(out, results, judge.info, sources)
 
 
 def claim_identity(out: Path) -> None:
@@ -138,8 +139,8 @@ def claim_identity(out: Path) -> None:
     claim_outputs(out, [IDENTITY], older=is_older(out / IDENTITY, holds_keys("embedding", "rows")))
 
 
-def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInfo) -> str:
-    """Write identity.json and return the table as Markdown."""
+def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInfo, sources: int = 1) -> str:
+    """Write identity.json, with the number of sources where it is not 1, and return the table as Markdown."""
     counts = results[REAL].counts
     lines = [
         *identity_table({row: (r.values.rank1, r.values.mAP_step) for row, r in results.items()}),
@@ -150,10 +151,13 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
         queries, lenders = (result.counts.get(name, 0) for name in NO_MAPS)
         if queries or lenders:
             lines.append(f"{row}: without a label map, left out: {queries:,} queries, {lenders:,} lenders.")
-    document = {
+    document: dict[str, Any] = {
         "embedding": info.model_dump(mode="json"),
         "rows": {r: v.to_json() for r, v in results.items()},
     }
+    if sources != 1:
+        lines.append(f"Generated queries are made of up to {sources} images of the person.")
+        document["sources"] = sources
     made_folder(out)
     claim_identity(out)
     write_output(out / IDENTITY, json.dumps(document, indent=1).encode())
