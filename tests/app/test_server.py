@@ -374,6 +374,51 @@ def test_a_folder_whose_name_is_no_text_has_a_report(tmp_path: Path) -> None:
     assert "Training curves: \\xff" in titles
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"\xff", "\\xff"), (b"photos\xe9", "photos\\xe9"), ("été".encode(), "été"), (b"a\x1bb", "a\\x1bb")],
+)
+def test_a_library_of_any_name_is_listed(tmp_path: Path, name: bytes, shown: str) -> None:
+    root = tmp_path / os.fsdecode(name)
+    for run in (root, root / os.fsdecode(name)):
+        run.mkdir()
+        (run / "config.json").write_text("{}")
+        (run / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n')
+    with TestClient(make_app(Library(root)), raise_server_exceptions=False) as client:
+        answer = client.get("/api/library")
+        assert answer.status_code == 200
+        said = answer.json()
+        assert said["folder"] == shown
+        assert {place["title"] for place in said["reports"]} == {shown}
+        for place in said["reports"]:
+            assert client.get(f"/api/reports/{place['id']}").json()["title"] == shown
+
+
+def test_the_folder_of_all_folders_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Library, "places", lambda self: [])
+    with TestClient(make_app(Library(Path("/")))) as client:
+        assert client.get("/api/library").json()["folder"] == "/"
+
+
+@pytest.mark.parametrize("text", ["t\ud800", "name\udcff", "t\x1b[2J", "t\u202e"])
+def test_a_refusal_names_what_is_no_text(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def refused(self: Library) -> None:
+        raise UserError(f"{text}: is damaged\nline 2", f"move {text} away")
+
+    monkeypatch.setattr(Library, "places", refused)
+    answer = client.get(f"/{TOKEN}/api/library")
+    said = {"error": f"{printable(text)}: is damaged\nline 2", "advice": f"move {printable(text)} away"}
+    assert (answer.status_code, answer.json()) == (400, said)
+
+
+@pytest.mark.parametrize("name", ["nosuch", "page.js"])
+def test_a_page_is_what_its_address_says_whatever_follows(client: TestClient, name: str) -> None:
+    answer, plain = client.get(f"/{TOKEN}/?name={name}"), client.get(f"/{TOKEN}/")
+    assert (answer.status_code, answer.text) == (200, plain.text)
+
+
 def test_a_fault_of_ours_shows_no_trace(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Library) -> None:
         raise RuntimeError("/a/secret/path")

@@ -32,7 +32,7 @@ from pydantic import StrictInt
 
 from reposer.errors import LARGEST, UserError
 from reposer.report import report_sections
-from reposer.storage.paths import no_folder, printable
+from reposer.storage.paths import folder_name, no_folder, printable, printable_lines
 from reposer.structures import NUM_JOINTS
 from reposer.workflows.review import ANNOTATED, AUGMENTED, GENERATED, PAGE, Library, Wanted
 
@@ -212,14 +212,12 @@ def make_app(library: Library, studio: Callable[[], Studio] | None = None) -> Fa
 
 def _add_page(app: FastAPI) -> None:
     folder = files("reposer.assets").joinpath("page")
-    content = {name: (folder.joinpath(file).read_bytes(), kind) for name, (file, kind) in PAGE_FILES.items()}
+    for name, (file, kind) in PAGE_FILES.items():
+        app.get(f"/{name}")(_page(folder.joinpath(file).read_bytes(), kind))
 
-    for name in content:
 
-        @app.get(f"/{name}", name=name or "page")
-        def page(name: str = name) -> Response:
-            data, kind = content[name]
-            return Response(data, media_type=kind)
+def _page(data: bytes, kind: str) -> Callable[[], Response]:
+    return lambda: Response(data, media_type=kind)
 
 
 def _add_sets(app: FastAPI, library: Library) -> None:
@@ -228,7 +226,7 @@ def _add_sets(app: FastAPI, library: Library) -> None:
         places = [{"id": one.id, "kind": one.kind, "title": one.title} for one in library.places()]
         sets = (AUGMENTED, GENERATED, ANNOTATED)
         return {
-            "folder": library.root.resolve().name,
+            "folder": folder_name(library.root.resolve()),
             "sets": [place for place in places if place["kind"] in sets],
             "reports": [place for place in places if place["kind"] not in sets],
         }
@@ -352,7 +350,8 @@ def _image(data: bytes) -> Response:
 
 def _user_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, UserError)
-    return JSONResponse({"error": error.problem, "advice": error.advice}, 400)
+    problem, advice = printable_lines(error.problem), printable_lines(error.advice)
+    return JSONResponse({"error": problem, "advice": advice}, 400)
 
 
 def _wrong_request(request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ import typer
 
 from reposer.cli import folders, generators, looking, prepare, reid
 from reposer.errors import NOT_ON_WINDOWS, UserError
-from reposer.storage.paths import printable
+from reposer.storage.paths import printable_lines
 
 OLD_SPELLINGS = {"--accept-licence": "--accept-license"}  # still understood, and shown nowhere
 
@@ -44,7 +44,7 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {_plain(str(error))}", file=sys.stderr)
+        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         code = 1
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
@@ -54,7 +54,7 @@ def main() -> None:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             print(
-                f"error: {_plain(str(error.filename)[:60])}...: no name is as long: give another",
+                f"error: {printable_lines(str(error.filename)[:60])}...: no name is as long: give another",
                 file=sys.stderr,
             )
             code = 1
@@ -64,15 +64,10 @@ def main() -> None:
             error.show()
             code = error.exit_code
         else:
-            said = _plain(f"{type(error).__name__}: {error}")
+            said = printable_lines(f"{type(error).__name__}: {error}")
             print(f"error: {said} (a fault of ours; --debug shows where)", file=sys.stderr)
             code = 1
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _plain(text: str) -> str:
-    """Lines for a terminal, which no name in them can color, clear or turn."""
-    return "\n".join(map(printable, text.split("\n")))
 
 
 @app.callback()

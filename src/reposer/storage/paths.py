@@ -62,6 +62,11 @@ def printable(path: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """:func:`printable` line by line: what is said to a user, whom no name in it can mislead."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def check_relative(path: str) -> str:
     """``path`` itself if it is a portable relative path that cannot leave its root; '/' separates.
 
