@@ -450,20 +450,47 @@ def test_a_host_that_is_not_here_is_named_with_what_to_do(host: str) -> None:
     assert told.value.advice == "choose an address of this machine as --host"
 
 
-@pytest.mark.parametrize("host", ["LOCALHOST", "Localhost", "127.0.0.1", "127.1"])
-def test_a_host_in_any_spelling_is_answered(folder: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def served(folder: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> tuple[list[str], Any]:
+    """What ``serve`` says of a free port, and the application that would answer."""
     said: list[str] = []
     apps: list[Any] = []
     monkeypatch.setattr(server.uvicorn, "Config", lambda app, **how: apps.append(app))
     monkeypatch.setattr(server.uvicorn, "Server", lambda config: SimpleNamespace(run=lambda sockets: None))
     server.serve(folder, host=host, port=0, say=said.append)
-    (line,) = said
+    return said, apps[0]
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "Localhost", "127.0.0.1", "127.1"])
+def test_a_host_in_any_spelling_is_answered(folder: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    (line,), app = served(folder, monkeypatch, host)
+    assert line.count("http://") == 1
     address = line.split()[1]
     port = address.split("/")[2].rpartition(":")[2]
     for name in (host.lower(), "127.0.0.1"):  # in the header as a browser writes it
-        with TestClient(apps[0]) as client:
+        with TestClient(app) as client:
             assert client.get(address, headers={"host": f"{name}:{port}"}).status_code == 200
             assert client.get(address, headers={"host": f"evil.example:{port}"}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0"])
+@pytest.mark.parametrize("name", ["workstation", "Lab-7.Example.ORG"])
+def test_everywhere_prints_an_address_for_other_machines_and_answers_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, host: str, name: str
+) -> None:
+    if host == "::" and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    monkeypatch.setattr(server.socket, "gethostname", lambda: name)
+    (note, line), app = served(folder, monkeypatch, host)
+    assert "sees the folder's pictures" in note
+    addresses = re.findall(r"http://\S+", line)
+    asked = [address.split("/")[2] for address in addresses]
+    assert [one.rpartition(":")[0] for one in asked] == ["127.0.0.1", name.lower()]
+    port = asked[0].rpartition(":")[2]
+    with TestClient(app) as client:
+        for address, own in zip(addresses, asked, strict=True):
+            assert client.get(address, headers={"host": own}).status_code == 200
+        for other in ("192.0.2.7", "evil.example", f"{name}.evil.example"):
+            assert client.get(addresses[0], headers={"host": f"{other}:{port}"}).status_code == 421
 
 
 def test_the_default_is_this_machine_alone() -> None:

@@ -279,10 +279,9 @@ def _add_reports(app: FastAPI, library: Library) -> None:
         sections, pictures = report_sections(place.folder), list[bytes]()
         told = []
         for section in sections:
-            numbered = []
-            for one in section.pictures:
-                numbered.append({"caption": one.caption, "number": len(pictures)})
-                pictures.append(base64.b64decode(one.data.partition(",")[2]))
+            numbers = enumerate(section.pictures, len(pictures))
+            numbered = [{"caption": one.caption, "number": number} for number, one in numbers]
+            pictures += [base64.b64decode(one.data.partition(",")[2]) for one in section.pictures]
             told.append(
                 {
                     "title": section.title,
@@ -430,8 +429,10 @@ def serve(
         app = Guard(make_app(Library(folder), studio), token, hosts_of(host, port) | hosts_of(bound, port))
         if bound not in (LOCAL, "::1"):
             say(f"note: {host} is not this machine alone: who learns the address sees the folder's pictures")
-        shown = LOCAL if bound in _EVERYWHERE else f"[{host}]" if ":" in host else host
-        say(f"open http://{shown}:{port}/{token}/\nCtrl-C ends it; nothing leaves this machine")
+        ours = [LOCAL, socket.gethostname().lower()]  # of hosts_of: other machines ask by the latter
+        names = ours if bound in _EVERYWHERE else [f"[{host}]" if ":" in host else host]
+        shown = " or ".join(f"http://{name}:{port}/{token}/" for name in names)
+        say(f"open {shown}\nCtrl-C ends it; nothing leaves this machine")
         config = uvicorn.Config(
             app,
             access_log=False,  # addresses hold the token
