@@ -368,6 +368,17 @@ def validated(cls: type[_C], data: dict[str, Any], origin: str) -> _C:
         ) from error
 
 
+def refusal(error: Exception) -> str:
+    """What validators of ours say of a configuration that a command made; "" of other errors."""
+    if not isinstance(error, pydantic.ValidationError):
+        return ""
+    problems = error.errors(include_url=False, include_context=False)
+    if any(problem["type"] != "value_error" for problem in problems):
+        return ""
+    said = [[*map(str, p["loc"]), p["msg"].removeprefix("Value error, ")] for p in problems]
+    return "\n".join(": ".join(parts) for parts in said)
+
+
 def _lines(cls: type[Config], problems: list[Any], origin: str) -> str:
     """One line for each pydantic error."""
     lines = []

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from reposer.cli import main as cli
 from reposer.storage.lock import locked
+from reposer.storage.tables import parquet_bytes
+from reposer.trained.networks import GeneratorConfig
 
 
 def features(path: Path, **changes: Any) -> Path:
@@ -123,3 +126,91 @@ def test_names_that_are_no_text_cost_no_line_on_a_strict_output(prepared, tmp_pa
         "pairs_val.csv: is missing",
     ]
     assert said.count(r"pr\xe9pared") == 2
+
+
+@pytest.fixture
+def unreadable(tmp_path) -> Path:
+    """A folder whose name is no text."""
+    folder = tmp_path / os.fsdecode(b"n\xffme")
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "san_demo", "--data", "THERE", "--out", "OUT"),
+        ("train", "predictor_demo", "--data", "THERE", "--out", "OUT"),
+        ("reid", "train", "reid_demo", "--data", "THERE", "--out", "OUT"),
+        ("study", "augmentation", "--data", "THERE", "--out", "OUT"),
+        ("study", "ablations", "--data", "THERE", "--out", "OUT"),
+        ("study", "paper_table", "--data", "PREPARED", "--out", "OUT", "--runs", "mine=THERE"),
+    ],
+)
+def test_a_setting_that_no_config_can_hold_is_one_line(words, unreadable, prepared, run, tmp_path):
+    places = {"THERE": unreadable / "p", "PREPARED": prepared, "OUT": tmp_path / "out"}
+    line = []
+    for word in words:
+        for name, place in places.items():
+            word = word.replace(name, str(place))
+        line.append(word)
+    answer = run(*line)
+    refused(answer, r"n\xffme/p holds a NUL or an undecodable character: correct the text")
+    assert answer[2].count("\n") == 1
+    assert "pydantic" not in answer[2]
+
+
+def test_a_fault_in_a_setting_of_ours_stays_a_fault_of_ours(run, monkeypatch, tmp_path):
+    """What pydantic itself refuses was not said by anybody on the command line."""
+
+    def broken(*_: object, **__: object) -> None:
+        GeneratorConfig(generator=3, size=(1, 1))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("reposer.workflows.verify.verify_folder", broken)
+    code, _, error = run("verify", tmp_path)
+    assert (code, "fault of ours" in error) == (1, True)
+
+
+def test_sets_lie_in_folders_of_any_name(unreadable, prepared, san, run):
+    """Tables there are written and read again, by each command that does."""
+    data, pairs = unreadable / "prepared", unreadable / "pairs.csv"
+    shutil.copytree(prepared, data)
+    shutil.copytree(prepared.parent / "raw", unreadable / "raw")
+    shutil.copytree(san, unreadable / "san")
+    shutil.copy(prepared / "pairs_val.csv", pairs)
+    made = unreadable / "set"
+    lines: list[tuple[Any, ...]] = [
+        ("prepare", "market1501", unreadable / "raw", "--out", unreadable / "again", "--size", "64x32"),
+        ("generate", unreadable / "san", "--data", data, "--pairs", pairs, "--out", unreadable / "pictures"),
+        ("augment", unreadable / "san", "--data", data, "--images", unreadable / "raw", "--out", made),
+    ]
+    for layout in ("market", "list", "parquet", "webdataset"):
+        lines.append(("export-set", made, "--layout", layout, "--out", unreadable / layout))
+    for layout in ("parquet", "webdataset"):
+        lines.append(("unpack-set", unreadable / layout, "--out", unreadable / f"un{layout}"))
+    for line in lines:
+        code, _, error = run(*line)
+        assert code == 0, (line, error)
+    counts = {len(list((unreadable / f"un{layout}").rglob("*.jpg"))) for layout in ("parquet", "webdataset")}
+    assert len(counts) == 1
+    assert min(counts) > 0
+
+
+@pytest.mark.parametrize("name", [b"f\xff", "é".encode(), b"plain"])
+def test_features_are_read_from_files_of_any_name(name, tmp_path, run):
+    said = set()
+    for kind in ("npz", "parquet"):
+        file = tmp_path / f"{os.fsdecode(name)}.{kind}"
+        if kind == "npz":
+            features(file)
+        else:
+            columns = dict(np.load(tmp_path / f"{os.fsdecode(name)}.npz"))
+            columns["features"] = list(columns["features"])
+            file.write_bytes(parquet_bytes(pa.table({key: list(value) for key, value in columns.items()})))
+        code, out, error = run(
+            "reid", "score", file, "--methods", "euclidean", "--out", tmp_path / f"s{kind}"
+        )
+        assert code == 0, error
+        said.add(next(line for line in out.splitlines() if line.startswith("| euclidean")))
+        assert (tmp_path / f"s{kind}" / "reidentification.md").is_file()
+    assert len(said) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 
 import pytest
@@ -122,6 +123,21 @@ def test_an_imported_network_is_the_one_built_by_hand(name, entries, parameters,
         assert part in card
     assert ("commercially" in card) == (kind != "patn")
     assert json.loads((out / "config.json").read_text())["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"w\xff.pth", r"w\xff.pth"), ("é.pth".encode(), "é.pth"), (b"a\x1bb.pth", r"a\x1bb.pth")],
+)
+def test_a_file_of_any_name_is_imported_and_named(name, shown, tmp_path, run):
+    file = tmp_path / os.fsdecode(name)
+    torch.save(dict(published("gfla").state_dict()), file)
+    out = tmp_path / "out"
+    code, _, err = run("import-weights", "gfla", file, "--out", out, "--accept-license")
+    assert code == 0, err
+    assert json.loads((out / "config.json").read_text())["trained_on"].endswith(f", file {shown}")
+    assert f"file `{shown}`" in (out / "README.md").read_text()
+    assert PoseTransfer.from_pretrained(out).config.trained_on.endswith(shown)
 
 
 @pytest.fixture

@@ -52,7 +52,12 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        from reposer.config import refusal
+
+        if said := refusal(error):
+            print(f"error: {printable_lines(said)}", file=sys.stderr)
+            code = 1
+        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             print(
                 f"error: {printable_lines(str(error.filename)[:60])}...: no name is as long: give another",
                 file=sys.stderr,

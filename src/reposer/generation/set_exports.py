@@ -54,6 +54,7 @@ from reposer.storage.paths import (
     read_regular,
     require_regular,
 )
+from reposer.storage.tables import parquet_sink
 
 MARKET_FOLDER = "bounding_box_train"
 _NAMES_AT_ONCE = 1_000_000  # in memory
@@ -285,7 +286,10 @@ def _webdataset(images: Iterable[_Image], out: Path, ready: Callable[[Path], Non
     """
     shards, counts = [], Counter[bool]()
     named = (replace(image, name=_tar_name(image.name)) for image in images)
-    with pq.ParquetWriter(out / PACKED_MANIFEST, PACKED_ROWS, compression="zstd") as manifest:
+    with (
+        parquet_sink(out / PACKED_MANIFEST) as sink,
+        pq.ParquetWriter(sink, PACKED_ROWS, compression="zstd") as manifest,
+    ):
         for number, piece in _pieces(named):
             place = out / f"train-{number:06d}.tar"
             with tarfile.open(place, "x", format=tarfile.USTAR_FORMAT) as tar:
@@ -319,11 +323,15 @@ def _parquet(images: Iterable[_Image], out: Path, ready: Callable[[Path], None])
     told = {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
     schema, counts = pa.schema(columns, told), Counter[bool]()
     (out / "data").mkdir()
-    with pq.ParquetWriter(out / PACKED_MANIFEST, PACKED_ROWS, compression="zstd") as manifest:
+    with (
+        parquet_sink(out / PACKED_MANIFEST) as sink,
+        pq.ParquetWriter(sink, PACKED_ROWS, compression="zstd") as manifest,
+    ):
         for number, piece in _pieces(images):
             place = out / "data" / f"train-{number:06d}.parquet"
             rows = [{"image": {"bytes": data, "path": image.name}, **row} for image, data, row in piece]
-            pq.write_table(pa.Table.from_pylist(rows, schema), place, compression="none")
+            with parquet_sink(place) as shard:
+                pq.write_table(pa.Table.from_pylist(rows, schema), shard, compression="none")
             listed = [{"key": row["file"], "shard": f"data/{place.name}", **row} for _, _, row in piece]
             manifest.write_table(pa.Table.from_pylist(listed, PACKED_ROWS))
             counts.update(image.synthetic for image, _, _ in piece)

@@ -30,7 +30,7 @@ from reposer.reid.foreign_features import (
 from reposer.storage.bounded import read_npz
 from reposer.storage.files import write_atomic
 from reposer.storage.paths import printable
-from reposer.storage.tables import parquet_bytes, read_table
+from reposer.storage.tables import parquet_bytes, parquet_source, read_table
 from reposer.structures import FeatureSet
 
 Progress = Callable[[int], None]  # images done
@@ -277,7 +277,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        names = set(pq.read_schema(path).names)
+        names = set(pq.read_schema(parquet_source(path)).names)
         _require(names, path)
         name_unread(path, names, COLUMNS)
         table = read_table(path, columns=[name for name in COLUMNS if name in names])

@@ -6,6 +6,7 @@ reader goes by. So the headers are counted: a struct each, in Thrift's compact p
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -51,10 +52,26 @@ def read_table(source: str | Path | bytes, columns: Sequence[str] | None = None)
         opened: str | pa.BufferReader = pa.BufferReader(source)
     else:
         require_regular(Path(source))
-        opened = str(source)
+        opened = parquet_source(source)
     with pq.ParquetFile(opened) as file:
         check_decoded(file, opened)
         return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def parquet_source(path: str | Path) -> str | pa.BufferReader:
+    """What Arrow opens a file by: its path, or its bytes where the path is no UTF-8, which Arrow refuses."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        with pa.OSFile(os.fsencode(text)) as file:
+            return pa.BufferReader(file.read_buffer())
+    return text
+
+
+def parquet_sink(path: Path) -> pa.OSFile:
+    """A new file, of any name, for Arrow to write to; the caller closes it."""
+    return pa.OSFile(os.fsencode(path), "wb")
 
 
 def check_decoded(file: pq.ParquetFile, source: str | pa.BufferReader, most: int = MAX_DECODED_BYTES) -> None:

@@ -94,7 +94,7 @@ def import_weights(
         generator=found.generator,
         generator_args=found.args,
         size=size or found.size,
-        trained_on=f"weights of {origin.project}, file {path.name}",
+        trained_on=f"weights of {origin.project}, file {printable(path.name)}",
     )
     net = build_with_weights(
         lambda: build_generator(found.generator, **found.args), ours, printable(path), "generator", network

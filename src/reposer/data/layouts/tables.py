@@ -39,7 +39,7 @@ from reposer.storage.paths import (
     require_regular,
     unlinked,
 )
-from reposer.storage.tables import check_decoded, read_table
+from reposer.storage.tables import check_decoded, parquet_source, read_table
 
 # Other words for a split; "test" is the gallery beside "query", otherwise nobody knows what it is.
 _SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "probe": "query"}
@@ -345,10 +345,11 @@ def _damaged(name: str, shard: str, reason: str, row: int = 0) -> UserError:
 def _packed_rows(place: Path) -> Iterator[Iterator[list[dict[str, Any]]]]:
     """The rows of each file of a packed set, whose names were looked at."""
     require_regular(place, place.parent)
-    with foreign_values(place), pq.ParquetFile(place) as file:
+    source = parquet_source(place)
+    with foreign_values(place), pq.ParquetFile(source) as file:
         if not file.schema_arrow.equals(PACKED_ROWS):
             raise UserError(f"{printable(place)}: is no list of a packed set", "export the set again")
-        check_decoded(file, str(place))
+        check_decoded(file, source)
 
         def parts() -> Iterator[list[dict[str, Any]]]:
             for group in range(file.num_row_groups):

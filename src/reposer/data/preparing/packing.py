@@ -39,6 +39,7 @@ from reposer.storage.files import (
     sha256_file,
 )
 from reposer.storage.paths import RefusedFileError, contained, made_folder
+from reposer.storage.tables import parquet_sink
 from reposer.structures import MISSING_LABEL, NUM_JOINTS, PersonRecord
 
 # ---- Brings pictures of any size to one size: squeeze, pad or crop; maps, masks and keypoints go along.
@@ -265,7 +266,8 @@ def pack(
         schema = _ROWS_SCHEMA
         if any(row["clothes"] >= 0 for row in rows):
             schema = schema.append(pa.field("clothes", pa.int64()))
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / ROWS)
+        with parquet_sink(folder / ROWS) as sink:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
         _write_header(folder, how, report)
     return report
 
