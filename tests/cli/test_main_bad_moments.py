@@ -160,6 +160,14 @@ def test_a_setting_that_no_config_can_hold_is_one_line(words, unreadable, prepar
     assert "pydantic" not in answer[2]
 
 
+@pytest.mark.parametrize("name", ["run", "r\udcffn"])
+def test_a_run_where_tensorboard_cannot_write_is_refused_before_it_is_begun(name, unreadable, prepared, run):
+    out = unreadable / name
+    answer = run("train", "predictor_demo", "--data", prepared, "--out", out, "--max-minutes", 0)
+    refused(answer, "n\\xffme", "TensorBoard", "choose another --out")
+    assert not out.exists()
+
+
 def test_a_fault_in_a_setting_of_ours_stays_a_fault_of_ours(run, monkeypatch, tmp_path):
     """What pydantic itself refuses was not said by anybody on the command line."""
 

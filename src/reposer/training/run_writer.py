@@ -114,9 +114,9 @@ class RunWriter:
         trackers: keys of TRACKERS, which are sent every figure, and no picture.
 
     Raises:
-        UserError: an unknown tracker, or one that is not installed; the folder holds a run of another
-            configuration, foreign files, only damaged checkpoints or those of another run; or an input is not
-            the one that the run was started with.
+        UserError: an unknown tracker, or one that is not installed; the folder's name is no UTF-8, or it
+            holds a run of another configuration, foreign files, only damaged checkpoints or those of another
+            run; or an input is not the one that the run was started with.
     """
 
     def __init__(self, task: Written, folder: Path, runtime: Runtime, trackers: Sequence[str] = ()) -> None:
@@ -131,6 +131,9 @@ class RunWriter:
             find("tracker", name, TRACKERS)
             if find_spec(name) is None:
                 raise UserError(f"--tracker {name}: is not installed here", f"pip install {name}")
+        if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
+            problem = f"{printable(folder)}: TensorBoard writes into no folder whose name is no UTF-8"
+            raise UserError(problem, "choose another --out")
         if runtime.is_main:
             self._run = self._opened()
         runtime.accelerator.wait_for_everyone()
