@@ -149,6 +149,54 @@ def test_predicted_maps_say_of_how_many_sources_they_are(prepared, san, tmp_path
         assert [name for name in report.rows if "predicted" in name] == [row]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg"])
+def test_several_pictures_are_not_written_into_a_folder_called_as_one(run, prepared, san, tmp_path, suffix):
+    people = PackedPeople.open(prepared / "packed")
+    (tmp_path / "pairs.csv").write_text(f"from,to\n{people.names[0]},{people.names[4]}\n")
+    photos = tmp_path / "photos"
+    (photos / "parsing").mkdir(parents=True)
+    (photos / "who.png").write_bytes(encode_png(people.images[0]))
+    write_parsing(photos / "parsing" / "who.png", people.parsing[0])
+    out, named = tmp_path / f"x{suffix}", ("--data", prepared)
+    jobs: list[tuple[object, ...]] = [
+        ("transport", *named, "--source", people.names[0], "--target", "canonical:front,left"),
+        ("transport", "--source", photos / "who.png", "--target", "canonical:all"),
+        ("transport", "--source", photos, "--donor", photos / "who.png"),
+        (san, *named, "--pairs", tmp_path / "pairs.csv"),
+    ]
+    info = GeneratorConfig(generator="parsing_predictor", generator_args={"width": 4}, size=SIZE)
+    maps = MapPredictor(build_predictor("parsing_predictor", width=4), info)
+    maps.save_pretrained(tmp_path / "maps")
+    for job in jobs:
+        given = ("--predictor", tmp_path / "maps") if "--target" in job else ()
+        code, _, err = run("generate", *job, *given, "--out", out)
+        assert (code, err.count("\n")) == (1, 1), (job, err)
+        assert f"{out}: is the name of one picture, and several are made: name a folder" in err
+        assert not out.exists()
+    out.mkdir()
+    code, _, err = run("generate", *jobs[-1], "--out", out)  # somebody has a folder of that name
+    assert (code, (out / "job.json").is_file()) == (0, True), err
+
+
+@pytest.mark.parametrize("target", ["canonical:front", "pose.json"])
+def test_a_prepared_folder_of_which_no_image_is_named_is_refused(run, prepared, tmp_path, target):
+    people = PackedPeople.open(prepared / "packed")
+    (tmp_path / "who.png").write_bytes(encode_png(people.images[0]))
+    line = ("generate", "transport", "--source", tmp_path / "who.png", "--target", target)
+    code, _, err = run(*line, "--data", prepared, "--out", tmp_path / "out.png")
+    assert (code, "has no image" in err, "leave out --data" in err) == (1, True, True), err
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("metrics", ["", "ssim", "l1,psnr"])
+def test_weights_that_no_metric_reads_are_refused(run, prepared, san, tmp_path, metrics):
+    given = ("--metrics", metrics) if metrics else ()
+    line = ("evaluate", san, "--data", prepared, "--weights", tmp_path, *given)
+    code, _, err = run(*line, "--out", tmp_path / "out")
+    assert (code, "--weights: no metric reads weights: add one to --metrics" in err) == (1, True), err
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_picture_of_names_in_a_prepared_folder(run, prepared, san, tmp_path):
     """The same as the pair list makes of them; a file may stand for either."""
     people = PackedPeople.open(prepared / "packed")

@@ -40,6 +40,7 @@ def test_help_names_every_verb_and_loads_no_torch():
 
 OF_PAIRS = ["generate", "shipped", "--data", "d", "--pairs", "p.csv", "--out", "x"]
 ONE = ["generate", "shipped", "--source", "a"]
+OF_SETS = ["augment", "shipped", "--data", "d", "--out", "x"]
 OF_MAPS = ["evaluate", "shipped-predictor", "--data", "d", "--out", "x"]
 
 
@@ -113,6 +114,43 @@ OF_MAPS = ["evaluate", "shipped-predictor", "--data", "d", "--out", "x"]
             )
         ),
         (["evaluate", "shipped", "--data", "d", "--out", "x", "--sources", ""], "--sources '': is no number"),
+        (
+            ["evaluate", "shipped", "--data", "d", "--out", "x", "--accept-license"],
+            "no --keypoint-detector: has no use for --accept-license: leave it out",
+        ),
+        *(
+            (
+                [*OF_SETS, *given, "--accept-license"],
+                "no --parser: has no use for --accept-license: leave it out",
+            )
+            for given in ([], ["--filter", "sharpness"], ["--filter", "identity", "--reid", "r"])
+        ),
+        *(
+            ([*OF_SETS, "--budget-seed", "5", *given], "has no use for --budget-seed: leave it out")
+            for given in ([], ["--budget", "1"])
+        ),
+        *(
+            (
+                [*OF_SETS, "--filter", chosen, "--filter", f"{name}_quantile={share}"],
+                f"--filter {name}_quantile: the filter {name} is not chosen: add --filter {name}",
+            )
+            for chosen, name, share in (
+                ("sharpness", "pose", 0.3),
+                ("sharpness", "pose", 0.05),
+                ("sharpness", "identity", 0.9),
+                ("sharpness", "margin", 0.2),
+                ("identity", "sharpness", 0.2),
+            )
+        ),
+        *(
+            (["study", name, "--data", "d", "--out", "x", "--accept-license"], "no use for --accept-license")
+            for name in ("ablations", "paper_table")
+        ),
+        (
+            ["study", "augmentation", "--data", "d", "--out", "x", "--accept-license"],
+            "--accept-license: no parser is named: add --parser, or leave it out",
+        ),
+        (["study", "No.JSON", "--data", "d", "--out", "x"], "No.JSON: cannot be read"),
         (["study", "augmentation", "--data", "d", "--out", "x", "--arms", ","], "--arms ',': names nothing"),
         (["reid", "score", "f.npz", "--methods", ","], "--methods ',': names nothing"),
         (["report", "/nowhere"], "no such folder"),

@@ -53,6 +53,16 @@ def test_every_layout_has_one_page_of_help(done, command: str):
         (["folder", "ROOT", "--labels", "/nowhere.csv"], "no such file"),
         (["table", "ROOT", "--table", "/nowhere.csv"], "no such file"),
         (["cuhk03", "ROOT", "--protocol", "newest"], "use detected or labeled, new or classic"),
+        (["cuhk03", "ROOT", "--split", "3"], "cuhk03 --protocol new: has no use for --split: leave"),
+        (["cuhk03", "ROOT", "--protocol", "folders", "--split", "3"], "has no use for --split"),
+        (["cuhk03", "ROOT", "--protocol", "folders", "--boxes", "labeled"], "has no use for --boxes"),
+        *(
+            (
+                ["folder", "ROOT", "--mask-source", "parsing", *given],
+                f"has no use for {given[0]}: leave it out",
+            )
+            for given in (["--mask", "mask"], ["--soft-masks"], ["--inverted-masks"])
+        ),
         (["cuhk03", "ROOT"], "cuhk03_new_protocol_config_detected.mat: no such file"),
         (["msmt17", "ROOT"], "holds no folder train or mask_train_v2"),
         (["dukemtmc", "ROOT"], "holds none of bounding_box_train"),

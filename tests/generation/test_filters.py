@@ -226,6 +226,14 @@ def test_filters_are_chosen_by_text():
     }.items():
         with pytest.raises(UserError, match=words):
             filter_options([text])
+    for name in ("identity", "pose", "margin"):
+        with pytest.raises(
+            UserError, match=f"the filter {name} is not chosen: add --filter {name}, or leave"
+        ):
+            filter_options(["sharpness", f" {name}_quantile =0.3"])
+        off = "null" if name == "pose" else "false"
+        with pytest.raises(UserError, match=f"the filter {name} is not chosen"):
+            filter_options(["sharpness", f"{name}_quantile=0.3", f"{name}={off}"])
 
 
 def test_refusals(packed, run, tmp_path):

@@ -125,6 +125,10 @@ def test_key_points_of_files_names_and_images(tmp_path, people, people_folder):
     triples = [v for x, y in [(10, 20)] * 17 for v in (x, y, 1)] + [0, 0, 0]
     path.write_text(json.dumps({"people": [{"pose_keypoints_2d": triples}]}))
     (theirs,) = read_targets(str(path))
+    for name in ("Up.JSON", "Up.Json"):
+        (tmp_path / name).write_text(path.read_text())
+        (other,) = read_targets(str(tmp_path / name))
+        np.testing.assert_array_equal(other.keypoints, theirs.keypoints)
     np.testing.assert_allclose(theirs.for_source(somebody()).keypoints[0], (10, 20))
     image = sorted(people_folder.glob("*.png"))[0]
     with pytest.raises(UserError, match=r"has no keypoints: put a row"):
@@ -171,6 +175,7 @@ def test_a_damaged_row_of_the_image_is_told_and_that_of_another_is_not(tmp_path,
         ("canonical:", "names no orientation"),
         ("nowhere.png", "neither a file nor an image"),
         ("missing.json", "missing.json"),
+        ("missing.JSON", "^missing.JSON"),
     ],
 )
 def test_unknown_targets_are_named(text, message):

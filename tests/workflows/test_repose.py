@@ -206,9 +206,9 @@ def test_poses_by_name_file_and_photo(run, tmp_path):
             None if np.isnan(x) else [float(x), float(y)] for x, y in canonical_pose("back") * 80 + 150
         ]
     }
-    (tmp_path / "my.json").write_text(json.dumps(pose | {"width": 300, "height": 300}))
+    (tmp_path / "my.JSON").write_text(json.dumps(pose | {"width": 300, "height": 300}))
     other = save(tmp_path / "other.png", photo_of((50, 10, 165)))
-    made = reposer.repose(photo, pose=["left", str(tmp_path / "my.json"), str(other)])
+    made = reposer.repose(photo, pose=["left", str(tmp_path / "my.JSON"), str(other)])
     assert [one.pose for one in made] == ["left", "my", "other"]
     assert any("back of head" in remark for remark in made[1].remarks)
     for text, told in (

@@ -177,9 +177,10 @@ def _study_of(
     """What runs a study of that name; options that it has no use for are refused."""
     given = [f"--{word}" for word in ("generator", "predictor", "parser") if words[word]]
     given += ["--arm"] * bool(variants) + ["--runs"] * bool(runs)
+    given += ["--accept-license"] * words["accept_license"]
     useless = {
-        "ablations": {"--arm", "--predictor", "--parser", "--runs"},
-        "paper_table": {"--generator", "--predictor", "--parser"},
+        "ablations": {"--arm", "--predictor", "--parser", "--accept-license", "--runs"},
+        "paper_table": {"--generator", "--predictor", "--parser", "--accept-license"},
     }
     refuse_useless(f"study {name}", {word: word in useless.get(name, {"--runs"}) for word in given})
     if name == "ablations":

@@ -156,6 +156,7 @@ def evaluate(
         refuse_useless("evaluate of a predictor of label maps", images | {"--accept-license": accept_license})
         _evaluate_maps(model, data, out, pairs, limit)
         return
+    refuse_useless("no --keypoint-detector", {"--accept-license": accept_license and not keypoint_detector})
     check_data(PackedPeople.open(data / PACKED), model, predictor)
     if reid:
         claim_identity(out)
@@ -400,6 +401,7 @@ def augment(
     from reposer.workflows.generate import augment_prepared
 
     chosen, needed = filters
+    refuse_useless("augment by all images of a person", {"--budget-seed": budget_seed and budget == 1})
     claim_out("augment", out, model, data, images, predictor, needed["reid_run"], needed["parser"])
     options = AugmentOptions(
         factor=factor,

@@ -185,6 +185,7 @@ def filtering(
         raise UserError(
             "two options name one thing", "give --parser or --filter-pose, --reid or --filter-identity"
         )
+    refuse_useless("no --parser", {"--accept-license": accept_license and not (filter_pose or parser)})
     return chosen, {
         "reid_run": filter_identity or reid,
         "parser": filter_pose or parser,

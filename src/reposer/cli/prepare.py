@@ -9,7 +9,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reposer.cli.options import LARGEST, claim_out, command_with, parameters_of, parse_size
+from reposer.cli.options import (
+    LARGEST,
+    claim_out,
+    command_with,
+    parameters_of,
+    parse_size,
+    refuse_useless,
+)
 
 
 class _Layouts(TyperGroup):
@@ -146,6 +153,10 @@ def _prepare(layout: str, options: dict[str, Any], shared: dict[str, Any]) -> No
     from reposer.progress import Stages
 
     shared["size"] = parse_size(shared["size"])
+    if shared["mask_source"] == "parsing":
+        files = {"--mask": shared["mask"], "--soft-masks": shared["soft_masks"]}
+        files["--inverted-masks"] = shared["inverted_masks"]
+        refuse_useless("prepare with --mask-source parsing", files)
     if shared.pop("dry_run"):
         shared.pop("out")
         print(look_at_people(layout, options=options, **shared).summary())
@@ -200,7 +211,9 @@ def _cuhk03(
     new: cuhk03_new_protocol_config_{detected,labeled}.mat. classic: splits_classic_{detected,labeled}.json.
     folders: bounding_box_train/, query/, bounding_box_test/ with 0003_c1_21.png; no list is needed.
     """
+    refuse_useless(f"prepare cuhk03 --protocol {protocol}", {"--split": split and protocol != "classic"})
     if protocol == "folders":
+        refuse_useless("prepare cuhk03 --protocol folders", {"--boxes": boxes != "detected"})
         return "cuhk03_np", {}
     return "cuhk03", {"protocol": protocol, "kind": boxes, "split": split}
 

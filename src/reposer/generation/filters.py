@@ -124,13 +124,20 @@ def filter_options(texts: Sequence[str]) -> FilterOptions | None:
     """The options of ``--filter NAME`` and ``--filter KEY=VALUE``; None where nothing is asked.
 
     Raises:
-        UserError: an unknown filter or key (names the nearest), or a value that does not fit.
+        UserError: an unknown filter or key (names the nearest), a value that does not fit, or a quantile of a
+            filter that does not judge.
     """
     if not texts:
         return None
     bare = {name: f"{name}={str(kind.choices[0]).lower()}" for name, kind in FILTERS.items()}
     pairs = [text if "=" in text else bare.get(text, f"{text}=true") for text in texts]
-    return apply_overrides(FilterOptions.model_construct(), pairs, "--filter")
+    options = apply_overrides(FilterOptions.model_construct(), pairs, "--filter")
+    given = {text.partition("=")[0].strip() for text in pairs}
+    for name in FILTERS:
+        if _quantile_key(name) in given and name not in options.asked:
+            problem = f"--filter {_quantile_key(name)}: the filter {name} is not chosen"
+            raise UserError(problem, f"add --filter {name}, or leave it out")
+    return options
 
 
 def _quantile_key(name: str) -> str:

@@ -165,7 +165,7 @@ def read_targets(text: str, people: PackedPeople | None = None) -> list[PoseTarg
         return [PoseTarget(f"canonical-{name}", canonical_pose(name), "torso") for name in names]
     if people is not None and text in people.name_index():
         target = PoseTarget(text, people.keypoints[people.index(text)], people.size)
-    elif text.endswith(".json"):
+    elif text.lower().endswith(".json"):
         pose, own = read_pose_json(text)
         target = PoseTarget(Path(text).name, pose, own or "source")
     elif Path(text).is_file():

@@ -175,7 +175,7 @@ def find_study(name: str) -> StudyConfig:
     Raises:
         UserError: there is none; names the nearest, or what is wrong with the file.
     """
-    if not name.endswith(".json"):
+    if not name.lower().endswith(".json"):
         return find("study", name, STUDIES, "paper_table", "ablations")()
     plan = {"data": "."} | read_json(name, named=True)
     if isinstance(plan.get("arms"), list):
@@ -270,7 +270,7 @@ def configure(
     Raises:
         UserError: an unknown study, arm or setting; a variant that says nothing new; more trainings than a
             study may have; an arm that needs a predictor or a parser where none is named, or one is named
-            that no arm needs.
+            that no arm needs; terms that are accepted of none.
     """
     named = {
         "generator": generator,
@@ -293,6 +293,8 @@ def configure(
         reasons = (problem["msg"].removeprefix("Value error, ") for problem in error.errors())
         raise UserError(f"study {printable(name)}: {'; '.join(reasons)}") from error
     _check_helpers(study)
+    if accept_license and not study.parser:
+        raise UserError("--accept-license: no parser is named", "add --parser, or leave it out")
     return study
 
 

@@ -78,12 +78,17 @@ def evaluate_model(
 
     Raises:
         UserError: no pairs, unknown names, another image size, or an unknown metric; pckh without a detector,
-            or a detector that no metric reads; no background, an unknown one, or no number of sources.
+            or a detector or weights that no metric reads; no background, an unknown one, or no number of
+            sources.
     """
     if not backgrounds or not sources:
         raise UserError("evaluate: no background or no number of sources: nothing to measure", "give one")
     backgrounds = [check_background(name) for name in backgrounds]
     _check_detector(metrics, detector)
+    if weights and not any(getattr(find_metric(name), "weights", ()) for name in metrics):
+        raise UserError(
+            "--weights: no metric reads weights", "add one to --metrics, as lpips, or leave it out"
+        )
     claim_quality(out, PICTURE)
     people = PackedPeople.open(prepared / PACKED)
     model = model.at_size(people.size)

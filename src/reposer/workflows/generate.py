@@ -17,7 +17,7 @@ from reposer.generation.batch import GenerateOptions, WriteReport, generate
 from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
 from reposer.generation.pictures import Person, load_person, no_map, output_names, write_picture
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
-from reposer.generation.targets import KEYPOINTS, keypoints_beside, read_targets
+from reposer.generation.targets import CANONICAL, KEYPOINTS, keypoints_beside, read_targets
 from reposer.jobs.workers import Step, refuse_groups
 from reposer.models.parsing_networks import ParsingPredictor
 from reposer.progress import Meter, progress
@@ -29,6 +29,7 @@ from reposer.workflows.reid_features import check_data
 # ---- The ways to ask for pictures: a pair list, or a folder or an image with a donor or with poses.
 
 ImageAndMap = tuple[Path, Path | None]
+_PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def generate_pair_list(
@@ -117,10 +118,13 @@ def generate_poses(
             at the size of a named source.
 
     Raises:
-        UserError: the source has no label map, or is of another size than the model.
+        UserError: the source has no label map, or is of another size than the model; ``out`` is the name of
+            one picture, and several are made; or ``data`` has neither of the names.
     """
-    people = PackedPeople.open(data / PACKED) if data else None
+    people = _people_of(data, source[0], *([] if target.startswith(CANONICAL) else [Path(target)]))
     targets = read_targets(target, people)
+    if len(targets) > 1:
+        _refuse_picture(out)
     if source[0].is_dir():
         return _generate(model, FolderPairs(source[0], targets, size=model.size), out, options)
     model = _at_size(model, people, source)
@@ -129,7 +133,7 @@ def generate_poses(
     read = (*model.needs(), *(ParsingPredictor.needs if model.predictor else ()))
     if "source_keypoints" in read and np.isnan(who.keypoints).all():
         lines.append(f"{who.name}: has no keypoints; its own pose is unknown to the networks")
-    single = len(targets) == 1 and out.suffix.lower() in (".png", ".jpg", ".jpeg")
+    single = len(targets) == 1 and out.suffix.lower() in _PICTURES
     files = output_names([(who.name, one.name) for one in targets], options.file_format)
     for one, file in zip(targets, files, strict=True):
         picture = model.transfer(who, one.for_source(who), options.background, original_size=True)
@@ -194,7 +198,16 @@ def _packed_person(people: PackedPeople, name: str) -> Person:
     )
 
 
+def _refuse_picture(out: Path) -> None:
+    """The name of one picture for a folder of several; one that is there already is a folder of that name."""
+    if out.suffix.lower() in _PICTURES and not out.is_dir():
+        raise UserError(
+            f"{printable(out)}: is the name of one picture, and several are made", "name a folder"
+        )
+
+
 def _generate(model: PoseTransfer, pairs: PairSource, out: Path, options: GenerateOptions) -> WriteReport:
+    _refuse_picture(out)
     with progress(len(pairs.names), unit="pictures") as meter:
         return generate(model, pairs, out, options, on_progress=lambda done, _: meter.update(done))
 
