@@ -216,6 +216,10 @@ def test_who_tells_the_sides_can_be_chosen(exported, described, tmp_path):
         open_parser(described(file, "typo", size=[33, 33], labels="lip20", sides="joints"))
     with pytest.raises(UserError, match="--sides keypoints: needs a parser and keypoints"):
         AnnotatorChoice(str(own), "parsing", "none", sides="keypoints").open()
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    with pytest.raises(UserError, match="--sides model: needs a parser: give one, or leave it away"):
+        AnnotatorChoice("none", str(masks), "none", sides="model").open()
     with pytest.raises(UserError, match="--sides left: unknown"):
         chosen_sides("left")
 

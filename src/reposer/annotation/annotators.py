@@ -105,6 +105,8 @@ class AnnotatorChoice:
                 raise UserError(problem, "use --keypoints auto")
         if self.sides == "keypoints" and (chosen.parser is None or chosen.keypoints is None):
             raise UserError("--sides keypoints: needs a parser and keypoints", "give both, or leave it away")
+        if self.sides is not None and chosen.parser is None:
+            raise UserError(f"--sides {self.sides}: needs a parser", "give one, or leave it away")
         return chosen
 
     def open_detector(self) -> tuple[nn.Module, AnnotatorInfo]:
