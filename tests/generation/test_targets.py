@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from reposer.runtime import setup
 from reposer.storage import checkpoint
 from reposer.structures import MISSING_LABEL
 from reposer.trained.networks import GeneratorConfig
+from reposer.workflows.generate import _map_of, _mask_of
 
 SIZE = (64, 32)
 TINY = {
@@ -166,6 +168,50 @@ def test_a_damaged_row_of_the_image_is_told_and_that_of_another_is_not(tmp_path,
     assert keypoints_beside(folder / "11.jpg")[0].tolist() == [11, 60]
     for nobody in ("2.jpg", "row 2", "111.jpg"):
         assert keypoints_beside(folder / nobody) is None
+
+
+@pytest.mark.parametrize("parent", ["sub", "0002", "a b"])
+@pytest.mark.parametrize("spelled", ["", "parent", "bare"])
+def test_an_image_in_a_folder_below_has_its_own_annotations(tmp_path, monkeypatch, parent, spelled):
+    """As annotate names them; an image that lies in the folder above has the plain name."""
+    (tmp_path / parent).mkdir()
+    made = {"x.jpg": 3, f"{parent}/x.jpg": 5, f"{parent}/alone.jpg": 7, f"{parent}/flat.jpg": 9}
+    for kind in ("parsing", "mask"):
+        (tmp_path / kind / parent).mkdir(parents=True)
+        for name in ("x.jpg", f"{parent}/x.jpg", f"{parent}/alone.jpg"):
+            (tmp_path / kind / name).with_suffix(".png").write_bytes(b"")
+        (tmp_path / kind / "flat.png").write_bytes(b"")
+    for name in made:
+        (tmp_path / name).write_bytes(b"")
+    rows = {name: np.full((18, 2), number, np.float32) for name, number in made.items()}
+    rows["flat.jpg"] = rows.pop(f"{parent}/flat.jpg")
+    write_keypoints_csv(tmp_path / "keypoints.csv", rows)
+    base = tmp_path
+    if spelled:  # from inside the folder
+        monkeypatch.chdir(tmp_path / parent)
+        base = Path("..")
+    place = Path("") if spelled == "bare" else base / parent
+    assert keypoints_beside(base / "x.jpg")[0].tolist() == [3, 3]
+    for name, number, own in (("x", 5, f"{parent}/x"), ("alone", 7, f"{parent}/alone"), ("flat", 9, "flat")):
+        assert keypoints_beside(place / f"{name}.jpg")[0].tolist() == [number, number]
+        for kind, path in (
+            ("parsing", _map_of(place / f"{name}.jpg", None)),
+            ("mask", _mask_of(place / f"{name}.jpg")),
+        ):
+            assert path.resolve() == (tmp_path / kind / f"{own}.png").resolve()
+    (tmp_path / parent / "y.jpg").write_bytes(b"")
+    (tmp_path / "parsing" / "y.png").write_bytes(b"")
+    rows["y.jpg"] = rows["flat.jpg"]
+    write_keypoints_csv(tmp_path / "keypoints.csv", rows)
+    assert _map_of(place / "y.jpg", None).name == "y.png"
+    (tmp_path / "y.PNG").write_bytes(b"")  # now these are its annotations
+    assert _map_of(place / "y.jpg", None) is None
+    assert keypoints_beside(place / "y.jpg") is None
+
+
+def test_annotations_of_an_image_that_is_nowhere_are_none():
+    assert keypoints_beside(Path("/nosuch/folder/x.jpg")) is None
+    assert _map_of(Path("/x.jpg"), None) is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from reposer.data.keypoints import Pose, scale_keypoints
 from reposer.data.label_files import read_mask
+from reposer.data.layouts.labeled_files import IMAGE_SUFFIXES
 from reposer.data.parsing import LIP_LABELS, read_parsing
 from reposer.errors import UserError, known
 from reposer.images import encode_jpeg, encode_png, read_picture
@@ -103,6 +105,28 @@ def no_map(name: str, advice: str) -> UserError:
     """What is said of a person without a label map."""
     problem = "has no parsing map; a person is re-posed by the maps of source and donor"
     return UserError(f"{printable(name)}: {problem}", advice)
+
+
+def beside(image: Path) -> Iterator[tuple[Path, str]]:
+    """Where annotations of an image may lie: folders, and what they call the image; the first counts.
+
+    Its own folder; the one above, as ``annotate`` names what lies deeper (``sub/a.jpg``); that one again, as
+    data sets do (``a.jpg``), unless an image there has this name, whose annotations these are.
+    """
+    yield image.parent, image.name
+    own = image.parent
+    if own.name in ("", ".."):  # "." and "..": what the folder is called
+        own = own.resolve()
+    above = own.parent
+    if above == own:
+        return
+    yield above, f"{own.name}/{image.name}"
+    names: list[str] = []
+    with suppress(OSError):  # it may not be listed
+        names = os.listdir(above)
+    parts = (os.path.splitext(name) for name in names)
+    if not any(stem == image.stem and suffix.lower() in IMAGE_SUFFIXES for stem, suffix in parts):
+        yield above, image.name
 
 
 def people_batch(sources: Sequence[Person | Sequence[Person]], donors: Sequence[Person]) -> PairBatch:

@@ -19,8 +19,9 @@ from reposer.data.keypoint_imports import read_pose_json
 from reposer.data.keypoints import JOINTS, NECK, Pose, middle_hip, read_keypoints_csv, scale_keypoints
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.packed import PackedPeople
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError, find
-from reposer.generation.pictures import Person
+from reposer.generation.pictures import Person, beside
 from reposer.images import read_picture
 from reposer.storage.files import sha256_bytes
 from reposer.storage.paths import printable
@@ -180,17 +181,20 @@ def read_targets(text: str, people: PackedPeople | None = None) -> list[PoseTarg
 
 
 def keypoints_beside(image: Path) -> Pose | None:
-    """The image's row of keypoints.csv in its folder or the one above, in the image's pixels; None without.
+    """The image's row of the keypoints.csv beside it, in the image's pixels; None without.
 
     Raises:
         UserError: its row, or the file, is damaged.
     """
-    for folder in (image.parent, image.parent.parent):
+    read: dict[Path, tuple[dict[str, Pose], list[AnnotationProblem]]] = {}
+    for folder, name in beside(image):
         if (folder / KEYPOINTS).is_file():
-            poses, problems = read_keypoints_csv(folder / KEYPOINTS)
-            if image.name in poses:
-                return poses[image.name]
-            bad = next((problem for problem in problems if problem.name == image.name), None)
+            if folder not in read:
+                read[folder] = read_keypoints_csv(folder / KEYPOINTS)
+            poses, problems = read[folder]
+            if name in poses:
+                return poses[name]
+            bad = next((problem for problem in problems if problem.name == name), None)
             if bad is not None:
                 raise UserError(printable(str(bad)), "correct the row")
     return None

@@ -15,7 +15,7 @@ from reposer.errors import UserError
 from reposer.generation.augmentation import AugmentOptions, augment
 from reposer.generation.batch import GenerateOptions, WriteReport, generate
 from reposer.generation.pair_sources import FolderPairs, PackedPairs, PairSource
-from reposer.generation.pictures import Person, load_person, no_map, output_names, write_picture
+from reposer.generation.pictures import Person, beside, load_person, no_map, output_names, write_picture
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.targets import CANONICAL, KEYPOINTS, keypoints_beside, read_targets
 from reposer.jobs.workers import Step, refuse_groups
@@ -222,8 +222,8 @@ def _mask_of(image: Path) -> Path | None:
 
 
 def _beside(image: Path, kind: str) -> Path | None:
-    """FOLDER/kind/<stem>.png or FOLDER/../kind/<stem>.png, where the first that exists counts."""
-    places = (folder / kind / f"{image.stem}.png" for folder in (image.parent, image.parent.parent))
+    """FOLDER/kind/<stem>.png of the first of the places beside the image that has it."""
+    places = ((folder / kind / name).with_name(f"{image.stem}.png") for folder, name in beside(image))
     return next((place for place in places if place.is_file()), None)
 
 
