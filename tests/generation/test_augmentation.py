@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -279,6 +280,59 @@ def test_real_images_are_links_copies_or_left_out(prepared, whole, tmp_path):
     runner.augmented(runner.stub_model(), prepared, tmp_path / "none", AugmentOptions(real="none"))
     assert not (tmp_path / "none" / "real").exists()
     assert set_faults(out) == set_faults(tmp_path / "none") == []
+
+
+def without_links(monkeypatch, number, allowed=0):
+    """A disk that makes so many hard links, and then none."""
+    made, link = [], os.link
+
+    def refuses(source, target, **how):
+        if len(made) >= allowed:
+            raise OSError(number, os.strerror(number), str(source), None, str(target))
+        made.append(target)
+        link(source, target, **how)
+
+    monkeypatch.setattr(os, "link", refuses)
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP])
+@pytest.mark.parametrize("layout", ["market", "folders", "list"])
+@pytest.mark.parametrize("allowed", [0, 20])
+def test_an_export_to_a_disk_without_links_holds_copies_and_says_so(
+    whole, tmp_path, monkeypatch, layout, number, allowed
+):
+    export_set(whole, tmp_path / "links", layout)
+    without_links(monkeypatch, number, allowed)
+    told = export_set(whole, tmp_path / "out", layout)
+    first, second = told.splitlines()
+    assert "15 real and 30 generated images" in first
+    kind = "images" if allowed else "real"
+    why = f"no hard links from {whole / kind} ({os.strerror(number)})"
+    assert second == f"{tmp_path / 'out'}: holds copies: {why}"
+    assert tree(tmp_path / "out") == tree(tmp_path / "links")
+    links = sum(path.stat().st_nlink > 1 for path in (tmp_path / "out").rglob("*.*"))
+    assert links == allowed
+    assert "copies" not in export_set(whole, tmp_path / "asked", layout, copy=True)
+
+
+def test_an_export_that_the_disk_refuses_for_another_reason_is_refused(whole, tmp_path, monkeypatch):
+    without_links(monkeypatch, errno.ENOSPC)
+    with pytest.raises(UserError, match="No space left"):
+        export_set(whole, tmp_path / "out", "list")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM])
+def test_real_images_on_a_disk_without_links_are_copies_and_it_is_said(
+    prepared, whole, tmp_path, monkeypatch, number
+):
+    without_links(monkeypatch, number)
+    report = runner.augmented(runner.stub_model(), prepared, tmp_path / "set", AugmentOptions())
+    raw = prepared.parent / "raw" / "bounding_box_train"
+    assert f"real/ holds copies: no hard links from {raw} ({os.strerror(number)})" in str(report)
+    assert set_faults(tmp_path / "set") == []
+    for place in (tmp_path / "set" / "real").iterdir():
+        assert place.read_bytes() == (raw / place.name).read_bytes()
 
 
 def test_copies_of_real_images_bear_no_metadata(tmp_path):

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from reposer.storage.paths import (
     contained,
     made_folder,
     no_folder,
+    printable,
     read_regular,
     require_regular,
     unlinked,
@@ -228,7 +229,7 @@ class RealImages:
         """
         if is_sealed(out / REAL_ROWS) and not real_faults(out, how):
             return []
-        put: Callable[[Path, Path], str] = _copy if how == "copy" else _link
+        links = how != "copy"
         rows = list(self.rows)
         notes: list[str] = []
         if how != "none":
@@ -241,7 +242,7 @@ class RealImages:
                 if sha256_file(source) != row["sha256"]:
                     raise UserError(f"{source}: changed since it was prepared", "prepare the data set again")
                 target = unlinked(out, f"{REAL}/{row['file']}")
-                put, digest = _place(source, target, row["sha256"], put, notes)
+                links, digest = _place(source, target, row["sha256"], links, notes)
                 rows[number] = {**row, "sha256": digest}  # a copy has no metadata
             sync_folder(out / REAL)
         columns: Columns = REAL_COLUMNS
@@ -273,25 +274,31 @@ def _require_root(prepared: Path, root: Path | None, how: str) -> None:
         raise no_folder(root, "give the data set with --images")
 
 
-def _place(
-    source: Path, target: Path, digest: str, put: Callable[[Path, Path], str], notes: list[str]
-) -> tuple[Callable[[Path, Path], str], str]:
-    """One image; returns how to put the next one (copies, where the disk refuses links), and its hash."""
-    if put is _link:
+def _place(source: Path, target: Path, digest: str, links: bool, notes: list[str]) -> tuple[bool, str]:
+    """One image; returns whether the next one is a link (copies, where the disk refuses), and its hash."""
+    if links:
         if target.is_file() and sha256_file(target) == digest:
-            return put, digest
+            return True, digest
         target.unlink(missing_ok=True)
-    try:
-        return put, put(source, target) or digest
-    except OSError as error:
-        if put is not _link or error.errno not in _NO_LINKS:
-            raise
-        notes.append(f"{REAL}/ holds copies: no hard links from {source.parent} ({error.strerror})")
-        return _copy, _copy(source, target)
+        if not (why := hard_link(source, target)):
+            return True, digest
+        notes.append(f"{REAL}/ holds copies: {why}")
+    return False, _copy(source, target)
 
 
-def _link(source: Path, target: Path) -> str:
-    os.link(os.path.realpath(source), target)
+def hard_link(source: Path, target: Path) -> str:
+    """Make one to what ``source`` is or leads to; returns why the disk has none, "" where it is made.
+
+    Raises:
+        DiskError: the disk refuses for another reason.
+    """
+    with disk_faults(target):
+        try:
+            os.link(os.path.realpath(source), target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return f"no hard links from {printable(source.parent)} ({error.strerror})"
     return ""
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import tarfile
 import zlib
@@ -39,7 +38,7 @@ from reposer.data.layouts.market1501 import collisions, parse_name, portable_ste
 from reposer.data.layouts.tables import LIST, LISTED, PACKED_MANIFEST, PACKED_ROWS, SHARD
 from reposer.data.records import kept_by_hand
 from reposer.errors import UserError, find
-from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS, REAL_SCHEMA, set_schema
+from reposer.generation.augmented_rows import KIND, REAL, REAL_ROWS, REAL_SCHEMA, hard_link, set_schema
 from reposer.generation.forgetting import FORGETTING
 from reposer.images import MAX_FILE_BYTES, without_metadata
 from reposer.storage.files import Bucket, atomic_folder, is_remote, sha256_bytes, sha256_file, write_new
@@ -85,7 +84,8 @@ def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, c
         folder: a finished augmented set with its real images (``real`` not "none").
         out: new folder, best on the same disk; of a packed layout also a place in a bucket (``s3://``).
         layout: a key of LAYOUTS or PACKED_LAYOUTS.
-        copy: copy files; otherwise hard links, which must not be written into. A packed layout always copies.
+        copy: copy files; otherwise hard links, which must not be written into (copies where the disk has
+            none). A packed layout always copies.
 
     Returns:
         What was written where, to print.
@@ -104,12 +104,22 @@ def export_set(folder: str | Path, out: str | Path, layout: str = "market", *, c
         raise UserError(f"{out}: exists", "choose a new folder")
     images.tell_apart()
     made_folder(out.parent)
+    how = _Placing(copy)
     with atomic_folder(out) as building:
         if layout in PACKED_LAYOUTS:
             counts = PACKED_LAYOUTS[layout](images, building, lambda place: None)
         else:
-            counts = LAYOUTS[layout](images, building, copy)
-    return f"{out}: {counts[False]:,} real and {counts[True]:,} generated images, layout {layout}"
+            counts = LAYOUTS[layout](images, building, how)
+    told = f"{out}: {counts[False]:,} real and {counts[True]:,} generated images, layout {layout}"
+    return f"{told}\n{out}: holds copies: {how.why}" if how.why else told
+
+
+@dataclass(slots=True)
+class _Placing:
+    """How the images of one export get there: by hard links as long as the disk makes them."""
+
+    copy: bool
+    why: str = ""  # why there are copies where links were wanted
 
 
 class _Images:
@@ -209,28 +219,28 @@ def _name(row: dict[str, Any]) -> str:
         raise UserError(f"{printable(row['file'])}: {error}", "augment again") from error
 
 
-def _market(images: _Images, out: Path, copy: bool) -> Counter[bool]:
+def _market(images: _Images, out: Path, how: _Placing) -> Counter[bool]:
     """bounding_box_train/; query/ and bounding_box_test/ are the data set's own."""
     (out / MARKET_FOLDER).mkdir()
     counts = Counter[bool]()
     for image in images:
         _check_market_name(image)
-        _place(out / MARKET_FOLDER, image, copy, counts)
+        _place(out / MARKET_FOLDER, image, how, counts)
     return counts
 
 
-def _folders(images: _Images, out: Path, copy: bool) -> Counter[bool]:
+def _folders(images: _Images, out: Path, how: _Placing) -> Counter[bool]:
     """train/<pid, four digits>/<name>."""
     counts, people = Counter[bool](), set[int]()
     for image in images:
         if image.pid not in people:
             people.add(image.pid)
             made_folder(out, f"train/{image.pid:04d}")
-        _place(out / "train" / f"{image.pid:04d}", image, copy, counts)
+        _place(out / "train" / f"{image.pid:04d}", image, how, counts)
     return counts
 
 
-def _list(images: _Images, out: Path, copy: bool) -> Counter[bool]:
+def _list(images: _Images, out: Path, how: _Placing) -> Counter[bool]:
     """train.csv and images/; labels are the ranks of the real images' pids, from 0."""
     labels = {pid: rank for rank, pid in enumerate(sorted({i.pid for i in images if not i.synthetic}))}
     counts = Counter[bool]()
@@ -239,13 +249,13 @@ def _list(images: _Images, out: Path, copy: bool) -> Counter[bool]:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(LISTED)
         for image in images:
-            _place(out / IMAGES, image, copy, counts)
+            _place(out / IMAGES, image, how, counts)
             row = (f"{IMAGES}/{image.name}", image.pid, image.camid, labels[image.pid], int(image.synthetic))
             writer.writerow(row)
     return counts
 
 
-LAYOUTS: dict[str, Callable[[_Images, Path, bool], Counter[bool]]] = {
+LAYOUTS: dict[str, Callable[[_Images, Path, _Placing], Counter[bool]]] = {
     "market": _market,
     "folders": _folders,
     "list": _list,
@@ -380,12 +390,13 @@ def _content(image: _Image) -> bytes:
     return data if image.synthetic else without_metadata(data, image.name)
 
 
-def _place(folder: Path, image: _Image, copy: bool, counts: Counter[bool]) -> None:
-    if copy:
-        write_new(folder / image.name, _content(image))
-    else:
+def _place(folder: Path, image: _Image, how: _Placing, counts: Counter[bool]) -> None:
+    if not how.copy:
         require_regular(image.path, image.root)
-        os.link(os.path.realpath(image.path), folder / image.name, follow_symlinks=False)
+        how.why = hard_link(image.path, folder / image.name)
+        how.copy = bool(how.why)
+    if how.copy:
+        write_new(folder / image.name, _content(image))
     counts[image.synthetic] += 1
 
 
