@@ -18,7 +18,7 @@ from reposer.annotation.interfaces import PERSON, AnnotatorInfo, Masks, Poses
 from reposer.data.keypoints import JOINTS, middle_hip, scale_keypoints
 from reposer.data.parsing import LIP_LABELS, PALETTE
 from reposer.errors import UserError
-from reposer.generation.pictures import is_marked
+from reposer.generation.pictures import is_marked, load_person
 from reposer.generation.reposing import proportioned
 from reposer.generation.targets import canonical_pose
 from reposer.storage.outputs import write_output
@@ -465,3 +465,52 @@ def test_a_photo_too_large_to_work_on_is_made_smaller(monkeypatch):
     pictures = reposer.repose(photo_of((100, 30, 150)), pose="front", in_place=True)
     assert max(pictures[-1].image.shape) == 300
     assert replace(pictures[-1]).person == 0
+
+
+PHOTO = photo_of((100, 30, 150))
+
+
+@pytest.mark.parametrize(
+    ("photo", "said"),
+    [
+        ((PHOTO / 255).astype(np.float32), "is float32 (200, 350, 3), uint8 (H, W, 3) is wanted"),
+        (PHOTO / 255, "is float64 (200, 350, 3), uint8 (H, W, 3) is wanted"),
+        (PHOTO.astype(np.int64), "is int64 (200, 350, 3), uint8 (H, W, 3) is wanted"),
+        (PHOTO > 0, "is bool (200, 350, 3), uint8 (H, W, 3) is wanted"),
+        (PHOTO[..., 0], "is uint8 (200, 350), uint8 (H, W, 3) is wanted"),
+        (PHOTO[..., [0, 1, 2, 2]], "is uint8 (200, 350, 4), uint8 (H, W, 3) is wanted"),
+        (PHOTO[None], "is uint8 (1, 200, 350, 3), uint8 (H, W, 3) is wanted"),
+        (PHOTO.transpose(2, 0, 1), "is uint8 (3, 200, 350), uint8 (H, W, 3) is wanted"),
+        (np.zeros((), np.uint8), "is uint8 (), uint8 (H, W, 3) is wanted"),
+        (PHOTO[:0], "is (0, 350, 3), without a pixel"),
+        (PHOTO[:, :0], "is (200, 0, 3), without a pixel"),
+        (PHOTO.tolist()[:1], "is of type list, an array of uint8 (H, W, 3) is wanted"),
+        (Image.fromarray(PHOTO), "is of type Image, an array of uint8 (H, W, 3) is wanted"),
+        (torch.from_numpy(PHOTO), "is of type Tensor, an array of uint8 (H, W, 3) is wanted"),
+        (None, "is of type NoneType, an array of uint8 (H, W, 3) is wanted"),
+    ],
+)
+def test_an_array_of_another_kind_is_told_before_the_networks_are_opened(monkeypatch, photo, said):
+    monkeypatch.setattr(module, "_Studio", lambda options: 1 / 0)
+    with pytest.raises(UserError) as error:
+        reposer.repose(photo)
+    assert error.value.problem == f"photo: {said}"
+    assert "convert it" in str(error.value) or "give a picture" in str(error.value)
+    with pytest.raises(UserError, match="mine: is"):
+        load_person(photo, np.zeros((200, 350), np.uint8), size=(64, 32), name="mine")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["read-only", "mirrored", "of columns"])
+def test_an_array_that_may_not_be_written_is_copied(kind):
+    whole = reposer.repose(PHOTO, pose="front")
+    if kind == "mirrored":
+        photo = PHOTO[:, ::-1].copy()[:, ::-1]
+    elif kind == "of columns":
+        photo = np.asfortranarray(PHOTO)
+    else:
+        photo = np.frombuffer(PHOTO.tobytes(), np.uint8).reshape(PHOTO.shape)
+        photo.flags.writeable = False
+    (picture,) = reposer.repose(photo, pose="front", in_place=False)
+    np.testing.assert_array_equal(picture.image, whole[0].image)
+    np.testing.assert_array_equal(photo, PHOTO)

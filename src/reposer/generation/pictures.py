@@ -79,7 +79,7 @@ def load_person(
         picture = read_picture(image)
         pixels, digest, name = picture.pixels, picture.sha256, name or Path(image).name
     else:
-        pixels, digest, name = _checked(image, (3,), name or "image"), "", name or "image"
+        pixels, digest, name = checked_array(image, (3,), name or "image"), "", name or "image"
     original = (pixels.shape[0], pixels.shape[1])
     if parsing is None:
         raise no_map(name, "give a LIP-20 label map as large as the image (palette PNG, gray PNG or .npy)")
@@ -167,7 +167,7 @@ def _stacked(people: Sequence[Person]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _labels(parsing: ImageLike, size: tuple[int, int], name: str) -> NDArray[np.uint8]:
     if isinstance(parsing, str | Path):
         return read_parsing(parsing, size)
-    labels = _checked(parsing, (), f"parsing of {name}", size)
+    labels = checked_array(parsing, (), f"parsing of {name}", size)
     known = len(LIP_LABELS)
     if int(labels.max()) >= known:
         problem = f"label {labels.max()} is not in lip20 (0 to {known - 1})"
@@ -182,18 +182,30 @@ def _mask(
         return None
     if isinstance(mask, str | Path):
         return read_mask(mask, size)
-    return _checked(np.asarray(mask).astype(np.uint8), (), f"mask of {name}", size) > 0
+    return checked_array(np.asarray(mask).astype(np.uint8), (), f"mask of {name}", size) > 0
 
 
-def _checked(
+def checked_array(
     array: NDArray[Any], channels: tuple[int, ...], what: str, size: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """``array`` if it is uint8 of (H, W, *channels), and of ``size`` where one is given."""
+    """``array`` if it is uint8 of (H, W, *channels), not empty, and of ``size`` where one is given.
+
+    Args:
+        what: the array is, for the message.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    wanted = ", ".join(str(side) for side in (*(size or ("H", "W")), *channels))
+    if not isinstance(array, np.ndarray):
+        problem = f"is of type {type(array).__name__}, an array of uint8 ({wanted}) is wanted"
+        raise UserError(f"{printable(what)}: {problem}", "convert it")
     fits = array.dtype == np.uint8 and array.ndim == 2 + len(channels) and array.shape[2:] == channels
     if not fits or (size is not None and array.shape[:2] != size):
-        wanted = ", ".join(str(side) for side in (*(size or ("H", "W")), *channels))
         problem = f"is {array.dtype} {array.shape}, uint8 ({wanted}) is wanted"
         raise UserError(f"{printable(what)}: {problem}", "convert it")
+    if not array.size:
+        raise UserError(f"{printable(what)}: is {array.shape}, without a pixel", "give a picture")
     return array
 
 

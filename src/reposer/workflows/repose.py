@@ -30,7 +30,7 @@ from reposer.data.layouts.identity_folders import list_images
 from reposer.data.orientation import ORIENTATIONS
 from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
-from reposer.generation.pictures import SEPARATOR, encode_marked, output_names, resize_array
+from reposer.generation.pictures import SEPARATOR, checked_array, encode_marked, output_names, resize_array
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
 from reposer.generation.reposing import Reposer, proportioned, remarks
 from reposer.generation.targets import CANONICAL, PoseTarget, canonical_names, read_targets
@@ -140,12 +140,14 @@ def repose(
         photo for each pose behind them.
 
     Raises:
-        UserError: no such photo or pose, nobody on it, a pose that fits nobody, or a network that cannot be
-            fetched.
+        UserError: no such photo or pose, an array of another kind, nobody on it, a pose that fits nobody, or
+            a network that cannot be fetched.
     """
+    if isinstance(photo, str | Path):
+        name, pixels = str(photo), read_picture(photo).pixels
+    else:  # a copy: torch takes no array that is read-only or reversed
+        name, pixels = "photo", np.array(checked_array(photo, (3,), "photo"), order="C")
     studio = _Studio(ReposeOptions(**options))
-    name = "photo" if isinstance(photo, np.ndarray) else str(photo)
-    pixels = photo if isinstance(photo, np.ndarray) else read_picture(photo).pixels
     found, _ = studio.people(_within(pixels), name)
     if not found:
         raise UserError(
