@@ -514,3 +514,16 @@ def test_an_array_that_may_not_be_written_is_copied(kind):
     (picture,) = reposer.repose(photo, pose="front", in_place=False)
     np.testing.assert_array_equal(picture.image, whole[0].image)
     np.testing.assert_array_equal(photo, PHOTO)
+
+
+@pytest.mark.parametrize("poses", [("front,back", "back,front"), ("left,front,back", "back,left,front")])
+def test_poses_in_another_order_are_shown_in_that_order(photos, tmp_path, poses):
+    for pose in poses:
+        repose_files(photos, pose, tmp_path / "out", ReposeOptions(), lambda done, photos: None)
+    repose_files(photos, poses[-1], tmp_path / "fresh", ReposeOptions(), lambda done, photos: None)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "fresh")
+    record = json.loads((tmp_path / "out" / "repose.json").read_text())
+    order = poses[-1].split(",")
+    assert [row["pose"] for row in record["pictures"]] == order * 4
+    report = repose_files(photos, poses[-1], tmp_path / "out", ReposeOptions(), lambda done, photos: None)
+    assert "3 photos had been made before" in report.lines

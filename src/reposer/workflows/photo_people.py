@@ -174,13 +174,14 @@ class PhotoPlace:
     folder: str  # relative to ``out``
     photo: str
     sha256: str  # of the photo
-    made_by: Mapping[str, Any]
+    made_by: Mapping[str, Any]  # "poses": in the order that was asked for
     in_place: bool
 
     @property
     def key(self) -> str:
         """Equal where the same pictures would be made."""
-        parts = [__version__, self.photo, self.sha256, self.made_by, self.in_place]
+        order = list(self.made_by["poses"])  # of the columns of the sheet
+        parts = [__version__, self.photo, self.sha256, self.made_by, order, self.in_place]
         return sha256_bytes(canonical_json(parts))
 
 
