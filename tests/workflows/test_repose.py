@@ -527,3 +527,39 @@ def test_poses_in_another_order_are_shown_in_that_order(photos, tmp_path, poses)
     assert [row["pose"] for row in record["pictures"]] == order * 4
     report = repose_files(photos, poses[-1], tmp_path / "out", ReposeOptions(), lambda done, photos: None)
     assert "3 photos had been made before" in report.lines
+
+
+@pytest.mark.parametrize(
+    ("file", "poses", "in_place", "said"),
+    [
+        ("p01_front.json", "front", True, "p01_front in the whole photo and front of person 1"),
+        ("p12_front.json", "front", True, "p12_front in the whole photo and front of person 12"),
+        ("p100_left.json", "front,left", True, "p100_left in the whole photo and left of person 100"),
+        ("P01_Front.json", "front", True, "P01_Front in the whole photo and front of person 1"),
+        ("Front.json", "front", False, "the pictures of front would have its names on some disks"),
+        ("LEFT.json", "front,left", True, "the pictures of left would have its names on some disks"),
+        ("p01_front.json", "front", False, None),
+        ("p01_front.json", "left", True, None),
+        ("p1_front.json", "front", True, None),
+        ("p001_front.json", "front", True, None),
+        ("p00_front.json", "front", True, None),
+    ],
+)
+def test_poses_whose_pictures_would_be_one_file_are_refused(
+    photos, run, tmp_path, file, poses, in_place, said
+):
+    found, _ = module._Studio(ReposeOptions()).people(PHOTO, "b")
+    mine = write_pose(tmp_path / file, joints_in_photo(found[0]))
+    out = tmp_path / "out"
+    for pose in (f"{poses},{mine}", f"{mine},{poses}"):
+        words = ("repose", photos / "b.png", "--pose", pose, "--out", out, *["--in-place"] * in_place)
+        code, _, error = run(*words, "--threads", 1)
+        if said is not None:
+            assert (code, error.count("\n"), said.lower() in error.lower()) == (1, 1, True), error
+            assert "rename the file" in error
+            assert not out.exists()
+            continue
+        assert code == 0, error
+        rows = json.loads((out / "repose.json").read_text())["pictures"]
+        assert len({row["file"].lower() for row in rows}) == len(rows)
+        assert len(rows) == (len(poses.split(",")) + 1) * (1 + in_place)

@@ -14,6 +14,7 @@ A run that was stopped is gone on with by the same command: photos that are done
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ PREDICTOR = "shipped-predictor"
 TRANSPORT = "transport"
 PICTURES, SHEET = "pictures", "contact_sheet.png"
 SHEET_PEOPLE = 50  # on the contact sheet, which is held in memory
+_OF_A_PERSON = re.compile("p(0[1-9]|[1-9][0-9]+)_(.+)")  # how a person's picture is called: number, pose
 _LONGEST = 4096  # pixels of a photo's longer side; larger ones are made smaller
 
 
@@ -244,6 +246,25 @@ def read_poses(text: str | Sequence[str], studio: _Studio | None = None) -> list
     return list(targets.values())
 
 
+def _refuse_clashes(poses: Sequence[PoseTarget], in_place: bool) -> None:
+    """Refuse poses of which two pictures of a photo would be one file, also where a disk ignores case.
+
+    Raises:
+        UserError: names the pose that needs another name.
+    """
+    names: dict[str, str] = {}
+    for name in map(short_name, poses):
+        other = names.setdefault(name.lower(), name)
+        if other != name:
+            problem = f"--pose {name}: the pictures of {other} would have its names on some disks"
+            raise UserError(problem, "rename the file")
+    for name in names.values() if in_place else ():
+        person = _OF_A_PERSON.fullmatch(name.lower())
+        if person and person[2] in names:
+            whole, one = f"{name} in the whole photo", f"{names[person[2]]} of person {int(person[1])}"
+            raise UserError(f"--pose {name}: {whole} and {one} would be one file", "rename the file")
+
+
 def _pose_of_photo(path: Path, studio: _Studio) -> PoseTarget:
     """The pose of the largest person of another photo, in torso lengths, so that any source can take it."""
     found, _ = studio.people(_within(read_picture(path).pixels), str(path))
@@ -307,6 +328,7 @@ def repose_files(
         )
     studio = _Studio(options)
     poses = read_poses(pose, studio)
+    _refuse_clashes(poses, options.in_place)
     made_folder(out)
     claim_outputs(out, [SHEET, RECORD])
     made_by = studio.describe() | {"poses": {short_name(one): one.sha256 for one in poses}}
