@@ -563,3 +563,45 @@ def test_poses_whose_pictures_would_be_one_file_are_refused(
         rows = json.loads((out / "repose.json").read_text())["pictures"]
         assert len({row["file"].lower() for row in rows}) == len(rows)
         assert len(rows) == (len(poses.split(",")) + 1) * (1 + in_place)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        *((option, "none", "without") for option in ("parser", "mask", "keypoints", "detect")),
+        *(
+            ("keypoints", f"{kind}:FOLDER", "files of whole images")
+            for kind in ("openpose", "colon", "viton")
+        ),
+        ("keypoints", "openpose:", "files of whole images"),
+        ("mask", "FOLDER", "files of whole images"),
+        ("mask", "selfy", "did you mean selfie"),
+    ],
+)
+def test_annotators_that_see_nobody_are_refused_before_the_work(
+    photos, run, tmp_path, monkeypatch, option, value, said
+):
+    monkeypatch.setattr(AnnotatorChoice, "open", lambda self: 1 / 0)
+    monkeypatch.setattr(AnnotatorChoice, "open_detector", lambda self: 1 / 0)
+    value = value.replace("FOLDER", str(photos))
+    for source in (photos, photos / "b.png"):
+        code, _, error = run("repose", source, f"--{option}", value, "--out", tmp_path / "out")
+        assert (code, error.count("\n"), said in error) == (1, 1, True), error
+        assert said.startswith("did") or f"--{option} {value}: " in error
+        assert said.startswith("did") or f"name a network, or leave --{option} out" in error
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=said):
+        reposer.repose(PHOTO, annotators=AnnotatorChoice(**{"detect": "auto", option: value}))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("parser", "rule"), ("mask", "parsing"), ("mask", "maskrcnn=mine.pth"), ("keypoints", "vitpose=mine")],
+)
+def test_networks_that_are_named_are_opened(photos, monkeypatch, option, value):
+    opened = []
+    monkeypatch.setattr(AnnotatorChoice, "open_detector", lambda self: opened.append(self) or 1 / 0)
+    choice = AnnotatorChoice(**{"detect": "auto", option: value})
+    with pytest.raises(ZeroDivisionError):
+        reposer.repose(PHOTO, annotators=choice)
+    assert opened == [choice]

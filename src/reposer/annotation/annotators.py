@@ -109,6 +109,25 @@ class AnnotatorChoice:
             raise UserError(f"--sides {self.sides}: needs a parser", "give one, or leave it away")
         return chosen
 
+    def require_networks(self) -> None:
+        """Refuse what cannot annotate people who are cut out of photos only now: none, and the user's files.
+
+        Raises:
+            UserError: names the option.
+        """
+        for option in ("parser", "mask", "keypoints", "detect"):
+            if getattr(self, option) == NONE:
+                problem = f"--{option} {NONE}: people of photos are not found and re-posed without"
+                raise UserError(problem, f"name a network, or leave --{option} out")
+        files = {"keypoints": self.keypoints.partition(":")[0] in FORMATS and ":" in self.keypoints}
+        name, _ = _named(self.mask, MASKERS)
+        files["mask"] = name not in MASKERS and Path(self.mask).is_dir()
+        for option in (one for one, are in files.items() if are):
+            text = printable(getattr(self, option))
+            problem = f"--{option} {text}: are files of whole images, and people are cut out of photos here"
+            raise UserError(problem, f"name a network, or leave --{option} out")
+        find("masker", name, MASKERS)
+
     def open_detector(self) -> tuple[nn.Module, AnnotatorInfo]:
         """The detector that cuts people out of photos.
 

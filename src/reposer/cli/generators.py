@@ -326,9 +326,9 @@ def repose(
     predictor: Annotated[str, typer.Option(help="Of maps of new poses: run folder, export, hub id.")] = (
         "shipped-predictor"
     ),
-    parser: Annotated[str, typer.Option(help="As for `annotate`.")] = "auto",
-    mask: Annotated[str, typer.Option(help="As for `annotate`.")] = "auto",
-    keypoints: Annotated[str, typer.Option(help="As for `annotate`.")] = "auto",
+    parser: Annotated[str, typer.Option(help="As for `annotate`, but not none.")] = "auto",
+    mask: Annotated[str, typer.Option(help="As for `annotate`, but no folder and not none.")] = "auto",
+    keypoints: Annotated[str, typer.Option(help="As for `annotate`, but no files and not none.")] = "auto",
     detect: Annotated[str, typer.Option(help="Who finds people; as for `annotate`.")] = "auto",
     weights: NetworkFolder = None,
     accept_license: NetworkTerms = False,

@@ -91,6 +91,7 @@ class _Studio:
 
     def __init__(self, options: ReposeOptions) -> None:
         self.options = options
+        options.annotators.require_networks()
         self.detector, self.found_by = options.annotators.open_detector()
         self.annotators = options.annotators.open()
         name = TRANSPORT if options.generator == AUTO else options.generator
@@ -314,8 +315,8 @@ def repose_files(
         on_photo: called with (photos done, photos in all).
 
     Raises:
-        UserError: no photos, an unknown pose, nobody on any photo, something else in ``out``, or a network
-            that cannot be fetched.
+        UserError: no photos, an unknown pose, nobody on any photo, something else in ``out``, annotators that
+            see nobody, or a network that cannot be fetched.
     """
     problems: list[AnnotationProblem] = []
     if source.is_dir():
