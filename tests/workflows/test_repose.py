@@ -605,3 +605,53 @@ def test_networks_that_are_named_are_opened(photos, monkeypatch, option, value):
     with pytest.raises(ZeroDivisionError):
         reposer.repose(PHOTO, annotators=choice)
     assert opened == [choice]
+
+
+@pytest.mark.parametrize("place", ["reposed", "deep/er", "link"])
+def test_a_folder_is_re_posed_into_itself_again_and_again(photos, run, monkeypatch, tmp_path, place):
+    """`repose .` with its usual --out, which lies in the folder."""
+    monkeypatch.chdir(photos)
+    out = photos / place
+    if place == "link":
+        (tmp_path / "away").mkdir()
+        out.symlink_to(tmp_path / "away")
+    asked = ["repose", ".", "--threads", 1, *([] if place == "reposed" else ["--out", place])]
+    told, made = [], []
+    for _ in range(3):
+        code, printed, error = run(*asked)
+        assert code == 0, error
+        told.append([line for line in printed.splitlines() if "been made before" not in line])
+        made.append(outputs(out))
+    assert told[0] == told[1] == told[2]
+    assert "generated" not in printed
+    assert made[0] == made[1] == made[2]
+    assert "3 photos, 4 people, 4 pictures" in printed
+    # what a further --out holds is not re-posed either, and it is said
+    code, printed, error = run("repose", ".", "--out", "second", "--threads", 1)
+    assert code == 0, error
+    assert "3 photos, 4 people, 4 pictures" in printed
+    if place != "link":
+        assert f"{place}/contact_sheet.png and 4 more: generated already; left out" in printed
+
+
+def test_photos_beside_generated_pictures_are_taken_and_a_picture_that_is_named(photos, run, tmp_path):
+    out = photos / "out"
+    assert run("repose", photos, "--out", out, "--threads", 1)[0] == 0
+    save(out / "pictures" / "mine.png", photo_of((120, 30, 150)))  # of the user's, in the command's folder
+    code, printed, error = run("repose", photos, "--out", out, "--threads", 1)
+    assert code == 0, error
+    assert "4 photos, 5 people, 5 pictures" in printed
+    (photos / "copy.png").write_bytes((out / "pictures" / "b" / "p01_front.png").read_bytes())
+    code, printed, error = run("repose", photos, "--out", out, "--threads", 1)
+    assert "4 photos, 5 people, 5 pictures" in printed
+    assert "\ncopy.png: generated already; left out" in f"\n{printed}"
+    code, printed, error = run("repose", photos / "copy.png", "--out", tmp_path / "one", "--threads", 1)
+    assert code == 0, error
+    assert "1 photos, 1 people, 1 pictures" in printed
+    for folder, said in (
+        (out / "pictures" / "a", "holds no photo but generated pictures"),
+        (tmp_path / "none", ""),
+    ):
+        folder.mkdir(exist_ok=True)
+        code, _, error = run("repose", folder, "--out", tmp_path / "two", "--threads", 1)
+        assert (code, error.count("\n"), (said or "holds no photo: ") in error) == (1, 1, True), error

@@ -6,6 +6,7 @@ And as they are shown on a contact sheet, and the record of what was made of a p
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +19,16 @@ from numpy.typing import NDArray
 from reposer import __version__
 from reposer.annotation.annotators import Annotation, Annotators
 from reposer.config import canonical_json, read_json
+from reposer.data.layouts.identity_folders import list_images
 from reposer.data.parsing import colorize
+from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
-from reposer.generation.pictures import NEAREST, Person, resize_array
+from reposer.generation.pictures import MARKED_BYTES, NEAREST, Person, is_marked, resize_array
 from reposer.generation.reposing import Box, cut, frame_of, working_size
 from reposer.images import read_picture
 from reposer.storage.files import sha256_bytes
 from reposer.storage.outputs import claim_outputs
-from reposer.storage.paths import contained, printable, read_regular
+from reposer.storage.paths import contained, open_regular, printable, read_regular
 
 Size = tuple[int, int]  # (H, W)
 
@@ -112,6 +115,47 @@ def region_of(scene: NDArray[np.uint8], frame: Box) -> NDArray[np.uint8]:
     left, top, right, bottom = frame
     height, width = scene.shape[:2]
     return scene[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
+
+
+def list_photos(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
+    """The photos of ``source``, a file or a folder: the folder that holds them, their names, what to say.
+
+    Of a folder generated pictures are left out, or those of one call would be the photos of the next; those
+    in ``out`` without a word. Who wants one re-posed names the file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not source.is_dir():
+        return source.parent, [source.name], []
+    problems: list[AnnotationProblem] = []
+    names = list_images(source, problems)
+    made = {name for name in names if _is_generated(source, name)}
+    others = [name for name in names if name in made and not _lies_in(out, source, name)]
+    said = [str(problem) for problem in problems]
+    if others:
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+        said.append(f"{printable(others[0])}{more}: generated already; left out")
+    if made and len(made) == len(names):
+        advice = "give photos, or one of these pictures by its own name"
+        raise UserError(f"{printable(source)}: holds no photo but generated pictures", advice)
+    if not names:
+        advice = "give a .jpg, .png, .webp or .bmp, or a folder"
+        raise UserError(f"{printable(source)}: holds no photo", advice)
+    return source, [name for name in names if name not in made], said
+
+
+def _is_generated(root: Path, name: str) -> bool:
+    """Whether a file bears the mark; what cannot be read does not, and is told when its turn comes."""
+    try:
+        with open_regular(contained(root, name), root) as file:
+            return is_marked(file.read(MARKED_BYTES))
+    except (UserError, OSError):
+        return False
+
+
+def _lies_in(folder: Path, root: Path, name: str) -> bool:
+    return contained(root, name).resolve().is_relative_to(folder.resolve())
 
 
 # ---- A contact sheet: a row of cells for each person.

@@ -27,9 +27,7 @@ from reposer.annotation.annotators import AnnotatorChoice
 from reposer.annotation.interfaces import AUTO
 from reposer.annotation.makers import choose_cuts, find_people
 from reposer.data.keypoints import normalize_pose, scale_keypoints
-from reposer.data.layouts.identity_folders import list_images
 from reposer.data.orientation import ORIENTATIONS
-from reposer.data.records import AnnotationProblem
 from reposer.errors import UserError
 from reposer.generation.pictures import SEPARATOR, checked_array, encode_marked, output_names, resize_array
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
@@ -49,6 +47,7 @@ from reposer.workflows.photo_people import (
     Size,
     as_json,
     joined,
+    list_photos,
     look_at,
     made_before,
     region_of,
@@ -308,8 +307,8 @@ def repose_files(
 ) -> ReposeReport:
     """Every photo of ``source``, a file or a folder, with its pictures, contact sheet and record in ``out``.
 
-    Photos without anybody, and those that cannot be read, are listed and passed over. What the same call made
-    before it was stopped stays as it is.
+    Photos without anybody, and those that cannot be read, are listed and passed over, generated pictures in
+    the folder are left out. What the same call made before it was stopped stays as it is.
 
     Args:
         on_photo: called with (photos done, photos in all).
@@ -318,22 +317,14 @@ def repose_files(
         UserError: no photos, an unknown pose, nobody on any photo, something else in ``out``, annotators that
             see nobody, or a network that cannot be fetched.
     """
-    problems: list[AnnotationProblem] = []
-    if source.is_dir():
-        root, names = source, list_images(source, problems)
-    else:
-        root, names = source.parent, [source.name]
-    if not names:
-        raise UserError(
-            f"{printable(source)}: holds no photo", "give a .jpg, .png, .webp or .bmp, or a folder"
-        )
+    root, names, lines = list_photos(source, out)
     studio = _Studio(options)
     poses = read_poses(pose, studio)
     _refuse_clashes(poses, options.in_place)
     made_folder(out)
     claim_outputs(out, [SHEET, RECORD])
     made_by = studio.describe() | {"poses": {short_name(one): one.sha256 for one in poses}}
-    report, rows, lines = ReposeReport(out), [], [str(problem) for problem in problems]
+    report, rows = ReposeReport(out), list[dict[str, Any]]()
     sheet: list[list[NDArray[np.uint8]]] = []
     before = 0
     for done, (name, folder) in enumerate(zip(names, _safe(names), strict=True)):
