@@ -21,7 +21,9 @@ from reposer.errors import UserError
 from reposer.generation.pictures import is_marked, load_person
 from reposer.generation.reposing import proportioned
 from reposer.generation.targets import canonical_pose
+from reposer.storage import outputs as storage
 from reposer.storage.outputs import write_output
+from reposer.workflows import photo_people as people
 from reposer.workflows import repose as module
 from reposer.workflows.repose import ReposeOptions, read_poses, repose_files
 
@@ -655,3 +657,136 @@ def test_photos_beside_generated_pictures_are_taken_and_a_picture_that_is_named(
         folder.mkdir(exist_ok=True)
         code, _, error = run("repose", folder, "--out", tmp_path / "two", "--threads", 1)
         assert (code, error.count("\n"), (said or "holds no photo: ") in error) == (1, 1, True), error
+
+
+def made_of(out):
+    return {name for name in outputs(out) if name.startswith("pictures/")}
+
+
+def again(photos, out, pose="front", **options):
+    return repose_files(photos, pose, out, ReposeOptions(**options), lambda done, photos: None)
+
+
+@pytest.mark.parametrize(
+    "change", ["nobody", "no picture", "fewer", "gone", "renamed", "poses", "not in place", "its folder gone"]
+)
+def test_of_a_photo_that_is_another_no_old_picture_stays(photos, tmp_path, change):
+    (photos / "more").mkdir()
+    save(photos / "more" / "e.png", photo_of((100, 30, 150)))
+    out, pose = tmp_path / "out", "front,back"
+    again(photos, out, pose, in_place=True)
+    (out / "pictures" / "a" / "mine.txt").write_text("mine")
+    options = {"in_place": True}
+    if change == "nobody":
+        save(photos / "a.png", photo_of())
+    elif change == "no picture":
+        (photos / "a.png").write_bytes(b"gray")
+    elif change == "fewer":
+        save(photos / "a.png", photo_of((40, 60, 120)))
+    elif change == "gone":
+        (photos / "a.png").unlink()
+    elif change == "renamed":
+        (photos / "a.png").rename(photos / "z.png")
+    elif change == "its folder gone":
+        (photos / "more" / "e.png").unlink()
+        (photos / "more").rmdir()
+    elif change == "poses":
+        pose = "left"
+    else:
+        options = {}
+    report = again(photos, out, pose, **options)
+    again(photos, tmp_path / "fresh", pose, **options)
+    assert outputs(out) == outputs(tmp_path / "fresh")
+    listed = {row["file"] for row in json.loads((out / "repose.json").read_text())["pictures"]}
+    assert listed == {name for name in made_of(out) if name.endswith(".png") and ".sheet" not in name}
+    assert (out / "pictures" / "a" / "mine.txt").read_text() == "mine"
+    gone = {"gone": "a.png", "renamed": "a.png", "its folder gone": "more/e.png"}.get(change)
+    told = [line for line in report.lines if line.endswith("is gone; so are its pictures")]
+    assert told == ([f"{gone}: is gone; so are its pictures"] if gone else [])
+    folders = {path.name for path in (out / "pictures").iterdir()} - {"a"}  # which the user's own file keeps
+    assert folders == {name.split("/")[1] for name in listed} - {"a"}
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_last_photo_of_nobody_leaves_no_list_of_pictures_that_are_gone(tmp_path, single):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    save(folder / "a.png", photo_of((100, 30, 150)))
+    source = folder / "a.png" if single else folder
+    again(source, out)
+    save(folder / "a.png", photo_of())
+    with pytest.raises(UserError, match="nobody was found"):
+        again(source, out)
+    assert outputs(out) == {}
+    assert list((out / "pictures").iterdir()) == []
+
+
+def test_pictures_of_other_photos_and_files_of_others_are_never_removed(photos, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    save(other / "o.png", photo_of((100, 30, 150)))
+    again(photos, out)
+    was = made_of(out)
+    again(other, out)  # another folder of photos
+    again(photos / "b.png", out)  # one of them
+    new = {f"pictures/o/{name}" for name in ("p01_front.png", ".sheet.png", "repose.json")}
+    assert made_of(out) == was | new
+    a, b, d = (out / "pictures" / name for name in "abd")
+    record = json.loads((d / "repose.json").read_text())
+    del record["root"]  # as of a version that did not say
+    write_output(d / "repose.json", json.dumps(record).encode())
+    (a / "p01_front.png").write_bytes(b"touched up")
+    (a / "p07_front.png").write_bytes((a / "p02_front.png").read_bytes())  # none of the command's
+    (tmp_path / "kept.png").write_bytes((a / "p02_front.png").read_bytes())
+    (a / "p02_front.png").unlink()
+    (a / "p02_front.png").symlink_to(tmp_path / "kept.png")
+    (out / "pictures" / "b").rename(tmp_path / "b")
+    (out / "pictures" / "b").symlink_to(tmp_path / "b")
+    for name in "abd":
+        (photos / f"{name}.png").unlink()
+    save(photos / "f.png", photo_of((100, 30, 150)))
+    report = again(photos, out)
+    assert [line for line in report.lines if "is gone" in line] == ["a.png: is gone; so are its pictures"]
+    assert {path.name for path in a.glob("[!.]*")} == {"p01_front.png", "p07_front.png", "p02_front.png"}
+    assert (a / "p01_front.png").read_bytes() == b"touched up"
+    assert (tmp_path / "kept.png").is_file()
+    assert (b / "p01_front.png").is_file()  # behind a link
+    assert (d / "p01_front.png").is_file()
+    assert (out / "pictures" / "o" / "p01_front.png").is_file()
+
+
+@pytest.mark.parametrize("value", ["../../photos/b.png", "/etc/passwd", "", 7, None, ["b.png"]])
+def test_a_record_that_names_strange_files_removes_nothing(photos, tmp_path, value):
+    out = tmp_path / "out"
+    again(photos, out)
+    folder = out / "pictures" / "a"
+    record = json.loads((folder / "repose.json").read_text())
+    for row in record["pictures"]:
+        row |= {"file": value, "photo": value}
+    write_output(folder / "repose.json", json.dumps(record).encode())
+    (photos / "a.png").unlink()
+    before = outputs(photos), made_of(out)
+    again(photos, out)
+    assert (outputs(photos), made_of(out)) == before
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_a_removal_that_was_stopped_is_gone_on_with(photos, tmp_path, monkeypatch, stop):
+    out, removed = tmp_path / "out", []
+    remove = storage.remove_output
+
+    def stops(path):
+        removed.append(path)
+        if len(removed) == stop:
+            raise KeyboardInterrupt
+        remove(path)
+
+    again(photos, out, "front,back")
+    for module_of in (storage, people):
+        monkeypatch.setattr(module_of, "remove_output", stops)
+    (photos / "a.png").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        again(photos, out, "left")
+    again(photos, out, "left")
+    again(photos, tmp_path / "fresh", "left")
+    assert outputs(out) == outputs(tmp_path / "fresh")

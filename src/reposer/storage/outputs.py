@@ -151,6 +151,17 @@ def remove_output(path: Path) -> None:
         path.unlink()
 
 
+def remove_outputs(folder: Path, last: str) -> None:
+    """:func:`remove_output` of all files of a folder, ``last`` behind the others; and of the folder itself
+    where nothing else is left.
+    """
+    for name in sorted(os.listdir(folder), key=lambda name: (name == last, name)):
+        remove_output(folder / name)
+    if os.listdir(folder) == [OUTPUTS]:
+        (folder / OUTPUTS).unlink()
+        folder.rmdir()
+
+
 def _outputs(folder: Path) -> dict[str, list[str]]:
     """The list of a folder; its names never become paths."""
     path = folder / OUTPUTS

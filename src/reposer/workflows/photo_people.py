@@ -26,9 +26,9 @@ from reposer.errors import UserError
 from reposer.generation.pictures import MARKED_BYTES, NEAREST, Person, is_marked, resize_array
 from reposer.generation.reposing import Box, cut, frame_of, working_size
 from reposer.images import read_picture
-from reposer.storage.files import sha256_bytes
-from reposer.storage.outputs import claim_outputs
-from reposer.storage.paths import contained, open_regular, printable, read_regular
+from reposer.storage.files import disk_faults, sha256_bytes
+from reposer.storage.outputs import OUTPUTS, claim_outputs, remove_output, remove_outputs
+from reposer.storage.paths import contained, open_regular, printable, read_regular, unlinked
 
 Size = tuple[int, int]  # (H, W)
 
@@ -205,7 +205,7 @@ def _in_cell(picture: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
 
 # ---- What was made of a photo, as files.
 
-RECORD = "repose.json"
+PICTURES, SHEET, RECORD = "pictures", "contact_sheet.png", "repose.json"
 STRIP = ".sheet.png"  # as no pose is called
 _LARGEST = 2**30  # bytes of a picture that was made before
 
@@ -218,6 +218,7 @@ class PhotoPlace:
     folder: str  # relative to ``out``
     photo: str
     sha256: str  # of the photo
+    root: Path  # the folder of the photos
     made_by: Mapping[str, Any]  # "poses": in the order that was asked for
     in_place: bool
 
@@ -261,6 +262,52 @@ def made_before(place: PhotoPlace, room: int, poses: int) -> Made | None:
         return Made(people, said, rows, sheet)
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None  # damaged: made again
+
+
+def forget(out: Path, folder: str) -> None:
+    """Remove what an earlier call made of a photo, and with it the lists of all photos, which name it.
+
+    What was changed since, and what is somebody else's, stays. The photo's record goes last: a call that is
+    stopped here is gone on with.
+    """
+    place = unlinked(out, folder)
+    if (place / OUTPUTS).is_file():
+        with disk_faults(place):
+            remove_output(out / SHEET)
+            remove_output(out / RECORD)
+            remove_outputs(place, RECORD)
+
+
+def forget_gone(out: Path, root: Path, folders: Mapping[str, str]) -> list[str]:
+    """Remove what was made of photos of ``root`` which are not there any more; returns what to say.
+
+    Args:
+        folders: photo -> where its pictures go now; those of the same photo elsewhere are removed too.
+    """
+    said, now = [], set(folders.values())
+    for name in sorted(os.listdir(out / PICTURES)) if (out / PICTURES).is_dir() else ():
+        folder = f"{PICTURES}/{name}"
+        if folder in now:
+            continue
+        try:
+            place = unlinked(out, folder)
+            claim_outputs(place, [RECORD])
+            record = read_json(place / RECORD, root=out)
+            photo = record["pictures"][0]["photo"]
+            there = os.path.lexists(contained(root, photo))
+            if record["root"] != name_of(root) or (there and photo not in folders):
+                continue
+        except (UserError, OSError, ValueError, LookupError, TypeError):
+            continue  # somebody else's, damaged, or of a version that did not say which folder
+        forget(out, folder)
+        if not there:
+            said.append(f"{printable(photo)}: is gone; so are its pictures")
+    return said
+
+
+def name_of(root: Path) -> str:
+    """What a record calls a folder of photos: nobody reads a path in it."""
+    return sha256_bytes(os.fsencode(os.path.realpath(root)))
 
 
 def as_json(record: Mapping[str, Any]) -> bytes:

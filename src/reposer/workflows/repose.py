@@ -39,17 +39,22 @@ from reposer.storage.files import sha256_bytes
 from reposer.storage.outputs import claim_outputs, write_output
 from reposer.storage.paths import RefusedFileError, contained, made_folder, printable
 from reposer.workflows.photo_people import (
+    PICTURES,
     RECORD,
+    SHEET,
     STRIP,
     FoundPerson,
     Made,
     PhotoPlace,
     Size,
     as_json,
+    forget,
+    forget_gone,
     joined,
     list_photos,
     look_at,
     made_before,
+    name_of,
     region_of,
     sheet_row,
     shown,
@@ -58,7 +63,6 @@ from reposer.workflows.photo_people import (
 
 PREDICTOR = "shipped-predictor"
 TRANSPORT = "transport"
-PICTURES, SHEET = "pictures", "contact_sheet.png"
 SHEET_PEOPLE = 50  # on the contact sheet, which is held in memory
 _OF_A_PERSON = re.compile("p(0[1-9]|[1-9][0-9]+)_(.+)")  # how a person's picture is called: number, pose
 _LONGEST = 4096  # pixels of a photo's longer side; larger ones are made smaller
@@ -327,20 +331,25 @@ def repose_files(
     report, rows = ReposeReport(out), list[dict[str, Any]]()
     sheet: list[list[NDArray[np.uint8]]] = []
     before = 0
-    for done, (name, folder) in enumerate(zip(names, _safe(names), strict=True)):
+    folders = {name: f"{PICTURES}/{safe}" for name, safe in zip(names, _safe(names), strict=True)}
+    lines += forget_gone(out, root, folders)
+    for done, (name, folder) in enumerate(folders.items()):
         on_photo(done, len(names))
         try:
             photo = read_picture(contained(root, name), root)
         except RefusedFileError as error:
             if not source.is_dir():
                 raise
+            if error.rule != "unreadable":  # another time, or by somebody else, it may be read
+                forget(out, folder)
             lines.append(f"{error.file}: {error.reason}; left out")
             continue
-        place = PhotoPlace(out, f"{PICTURES}/{folder}", name, photo.sha256, made_by, options.in_place)
+        place = PhotoPlace(out, folder, name, photo.sha256, root, made_by, options.in_place)
         room = SHEET_PEOPLE - len(sheet)
         made = made_before(place, room, len(poses))
         before += made is not None
         if made is None:
+            forget(out, folder)
             made = _make(studio, place, photo.pixels, poses, room)
         lines += [f"{printable(name)}: {one}" for one in made.said]
         if not made.people:
@@ -392,7 +401,8 @@ def _make(
     if sheet:
         write_output(folder / STRIP, encode_marked(joined(sheet), "png"))
     record = {"synthetic": True, "made_by": place.made_by, "people": len(found), "said": said}
-    write_output(folder / RECORD, as_json(record | {"pictures": rows, "key": place.key}))
+    record |= {"root": name_of(place.root), "pictures": rows, "key": place.key}
+    write_output(folder / RECORD, as_json(record))
     return Made(len(found), said, rows, sheet)
 
 
