@@ -11,11 +11,20 @@ from planted import Planted, pack_planted
 from reposer.data.packed import PackedPeople
 from reposer.errors import UserError
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer
+from reposer.generation.targets import canonical_pose
 from reposer.models.embedding import EmbeddingInfo
 from reposer.models.generators import build_predictor
 from reposer.structures import PairBatch
 from reposer.trained.networks import GeneratorConfig
-from reposer.workflows.identity import OTHER_POSE, OWN_POSE, REAL, identity_kept, write_identity
+from reposer.workflows.identity import (
+    ALIKE,
+    OTHER_POSE,
+    OWN_POSE,
+    REAL,
+    TURNED,
+    identity_kept,
+    write_identity,
+)
 
 
 class Colors(torch.nn.Module):
@@ -35,8 +44,7 @@ class People(SimpleNamespace):
         self.asked = more
         image = lambda rows: torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)  # noqa: E731
         labels, mask = torch.zeros(n, 8, 4, dtype=torch.uint8), torch.ones(n, 8, 4, dtype=torch.bool)
-        known = getattr(self, "keypoints", np.zeros((len(self.pids), 18, 2), np.float32))
-        joints = [torch.from_numpy(known[rows]) for rows in (source, target)]
+        joints = [torch.from_numpy(self.keypoints[rows]) for rows in (source, target)]
         pids = torch.from_numpy(self.pids[source])
         return PairBatch(image(source), image(target), labels, labels, mask, mask, *joints, pids)
 
@@ -56,6 +64,8 @@ def people():
         splits=np.tile(["query", "gallery", "gallery"], 6),
         clothes=np.full(18, -1, np.int64),
         names=tuple(f"{i}.jpg" for i in range(18)),
+        keypoints=np.full((18, 18, 2), np.nan, np.float32),
+        parsing=np.zeros((18, 8, 4), np.uint8),
     )
 
 
@@ -69,6 +79,38 @@ def test_copying_keeps_everybody_and_gray_nobody(people):
     gray = identity_kept(lambda batch, _: torch.full_like(batch.source_image, 128), Colors(), people)
     assert gray[REAL].values.rank1 == 1.0
     assert gray[OWN_POSE].values.rank1 < 0.5
+
+
+def test_own_poses_are_told_apart_by_the_way_that_they_face(people, tmp_path):
+    """This generator paints in gray whom it is to turn; half of the people are seen from one side alone."""
+    front, diagonal, back = (canonical_pose(name) for name in ("front", "front-left", "back"))
+    people.keypoints = np.stack([front, diagonal, front] * 3 + [front, back, back] * 3)
+
+    def model(batch, _):
+        return torch.where(batch.pids.reshape(-1, 1, 1, 1) > 3, 128, batch.source_image)
+
+    results = identity_kept(model, Colors(), people)
+    assert results[OWN_POSE + ALIKE].values.rank1 == 1.0
+    assert results[OWN_POSE + ALIKE].counts["queries"] == results[OWN_POSE + TURNED].counts["queries"] == 3
+    assert results[OWN_POSE + TURNED].values.rank1 <= 1 / 3 < results[OWN_POSE].values.rank1 < 1
+    assert not any(row.startswith(OTHER_POSE + ",") for row in results)
+    text = write_identity(tmp_path, results, EmbeddingInfo(embedding={"backbone": "small"}))
+    assert f"| {OWN_POSE}{ALIKE} | 100.0% | 100.0% | 100.0% |" in text
+
+
+def test_a_share_is_that_of_the_same_queries(people, tmp_path):
+    """Half of the real queries are not found; the generated ones of the others are: no more than all."""
+    people.keypoints = np.stack([canonical_pose("front")] * 9 + [np.full((18, 2), np.nan)] * 9).astype(
+        np.float32
+    )
+    lost = np.flatnonzero((people.splits == "query") & (people.pids > 3))
+    people.images[lost] = people.images[0]  # taken for the first person
+    results = identity_kept(lambda batch, _: batch.source_image, Colors(), people)
+    assert results[REAL].values.rank1 == 0.5
+    write_identity(tmp_path, results, EmbeddingInfo(embedding={"backbone": "small"}))
+    rows = json.loads((tmp_path / "identity.json").read_text())["rows"]
+    assert rows[OWN_POSE]["real_rank1"] == 0.5
+    assert rows[OWN_POSE + ALIKE]["rank1"] == rows[OWN_POSE + ALIKE]["real_rank1"] == 1.0
 
 
 def test_donors_are_whom_the_row_says(people):

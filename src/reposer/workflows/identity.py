@@ -3,8 +3,11 @@
 The protocol is Market-1501's: single query, the query's own camera left out for its identity. A generated
 query keeps the identity and the camera of its source. Three rows: the real queries; the same queries
 re-posed by another image of the same person; re-posed by an image of another person, whose garment classes
-come along. No picture is found by what it was made of: further sources are of the query's camera, and where
-the background is the donor's, the person's images in the donor's camera do not count either.
+come along. The second row is told apart, too, by whether source and target face the same way: what a source
+does not show nobody can carry.
+
+No picture is found by what it was made of: further sources are of the query's camera, and where the
+background is the donor's, the person's images in the donor's camera do not count either.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from reposer.data.orientation import UNKNOWN, face_share, orientation
 from reposer.data.packed import PackedPeople
 from reposer.data.preparing.prepare import PACKED
 from reposer.data.sources import FurtherSources
 from reposer.errors import UserError
 from reposer.evaluation.reidentification import ReidResult, evaluate_reid
 from reposer.generation.pose_transfer import MapPredictor, PoseTransfer, with_predicted_maps, with_read_maps
+from reposer.metrics.retrieval import per_query
 from reposer.models.embedding import Embedding, EmbeddingInfo
 from reposer.progress import Stages
 from reposer.reid.features import embed_images, extract_features
@@ -35,6 +40,7 @@ from reposer.trained.networks import Trained
 from reposer.workflows.reid_features import tested_rows
 
 REAL, OWN_POSE, OTHER_POSE = "real queries", "generated, own pose", "generated, another person's pose"
+ALIKE, TURNED = ", facing alike", ", turned"  # of the own pose, where both ways are known
 BATCH = 64
 IDENTITY = "identity.json"
 NO_MAPS = ("queries_without_map", "lenders_without_map")  # counts of generated rows, where they are not 0
@@ -95,6 +101,11 @@ def identity_kept(
             result = evaluate_reid(features, against, scenes=scenes)
             left_out = {name: count for name, count in without.items() if count}
             results[row + maps] = replace(result, counts=result.counts | left_out)
+            apart = _turned(people, query[asked], donors[asked]) if same else {}
+            for name, chosen in apart.items():
+                if (result.scores.hits[chosen] > 0).any():
+                    there = None if scenes is None else scenes[chosen]
+                    results[row + maps + name] = evaluate_reid(features.rows(chosen), against, scenes=there)
     return results
 
 
@@ -141,9 +152,9 @@ def claim_identity(out: Path) -> None:
 
 def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInfo, sources: int = 1) -> str:
     """Write identity.json, with the number of sources where it is not 1, and return the table as Markdown."""
-    counts = results[REAL].counts
+    counts, real = results[REAL].counts, {row: _real_rank1(results[REAL], r) for row, r in results.items()}
     lines = [
-        *identity_table({row: (r.values.rank1, r.values.mAP_step) for row, r in results.items()}),
+        *identity_table({row: (r.values.rank1, r.values.mAP_step, real[row]) for row, r in results.items()}),
         "",
         f"Re-ID network: {info.embedding['backbone']}, trained on {info.trained_on}; counts: {counts}.",
     ]
@@ -153,7 +164,7 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
             lines.append(f"{row}: without a label map, left out: {queries:,} queries, {lenders:,} lenders.")
     document: dict[str, Any] = {
         "embedding": info.model_dump(mode="json"),
-        "rows": {r: v.to_json() for r, v in results.items()},
+        "rows": {r: v.to_json() | {"real_rank1": real[r]} for r, v in results.items()},
     }
     if sources != 1:
         lines.append(f"Generated queries are made of up to {sources} images of the person.")
@@ -164,14 +175,33 @@ def write_identity(out: Path, results: dict[str, ReidResult], info: EmbeddingInf
     return "\n".join(lines)
 
 
-def identity_table(scores: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Rank-1 and mAP of each row as Markdown, and the share of the first row's rank-1: of real queries."""
+def identity_table(scores: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    """Rank-1 and mAP of each row as Markdown, and its share of the third number: rank-1 of real queries."""
     lines = ["| queries | rank-1 | mAP (step) | of real rank-1 |", "| --- | ---: | ---: | ---: |"]
-    top = next(iter(scores.values()))[0]
-    for row, (rank1, mean) in scores.items():
-        share = rank1 / top if top else float("nan")
+    for row, (rank1, mean, real) in scores.items():
+        share = rank1 / real if real else float("nan")
         lines.append(f"| {row} | {rank1:.1%} | {mean:.1%} | {share:.1%} |")
     return lines
+
+
+def _real_rank1(real: ReidResult, one: ReidResult) -> float:
+    """Rank-1 of the real queries of which this row has generated ones."""
+    chosen = np.isin(real.asked.names, one.asked.names)
+    counted = chosen & (real.scores.hits > 0)
+    return float(per_query(real.scores.worst)["rank1"][counted].mean()) if counted.any() else float("nan")
+
+
+def _turned(
+    people: PackedPeople, sources: NDArray[np.int64], targets: NDArray[np.int64]
+) -> dict[str, NDArray[np.int64]]:
+    """Places of the pairs (B,) that face alike, to an eighth of a turn, and of those that do not."""
+    own, asked = (
+        orientation(people.keypoints[rows], face_share(people.parsing[rows])).astype(np.int64)
+        for rows in (sources, targets)
+    )
+    apart = np.minimum((own - asked) % 8, (asked - own) % 8)
+    known = (own != UNKNOWN) & (asked != UNKNOWN)
+    return {ALIKE: np.flatnonzero(known & (apart <= 1)), TURNED: np.flatnonzero(known & (apart > 1))}
 
 
 def _lenders(model: PoseTransfer, people: PackedPeople, test: NDArray[np.int64]) -> NDArray[np.int64]:
