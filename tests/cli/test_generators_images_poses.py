@@ -171,7 +171,7 @@ def test_several_pictures_are_not_written_into_a_folder_called_as_one(run, prepa
         given = ("--predictor", tmp_path / "maps") if "--target" in job else ()
         code, _, err = run("generate", *job, *given, "--out", out)
         assert (code, err.count("\n")) == (1, 1), (job, err)
-        assert f"{out}: is the name of one picture, and several are made: name a folder" in err
+        assert f"{out}: is the name of a picture, and a set of them is a folder: name a folder" in err
         assert not out.exists()
     out.mkdir()
     code, _, err = run("generate", *jobs[-1], "--out", out)  # somebody has a folder of that name

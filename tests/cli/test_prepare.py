@@ -61,7 +61,7 @@ def test_every_layout_has_one_page_of_help(done, command: str):
                 ["folder", "ROOT", "--mask-source", "parsing", *given],
                 f"has no use for {given[0]}: leave it out",
             )
-            for given in (["--mask", "mask"], ["--soft-masks"], ["--inverted-masks"])
+            for given in (["--soft-masks"], ["--inverted-masks"])
         ),
         (["cuhk03", "ROOT"], "cuhk03_new_protocol_config_detected.mat: no such file"),
         (["msmt17", "ROOT"], "holds no folder train or mask_train_v2"),
@@ -221,6 +221,15 @@ def test_san_deepfashion_trains_on_a_small_in_shop_folder(done, tmp_path: Path):
     out = tmp_path / "generated"
     done("generate", model, "--data", data, "--pairs", data / "pairs_val.csv", "--out", out)
     assert len(list((out / "images").iterdir())) == 6
+
+
+def test_masks_among_the_images_are_none_whatever_masks_are_made_of(run, tmp_path: Path):
+    for path in ("1_a.jpg", "2_a.jpg", "drawn/1_a.png", "drawn/2_a.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"not decoded")
+    line = ("prepare", "folder", str(tmp_path), "--identity", "([0-9]+)_", "--mask", str(tmp_path / "drawn"))
+    code, out, _ = run(*line, "--mask-source", "parsing", "--dry-run")
+    assert (code, "training          2 images" in out) == (0, True)
 
 
 def test_a_dry_run_says_and_writes_nothing(run, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from reposer.errors import UserError
-from reposer.metrics.intervals import holm, interval_of, paired_bootstrap, widening
+from reposer.metrics.intervals import holm, interval_of, paired_bootstrap, student, widening
 
 
 def planted(rng, people=40, seeds=3, effect=0.0):
@@ -152,3 +152,13 @@ def test_an_interval_of_a_few_people_is_students():
     assert (high - low) / 2 == pytest.approx(0.1 * 4.302653 * np.sqrt(3 / 2), rel=0.02)
     assert widening(40) == widening(1_000) == 1 < widening(39) < 1.05
     assert interval_of(drawn, 0.4, 40) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+
+
+@pytest.mark.parametrize("people", [2, 3, 5, 12])
+def test_an_interval_by_standard_errors_of_a_few_people_is_students(people):
+    """Whoever has n - 1 in the standard error already, as the jackknife, gets the t distribution alone."""
+    values = np.random.default_rng(people).normal(size=(4_000, people))
+    error = values.std(1, ddof=1) / np.sqrt(people)
+    covered = (np.abs(values.mean(1)) <= student(people) * error).mean()
+    assert covered == pytest.approx(0.95, abs=0.015)
+    assert student(40) == student(9_999) == pytest.approx(stats.norm.ppf(0.975))

@@ -150,6 +150,28 @@ def test_pairs_that_do_not_fit_are_refused_before_anything_is_written(prepared, 
     assert not (tmp_path / "out").exists()
 
 
+def test_people_who_tell_nothing_are_refused_before_any_work(prepared, tmp_path, monkeypatch):
+    """One person is found again, and two trainings are to be compared; what compares nothing may run."""
+    people = PackedPeople.open(prepared / "packed")
+    held_out = np.unique(people.pids[people.splits == "val"])
+    alone = np.where((people.splits == "val") & (people.pids == held_out[1]), "unused", people.splits)
+    opened = PackedPeople.open
+
+    def one_less(folder, **options):
+        found = opened(folder, **options)
+        found.splits = alone
+        return found
+
+    monkeypatch.setattr(PackedPeople, "open", one_less)
+    (tmp_path / "pairs.csv").write_text(
+        "from,to\n{0},{0}\n".format(people.names[np.flatnonzero(alone == "val")[0]])
+    )
+    config = tiny(prepared, pair_list=tmp_path / "pairs.csv")
+    TablePlan(config.changed(augment=False), tmp_path / "out").check()
+    with pytest.raises(UserError, match=r"1 test people have a query .* and 2 are needed"):
+        TablePlan(config.changed(augment=True), tmp_path / "out").check()
+
+
 def test_a_setting_of_the_re_id_trainings_that_does_not_fit_is_refused_before_any_work(prepared, tmp_path):
     with pytest.raises(UserError, match=r"reid_settings, recipes: --set nonsense=1: unknown key nonsense"):
         run_paper_table(tiny(prepared, reid_settings=("nonsense=1",)), tmp_path / "out")

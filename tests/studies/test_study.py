@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,8 @@ from reposer.data.preparing.prepare import PACKED
 from reposer.errors import UserError
 from reposer.jobs.stages import DONE, STAGES
 from reposer.metrics.intervals import Difference
+from reposer.models.embedding import EmbeddingInfo
+from reposer.studies import plan as plan_module
 from reposer.studies import report
 from reposer.studies.ablations import AblationConfig
 from reposer.studies.config import MOST_TRAININGS, Arm, Budget, StudyConfig, StudyRecipe
@@ -40,7 +43,7 @@ from reposer.studies.results import (
     to_markdown,
     what_was_found,
 )
-from reposer.studies.study import EXTRA_ARMS, STUDIES, _check_tested, configure, find_study, run_study
+from reposer.studies.study import EXTRA_ARMS, STUDIES, check_tested, configure, find_study, run_study
 from reposer.studies.study_stages import copy_source
 from reposer.workflows.train import REID_PRESETS
 
@@ -165,6 +168,17 @@ def test_settings_do_not_change_what_the_study_itself_decides(prepared, setting,
         StudyPlan(study, prepared / "no study")
 
 
+def test_a_teacher_of_more_than_the_budget_is_refused_in_the_plan(prepared, monkeypatch):
+    people = PackedPeople.open(prepared / PACKED)
+    info = EmbeddingInfo(**people.training_facts("train"))
+    monkeypatch.setattr(plan_module, "of_run", lambda *_: SimpleNamespace(info=info, weights_hash="f" * 64))
+    taught = ARMS[2].changed(settings=("generated.label=teacher", "generated.teacher=taught"))
+    study = tiny(prepared, arms=(*ARMS[:2], taught))
+    StudyPlan(study, prepared / "no study")
+    with pytest.raises(UserError, match=r"arm generated: generated\.teacher=taught: has seen 100 %"):
+        StudyPlan(study.changed(budgets=(Budget(share=0.5),)), prepared / "no study")
+
+
 def test_people_over_whom_nothing_can_be_told_are_refused_before_training(prepared, tmp_path):
     plan = StudyPlan(tiny(prepared), tmp_path / "study")
     tested = sorted({*plan.people.pids[plan.people.splits != "train"].tolist()} - {0, -1})
@@ -176,10 +190,10 @@ def test_people_over_whom_nothing_can_be_told_are_refused_before_training(prepar
         unused = (splits != "train") & ~np.isin(plan.people.pids, kept)
         plan.people.splits = np.where(unused, "unused", splits)
         with pytest.raises(UserError, match=words):
-            _check_tested(plan)
+            check_tested(plan)
     plan.people.splits = splits
     plan.people.camids = np.ones_like(plan.people.camids)
-    _check_tested(plan)  # one number for all tells no camera
+    check_tested(plan)  # one number for all tells no camera
 
 
 @pytest.mark.parametrize(

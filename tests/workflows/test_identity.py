@@ -113,6 +113,24 @@ def test_a_share_is_that_of_the_same_queries(people, tmp_path):
     assert rows[OWN_POSE + ALIKE]["rank1"] == rows[OWN_POSE + ALIKE]["real_rank1"] == 1.0
 
 
+def test_a_share_in_the_donors_scene_leaves_out_who_is_found_nowhere_else(people, tmp_path):
+    """Without the images of the donor's camera some are to be found nowhere: neither row counts them."""
+    kept = np.ones(18, np.bool_)
+    kept[[11, 14, 17]] = False  # persons 4 to 6 have one gallery image, in the camera of whom they are given
+    for name in ("images", "pids", "camids", "splits", "clothes", "keypoints", "parsing"):
+        setattr(people, name, getattr(people, name)[kept])
+    people.names = tuple(f"{i}.jpg" for i in range(15))
+    people.images[np.flatnonzero((people.splits == "query") & (people.pids > 3))] = people.images[0]
+    results = identity_kept(lambda batch, _: batch.source_image, Colors(), people, background="donor")
+    counts = results[OWN_POSE].counts
+    assert counts["queries_with_valid_match"] < counts["queries"]
+    assert results[OWN_POSE].values.rank1 == 1.0
+    write_identity(tmp_path, results, EmbeddingInfo(embedding={"backbone": "small"}))
+    rows = json.loads((tmp_path / "identity.json").read_text())["rows"]
+    assert rows[OWN_POSE]["real_rank1"] == 1.0
+    assert rows[REAL]["real_rank1"] == rows[REAL]["rank1"] == 0.5
+
+
 def test_donors_are_whom_the_row_says(people):
     """A generator that paints the donor is recognized with the own pose only."""
     donor = identity_kept(lambda batch, _: batch.target_image, Colors(), people)

@@ -721,6 +721,27 @@ def test_a_last_photo_of_nobody_leaves_no_list_of_pictures_that_are_gone(tmp_pat
     assert list((out / "pictures").iterdir()) == []
 
 
+def test_pictures_belong_to_the_folder_that_they_were_last_made_for(tmp_path):
+    first, second, out = (tmp_path / name for name in ("first", "second", "out"))
+    for folder in (first, second):  # the same photo, and one of its own
+        folder.mkdir()
+        save(folder / "a.png", photo_of((100, 30, 150)))
+    save(first / "b.png", photo_of((90, 40, 140)))
+    again(first, out)
+    again(second, out)
+    (first / "a.png").unlink()
+    report = again(first, out)
+    assert not any("is gone" in line for line in report.lines)
+    assert (out / "pictures" / "a" / "p01_front.png").is_file()  # of second/a.png
+    moved = second.rename(tmp_path / "moved")
+    save(moved / "c.png", photo_of((90, 40, 140)))
+    again(moved, out)
+    (moved / "a.png").unlink()
+    report = again(moved, out)
+    assert "a.png: is gone; so are its pictures" in report.lines
+    assert not (out / "pictures" / "a" / "p01_front.png").exists()
+
+
 def test_pictures_of_other_photos_and_files_of_others_are_never_removed(photos, tmp_path):
     out, other = tmp_path / "out", tmp_path / "other"
     other.mkdir()

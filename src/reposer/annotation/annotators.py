@@ -121,7 +121,7 @@ class AnnotatorChoice:
                 raise UserError(problem, f"name a network, or leave --{option} out")
         files = {"keypoints": self.keypoints.partition(":")[0] in FORMATS and ":" in self.keypoints}
         name, _ = _named(self.mask, MASKERS)
-        files["mask"] = name not in MASKERS and Path(self.mask).is_dir()
+        files["mask"] = bool(self.mask) and name not in MASKERS and Path(self.mask).is_dir()
         for option in (one for one, are in files.items() if are):
             text = printable(getattr(self, option))
             problem = f"--{option} {text}: are files of whole images, and people are cut out of photos here"

@@ -154,8 +154,8 @@ def _prepare(layout: str, options: dict[str, Any], shared: dict[str, Any]) -> No
 
     shared["size"] = parse_size(shared["size"])
     if shared["mask_source"] == "parsing":
-        files = {"--mask": shared["mask"], "--soft-masks": shared["soft_masks"]}
-        files["--inverted-masks"] = shared["inverted_masks"]
+        # --mask itself is of use: it says of files that lie among the images that they are none
+        files = {"--soft-masks": shared["soft_masks"], "--inverted-masks": shared["inverted_masks"]}
         refuse_useless("prepare with --mask-source parsing", files)
     if shared.pop("dry_run"):
         shared.pop("out")

@@ -120,7 +120,11 @@ class PackedPeople:
 
         Two data sets of other people can have the same numbers; they do not have the same files.
         """
-        chosen = sorted(self.sha256[row] for row in np.flatnonzero(np.isin(self.splits, splits)).tolist())
+        return self.hash_of_rows(np.flatnonzero(np.isin(self.splits, splits)))
+
+    def hash_of_rows(self, rows: NDArray[np.int64]) -> str:
+        """The same of some images (N,)."""
+        chosen = sorted(self.sha256[row] for row in rows.tolist())
         return hashlib.sha256("\n".join(chosen).encode()).hexdigest()
 
     def training_facts(self, *splits: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
 from reposer.metrics import set_scores
-from reposer.metrics.intervals import NORMAL_95, mean_interval, widening
+from reposer.metrics.intervals import NORMAL_95, mean_interval, student, widening
 from reposer.metrics.protocols import SetMetric
 from reposer.metrics.set_scores import (
     SMALL_SAMPLE,
@@ -307,7 +307,9 @@ def score(
     note, left_out = "; ".join(notes), collected.left_out
     if error is None:
         return MetricResult(value, count=count, left_out=left_out, note=note)
-    error *= NORMAL_95 * widening(count if clusters is None else len(np.unique(clusters)))
+    people = count if clusters is None else len(np.unique(clusters))
+    redrawn = isinstance(reference, FeatureStatistics)  # a bootstrap; the others leave people out
+    error *= NORMAL_95 * widening(people) if redrawn else student(people)
     low, high = max(value - error, floor_of_interval), value + error
     return MetricResult(value, low, high, count, left_out, note)
 

@@ -21,7 +21,7 @@ from reposer.data.parsing import LIP_LABELS
 from reposer.errors import UserError
 from reposer.evaluation.image_quality import nearest_donors
 from reposer.evaluation.image_sets import ImageQualityReport, MetricInfo, MetricResult, mean_of
-from reposer.metrics.intervals import REPEATS
+from reposer.metrics.intervals import FEWER, REPEATS
 from reposer.metrics.similarity import (
     garments_added,
     garments_kept,
@@ -40,7 +40,7 @@ DONOR, SOURCE = "donor's map", "source's map"
 Maps = tuple[NDArray[np.uint8], NDArray[np.bool_]]  # (B, H, W) LIP-20 and person mask
 Method = Callable[[PairBatch], Maps]
 REPORT_FILE, TABLE_FILE, PER_PAIR = (f"map_quality.{suffix}" for suffix in ("json", "md", "parquet"))
-_OVER_PEOPLE = f"percentile bootstrap over identities ({REPEATS} draws)"
+_OVER_PEOPLE = f"percentile bootstrap over identities ({REPEATS} draws){FEWER}"
 METRICS = {
     "miou": MetricInfo(
         "mean IoU over the labels of the true maps, of all pixels of all pairs", "higher", "none"

@@ -30,7 +30,7 @@ from reposer.evaluation.image_sets import (
     reference_features,
     score,
 )
-from reposer.metrics.intervals import REPEATS
+from reposer.metrics.intervals import FEWER, REPEATS
 from reposer.metrics.protocols import (
     ImageBatch,
     Measure,
@@ -221,12 +221,12 @@ def _info(
     metric = find_metric(name)
     unit = "identities" if over_people else "images"
     if isinstance(metric, SetMetric):
-        interval = f"value +- 1.96 jackknife errors over {unit}"
+        interval = f"value +- 1.96 jackknife errors over {unit}{FEWER}"
         if metric.statistic == "frechet":
-            interval = f"value +- 1.96 bootstrap errors over {unit} ({BOOTSTRAP_REPEATS} draws)"
+            interval = f"value +- 1.96 bootstrap errors over {unit} ({BOOTSTRAP_REPEATS} draws){FEWER}"
         if metric.statistic != "inception_score":
             interval += ", reference fixed"
     else:
-        interval = f"percentile bootstrap over {unit} ({REPEATS} draws)"
+        interval = f"percentile bootstrap over {unit} ({REPEATS} draws){FEWER}"
     hashes = {} if name in missing else weight_hashes(metric, options.weights)
     return MetricInfo(metric.protocol, metric.better, interval, hashes, reference)

@@ -24,6 +24,7 @@ CHUNK = 100
 LEVELS = (0.025, 0.975)
 NORMAL_95 = 1.959964  # half of a 95 % interval, in standard errors, where there are many people
 FEW, VERY_FEW = 40, 16  # people; of FEW Student's t is 1.03 times as wide as the normal distribution
+FEWER = f", wider for fewer than {FEW}"  # of such intervals, where their protocol is told
 
 
 def mean_interval(
@@ -73,10 +74,12 @@ def widening(people: int) -> float:
     Its spread is that of a variance with n in the place of n - 1, and it knows no t distribution (Hesterberg,
     "What Teachers Should Know about the Bootstrap", 2015, section 4.1).
     """
-    if not 2 <= people < FEW:
-        return 1.0
-    student = float(stdtrit(people - 1, LEVELS[1]))
-    return student / NORMAL_95 * float(np.sqrt(people / (people - 1)))
+    return student(people) / NORMAL_95 * float(np.sqrt(people / (people - 1))) if 2 <= people < FEW else 1.0
+
+
+def student(people: int) -> float:
+    """Half of a 95 % interval, in standard errors with n - 1 (those of the jackknife); normal from FEW on."""
+    return float(stdtrit(people - 1, LEVELS[1])) if 2 <= people < FEW else NORMAL_95
 
 
 def bootstrap_weights(

@@ -63,11 +63,10 @@ from reposer.studies.paper_stages import (
 )
 from reposer.studies.plan import StudyPlan
 from reposer.studies.results import TABLES
-from reposer.studies.study import REAL, REPEATED, collect, variant
+from reposer.studies.study import REAL, REPEATED, check_tested, collect, variant
 from reposer.studies.study_stages import IDENTITY
 from reposer.trained.networks import GENERATOR, open_network
 from reposer.workflows.evaluate import read_named_pairs
-from reposer.workflows.reid_features import tested_rows
 
 
 def paper_table(
@@ -213,9 +212,10 @@ class TablePlan:
                 trainings that does not fit, or a run of another generator, size or data set.
         """
         try:
-            StudyPlan(self._study((REAL,)), self._root)
+            plan = StudyPlan(self._study((REAL, REPEATED) if self.config.augment else (REAL,)), self._root)
         except UserError as error:
             raise UserError(f"reid_settings, recipes: {error.problem}", error.advice) from error
+        check_tested(plan)
         learned = np.isin(self.pairs, np.flatnonzero(self.people.splits == "train")).any(1)
         if learned.any():
             source, target = (self.people.names[i] for i in self.pairs[learned][0])
@@ -223,7 +223,6 @@ class TablePlan:
                 f"{self._list}: the pair {source}, {target} shows people of the training images",
                 "give pairs of people who are held out",
             )
-        tested_rows(self.people)
         for row in self.config.rows:
             if row.run:
                 _check_run(row, self.config.data, self.people)

@@ -46,6 +46,7 @@ from reposer.studies.study_stages import (
     train_stage,
 )
 from reposer.trained.networks import EMBEDDING, of_run
+from reposer.training.config import check_budget
 from reposer.training.reid.config import ReidConfig
 
 REAL_IMAGES = "real images"
@@ -197,6 +198,10 @@ class StudyPlan:
     ) -> Stage:
         folder = self.cache.folder(augmented) / SET if augmented else None
         config = training_config(self.study, recipe, arm, budget, seed, folder)
+        taught_by = config.generated.teacher
+        if taught_by is not None:  # told now, not by its training
+            facts, seen = self.people.training_facts(*config.data.splits), of_run(EMBEDDING, taught_by).info
+            check_budget(f"arm {arm.name}: generated.teacher={taught_by}", seen, config.data, facts)
         inputs = {"version": _VERSION, "data": self._data_hash, "recipe": _described(config)}
         inputs |= {"device": self.study.device} | self._decided(augmented)
         title = f"{recipe.preset}, {_percent(budget.share)}, {arm.name}, seed {seed}"

@@ -204,7 +204,7 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
     Raises:
         UserError: what is wrong with the data, generator, settings, or a stage.
     """
-    _check_tested(StudyPlan(study, out))  # refuses what cannot be run before anything is written
+    check_tested(StudyPlan(study, out))  # refuses what cannot be run before anything is written
     claim_study(out, (*TABLES, *WRITTEN, SECTIONS_FILE), out / PICTURES)
     made_folder(out)
     save_study(study, out)
@@ -217,7 +217,7 @@ def run_study(study: StudyConfig, out: Path, *, workers: int = 1) -> Path:
     return out
 
 
-def _check_tested(plan: StudyPlan) -> None:
+def check_tested(plan: StudyPlan) -> None:
     """Refuse, before any training, people over whom nothing could be told.
 
     Raises:

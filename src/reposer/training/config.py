@@ -135,7 +135,7 @@ def check_budget(setting: str, seen: Seen, own: Budget, facts: Mapping[str, str]
         UserError: names the setting and both shares.
     """
     inside = seen.budget <= own.budget and seen.budget_seed == own.budget_seed
-    if own.budget < 1 and seen.identity_hash == facts["identity_hash"] and not inside:
+    if own.budget < 1 and same_people(seen, facts) and not inside:
         raise UserError(
             f"{printable(setting)}: has seen {100 * seen.budget:g} % of each person's images (budget_seed"
             f" {seen.budget_seed}), and this training is to see {100 * own.budget:g} % (budget_seed"

@@ -202,7 +202,7 @@ def _refuse_picture(out: Path) -> None:
     """The name of one picture for a folder of several; one that is there already is a folder of that name."""
     if out.suffix.lower() in _PICTURES and not out.is_dir():
         raise UserError(
-            f"{printable(out)}: is the name of one picture, and several are made", "name a folder"
+            f"{printable(out)}: is the name of a picture, and a set of them is a folder", "name a folder"
         )
 
 

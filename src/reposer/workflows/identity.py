@@ -185,9 +185,9 @@ def identity_table(scores: Mapping[str, tuple[float, float, float]]) -> list[str
 
 
 def _real_rank1(real: ReidResult, one: ReidResult) -> float:
-    """Rank-1 of the real queries of which this row has generated ones."""
-    chosen = np.isin(real.asked.names, one.asked.names)
-    counted = chosen & (real.scores.hits > 0)
+    """Rank-1 of the real queries of which this row counts generated ones."""
+    names = np.array(one.asked.names)[one.scores.hits > 0]
+    counted = np.isin(real.asked.names, names) & (real.scores.hits > 0)
     return float(per_query(real.scores.worst)["rank1"][counted].mean()) if counted.any() else float("nan")
 
 

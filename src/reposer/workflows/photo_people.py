@@ -27,7 +27,7 @@ from reposer.generation.pictures import MARKED_BYTES, NEAREST, Person, is_marked
 from reposer.generation.reposing import Box, cut, frame_of, working_size
 from reposer.images import read_picture
 from reposer.storage.files import disk_faults, sha256_bytes
-from reposer.storage.outputs import OUTPUTS, claim_outputs, remove_output, remove_outputs
+from reposer.storage.outputs import OUTPUTS, claim_outputs, remove_output, remove_outputs, write_output
 from reposer.storage.paths import contained, open_regular, printable, read_regular, unlinked
 
 Size = tuple[int, int]  # (H, W)
@@ -251,6 +251,7 @@ def made_before(place: PhotoPlace, room: int, poses: int) -> Made | None:
         rows, people, said = record["pictures"], int(record["people"]), [str(one) for one in record["said"]]
         if record["key"] != place.key or not rows or people < 1:
             return None
+        root = name_of(place.root)
         for row in rows:
             data = read_regular(contained(place.out, row["file"]), max_bytes=_LARGEST, root=place.out)
             if sha256_bytes(data) != row["sha256"]:
@@ -259,6 +260,8 @@ def made_before(place: PhotoPlace, room: int, poses: int) -> Made | None:
         shown_people = min(people, room)
         strip = read_picture(folder / STRIP, folder).pixels if shown_people else None
         sheet = [] if strip is None else taken_apart(strip, shown_people, 2 + poses)
+        if record.get("root") != root:  # the photos were moved, or another folder has the same one
+            write_output(folder / RECORD, as_json(record | {"root": root}))
         return Made(people, said, rows, sheet)
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None  # damaged: made again

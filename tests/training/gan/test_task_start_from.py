@@ -71,11 +71,16 @@ def test_a_generator_of_held_out_people_is_no_beginning(prepared, tmp_path, monk
     info, people = open_network(GENERATOR, tmp_path / "first").info, PackedPeople.open(prepared / "packed")
     data = GanData(tiny_config(prepared))
     data.check_beginning(info, "start_from=first")
-    held_out = info.changed(identity_hash=people.identity_hash("train", "val"))
-    if people.identity_hash("train", "val") == people.identity_hash("train"):
-        held_out = info.changed(identity_hash=people.identity_hash("train", "query"))
-    with pytest.raises(UserError, match=r"start_from=first: was trained on people that .* holds out"):
-        data.check_beginning(held_out, "start_from=first")
+    other = next(split for split in people.splits.tolist() if split != "train")
+    held_out = info.changed(**people.training_facts("train", other))
+    for seen in (held_out, held_out.changed(images_hash="")):  # of which images is not recorded
+        with pytest.raises(UserError, match=r"start_from=first: was trained on people that .* holds out"):
+            data.check_beginning(seen, "start_from=first")
+    data.check_beginning(held_out.changed(images_hash="f" * 64), "others of the same numbers")
+    fifth = GanData(tiny_config(prepared).changed(data=tiny_config(prepared).data.changed(budget=0.5)))
+    with pytest.raises(UserError, match="has seen 100 %"):
+        fifth.check_beginning(info, "start_from=first")
+    fifth.check_beginning(info.changed(images_hash="f" * 64), "others of the same numbers")
 
 
 def test_a_run_says_what_share_it_saw_and_is_no_beginning_for_less(prepared, tmp_path):

@@ -81,22 +81,44 @@ class RealSet:
         return pa.array([self.people.sha256[i] for i in np.flatnonzero(rows).tolist()], pa.string())
 
     def trainings_with_test_people(self) -> dict[str, str]:
-        """Identity hash -> who, of every training that we can think of with a held-out person in it.
+        """Identity hash -> who, of every training that we can think of with a held-out person in it."""
+        found: dict[str, str] = {}
+        for rows, who in self._with_test_people():
+            found.setdefault(hash_of_people(self.people.pids[rows]), who)
+        return found
+
+    def held_out_in(self, identity_hash: str, images_hash: str = "") -> str:
+        """Who of the held-out people a training has seen; "" where it is none that we can think of.
+
+        Args:
+            identity_hash, images_hash: what it says of itself. Where it says of which images it was, people
+                of the same numbers in other images are others.
+        """
+        for rows, who in self._with_test_people():
+            same = hash_of_people(self.people.pids[rows]) == identity_hash
+            if same and images_hash in ("", self.people.hash_of_rows(rows)):
+                return who
+        return ""
+
+    def _with_test_people(self) -> Iterator[tuple[NDArray[np.int64], str]]:
+        """Images of a training with a held-out person in it, and what it is.
 
         These are the unions of splits, and the training folder prepared with another ``--holdout``.
         """
-        test = np.unique(self.people.pids[self.held_out & (self.people.pids > 0)])
-        found = {}
-        present = [split for split in SPLITS if split in self.people.splits]
+        pids, splits = self.people.pids, self.people.splits
+        test = np.unique(pids[self.held_out & (pids > 0)])
+        present = [split for split in SPLITS if split in splits]
         for count in range(1, len(present) + 1):
-            for splits in combinations(present, count):
-                if np.isin(self.people.pids[np.isin(self.people.splits, splits)], test).any():
-                    found[self.people.identity_hash(*splits)] = " + ".join(splits)
-        folder = np.unique(self.people.pids[np.isin(self.people.splits, ("train", "val"))])
+            for chosen in combinations(present, count):
+                rows = np.flatnonzero(np.isin(splits, chosen))
+                if np.isin(pids[rows], test).any():
+                    yield rows, " + ".join(chosen)
+        inside = np.isin(splits, ("train", "val"))
+        folder = np.unique(pids[inside])
         for held in range(int(np.isin(folder, test).sum())):  # as labeled_files.hold_out chooses them
-            if np.isin(folder[: len(folder) - held], test).any():
-                found.setdefault(hash_of_people(folder[: len(folder) - held]), f"a holdout of {held} people")
-        return found
+            kept = folder[: len(folder) - held]
+            if np.isin(kept, test).any():
+                yield np.flatnonzero(inside & np.isin(pids, kept)), f"a holdout of {held} people"
 
 
 def complete(folder: Path) -> pa.Table:

@@ -88,11 +88,11 @@ class GanData:
         Raises:
             UserError: it was trained on people that are held out here, or on more than the budget.
         """
-        held_out = RealSet(self.people, ("train",)).trainings_with_test_people()
-        if seen.identity_hash in held_out:
+        who = RealSet(self.people, ("train",)).held_out_in(seen.identity_hash, seen.images_hash)
+        if who:
             raise UserError(
                 f"{printable(setting)}: was trained on people that {self._config.data.folder} holds out"
-                f" ({held_out[seen.identity_hash]})",
+                f" ({who})",
                 "begin with one that was trained on these training people, or on another data set",
             )
         check_budget(setting, seen, self._config.data, self.people.training_facts("train"))

@@ -308,10 +308,15 @@ class Teacher:
         seen = EMBEDDING.info_of_run(config.model_dump(mode="json"), found)
         facts = data.people.training_facts(*own.splits)
         theirs = found.meta.get("pids", [])
-        if theirs != data.pids.tolist() or not same_people(seen, facts):
+        if theirs != data.pids.tolist():
             raise UserError(
                 f"{run_dir}: knows {len(theirs)} people, not the same {len(data.pids)} that are trained on",
                 "choose a teacher trained on the same people",
+            )
+        if not same_people(seen, facts):
+            raise UserError(
+                f"{run_dir}: was trained on other images, or on other people of the same numbers",
+                f"train a teacher on {own.folder}",
             )
         check_budget(f"generated.teacher={run_dir}", seen, own, facts)
         if config.generated.label == "extra_class":
