@@ -19,6 +19,7 @@ from reposer.models.generators import CONTROLS, build_predictor
 from reposer.trained.networks import GeneratorConfig
 from reposer.workflows.evaluate import evaluate_model
 from reposer.workflows.generate import generate_poses
+from reposer.workflows.identity import ALIKE, TURNED
 
 SIZE = (64, 32)  # of conftest.py
 
@@ -288,7 +289,8 @@ def test_a_predictor_from_training_to_pictures(run, prepared, san, tmp_path):
     assert "| model, predicted maps |" in said
     generated = ("generated, own pose", "generated, another person's pose")
     rows = ["real queries", *generated, *(f"{row}, predicted maps" for row in generated)]
-    assert list(json.loads((table / "identity.json").read_text())["rows"]) == rows
+    found = json.loads((table / "identity.json").read_text())["rows"]
+    assert [row for row in found if not row.endswith((ALIKE, TURNED))] == rows
     out = tmp_path / "set"
     code, said, err = run(
         "augment",
