@@ -74,8 +74,8 @@ class Config(pydantic.BaseModel):
         seed = "seed" in (info.field_name or "")
         for number in _parts(value):
             if isinstance(number, str):
-                if _NOWHERE.search(number):
-                    shown = printable(number[:80])
+                if (bad := _NOWHERE.search(number)) is not None:
+                    shown = printable(number[max(0, bad.start() - 60) : bad.start() + 20])
                     raise ValueError(f"{shown} holds a NUL or an undecodable character: correct the text")
                 continue
             if seed and not 0 <= number <= LARGEST_SEED:

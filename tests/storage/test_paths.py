@@ -1038,7 +1038,7 @@ REVIEWED: dict[str, tuple[str, set[str]]] = {
     "weights/files.py": (OWN, {"given", "known.file", "n", "own", "torch_home"}),
     "weights/wheels.py": (OWN, {"Path(member.path).name", "f'.{wheel.name}.fetched'"}),
     "workflows/evaluate.py": (OWN, {"name"}),
-    "workflows/generate.py": (OWN, {"f'{image.stem}.png'", "file", "kind", "name"}),
+    "workflows/generate.py": (OWN, {"f'{image.stem}.png'", "file", "kind", "name", "target"}),
     "workflows/repose.py": (OWN, {"name"}),  # what --pose names
     "workflows/reid_evaluation.py": (OWN, {"name", "f'ranklist_{kind}.png'"}),
 }

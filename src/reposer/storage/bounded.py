@@ -229,7 +229,9 @@ def _check_claim(path: Path, file: IO[bytes], size: int) -> None:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, _, dtype = read(file)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+    except ValueError as error:  # NumPy's own words, or those of a Python that finds a NUL in it
+        raise ValueError(f"a header that is none ({error})") from error
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
         raise
     except Exception as error:  # NumPy parses it as Python: whatever a tokenizer raises on hostile bytes
         raise ValueError(f"a header that is none ({type(error).__name__})") from error
