@@ -65,4 +65,8 @@ def test_recognition_of_generated_people(run, tmp_path):
     assert "real queries" in said
     rows = json.loads((tmp_path / "ev" / "identity.json").read_text())["rows"]
     assert all(0 <= row["rank1"] <= 1 for row in rows.values())
-    assert len(rows) == 3
+    generated = ("generated, own pose", "generated, another person's pose")
+    assert [row for row in rows if row.count(",") < 2] == ["real queries", *generated]
+    assert {row for row in rows if row.count(",") == 2} <= {
+        f"{generated[0]}, {how}" for how in ("facing alike", "turned")
+    }

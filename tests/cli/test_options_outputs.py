@@ -20,8 +20,12 @@ from reposer.cli.main import app
 from reposer.cli.options import OUTPUT_NAMES, claim_out
 from reposer.errors import UserError
 from reposer.jobs.shards import CLAIMS, STAGING
+from reposer.sections import SECTIONS_FILE
 from reposer.storage.outputs import OUTPUTS, refuse_others, write_output
 from reposer.studies import demo
+from reposer.studies.config import STUDY_FILE
+from reposer.studies.report import WRITTEN
+from reposer.studies.results import TABLES
 
 NEEDED = {  # what a command asks for beside its required parameters
     "generate": ("--source", "nobody.png", "--donor", "no-one.png"),
@@ -234,6 +238,12 @@ def test_a_demo_may_go_over_every_folder_that_it_makes(tmp_path):
     for name in made:
         (tmp_path / name).mkdir()
     claim_out("demo", tmp_path)
+
+
+def test_whatever_a_study_writes_is_an_earlier_demos_too():
+    names = (*WRITTEN, *TABLES, STUDY_FILE, SECTIONS_FILE)
+    assert [name for name in names if not demo._is_of_study(name)] == []
+    assert not demo._is_of_study("notes.md")
 
 
 def test_a_demo_deletes_no_study_that_holds_something_else(run, tmp_path):

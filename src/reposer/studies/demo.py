@@ -32,7 +32,7 @@ from reposer.storage.files import refuse_foreign, remove_tree
 from reposer.storage.outputs import OUTPUTS, SEAL, claim_outputs, refuse_others, write_output
 from reposer.storage.paths import made_folder
 from reposer.studies.config import StudyConfig
-from reposer.studies.report import PICTURES
+from reposer.studies.report import PICTURES, WRITTEN
 from reposer.studies.study import demo as demo_study
 from reposer.studies.study import run_study
 from reposer.training.loop import train
@@ -49,7 +49,7 @@ SHOWN = 10  # pairs in the first grid, one a row: its pictures stand at twice th
 POSES = 7  # donors of the one-person-in-many-poses grid
 GRIDS = ("pairs.png", "poses.png")  # in PICTURES
 _OF_STUDY = (  # what a study's folder holds, which is deleted before the next demo's takes its place
-    *("study.json", "sections.json", "table.*", "mistakes.*", SEAL, OUTPUTS, STAGES, LOGS, PICTURES),
+    *("study.json", "sections.json", "table.*", *WRITTEN, SEAL, OUTPUTS, STAGES, LOGS, PICTURES),
     *(f"{LOGS}/*.log", f"{PICTURES}/cmc_*.png", f"{PICTURES}/*_kept.png", f"{PICTURES}/*_dropped.png"),
     *(f"{PICTURES}/ranks_*", f"{PICTURES}/ranks_*/*.png", f"{PICTURES}/{OUTPUTS}", f"{PICTURES}/*/{OUTPUTS}"),
     *(f"{STAGES}/*-*", f"{STAGES}/*-*/set", f"{STAGES}/*-*/run"),
