@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reposer.errors import UserError
 from reposer.evaluation.reid_protocols import MARKET, ReidProtocol, asked_rows, trial_parts
-from reposer.metrics.intervals import REPEATS, bootstrap_weights, interval_of
+from reposer.metrics.intervals import REPEATS, bootstrap_weights, interval_of_mean
 from reposer.metrics.retrieval import (
     DISTRACTOR,
     JUNK,
@@ -347,12 +347,10 @@ def _intervals(
         return dict.fromkeys(values)
     draws = bootstrap_weights(len(counts), None, REPEATS, seed)
     drawn = draws @ counts
-    found: dict[str, tuple[float, float] | None] = {}
-    for name, value in values.items():
-        means = draws @ np.bincount(member, value) / drawn
-        low, high = interval_of(means, float(value.mean()), len(counts))
-        found[name] = max(low, float(value.min())), min(high, float(value.max()))
-    return found
+    return {
+        name: interval_of_mean(draws @ np.bincount(member, value) / drawn, value, len(counts))
+        for name, value in values.items()
+    }
 
 
 def _euclidean_space(features: NDArray[np.floating], distance: str | QuadraticMetric) -> NDArray[np.floating]:

@@ -47,8 +47,15 @@ def mean_interval(
     for _ in range(0, REPEATS, CHUNK):  # bounded memory for many clusters
         draws = _multiplicities(len(counts), CHUNK, rng)
         means.append((draws @ sums) / (draws @ counts))
-    found = interval_of(np.concatenate(means), float(sums.sum() / counts.sum()), len(counts))
-    return max(found[0], float(values.min())), min(found[1], float(values.max()))
+    return interval_of_mean(np.concatenate(means), values, len(counts))
+
+
+def interval_of_mean(
+    drawn: NDArray[np.float64], values: NDArray[np.float64], people: int
+) -> tuple[float, float]:
+    """:func:`interval_of` for the mean of ``values`` (N,), which lies between the least and the largest."""
+    low, high = interval_of(drawn, float(values.mean()), people)
+    return max(low, float(values.min())), min(high, float(values.max()))
 
 
 def interval_of(drawn: NDArray[np.float64], value: float, people: int) -> tuple[float, float]:

@@ -113,6 +113,7 @@ class StudyPlan:
         # Each network is opened once a plan, not once a process: it may learn on between two plans.
         self._painter = cache(lambda painter: painter.describe(study.data))
         self._parser = cache(lambda parser: parser.describe())
+        self._teacher = cache(lambda run: of_run(EMBEDDING, run))
         self.cells = [
             self._cell(recipe, budget, arm, seed)
             for seed in study.seeds  # first one of everything: an early look
@@ -198,11 +199,13 @@ class StudyPlan:
     ) -> Stage:
         folder = self.cache.folder(augmented) / SET if augmented else None
         config = training_config(self.study, recipe, arm, budget, seed, folder)
-        taught_by = config.generated.teacher
-        if taught_by is not None:  # told now, not by its training
-            facts, seen = self.people.training_facts(*config.data.splits), of_run(EMBEDDING, taught_by).info
-            check_budget(f"arm {arm.name}: generated.teacher={taught_by}", seen, config.data, facts)
-        inputs = {"version": _VERSION, "data": self._data_hash, "recipe": _described(config)}
+        described, taught_by = _described(config), config.generated.teacher
+        if taught_by is not None:
+            teacher, facts = self._teacher(taught_by), self.people.training_facts(*config.data.splits)
+            # told now, not by its training
+            check_budget(f"arm {arm.name}: generated.teacher={taught_by}", teacher.info, config.data, facts)
+            described["generated"]["teacher"] = teacher.weights_hash
+        inputs = {"version": _VERSION, "data": self._data_hash, "recipe": described}
         inputs |= {"device": self.study.device} | self._decided(augmented)
         title = f"{recipe.preset}, {_percent(budget.share)}, {arm.name}, seed {seed}"
         return Stage(
@@ -287,15 +290,13 @@ _SPEED = ("real", "shard_items", "encoders", "filters")  # no picture depends on
 
 
 def _described(config: ReidConfig) -> dict[str, Any]:
-    """The settings, with hashes of content in place of paths."""
+    """The settings, with hashes of content in place of paths; a teacher's is the plan's to open."""
     settings = config.model_dump(mode="json")
     settings["data"].pop("folder")
     settings["generated"].pop("folder")  # a stage that is needed
     settings["output"].pop("held_out")  # moves no weight, and older stages say nothing about it
     if config.initial_path is not None:
         settings["initial_path"] = sha256_file(config.initial_path)
-    if config.generated.teacher is not None:
-        settings["generated"]["teacher"] = of_run(EMBEDDING, config.generated.teacher).weights_hash
     return settings
 
 
